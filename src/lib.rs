@@ -1,1 +1,13 @@
-//! x
+//! Context parallelism whose strategy and layout are types.
+
+pub mod comm;
+pub mod degree;
+pub mod error;
+pub mod layout;
+pub mod mask;
+pub mod ops;
+pub mod oracle;
+pub mod order;
+pub mod plan;
+pub mod rope;
+pub mod tensor;

@@ -1,0 +1,199 @@
+//! Communication between ranks: owned buffers, exchanged without blocking.
+//!
+//! One primitive, [`Communicator::exchange`], carries everything: a rank hands over buffers for other ranks, says
+//! what it expects from them, computes, and waits. Collectives ([`Collectives`]) are written on it, in rank order,
+//! so that every engine gives the same bits.
+
+pub mod threads;
+
+use std::fmt;
+
+use crate::error::{CommError, Result};
+use crate::tensor::{Buffer, DType, Element, Host, Real, Storage};
+
+/// An owned buffer whose element type is known at run time: what a message carries.
+#[derive(Debug)]
+pub struct Parcel<S = Host> {
+    storage: S,
+    len: usize,
+    dtype: DType,
+}
+
+impl<S: Storage> Parcel<S> {
+    /// Number of elements.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether there are no elements.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Element type.
+    pub fn dtype(&self) -> DType {
+        self.dtype
+    }
+
+    /// Bytes of the elements; what counts as sent.
+    pub fn bytes(&self) -> usize {
+        self.len * self.dtype.size()
+    }
+
+    /// The buffer, if it holds elements of `T`.
+    pub fn open<T: Element>(self) -> Option<Buffer<T, S>> {
+        (self.dtype == T::DTYPE).then(|| Buffer::from_storage(self.storage, self.len))
+    }
+}
+
+impl<T: Element, S: Storage> From<Buffer<T, S>> for Parcel<S> {
+    fn from(buffer: Buffer<T, S>) -> Self {
+        let len = buffer.len();
+        Parcel { storage: buffer.into_storage(), len, dtype: T::DTYPE }
+    }
+}
+
+/// A buffer for another rank.
+#[derive(Debug)]
+pub struct Send<S = Host> {
+    /// The receiver. Sending to oneself is an error.
+    pub to: usize,
+    /// What it gets.
+    pub parcel: Parcel<S>,
+}
+
+/// A buffer that another rank will send.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Receive {
+    /// The sender.
+    pub from: usize,
+    /// Number of elements that it sends.
+    pub len: usize,
+    /// Their type.
+    pub dtype: DType,
+}
+
+impl Receive {
+    /// `len` elements of `T` from rank `from`.
+    pub fn of<T: Element>(from: usize, len: usize) -> Self {
+        Receive { from, len, dtype: T::DTYPE }
+    }
+}
+
+/// What an exchange gives when it is complete.
+#[derive(Debug)]
+pub struct Received<S = Host> {
+    /// One parcel per [`Receive`], in their order.
+    pub parcels: Vec<Parcel<S>>,
+}
+
+/// An exchange under way. Sent buffers belong to the engine until it is complete, and go back to their pool then.
+#[must_use = "an exchange that is not waited for is lost"]
+pub struct Pending<S = Host>(Box<dyn Completion<S>>);
+
+/// How an engine completes an exchange.
+pub trait Completion<S>: std::marker::Send {
+    /// Blocks until everything expected has come, a peer fails, or the deadline passes.
+    fn complete(self: Box<Self>) -> Result<Received<S>>;
+}
+
+impl<S> Pending<S> {
+    /// An exchange that `completion` completes.
+    pub fn new(completion: impl Completion<S> + 'static) -> Self {
+        Pending(Box::new(completion))
+    }
+
+    /// Blocks until everything expected has come, a peer fails, or the deadline passes.
+    pub fn wait(self) -> Result<Received<S>> {
+        self.0.complete()
+    }
+}
+
+impl<S> fmt::Debug for Pending<S> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Pending")
+    }
+}
+
+/// A rank's view of the group of ranks that share a sequence.
+///
+/// Messages between two ranks arrive in the order in which they were sent. A rank that fails or falls silent makes
+/// every operation of every other rank return an error that names it; nothing hangs.
+pub trait Communicator<S: Storage = Host>: std::marker::Send {
+    /// This rank, from 0.
+    fn rank(&self) -> usize;
+
+    /// Number of ranks.
+    fn size(&self) -> usize;
+
+    /// Hands over buffers and says what is expected; does not block.
+    ///
+    /// `operation` names the exchange in errors. Several exchanges may be under way; each pair of ranks must post
+    /// them in the same order. A receive's length and type are checked against what comes.
+    fn exchange(&self, operation: &'static str, sends: Vec<Send<S>>, receives: Vec<Receive>) -> Result<Pending<S>>;
+
+    /// Returns when every rank has called it.
+    fn barrier(&self) -> Result<()>;
+
+    /// The communicator of the ranks that pass the same `color`, ordered by `key`, then by rank. Every rank of this
+    /// communicator must call it.
+    fn split(&self, color: usize, key: usize) -> Result<Box<dyn Communicator<S>>>;
+
+    /// Tells every other rank that this one gives up; their operations fail with this rank and reason.
+    fn abort(&self, reason: &str);
+}
+
+macro_rules! forward_communicator {
+    ($($t:ty),*) => { $(
+        impl<'a, S: Storage, C: Communicator<S> + ?Sized + 'a> Communicator<S> for $t where $t: std::marker::Send {
+            fn rank(&self) -> usize { (**self).rank() }
+            fn size(&self) -> usize { (**self).size() }
+            fn exchange(&self, operation: &'static str, sends: Vec<Send<S>>, receives: Vec<Receive>) -> Result<Pending<S>> {
+                (**self).exchange(operation, sends, receives)
+            }
+            fn barrier(&self) -> Result<()> { (**self).barrier() }
+            fn split(&self, color: usize, key: usize) -> Result<Box<dyn Communicator<S>>> { (**self).split(color, key) }
+            fn abort(&self, reason: &str) { (**self).abort(reason) }
+        }
+    )* };
+}
+forward_communicator!(Box<C>, &'a C);
+
+/// Collectives, written on [`Communicator::exchange`]; sums are taken in rank order on every engine.
+pub trait Collectives<S: Storage>: Communicator<S> {
+    /// Everyone's buffer, by rank. `counts[r]` is the number of elements of rank `r`.
+    fn all_gather_v<T: Element>(&self, mine: Buffer<T, S>, counts: &[usize]) -> Result<Vec<Buffer<T, S>>> {
+        let _ = (mine, counts);
+        todo!()
+    }
+
+    /// Sends `parts[r]` to rank `r`; gives what the ranks sent here, by rank. `counts[r]` is the number of elements
+    /// that rank `r` sends here.
+    fn all_to_all_v<T: Element>(&self, parts: Vec<Buffer<T, S>>, counts: &[usize]) -> Result<Vec<Buffer<T, S>>> {
+        let _ = (parts, counts);
+        todo!()
+    }
+
+    /// The sum over ranks, in rank order, of everyone's part for this rank. Part `r` of `whole` is the next
+    /// `counts[r]` elements.
+    fn reduce_scatter_v<T: Real>(&self, whole: &Buffer<T, S>, counts: &[usize]) -> Result<Buffer<T, S>> {
+        let _ = (whole, counts);
+        todo!()
+    }
+
+    /// Replaces `values` by their sum over ranks, in rank order: the same bits on every rank and engine.
+    fn all_reduce<T: Real>(&self, values: &mut Buffer<T, S>) -> Result<()> {
+        let _ = values;
+        todo!()
+    }
+}
+
+impl<S: Storage, C: Communicator<S> + ?Sized> Collectives<S> for C {}
+
+/// Opens a parcel as elements of `T`, or says who broke the protocol.
+pub fn open<T: Element, S: Storage>(parcel: Parcel<S>, peer: usize, operation: &'static str) -> Result<Buffer<T, S>> {
+    let found = parcel.dtype().to_string();
+    parcel
+        .open()
+        .ok_or_else(|| CommError::Protocol { peer, operation, step: 0, expected: T::DTYPE.to_string(), found }.into())
+}

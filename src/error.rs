@@ -1,0 +1,349 @@
+//! Errors: one enum per area, each message with the values in it and, at its end, what to do.
+
+use thiserror::Error;
+
+/// The result of everything that can fail here.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// Any error of this crate.
+#[derive(Debug, Error, Clone, PartialEq)]
+pub enum Error {
+    /// A batch, its documents, or a matrix that does not match them.
+    #[error(transparent)]
+    Layout(#[from] LayoutError),
+    /// A mask.
+    #[error(transparent)]
+    Mask(#[from] MaskError),
+    /// Tensors of different placements in one call, or a placement that a handler did not make.
+    #[error(transparent)]
+    Placement(#[from] PlacementError),
+    /// Another rank failed, fell silent, or broke the protocol.
+    #[error(transparent)]
+    Comm(#[from] CommError),
+    /// A combination of strategy, layout and kernel (or degree) that does not work.
+    #[error(transparent)]
+    Support(#[from] SupportError),
+    /// A model: its configuration, its weights, its tokens.
+    #[error(transparent)]
+    Model(#[from] ModelError),
+    /// Training data, output folders, files.
+    #[error(transparent)]
+    Data(#[from] DataError),
+    /// A plan that does not hold together; a defect of the strategy that made it.
+    #[error(transparent)]
+    Plan(#[from] PlanError),
+}
+
+impl Error {
+    /// Whether the caller's input is wrong (exit code 2), as opposed to a failure at run time (exit code 1).
+    pub fn is_input(&self) -> bool {
+        match self {
+            Error::Comm(_) | Error::Plan(_) => false,
+            Error::Data(DataError::Write { .. }) => false,
+            _ => true,
+        }
+    }
+}
+
+/// What can be wrong with a batch.
+#[derive(Debug, Error, Clone, PartialEq)]
+#[non_exhaustive]
+pub enum LayoutError {
+    /// `cu_seqlens` must begin with 0.
+    #[error("cu_seqlens starts at {first}, not at 0: pass the cumulative lengths with a leading 0")]
+    CuSeqlensStart {
+        /// The first entry.
+        first: i64,
+    },
+    /// `cu_seqlens` must not decrease.
+    #[error("cu_seqlens decreases from {previous} to {next} at entry {index}: entries are cumulative lengths")]
+    CuSeqlensDecrease {
+        /// Index of the smaller entry.
+        index: usize,
+        /// The entry before it.
+        previous: i64,
+        /// The entry.
+        next: i64,
+    },
+    /// `cu_seqlens` has no entry at all.
+    #[error("cu_seqlens is empty: it needs at least the entry 0")]
+    CuSeqlensEmpty,
+    /// The matrix has another number of rows than the documents.
+    #[error("the documents have {expected} rows and the tensor has {found}: pass one row per stored token")]
+    Rows {
+        /// Rows that the batch has.
+        expected: usize,
+        /// Rows that came.
+        found: usize,
+    },
+    /// Valid and stored lengths must be of the same documents.
+    #[error("{valid} valid lengths but {stored} stored lengths: pass one of each per document")]
+    DocumentCount {
+        /// Number of valid lengths.
+        valid: usize,
+        /// Number of stored lengths.
+        stored: usize,
+    },
+    /// A document cannot hold more valid tokens than it stores.
+    #[error("document {document} has {valid} valid tokens but stores {stored}: the valid length must not be larger")]
+    ValidLongerThanStored {
+        /// Index of the document.
+        document: usize,
+        /// Its valid length.
+        valid: usize,
+        /// Its stored length.
+        stored: usize,
+    },
+    /// Another number of features than the call needs.
+    #[error("{what} has {found} features, expected {expected}")]
+    Features {
+        /// Which tensor.
+        what: &'static str,
+        /// Features needed.
+        expected: usize,
+        /// Features found.
+        found: usize,
+    },
+    /// Lengths whose sum does not fit.
+    #[error("the documents have more than {} rows in all: split the batch", i64::MAX)]
+    TooLong,
+}
+
+/// What can be wrong with a mask.
+#[derive(Debug, Error, Clone, PartialEq)]
+#[non_exhaustive]
+pub enum MaskError {
+    /// Two slices attend the same cell.
+    #[error(
+        "mask slices {first} and {second} both attend query {query}, key {key}: every cell may be attended once, cut one of them"
+    )]
+    Overlap {
+        /// Index of one slice.
+        first: usize,
+        /// Index of the other.
+        second: usize,
+        /// A query in both.
+        query: i64,
+        /// A key in both.
+        key: i64,
+    },
+    /// A slice reaches past the batch.
+    #[error("mask slice {slice} covers {what} {start}..{end}, but the batch has tokens 0..{tokens}")]
+    OutOfRange {
+        /// Index of the slice.
+        slice: usize,
+        /// `queries` or `keys`.
+        what: &'static str,
+        /// First token.
+        start: i64,
+        /// One past the last token.
+        end: i64,
+        /// Tokens of the batch.
+        tokens: usize,
+    },
+    /// One prefix length per document is needed.
+    #[error("{found} prefix lengths for {expected} documents: pass one per document")]
+    PrefixCount {
+        /// Documents of the batch.
+        expected: usize,
+        /// Lengths passed.
+        found: usize,
+    },
+}
+
+/// What can be wrong with where tensors are placed.
+#[derive(Debug, Error, Clone, PartialEq)]
+#[non_exhaustive]
+pub enum PlacementError {
+    /// Two shards of different batches, degrees or ranks meet in one call.
+    #[error("{left_name} is placed as {left} and {right_name} as {right}: dispatch both with the same placement")]
+    Mismatch {
+        /// One tensor.
+        left_name: &'static str,
+        /// Its placement.
+        left: String,
+        /// The other tensor.
+        right_name: &'static str,
+        /// Its placement.
+        right: String,
+    },
+    /// A shard has another number of rows than its placement says.
+    #[error("a shard of {found} rows for a placement that gives rank {rank} {expected} rows")]
+    Rows {
+        /// The rank.
+        rank: usize,
+        /// Rows of the placement.
+        expected: usize,
+        /// Rows of the tensor.
+        found: usize,
+    },
+    /// The strategy's degree is not the number of ranks.
+    #[error(
+        "{strategy} is made for {degree} ranks but the communicator has {size}: use a degree of {size}, or split the communicator"
+    )]
+    Degree {
+        /// Name of the strategy.
+        strategy: &'static str,
+        /// Its degree.
+        degree: usize,
+        /// Ranks of the communicator.
+        size: usize,
+    },
+    /// A degree of 0.
+    #[error("a context-parallel degree of 0: use at least 1")]
+    ZeroDegree,
+}
+
+/// What can go wrong between ranks.
+#[derive(Debug, Error, Clone, PartialEq)]
+#[non_exhaustive]
+pub enum CommError {
+    /// Another rank failed; it said why.
+    #[error("rank {rank} failed: {reason}")]
+    Poisoned {
+        /// The rank that failed first.
+        rank: usize,
+        /// What it said.
+        reason: String,
+    },
+    /// Another rank did not answer in time.
+    #[error("rank {peer} was silent for {seconds} s in {operation} (step {step}): it is stuck or lost")]
+    Deadline {
+        /// The silent rank.
+        peer: usize,
+        /// Seconds waited.
+        seconds: u64,
+        /// The operation waited for.
+        operation: &'static str,
+        /// Number of this rank's operation.
+        step: u64,
+    },
+    /// Another rank sent something else than expected.
+    #[error(
+        "rank {peer} sent {found} in {operation} (step {step}) where {expected} was expected: the ranks run different programs"
+    )]
+    Protocol {
+        /// The sender.
+        peer: usize,
+        /// The operation.
+        operation: &'static str,
+        /// Number of this rank's operation.
+        step: u64,
+        /// What was expected.
+        expected: String,
+        /// What came.
+        found: String,
+    },
+    /// A rank that does not exist.
+    #[error("rank {rank} does not exist: there are {size}")]
+    NoSuchRank {
+        /// The rank.
+        rank: usize,
+        /// Number of ranks.
+        size: usize,
+    },
+}
+
+/// Combinations that do not work.
+#[derive(Debug, Error, Clone, PartialEq)]
+#[non_exhaustive]
+pub enum SupportError {
+    /// A name that does not exist.
+    #[error("unknown {what} \"{name}\": choose one of {known}")]
+    Unknown {
+        /// `strategy`, `layout`, `kernel`, `order`.
+        what: &'static str,
+        /// The name.
+        name: String,
+        /// What exists, separated by commas.
+        known: String,
+    },
+    /// A combination that is not in the table.
+    #[error("{strategy} with layout {layout} and kernel {kernel} is not supported: {reason}; {suggestion} works")]
+    Combination {
+        /// The strategy.
+        strategy: String,
+        /// The layout.
+        layout: String,
+        /// The kernel.
+        kernel: String,
+        /// Why it cannot work.
+        reason: &'static str,
+        /// The smallest change that works.
+        suggestion: String,
+    },
+    /// Something that this version does not have.
+    #[error("{what} is not available: {instead}")]
+    NotAvailable {
+        /// What was asked for.
+        what: String,
+        /// What works.
+        instead: String,
+    },
+    /// Numbers that do not go together.
+    #[error("{0}")]
+    Numbers(String),
+}
+
+/// What can be wrong with a model.
+#[derive(Debug, Error, Clone, PartialEq)]
+#[non_exhaustive]
+pub enum ModelError {
+    /// A token outside the vocabulary.
+    #[error("token {token} at sequence or document {sequence}, position {position}: the vocabulary has ids 0..{vocab}")]
+    Token {
+        /// The id.
+        token: i64,
+        /// Sequence or document.
+        sequence: usize,
+        /// Position in it.
+        position: usize,
+        /// Size of the vocabulary.
+        vocab: usize,
+    },
+    /// A configuration that cannot be used.
+    #[error("{0}")]
+    Config(String),
+    /// Weights that cannot be used.
+    #[error("{0}")]
+    Weights(String),
+}
+
+/// What can be wrong with data and files.
+#[derive(Debug, Error, Clone, PartialEq)]
+#[non_exhaustive]
+pub enum DataError {
+    /// A file that cannot be read.
+    #[error("cannot read {path}: {reason}")]
+    Read {
+        /// The file.
+        path: String,
+        /// Why.
+        reason: String,
+    },
+    /// A file that cannot be written.
+    #[error("cannot write {path}: {reason}")]
+    Write {
+        /// The file.
+        path: String,
+        /// Why.
+        reason: String,
+    },
+    /// Data that cannot be used.
+    #[error("{0}")]
+    Unusable(String),
+}
+
+/// What can be wrong with a plan.
+#[derive(Debug, Error, Clone, PartialEq)]
+#[non_exhaustive]
+pub enum PlanError {
+    /// A check that failed, with the numbers.
+    #[error("the plan of {strategy} is wrong: {what}")]
+    Unsound {
+        /// The strategy.
+        strategy: &'static str,
+        /// What does not hold.
+        what: String,
+    },
+}

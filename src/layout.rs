@@ -1,0 +1,265 @@
+//! Layouts: which row of a matrix holds which token of which sequence.
+//!
+//! Everything that depends on where a token is speaks of *tokens*: their index in the batch, sequence by sequence
+//! (or document by document), padding included. A layout only says in which row of the matrix a token lies.
+
+use std::fmt;
+use std::hash::Hash;
+use std::ops::Range;
+
+use crate::error::{LayoutError, Result};
+
+/// One sequence of a dense batch or one document of a pack.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Document {
+    /// Index of its first token in the batch.
+    pub start: usize,
+    /// Rows that it occupies, padding at its end included.
+    pub stored: usize,
+    /// Tokens that count; the rest is padding.
+    pub valid: usize,
+}
+
+impl Document {
+    /// The tokens that it occupies.
+    pub fn stored_range(&self) -> Range<usize> {
+        self.start..self.start + self.stored
+    }
+
+    /// The tokens that count.
+    pub fn valid_range(&self) -> Range<usize> {
+        self.start..self.start + self.valid
+    }
+}
+
+/// The shape of a batch: its documents, one after another.
+pub trait Batch: Clone + fmt::Debug + PartialEq + Eq + Hash + Send + Sync + 'static {
+    /// Number of sequences or documents.
+    fn documents(&self) -> usize;
+
+    /// The document with this index.
+    fn document(&self, index: usize) -> Document;
+
+    /// Index of the document that holds `token`.
+    ///
+    /// # Panics
+    /// If the batch has no such token.
+    fn document_of(&self, token: usize) -> usize;
+
+    /// Rows in all, padding included.
+    fn tokens(&self) -> usize;
+
+    /// The sequence length, if every document has the same and all of it is valid.
+    fn uniform(&self) -> Option<usize>;
+
+    /// The longest stored length; what rotary tables must cover.
+    fn longest(&self) -> usize {
+        (0..self.documents()).map(|i| self.document(i).stored).max().unwrap_or(0)
+    }
+
+    /// Tokens that are not padding.
+    fn valid_tokens(&self) -> usize {
+        (0..self.documents()).map(|i| self.document(i).valid).sum()
+    }
+}
+
+mod sealed {
+    pub trait Sealed {}
+    impl Sealed for super::Bshd {}
+    impl Sealed for super::Sbhd {}
+    impl Sealed for super::Thd {}
+}
+
+/// How a batch is laid out in memory: a marker type.
+pub trait Layout: sealed::Sealed + Copy + Default + fmt::Debug + PartialEq + Eq + Send + Sync + 'static {
+    /// The shape that batches of this layout have.
+    type Batch: Batch;
+
+    /// Name on the command line.
+    const NAME: &'static str;
+
+    /// Whether rows are in the order of tokens, so that no row needs moving between the two.
+    const TOKEN_MAJOR: bool;
+
+    /// The row of token `token` in a matrix that holds `sequences` sequences of `tokens / sequences` tokens each
+    /// (a whole batch, or one rank's part of it).
+    fn row(sequences: usize, tokens: usize, token: usize) -> usize;
+}
+
+/// Dense, batch first: row `b * seq + s`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Bshd;
+
+/// Dense, sequence first: row `s * batch + b`. The layout of Megatron's activations.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Sbhd;
+
+/// Packed: documents of any lengths one after another, each attending to itself only.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Thd;
+
+static_assertions::assert_eq_size!(Bshd, Sbhd, Thd, ());
+
+impl Layout for Bshd {
+    type Batch = Dense;
+    const NAME: &'static str = "bshd";
+    const TOKEN_MAJOR: bool = true;
+
+    #[inline(always)]
+    fn row(_sequences: usize, _tokens: usize, token: usize) -> usize {
+        token
+    }
+}
+
+impl Layout for Sbhd {
+    type Batch = Dense;
+    const NAME: &'static str = "sbhd";
+    const TOKEN_MAJOR: bool = false;
+
+    #[inline(always)]
+    fn row(sequences: usize, tokens: usize, token: usize) -> usize {
+        let length = tokens / sequences;
+        token % length * sequences + token / length
+    }
+}
+
+impl Layout for Thd {
+    type Batch = Packed;
+    const NAME: &'static str = "thd";
+    const TOKEN_MAJOR: bool = true;
+
+    #[inline(always)]
+    fn row(_sequences: usize, _tokens: usize, token: usize) -> usize {
+        token
+    }
+}
+
+/// A dense batch: `batch` sequences of `seq` tokens, none of them padding.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Dense {
+    /// Number of sequences.
+    pub batch: usize,
+    /// Tokens of each.
+    pub seq: usize,
+}
+
+impl Batch for Dense {
+    fn documents(&self) -> usize {
+        self.batch
+    }
+
+    fn document(&self, index: usize) -> Document {
+        Document { start: index * self.seq, stored: self.seq, valid: self.seq }
+    }
+
+    fn document_of(&self, token: usize) -> usize {
+        token / self.seq
+    }
+
+    fn tokens(&self) -> usize {
+        self.batch * self.seq
+    }
+
+    fn uniform(&self) -> Option<usize> {
+        Some(self.seq)
+    }
+}
+
+/// A packed batch: documents with a valid and a stored length each.
+///
+/// The rows of document `i` are its valid tokens followed by `stored - valid` rows of padding. Orders, positions
+/// and transfers use stored lengths; masks, roll and loss use valid ones.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Packed {
+    /// Cumulative stored lengths, from 0.
+    starts: Vec<usize>,
+    /// Valid lengths.
+    valid: Vec<usize>,
+}
+
+impl Packed {
+    /// Documents of these lengths, without padding. Zero lengths are fine.
+    pub fn from_lengths(lengths: &[usize]) -> Result<Self> {
+        Self::new(lengths, lengths)
+    }
+
+    /// Documents with `valid[i]` tokens in `stored[i]` rows.
+    pub fn new(valid: &[usize], stored: &[usize]) -> Result<Self> {
+        if valid.len() != stored.len() {
+            return Err(LayoutError::DocumentCount { valid: valid.len(), stored: stored.len() }.into());
+        }
+        let mut starts = Vec::with_capacity(stored.len() + 1);
+        let mut end = 0usize;
+        starts.push(0);
+        for (document, (&valid, &stored)) in valid.iter().zip(stored).enumerate() {
+            if valid > stored {
+                return Err(LayoutError::ValidLongerThanStored { document, valid, stored }.into());
+            }
+            end = end.checked_add(stored).filter(|&end| end <= i64::MAX as usize).ok_or(LayoutError::TooLong)?;
+            starts.push(end);
+        }
+        Ok(Packed { starts, valid: valid.to_vec() })
+    }
+
+    /// Documents from cumulative lengths (`cu_seqlens`), without padding.
+    pub fn from_cu_seqlens<I: Copy + Into<i64>>(cu_seqlens: &[I]) -> Result<Self> {
+        Self::from_lengths(&lengths(cu_seqlens)?)
+    }
+
+    /// Documents from cumulative valid lengths and cumulative stored lengths (`cu_seqlens`, `cu_seqlens_padded`).
+    pub fn from_cu_seqlens_padded<I: Copy + Into<i64>>(cu_seqlens: &[I], cu_seqlens_padded: &[I]) -> Result<Self> {
+        Self::new(&lengths(cu_seqlens)?, &lengths(cu_seqlens_padded)?)
+    }
+
+    /// Cumulative stored lengths, from 0, one entry more than documents.
+    pub fn starts(&self) -> &[usize] {
+        &self.starts
+    }
+
+    /// Refuses a tensor whose rows are not the pack's.
+    pub fn expect_rows(&self, rows: usize) -> Result<()> {
+        match self.tokens() == rows {
+            true => Ok(()),
+            false => Err(LayoutError::Rows { expected: self.tokens(), found: rows }.into()),
+        }
+    }
+}
+
+fn lengths<I: Copy + Into<i64>>(cu_seqlens: &[I]) -> Result<Vec<usize>> {
+    let first: i64 = (*cu_seqlens.first().ok_or(LayoutError::CuSeqlensEmpty)?).into();
+    if first != 0 {
+        return Err(LayoutError::CuSeqlensStart { first }.into());
+    }
+    let step = |(index, pair): (usize, &[I])| {
+        let (previous, next): (i64, i64) = (pair[0].into(), pair[1].into());
+        match usize::try_from(next - previous) {
+            Ok(length) => Ok(length),
+            Err(_) => Err(LayoutError::CuSeqlensDecrease { index: index + 1, previous, next }.into()),
+        }
+    };
+    cu_seqlens.windows(2).enumerate().map(step).collect()
+}
+
+impl Batch for Packed {
+    fn documents(&self) -> usize {
+        self.valid.len()
+    }
+
+    fn document(&self, index: usize) -> Document {
+        let start = self.starts[index];
+        Document { start, stored: self.starts[index + 1] - start, valid: self.valid[index] }
+    }
+
+    fn document_of(&self, token: usize) -> usize {
+        assert!(token < self.tokens(), "token {token} of a pack of {} rows", self.tokens());
+        self.starts.partition_point(|&start| start <= token) - 1
+    }
+
+    fn tokens(&self) -> usize {
+        self.starts[self.starts.len() - 1]
+    }
+
+    fn uniform(&self) -> Option<usize> {
+        None
+    }
+}

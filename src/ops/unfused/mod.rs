@@ -1,0 +1,39 @@
+//! Attention with materialised probabilities, for comparison: no tiles, no log-sum-exp.
+
+use std::ops::Range;
+
+use crate::ops::attention::AttentionShape;
+use crate::plan::Piece;
+use crate::tensor::{AccBuffer, AccMatrix, Device, ElemMatrix};
+
+/// Query rows and key rows of one sequence.
+pub type Block = (Range<usize>, Range<usize>);
+
+/// Attention that keeps every probability. Buffers and pieces as in [`crate::ops::attention::Attention`]; `blocks`
+/// lists the rows of each sequence in both buffers, and no piece crosses them.
+pub trait Unfused: Device {
+    /// Writes `out` and returns the probabilities: block by block, head by head, `[queries, keys]`.
+    fn unfused(
+        &self,
+        shape: &AttentionShape,
+        q: &ElemMatrix<Self>,
+        kv: &ElemMatrix<Self>,
+        blocks: &[Block],
+        pieces: &[Piece],
+        out: &mut AccMatrix<Self>,
+    ) -> AccBuffer<Self>;
+
+    /// Adds to `dq` and `dkv`.
+    #[allow(clippy::too_many_arguments)]
+    fn unfused_backward(
+        &self,
+        shape: &AttentionShape,
+        q: &ElemMatrix<Self>,
+        kv: &ElemMatrix<Self>,
+        blocks: &[Block],
+        probabilities: &AccBuffer<Self>,
+        dout: &ElemMatrix<Self>,
+        dq: &mut AccMatrix<Self>,
+        dkv: &mut AccMatrix<Self>,
+    );
+}

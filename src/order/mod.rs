@@ -1,0 +1,74 @@
+//! Token orders: which rank holds which token, in which row. The only place with index arithmetic.
+//!
+//! Positions, slices of a batch, roll neighbours, attention tiles and transfers are all derived from an order.
+
+mod contiguous;
+mod natural;
+mod placement;
+mod shard;
+mod striped;
+mod zigzag;
+
+pub use contiguous::Contiguous;
+pub use natural::Natural;
+pub use placement::Placement;
+pub use shard::{Full, Shard};
+pub use striped::Striped;
+pub use zigzag::Zigzag;
+
+use std::fmt;
+use std::hash::Hash;
+
+use crate::layout::Batch;
+
+/// `len` tokens `start, start + step, ...`, in this order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Run {
+    /// First token.
+    pub start: usize,
+    /// Distance between tokens, at least 1.
+    pub step: usize,
+    /// Number of tokens.
+    pub len: usize,
+}
+
+impl Run {
+    /// The token at index `i` of the run.
+    #[inline(always)]
+    pub fn token(&self, i: usize) -> usize {
+        self.start + i * self.step
+    }
+
+    /// One past the last token; `start` if there is none.
+    pub fn end(&self) -> usize {
+        if self.len == 0 { self.start } else { self.token(self.len - 1) + 1 }
+    }
+}
+
+/// A rule that deals the tokens of a batch out to ranks.
+///
+/// Within a rank, tokens lie in ascending order of document and, within a document, of position. Every rank can
+/// compute every other rank's tokens without communication.
+pub trait TokenOrder: Copy + Default + fmt::Debug + PartialEq + Eq + Send + Sync + 'static {
+    /// Name on the command line and in messages.
+    const NAME: &'static str;
+
+    /// What the rule needs to know about a batch beyond arithmetic; made once per batch.
+    type Table: Clone + fmt::Debug + PartialEq + Eq + Hash + Send + Sync;
+
+    /// The table of `batch` on `ranks` ranks.
+    fn table<B: Batch>(batch: &B, ranks: usize) -> Self::Table;
+
+    /// Tokens of the rank.
+    fn rows<B: Batch>(batch: &B, table: &Self::Table, ranks: usize, rank: usize) -> usize;
+
+    /// Hands the rank's tokens to `each`, in local order. No run crosses a document of the batch unless its step
+    /// does not depend on documents.
+    fn runs<B: Batch>(batch: &B, table: &Self::Table, ranks: usize, rank: usize, each: impl FnMut(Run));
+
+    /// The token at index `local` of the rank.
+    fn token<B: Batch>(batch: &B, table: &Self::Table, ranks: usize, rank: usize, local: usize) -> usize;
+
+    /// The rank that holds `token`, and its index there.
+    fn locate<B: Batch>(batch: &B, table: &Self::Table, ranks: usize, token: usize) -> (usize, usize);
+}
