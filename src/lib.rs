@@ -10,4 +10,5 @@ pub mod oracle;
 pub mod order;
 pub mod plan;
 pub mod rope;
+pub mod strategy;
 pub mod tensor;
