@@ -118,8 +118,11 @@ impl Layout for Sbhd {
 
     #[inline(always)]
     fn row(sequences: usize, tokens: usize, token: usize) -> usize {
-        let length = tokens / sequences;
-        token % length * sequences + token / length
+        // Nothing lies in a matrix without rows; whoever asks for its end gets it.
+        match tokens.checked_div(sequences) {
+            None | Some(0) => token,
+            Some(length) => token % length * sequences + token / length,
+        }
     }
 }
 
@@ -153,6 +156,7 @@ impl Batch for Dense {
     }
 
     fn document_of(&self, token: usize) -> usize {
+        assert!(token < self.tokens(), "token {token} of a batch of {} rows", self.tokens());
         token / self.seq
     }
 
