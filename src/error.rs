@@ -189,6 +189,9 @@ pub enum PlacementError {
         /// Ranks of the communicator.
         size: usize,
     },
+    /// Two things with the same content key.
+    #[error("two tables of one placement have the same content hash: drop the handler and make a new one")]
+    CacheClash,
     /// A degree of 0.
     #[error("a context-parallel degree of 0: use at least 1")]
     ZeroDegree,

@@ -3,6 +3,7 @@
 pub mod comm;
 pub mod degree;
 pub mod error;
+pub mod handler;
 pub mod layout;
 pub mod mask;
 pub mod ops;
