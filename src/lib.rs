@@ -5,6 +5,7 @@ pub mod degree;
 pub mod error;
 pub mod layout;
 pub mod mask;
+pub mod model;
 pub mod ops;
 pub mod oracle;
 pub mod order;
