@@ -235,7 +235,7 @@ impl Config {
             max_position_embeddings: 1 << 17,
             source: None,
         };
-        if heads == 0 || hidden_size % heads != 0 {
+        if heads == 0 || !hidden_size.is_multiple_of(heads) {
             return Err(fields::refusal(
                 "num_attention_heads",
                 &json!(heads),

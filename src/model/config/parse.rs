@@ -235,7 +235,7 @@ fn kv_heads(fields: &Fields, family: Family, heads: usize) -> Result<usize> {
 fn head_dim(fields: &Fields, family: Family, hidden_size: usize, heads: usize) -> Result<usize> {
     let default = match family {
         Family::Qwen3 if !fields.map.contains_key("head_dim") => Some(128),
-        _ => Some(hidden_size / heads).filter(|_| hidden_size % heads == 0),
+        _ => Some(hidden_size / heads).filter(|_| hidden_size.is_multiple_of(heads)),
     };
     if fields.get("head_dim").is_none() && default.is_none() {
         let allowed = format!("must divide hidden_size, {hidden_size}, where head_dim is not given");
