@@ -6,6 +6,7 @@ pub mod error;
 pub mod handler;
 pub mod layout;
 pub mod mask;
+pub mod model;
 pub mod ops;
 pub mod oracle;
 pub mod order;
