@@ -304,6 +304,14 @@ pub enum ModelError {
         /// Size of the vocabulary.
         vocab: usize,
     },
+    /// A label outside the vocabulary.
+    #[error("label {label}: the vocabulary has ids 0..{vocab}, and -100 for a label that does not count")]
+    Label {
+        /// The label.
+        label: i64,
+        /// Size of the vocabulary.
+        vocab: usize,
+    },
     /// A configuration that cannot be used.
     #[error("{0}")]
     Config(String),
