@@ -11,3 +11,4 @@ pub mod order;
 pub mod plan;
 pub mod rope;
 pub mod tensor;
+pub mod train;
