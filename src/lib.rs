@@ -14,3 +14,4 @@ pub mod plan;
 pub mod rope;
 pub mod strategy;
 pub mod tensor;
+pub mod train;
