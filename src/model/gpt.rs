@@ -19,7 +19,7 @@ use crate::order::{Placement, Shard};
 use crate::rope::Rope;
 use crate::strategy::executor::AttentionPlan;
 use crate::strategy::{CpStrategy, Flash, Kernel, Supports};
-use crate::tensor::{AccMatrix, Cpu, Device, ElemMatrix};
+use crate::tensor::{AccMatrix, Buffer, Cpu, Device, ElemMatrix};
 
 /// A GPT for strategy `H`, layout `L`, attention kernel `K`, device (with storage type) `D` and architecture `A`.
 ///
@@ -41,7 +41,8 @@ pub struct GptModel<H, L, K = Flash, D: Device = Cpu<f32>, A = FromConfig> {
 
 /// What one forward pass leaves for the backward pass.
 pub struct Activations<H: CpStrategy, L: Layout, K: Kernel, D: Device> {
-    tokens: Shard<H::Order, L, i64, D::Storage>,
+    placement: Arc<Placement<H::Order, L>>,
+    tokens: Buffer<i64, D::Storage>,
     rotary: Arc<Rotary<H, L, D>>,
     /// One per layer; layers with the same mask share it.
     plans: Vec<Arc<AttentionPlan<H::Order, L>>>,
@@ -60,7 +61,7 @@ impl<H: CpStrategy, L: Layout, K: Kernel, D: Device> Activations<H, L, K, D> {
 
     /// Where the tokens are.
     pub fn placement(&self) -> &Arc<Placement<H::Order, L>> {
-        self.tokens.placement()
+        &self.placement
     }
 
     /// The attention plan of each layer.
@@ -238,9 +239,9 @@ where
     pub fn forward<C: Communicator<D::Storage>>(
         &self,
         handler: &CpHandler<H, L, C>,
-        tokens: Shard<H::Order, L, i64, D::Storage>,
+        tokens: &Shard<H::Order, L, i64, D::Storage>,
     ) -> Result<Activations<H, L, K, D>> {
-        self.check_tokens(&tokens)?;
+        self.check_tokens(tokens)?;
         let placement = tokens.placement().clone();
         let rotary = handler.get_emb_on_this_cp_rank(&self.device, &self.rope, &placement)?;
         let plans = self.masks.iter().map(|mask| handler.plan(&placement, mask)).collect::<Result<Vec<_>>>()?;
@@ -254,7 +255,8 @@ where
         }
         let norm = &self.parameters[list.norm];
         let (hidden, reciprocal) = self.device.rms_norm(&x, norm, self.config.rms_norm_eps);
-        Ok(Activations { tokens, rotary, plans, blocks, last: x, reciprocal, hidden })
+        let tokens = self.device.duplicate(tokens.matrix().buffer());
+        Ok(Activations { placement, tokens, rotary, plans, blocks, last: x, reciprocal, hidden })
     }
 
     /// Adds to `gradients` what comes through the blocks and the embedding, from the gradient of
@@ -267,7 +269,7 @@ where
         gradients: &mut Gradients<D>,
     ) -> Result<()> {
         let list = self.parameters.list();
-        let (last, placement) = (&activations.last, activations.tokens.placement().clone());
+        let (last, placement) = (&activations.last, activations.placement.clone());
         let mut dx = self.device.matrix(last.rows(), last.cols());
         let (norm, dnorm) = (&self.parameters[list.norm], &mut gradients[list.norm]);
         self.device.rms_norm_backward(last, norm, &activations.reciprocal, dhidden, &mut dx, false, dnorm);
@@ -289,8 +291,7 @@ where
             let dqkv = [dq.into_matrix(), dk.into_matrix(), dv.into_matrix()];
             layer.project_backward(&x, &inside.projected, dqkv, &mut dx, gradients);
         }
-        let tokens = activations.tokens.matrix().buffer();
-        self.device.embed_backward(tokens, &dx, &mut gradients[list.embedding]);
+        self.device.embed_backward(&activations.tokens, &dx, &mut gradients[list.embedding]);
         Ok(())
     }
 

@@ -4,6 +4,7 @@ pub mod architecture;
 pub mod config;
 mod gpt;
 pub mod init;
+pub mod inputs;
 mod layer;
 pub mod loss;
 pub mod parameters;

@@ -8,8 +8,7 @@ use rand_xoshiro::rand_core::{Rng, SeedableRng};
 
 use crate::error::{DataError, ModelError, Result};
 
-/// The label of a token that does not count in the loss.
-pub const IGNORED: i64 = -100;
+pub use crate::model::loss::IGNORED;
 
 /// Number of different tokens in a text: its bytes.
 pub const BYTE_VOCAB: usize = 256;

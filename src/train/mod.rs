@@ -5,6 +5,7 @@
 
 pub mod chart;
 pub mod data;
+pub mod learner;
 pub mod run_folder;
 pub mod schedule;
 pub mod trainer;
