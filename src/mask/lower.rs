@@ -211,8 +211,9 @@ mod tests {
         assert!(overlap.starts_with("mask slices 0 and 1 both attend query 4, key 0"), "{overlap}");
         let outside = refused(Mask::Slices(vec![slice(0..8, 0..9, Full)]));
         assert_eq!(outside, "mask slice 0 covers keys 0..9, but the batch has tokens 0..8");
-        let backwards =
-            refused(Mask::Slices(vec![slice(0..8, 0..8, Full), Slice { q: 3..2, ..slice(0..8, 0..8, Full) }]));
+        let (start, end) = (3, 2);
+        let reversed = slice(start..end, 0..8, Full);
+        let backwards = refused(Mask::Slices(vec![slice(0..8, 0..8, Full), reversed]));
         assert!(backwards.starts_with("mask slice 1 has queries 3..2"), "{backwards}");
         assert_eq!(refused(Mask::Prefix(vec![])), "0 prefix lengths for 1 documents: pass one per document");
         // One rectangle shared by shapes that do not meet, and an overlap in padding, are fine.
