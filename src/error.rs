@@ -141,6 +141,18 @@ pub enum MaskError {
         /// Tokens of the batch.
         tokens: usize,
     },
+    /// A slice's range runs backwards.
+    #[error("mask slice {slice} has {what} {start}..{end}: the start must not be after the end")]
+    Backwards {
+        /// Index of the slice.
+        slice: usize,
+        /// `queries` or `keys`.
+        what: &'static str,
+        /// Its start.
+        start: i64,
+        /// Its end.
+        end: i64,
+    },
     /// One prefix length per document is needed.
     #[error("{found} prefix lengths for {expected} documents: pass one per document")]
     PrefixCount {
