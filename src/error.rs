@@ -141,6 +141,18 @@ pub enum MaskError {
         /// Tokens of the batch.
         tokens: usize,
     },
+    /// A slice's range runs backwards.
+    #[error("mask slice {slice} has {what} {start}..{end}: the start must not be after the end")]
+    Backwards {
+        /// Index of the slice.
+        slice: usize,
+        /// `queries` or `keys`.
+        what: &'static str,
+        /// Its start.
+        start: i64,
+        /// Its end.
+        end: i64,
+    },
     /// One prefix length per document is needed.
     #[error("{found} prefix lengths for {expected} documents: pass one per document")]
     PrefixCount {
@@ -189,6 +201,9 @@ pub enum PlacementError {
         /// Ranks of the communicator.
         size: usize,
     },
+    /// Two things with the same content key.
+    #[error("two tables of one placement have the same content hash: drop the handler and make a new one")]
+    CacheClash,
     /// A degree of 0.
     #[error("a context-parallel degree of 0: use at least 1")]
     ZeroDegree,
@@ -298,6 +313,14 @@ pub enum ModelError {
         sequence: usize,
         /// Position in it.
         position: usize,
+        /// Size of the vocabulary.
+        vocab: usize,
+    },
+    /// A label outside the vocabulary.
+    #[error("label {label}: the vocabulary has ids 0..{vocab}, and -100 for a label that does not count")]
+    Label {
+        /// The label.
+        label: i64,
         /// Size of the vocabulary.
         vocab: usize,
     },

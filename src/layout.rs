@@ -81,6 +81,9 @@ pub trait Layout: sealed::Sealed + Copy + Default + fmt::Debug + PartialEq + Eq 
     /// Whether rows are in the order of tokens, so that no row needs moving between the two.
     const TOKEN_MAJOR: bool;
 
+    /// The shape of `batch` sequences of `seq` tokens; documents of their own in a packed layout.
+    fn sequences(batch: usize, seq: usize) -> Result<Self::Batch>;
+
     /// The row of token `token` in a matrix that holds `sequences` sequences of `tokens / sequences` tokens each
     /// (a whole batch, or one rank's part of it).
     fn row(sequences: usize, tokens: usize, token: usize) -> usize;
@@ -101,6 +104,10 @@ pub struct Thd;
 static_assertions::assert_eq_size!(Bshd, Sbhd, Thd, ());
 
 impl Layout for Bshd {
+    fn sequences(batch: usize, seq: usize) -> Result<Dense> {
+        Ok(Dense { batch, seq })
+    }
+
     type Batch = Dense;
     const NAME: &'static str = "bshd";
     const TOKEN_MAJOR: bool = true;
@@ -112,18 +119,29 @@ impl Layout for Bshd {
 }
 
 impl Layout for Sbhd {
+    fn sequences(batch: usize, seq: usize) -> Result<Dense> {
+        Ok(Dense { batch, seq })
+    }
+
     type Batch = Dense;
     const NAME: &'static str = "sbhd";
     const TOKEN_MAJOR: bool = false;
 
     #[inline(always)]
     fn row(sequences: usize, tokens: usize, token: usize) -> usize {
-        let length = tokens / sequences;
-        token % length * sequences + token / length
+        // Nothing lies in a matrix without rows; whoever asks for its end gets it.
+        match tokens.checked_div(sequences) {
+            None | Some(0) => token,
+            Some(length) => token % length * sequences + token / length,
+        }
     }
 }
 
 impl Layout for Thd {
+    fn sequences(batch: usize, seq: usize) -> Result<Packed> {
+        Packed::from_lengths(&vec![seq; batch])
+    }
+
     type Batch = Packed;
     const NAME: &'static str = "thd";
     const TOKEN_MAJOR: bool = true;
@@ -153,6 +171,7 @@ impl Batch for Dense {
     }
 
     fn document_of(&self, token: usize) -> usize {
+        assert!(token < self.tokens(), "token {token} of a batch of {} rows", self.tokens());
         token / self.seq
     }
 

@@ -82,6 +82,11 @@ impl Rope {
         todo!()
     }
 
+    /// Identifies everything that a table depends on besides positions.
+    pub fn key(&self) -> u64 {
+        todo!()
+    }
+
     /// The configuration.
     pub fn config(&self) -> &RopeConfig {
         &self.config

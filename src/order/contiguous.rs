@@ -1,23 +1,45 @@
-//! stub
-use crate::layout::Batch;
-use crate::order::{Run, TokenOrder};
-/// stub
+//! The contiguous order: one block of rows per rank.
+
+use crate::order::{LineOrder, Run};
+
+/// Rank `r` holds the `r`-th block of rows. Blocks differ by at most one row; the larger ones come first.
+///
+/// Simple, but unbalanced under a causal mask: the last rank attends to everything, the first to its own block.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Contiguous;
-impl TokenOrder for Contiguous {
+
+/// Where block `rank` of `len` rows starts. `rank == ranks` gives `len`.
+pub(super) fn block_start(len: usize, ranks: usize, rank: usize) -> usize {
+    len / ranks * rank + rank.min(len % ranks)
+}
+
+/// The block that holds `row`.
+pub(super) fn block_of(len: usize, ranks: usize, row: usize) -> usize {
+    let (rows, larger) = (len / ranks, len % ranks);
+    let in_larger = larger * (rows + 1);
+    if row < in_larger { row / (rows + 1) } else { larger + (row - in_larger) / rows }
+}
+
+impl LineOrder for Contiguous {
     const NAME: &'static str = "contiguous";
-    type Table = ();
-    fn table<B: Batch>(_: &B, _: usize) {}
-    fn rows<B: Batch>(_: &B, _: &(), _: usize, _: usize) -> usize {
-        todo!()
+
+    fn rows(len: usize, ranks: usize, rank: usize) -> usize {
+        len / ranks + usize::from(rank < len % ranks)
     }
-    fn runs<B: Batch>(_: &B, _: &(), _: usize, _: usize, _: impl FnMut(Run)) {
-        todo!()
+
+    fn runs(len: usize, ranks: usize, rank: usize, mut each: impl FnMut(Run)) {
+        let rows = Self::rows(len, ranks, rank);
+        if rows > 0 {
+            each(Run { start: block_start(len, ranks, rank), step: 1, len: rows });
+        }
     }
-    fn token<B: Batch>(_: &B, _: &(), _: usize, _: usize, _: usize) -> usize {
-        todo!()
+
+    fn row(len: usize, ranks: usize, rank: usize, local: usize) -> usize {
+        block_start(len, ranks, rank) + local
     }
-    fn locate<B: Batch>(_: &B, _: &(), _: usize, _: usize) -> (usize, usize) {
-        todo!()
+
+    fn locate(len: usize, ranks: usize, row: usize) -> (usize, usize) {
+        let rank = block_of(len, ranks, row);
+        (rank, row - block_start(len, ranks, rank))
     }
 }

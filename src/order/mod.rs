@@ -3,6 +3,7 @@
 //! Positions, slices of a batch, roll neighbours, attention tiles and transfers are all derived from an order.
 
 mod contiguous;
+mod line;
 mod natural;
 mod placement;
 mod shard;
@@ -10,6 +11,7 @@ mod striped;
 mod zigzag;
 
 pub use contiguous::Contiguous;
+pub use line::LineOrder;
 pub use natural::Natural;
 pub use placement::Placement;
 pub use shard::{Full, Shard};
@@ -47,11 +49,14 @@ impl Run {
 
 /// A rule that deals the tokens of a batch out to ranks.
 ///
-/// Within a rank, tokens lie in ascending order of document and, within a document, of position. Every rank can
-/// compute every other rank's tokens without communication.
+/// Within a rank, tokens lie in ascending order. A dense batch is dealt out alike in every sequence, so that a rank
+/// holds equally many rows of each. `ranks` is at least 1 and `rank` less than it. Every rank can compute every other rank's tokens without communication.
 pub trait TokenOrder: Copy + Default + fmt::Debug + PartialEq + Eq + Send + Sync + 'static {
     /// Name on the command line and in messages.
     const NAME: &'static str;
+
+    /// What tells orders of the same name apart.
+    const VARIANT: usize = 0;
 
     /// What the rule needs to know about a batch beyond arithmetic; made once per batch.
     type Table: Clone + fmt::Debug + PartialEq + Eq + Hash + Send + Sync;
@@ -62,13 +67,18 @@ pub trait TokenOrder: Copy + Default + fmt::Debug + PartialEq + Eq + Send + Sync
     /// Tokens of the rank.
     fn rows<B: Batch>(batch: &B, table: &Self::Table, ranks: usize, rank: usize) -> usize;
 
-    /// Hands the rank's tokens to `each`, in local order. No run crosses a document of the batch unless its step
-    /// does not depend on documents.
+    /// Hands the rank's tokens to `each`, in local order. No run is empty or crosses a document.
     fn runs<B: Batch>(batch: &B, table: &Self::Table, ranks: usize, rank: usize, each: impl FnMut(Run));
 
     /// The token at index `local` of the rank.
+    ///
+    /// # Panics
+    /// May panic if the rank has no such row.
     fn token<B: Batch>(batch: &B, table: &Self::Table, ranks: usize, rank: usize, local: usize) -> usize;
 
     /// The rank that holds `token`, and its index there.
+    ///
+    /// # Panics
+    /// May panic if the batch has no such token.
     fn locate<B: Batch>(batch: &B, table: &Self::Table, ranks: usize, token: usize) -> (usize, usize);
 }

@@ -1,23 +1,29 @@
-//! stub
-use crate::layout::Batch;
-use crate::order::{Run, TokenOrder};
-/// stub
+//! The natural order: rank 0 holds everything. What a single rank uses.
+
+use crate::order::{LineOrder, Run};
+
+/// Rank 0 holds every row, in order; other ranks, if there are any, hold none.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Natural;
-impl TokenOrder for Natural {
+
+impl LineOrder for Natural {
     const NAME: &'static str = "natural";
-    type Table = ();
-    fn table<B: Batch>(_: &B, _: usize) {}
-    fn rows<B: Batch>(_: &B, _: &(), _: usize, _: usize) -> usize {
-        todo!()
+
+    fn rows(len: usize, _ranks: usize, rank: usize) -> usize {
+        if rank == 0 { len } else { 0 }
     }
-    fn runs<B: Batch>(_: &B, _: &(), _: usize, _: usize, _: impl FnMut(Run)) {
-        todo!()
+
+    fn runs(len: usize, _ranks: usize, rank: usize, mut each: impl FnMut(Run)) {
+        if rank == 0 && len > 0 {
+            each(Run { start: 0, step: 1, len });
+        }
     }
-    fn token<B: Batch>(_: &B, _: &(), _: usize, _: usize, _: usize) -> usize {
-        todo!()
+
+    fn row(_len: usize, _ranks: usize, _rank: usize, local: usize) -> usize {
+        local
     }
-    fn locate<B: Batch>(_: &B, _: &(), _: usize, _: usize) -> (usize, usize) {
-        todo!()
+
+    fn locate(_len: usize, _ranks: usize, row: usize) -> (usize, usize) {
+        (0, row)
     }
 }

@@ -1,23 +1,82 @@
-//! stub
-use crate::layout::Batch;
-use crate::order::{Run, TokenOrder};
-/// stub
+//! The striped order: stripes of rows dealt out in turn.
+
+use crate::order::contiguous::{Contiguous, block_of, block_start};
+use crate::order::{LineOrder, Run};
+
+/// Stripes of `STRIPE` rows dealt out in turn: rank `r` holds stripes `r`, `r + W`, `r + 2W`, ... of the whole
+/// rounds. What is left, fewer than `STRIPE * W` rows, is dealt out in blocks as even as possible, so that ranks
+/// differ by at most one row.
+///
+/// Striped Attention (Brandon et al., 2023) has `STRIPE = 1`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Striped<const STRIPE: usize = 1>;
-impl<const STRIPE: usize> TokenOrder for Striped<STRIPE> {
+
+/// A line of rows: whole rounds, then the tail.
+struct Line {
+    /// Rows of a round.
+    round: usize,
+    /// Whole rounds.
+    rounds: usize,
+    /// Rows of whole rounds; where the tail starts.
+    whole: usize,
+    /// Rows of the tail.
+    tail: usize,
+}
+
+impl<const STRIPE: usize> Striped<STRIPE> {
+    fn line(len: usize, ranks: usize) -> Line {
+        const { assert!(STRIPE > 0, "a stripe has at least one row") };
+        // A round that does not fit a number is longer than any line.
+        let round = STRIPE.saturating_mul(ranks);
+        let rounds = len / round;
+        Line { round, rounds, whole: rounds * round, tail: len % round }
+    }
+}
+
+impl<const STRIPE: usize> LineOrder for Striped<STRIPE> {
     const NAME: &'static str = "striped";
-    type Table = ();
-    fn table<B: Batch>(_: &B, _: usize) {}
-    fn rows<B: Batch>(_: &B, _: &(), _: usize, _: usize) -> usize {
-        todo!()
+    const VARIANT: usize = STRIPE;
+
+    fn rows(len: usize, ranks: usize, rank: usize) -> usize {
+        let line = Self::line(len, ranks);
+        line.rounds * STRIPE + Contiguous::rows(line.tail, ranks, rank)
     }
-    fn runs<B: Batch>(_: &B, _: &(), _: usize, _: usize, _: impl FnMut(Run)) {
-        todo!()
+
+    fn runs(len: usize, ranks: usize, rank: usize, mut each: impl FnMut(Run)) {
+        if STRIPE == 1 || ranks == 1 {
+            // One run: with stripes of one row, the tail continues the rounds.
+            let rows = Self::rows(len, ranks, rank);
+            if rows > 0 {
+                each(Run { start: rank, step: ranks, len: rows });
+            }
+            return;
+        }
+        let line = Self::line(len, ranks);
+        for round in 0..line.rounds {
+            each(Run { start: round * line.round + rank * STRIPE, step: 1, len: STRIPE });
+        }
+        Contiguous::runs(line.tail, ranks, rank, |run| each(Run { start: line.whole + run.start, ..run }));
     }
-    fn token<B: Batch>(_: &B, _: &(), _: usize, _: usize, _: usize) -> usize {
-        todo!()
+
+    fn row(len: usize, ranks: usize, rank: usize, local: usize) -> usize {
+        let line = Self::line(len, ranks);
+        let (round, at) = (local / STRIPE, local % STRIPE);
+        if round < line.rounds {
+            round * line.round + rank * STRIPE + at
+        } else {
+            line.whole + block_start(line.tail, ranks, rank) + local - line.rounds * STRIPE
+        }
     }
-    fn locate<B: Batch>(_: &B, _: &(), _: usize, _: usize) -> (usize, usize) {
-        todo!()
+
+    fn locate(len: usize, ranks: usize, row: usize) -> (usize, usize) {
+        let line = Self::line(len, ranks);
+        if row < line.whole {
+            let at = row % line.round;
+            (at / STRIPE, row / line.round * STRIPE + at % STRIPE)
+        } else {
+            let at = row - line.whole;
+            let rank = block_of(line.tail, ranks, at);
+            (rank, line.rounds * STRIPE + at - block_start(line.tail, ranks, rank))
+        }
     }
 }

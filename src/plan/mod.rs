@@ -1,5 +1,18 @@
 //! Plans: what each rank computes and sends, made from mask and order without communication.
+//!
+//! A strategy writes a [`Program`] per rank: a short list of steps that the one executor walks through. Being data, a
+//! program can be printed, counted ([`Program::rows_sent`]) and checked ([`check`]) before anything runs.
 
+mod check;
 mod piece;
+mod program;
+mod rows;
+mod tile;
+mod view;
 
+pub use check::check;
 pub use piece::Piece;
+pub use program::{Content, Program, Step, Transfer};
+pub use rows::RowSet;
+pub use tile::{tile, touched};
+pub use view::View;

@@ -1,0 +1,210 @@
+//! The handler: everything that a model needs to know about context parallelism, behind one type.
+//!
+//! [`CpHandler`] stands between a model and a strategy. The model asks it to cut batches ([`CpHandler::dispatch`],
+//! [`CpHandler::get_batch_on_this_cp_rank`]), to rotate queries and keys by their positions, to roll labels, and to
+//! attend; it never sees ranks, chunks or messages. Every operation has its adjoint.
+
+mod cache;
+mod movement;
+mod roll;
+mod rotary;
+
+pub use movement::{FullGradient, LocalBatch, Partial, Replicated, WholeBatch};
+pub use roll::{Roll, Rollable};
+pub use rotary::Rotary;
+
+use std::marker::PhantomData;
+use std::sync::Arc;
+
+use crate::comm::Communicator;
+use crate::error::{LayoutError, PlacementError, Result, SupportError};
+use crate::handler::cache::Cache;
+use crate::layout::{Batch, Layout};
+use crate::mask::Mask;
+use crate::ops::Ops;
+use crate::ops::attention::AttentionShape;
+use crate::order::{Placement, Shard, TokenOrder};
+use crate::strategy::executor::{AttentionPlan, AttentionSaved, Execute};
+use crate::strategy::{CpStrategy, HeadExchange, Kernel, Supports};
+use crate::tensor::{Device, ElemMatrix, Storage};
+
+/// A shard of `D`'s storage type in the order of strategy `H`.
+pub type ElemShard<H, L, D> = Shard<<H as CpStrategy>::Order, L, <D as Device>::Elem, <D as Device>::Storage>;
+
+/// One rank's handler for strategy `H` and layout `L` over communicator `C`.
+///
+/// It lives as long as the model does; placements and plans come and go with batches and are kept in a small cache.
+pub struct CpHandler<H: CpStrategy, L: Layout, C> {
+    strategy: H,
+    comm: C,
+    cache: Cache<H, L>,
+    layout: PhantomData<L>,
+}
+
+/// What the backward pass of [`CpHandler::core_attn`] needs.
+pub struct CoreAttention<D: Device, K: Kernel> {
+    shape: AttentionShape,
+    saved: AttentionSaved<D, K>,
+}
+
+impl<D: Device, K: Kernel> CoreAttention<D, K> {
+    /// Output and log-sum-exp as the kernel left them.
+    pub fn saved(&self) -> &AttentionSaved<D, K> {
+        &self.saved
+    }
+}
+
+impl<H: CpStrategy, L: Layout, C> CpHandler<H, L, C> {
+    /// A handler for this rank of `comm`.
+    ///
+    /// # Errors
+    /// If the strategy's degree is not the number of ranks.
+    pub fn new<S: Storage>(strategy: H, comm: C) -> Result<Self>
+    where
+        C: Communicator<S>,
+    {
+        let (degree, size) = (strategy.degree(), comm.size());
+        if degree == 0 {
+            return Err(PlacementError::ZeroDegree.into());
+        }
+        if degree != size {
+            return Err(PlacementError::Degree { strategy: H::NAME, degree, size }.into());
+        }
+        Ok(CpHandler { strategy, cache: Cache::new(comm.rank(), size), comm, layout: PhantomData })
+    }
+
+    /// The strategy.
+    pub fn strategy(&self) -> &H {
+        &self.strategy
+    }
+
+    /// The communicator.
+    pub fn comm(&self) -> &C {
+        &self.comm
+    }
+
+    /// This rank.
+    pub fn rank(&self) -> usize {
+        self.cache.rank()
+    }
+
+    /// Number of ranks that share a sequence.
+    pub fn ranks(&self) -> usize {
+        self.cache.ranks()
+    }
+
+    /// Deals a batch out to the ranks. The same batch gives the same placement.
+    pub fn place(&self, batch: impl Into<Arc<L::Batch>>) -> Result<Arc<Placement<H::Order, L>>> {
+        self.cache.placement(batch.into())
+    }
+
+    /// How this rank attends under `mask`: one plan per mask serves all layers with that mask.
+    ///
+    /// # Errors
+    /// If the mask does not fit the batch.
+    pub fn plan(
+        &self,
+        placement: &Arc<Placement<H::Order, L>>,
+        mask: &Mask,
+    ) -> Result<Arc<AttentionPlan<H::Order, L>>> {
+        self.cache.plan(placement, mask)
+    }
+
+    /// Attention of this rank's queries to the keys of all ranks.
+    ///
+    /// `q [rows, q_heads * qk_dim]`, `k [rows, kv_heads * qk_dim]`, `v [rows, kv_heads * v_dim]`; returns
+    /// `[rows, q_heads * v_dim]`, 0 for padding and for queries that attend nothing.
+    ///
+    /// # Errors
+    /// Shards of another placement than the plan's, widths that do not fit the shape, heads that cannot be shared
+    /// out, and failures of other ranks.
+    #[allow(clippy::too_many_arguments)]
+    pub fn core_attn<K, D>(
+        &self,
+        device: &D,
+        plan: &AttentionPlan<H::Order, L>,
+        shape: &AttentionShape,
+        q: &ElemShard<H, L, D>,
+        k: &ElemShard<H, L, D>,
+        v: &ElemShard<H, L, D>,
+    ) -> Result<(ElemShard<H, L, D>, CoreAttention<D, K>)>
+    where
+        H: Supports<L, K>,
+        K: Kernel,
+        D: Ops,
+        C: Communicator<D::Storage>,
+    {
+        let qkv = self.operands::<D>(plan, shape, q, k, v)?;
+        let (out, saved) = H::Executor::forward(device, &self.comm, plan, shape, qkv)?;
+        let out = Shard::new(out, plan.placement().clone())?;
+        Ok((out, CoreAttention { shape: *shape, saved }))
+    }
+
+    /// Gradients of queries, keys and values from `dout [rows, q_heads * v_dim]`; operands as in the forward call.
+    #[allow(clippy::too_many_arguments)]
+    pub fn core_attn_backward<K, D>(
+        &self,
+        device: &D,
+        plan: &AttentionPlan<H::Order, L>,
+        q: &ElemShard<H, L, D>,
+        k: &ElemShard<H, L, D>,
+        v: &ElemShard<H, L, D>,
+        forward: &CoreAttention<D, K>,
+        dout: &ElemShard<H, L, D>,
+    ) -> Result<[ElemShard<H, L, D>; 3]>
+    where
+        H: Supports<L, K>,
+        K: Kernel,
+        D: Ops,
+        C: Communicator<D::Storage>,
+    {
+        let shape = &forward.shape;
+        let qkv = self.operands::<D>(plan, shape, q, k, v)?;
+        plan.placement().expect_same("the plan", dout.placement(), "the output gradient")?;
+        expect_features("the output gradient", shape.out_width(), dout.matrix().cols())?;
+        let gradients = H::Executor::backward(device, &self.comm, plan, shape, qkv, &forward.saved, dout.matrix())?;
+        let [dq, dk, dv] = gradients.map(|gradient| Shard::new(gradient, plan.placement().clone()));
+        Ok([dq?, dk?, dv?])
+    }
+
+    #[allow(clippy::type_complexity)]
+    fn operands<'a, D: Device>(
+        &self,
+        plan: &AttentionPlan<H::Order, L>,
+        shape: &AttentionShape,
+        q: &'a ElemShard<H, L, D>,
+        k: &'a ElemShard<H, L, D>,
+        v: &'a ElemShard<H, L, D>,
+    ) -> Result<[&'a ElemMatrix<D>; 3]> {
+        if shape.kv_heads == 0 || !shape.q_heads.is_multiple_of(shape.kv_heads) {
+            let (q_heads, kv_heads) = (shape.q_heads, shape.kv_heads);
+            return Err(SupportError::Numbers(format!(
+                "{q_heads} query heads do not share {kv_heads} key/value heads evenly: use a multiple"
+            ))
+            .into());
+        }
+        H::Heads::heads_per_rank(shape.q_heads, self.ranks())?;
+        let widths = [shape.q_width(), shape.k_width(), shape.v_width()];
+        for ((name, shard), width) in [("queries", q), ("keys", k), ("values", v)].into_iter().zip(widths) {
+            plan.placement().expect_same("the plan", shard.placement(), name)?;
+            expect_features(name, width, shard.matrix().cols())?;
+        }
+        Ok([q.matrix(), k.matrix(), v.matrix()])
+    }
+}
+
+fn expect_features(what: &'static str, expected: usize, found: usize) -> Result<()> {
+    match expected == found {
+        true => Ok(()),
+        false => Err(LayoutError::Features { what, expected, found }.into()),
+    }
+}
+
+fn expect_batch<O: TokenOrder, L: Layout>(placement: &Placement<O, L>, batch: &Arc<L::Batch>) -> Result<()> {
+    if Arc::ptr_eq(placement.batch(), batch) || placement.batch() == batch {
+        return Ok(());
+    }
+    let describe = |batch: &L::Batch| format!("{} documents of {} tokens in all", batch.documents(), batch.tokens());
+    let (left, right) = (describe(placement.batch()), describe(batch));
+    Err(PlacementError::Mismatch { left_name: "the placement", left, right_name: "the tensor", right }.into())
+}

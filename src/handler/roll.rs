@@ -1,0 +1,202 @@
+//! Rolling shards by any number of tokens, within documents: one exchange for any number of tensors.
+
+use std::sync::Arc;
+
+use crate::comm::{Communicator, Parcel, Receive, Send, open};
+use crate::error::Result;
+use crate::handler::CpHandler;
+use crate::layout::Layout;
+use crate::ops::rows::Rows;
+use crate::order::{Placement, Shard, TokenOrder};
+use crate::strategy::CpStrategy;
+use crate::tensor::{Element, Matrix};
+
+/// Where the rows of a rolled shard come from.
+#[derive(Debug)]
+pub(super) struct Moves {
+    /// Pairs of (source row, target row) on this rank.
+    own: (Vec<usize>, Vec<usize>),
+    /// Rows that go to each rank, in the order of its target rows.
+    send: Vec<Vec<usize>>,
+    /// Target rows of what comes from each rank.
+    receive: Vec<Vec<usize>>,
+}
+
+impl Moves {
+    fn new<O: TokenOrder, L: Layout>(placement: &Placement<O, L>, offset: i64) -> Self {
+        let (rank, ranks) = (placement.rank(), placement.ranks());
+        let mut moves =
+            Moves { own: (Vec::new(), Vec::new()), send: vec![Vec::new(); ranks], receive: vec![Vec::new(); ranks] };
+        for reader in 0..ranks {
+            for (row, source) in placement.rolled_sources(reader, offset).into_iter().enumerate() {
+                let Some((owner, local)) = source.map(|token| placement.locate(token)) else { continue };
+                match (owner == rank, reader == rank) {
+                    (true, true) => {
+                        moves.own.0.push(placement.row_of(rank, local));
+                        moves.own.1.push(row);
+                    }
+                    (true, false) => moves.send[reader].push(placement.row_of(rank, local)),
+                    (false, true) => moves.receive[owner].push(row),
+                    (false, false) => {}
+                }
+            }
+        }
+        moves
+    }
+
+    /// What undoes it: every row goes back to where it came from.
+    fn reversed(&self) -> Moves {
+        Moves { own: (self.own.1.clone(), self.own.0.clone()), send: self.receive.clone(), receive: self.send.clone() }
+    }
+}
+
+/// A tensor to roll; [`Roll`] is the one implementation.
+pub trait Rollable<D: Rows> {
+    /// Rows that go to another rank.
+    fn pack(&self, device: &D, rows: &[usize]) -> Parcel<D::Storage>;
+    /// What is expected from another rank.
+    fn expect(&self, from: usize, rows: usize) -> Receive;
+    /// Starts the result: the fill value, and the rows that stay on this rank.
+    fn start(&mut self, device: &D, sources: &[usize], targets: &[usize]);
+    /// Puts rows of another rank in their place.
+    fn place(&mut self, device: &D, from: usize, parcel: Parcel<D::Storage>, targets: &[usize]) -> Result<()>;
+}
+
+/// A shard to roll, the value for rows that nothing is rolled into, and the result.
+pub struct Roll<'a, O: TokenOrder, L: Layout, T, S: crate::tensor::Storage> {
+    shard: &'a Shard<O, L, T, S>,
+    fill: T,
+    rolled: Option<Matrix<T, S>>,
+}
+
+impl<'a, O: TokenOrder, L: Layout, T: Element, S: crate::tensor::Storage> Roll<'a, O, L, T, S> {
+    /// Rolls `shard`; rows without a source get `fill`.
+    pub fn new(shard: &'a Shard<O, L, T, S>, fill: T) -> Self {
+        Roll { shard, fill, rolled: None }
+    }
+
+    /// The rolled shard; the shard itself if it was never rolled by a handler.
+    pub fn finish<D: Rows<Storage = S>>(self, device: &D) -> Result<Shard<O, L, T, S>> {
+        let source = self.shard.matrix();
+        let copy = || Matrix::new(device.duplicate(source.buffer()), source.rows(), source.cols());
+        Shard::new(self.rolled.unwrap_or_else(copy), self.shard.placement().clone())
+    }
+}
+
+impl<O: TokenOrder, L: Layout, T: Element, D: Rows> Rollable<D> for Roll<'_, O, L, T, D::Storage> {
+    fn pack(&self, device: &D, rows: &[usize]) -> Parcel<D::Storage> {
+        let source = self.shard.matrix();
+        let mut packed = device.matrix(rows.len(), source.cols());
+        device.gather_rows(source, rows, &mut packed, 0);
+        packed.into_buffer().into()
+    }
+
+    fn expect(&self, from: usize, rows: usize) -> Receive {
+        Receive::of::<T>(from, rows * self.shard.matrix().cols())
+    }
+
+    fn start(&mut self, device: &D, sources: &[usize], targets: &[usize]) {
+        let source = self.shard.matrix();
+        let (rows, cols) = (source.rows(), source.cols());
+        let mut rolled = Matrix::new(device.upload(&vec![self.fill; rows * cols]), rows, cols);
+        let mut kept = device.matrix(sources.len(), cols);
+        device.gather_rows(source, sources, &mut kept, 0);
+        device.scatter_rows(&kept, targets, &mut rolled, 0);
+        self.rolled = Some(rolled);
+    }
+
+    fn place(&mut self, device: &D, from: usize, parcel: Parcel<D::Storage>, targets: &[usize]) -> Result<()> {
+        let rows = Matrix::new(open(parcel, from, "roll")?, targets.len(), self.shard.matrix().cols());
+        if let Some(rolled) = &mut self.rolled {
+            device.scatter_rows(&rows, targets, rolled, 0);
+        }
+        Ok(())
+    }
+}
+
+impl<H: CpStrategy, L: Layout, C> CpHandler<H, L, C> {
+    /// The shard of `y` with `y[p] = x[p + offset]` within each document's valid tokens, `fill` elsewhere.
+    ///
+    /// An offset of 1 is Megatron's `roll_tensor` with `shifts=-1`: each token's row holds its successor.
+    #[doc(alias = "roll_tensor")]
+    pub fn roll<T: Element, D: Rows>(
+        &self,
+        device: &D,
+        shard: &Shard<H::Order, L, T, D::Storage>,
+        offset: i64,
+        fill: T,
+    ) -> Result<Shard<H::Order, L, T, D::Storage>>
+    where
+        C: Communicator<D::Storage>,
+    {
+        let mut roll = Roll::new(shard, fill);
+        self.roll_all(device, shard.placement(), offset, &mut [&mut roll])?;
+        roll.finish(device)
+    }
+
+    /// Rolls several tensors of one placement in one exchange.
+    pub fn roll_all<D: Rows>(
+        &self,
+        device: &D,
+        placement: &Arc<Placement<H::Order, L>>,
+        offset: i64,
+        tensors: &mut [&mut dyn Rollable<D>],
+    ) -> Result<()>
+    where
+        C: Communicator<D::Storage>,
+    {
+        let moves = self.moves(placement, offset)?;
+        self.run(device, &moves, tensors)
+    }
+
+    /// The adjoint of [`CpHandler::roll`]: every row's gradient goes back to the row that it was rolled from, 0 where
+    /// a row was rolled nowhere.
+    pub fn roll_adjoint<T: Element, D: Rows>(
+        &self,
+        device: &D,
+        gradient: &Shard<H::Order, L, T, D::Storage>,
+        offset: i64,
+    ) -> Result<Shard<H::Order, L, T, D::Storage>>
+    where
+        C: Communicator<D::Storage>,
+    {
+        let moves = self.moves(gradient.placement(), offset)?.reversed();
+        let mut roll = Roll::new(gradient, T::zeroed());
+        self.run(device, &moves, &mut [&mut roll])?;
+        roll.finish(device)
+    }
+
+    fn moves(&self, placement: &Arc<Placement<H::Order, L>>, offset: i64) -> Result<Arc<Moves>> {
+        // Spread, so that it does not meet the keys of rotary tables.
+        let key = (offset as u64).wrapping_mul(0x9E37_79B9_7F4A_7C15) ^ 0x726F_6C6C;
+        self.cache.other(placement, key, || Ok(Moves::new(placement, offset)))
+    }
+
+    fn run<D: Rows>(&self, device: &D, moves: &Moves, tensors: &mut [&mut dyn Rollable<D>]) -> Result<()>
+    where
+        C: Communicator<D::Storage>,
+    {
+        let peers =
+            |rows: &Vec<Vec<usize>>| -> Vec<usize> { (0..rows.len()).filter(|&peer| !rows[peer].is_empty()).collect() };
+        let (mut sends, mut receives) = (Vec::new(), Vec::new());
+        for tensor in tensors.iter() {
+            for to in peers(&moves.send) {
+                sends.push(Send { to, parcel: tensor.pack(device, &moves.send[to]) });
+            }
+            for from in peers(&moves.receive) {
+                receives.push(tensor.expect(from, moves.receive[from].len()));
+            }
+        }
+        let pending = self.comm.exchange("roll", sends, receives)?;
+        for tensor in tensors.iter_mut() {
+            tensor.start(device, &moves.own.0, &moves.own.1);
+        }
+        let mut parcels = pending.wait()?.parcels.into_iter();
+        for tensor in tensors.iter_mut() {
+            for (from, parcel) in peers(&moves.receive).into_iter().zip(&mut parcels) {
+                tensor.place(device, from, parcel, &moves.receive[from])?;
+            }
+        }
+        Ok(())
+    }
+}

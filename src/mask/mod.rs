@@ -1,0 +1,72 @@
+//! Masks as bands: every mask is a list of disjoint rectangles of (query, key) cells with a diagonal range.
+//!
+//! Queries and keys are tokens of the batch (global indices, padding included in the counting).
+
+mod band;
+mod lower;
+mod slice;
+
+pub use band::Band;
+pub use slice::{Slice, SliceKind};
+
+use std::ops::Range;
+
+/// What each query may attend to. Except for [`Mask::Slices`] it is applied within each document.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Mask {
+    /// Every valid token of the document.
+    Full,
+    /// The token itself and everything before it.
+    Causal,
+    /// The token itself, `left` tokens before it and `right` after it; `None` is unlimited.
+    Window {
+        /// Tokens to the left.
+        left: Option<usize>,
+        /// Tokens to the right.
+        right: Option<usize>,
+    },
+    /// Causal, but the first `prefix[document]` tokens of each document are seen by all of it.
+    Prefix(Vec<usize>),
+    /// Explicit slices over the tokens of the batch, which must not overlap. Padding is never attended.
+    Slices(Vec<Slice>),
+}
+
+impl Mask {
+    /// A causal window of `width` tokens, the token itself among them (Hugging Face's `sliding_window`).
+    pub fn sliding(width: usize) -> Mask {
+        Mask::Window { left: Some(width.saturating_sub(1)), right: Some(0) }
+    }
+}
+
+/// A mask applied to a batch: disjoint bands, sorted by first query, then by first key. Every band has cells and is
+/// shrunk to them.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Default)]
+pub struct Bands(Vec<Band>);
+
+impl Bands {
+    /// The bands.
+    pub fn as_slice(&self) -> &[Band] {
+        &self.0
+    }
+
+    /// Attended cells in all.
+    pub fn area(&self) -> u64 {
+        self.0.iter().map(Band::area).fold(0, u64::saturating_add)
+    }
+
+    /// Whether query `q` attends key `k`. Looks at every band.
+    pub fn contains(&self, q: i64, k: i64) -> bool {
+        self.0.iter().any(|band| band.contains(q, k))
+    }
+
+    /// The part with queries in `q` and keys in `k`.
+    pub fn intersect(&self, q: Range<i64>, k: Range<i64>) -> Bands {
+        Bands::sorted(self.0.iter().filter_map(|band| band.intersect(q.clone(), k.clone())).collect())
+    }
+
+    /// Bands that are shrunk and disjoint, put in order.
+    fn sorted(mut bands: Vec<Band>) -> Bands {
+        bands.sort_by_key(|band| (band.q.start, band.k.start, band.d_lo));
+        Bands(bands)
+    }
+}

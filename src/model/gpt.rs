@@ -1,0 +1,330 @@
+//! The GPT: blocks of attention and MLP over a shard, forward and backward.
+
+use std::marker::PhantomData;
+use std::path::Path;
+use std::sync::Arc;
+
+use crate::comm::Communicator;
+use crate::error::{ModelError, Result};
+use crate::handler::{CoreAttention, CpHandler, ElemShard, Rotary};
+use crate::layout::{Batch, Layout};
+use crate::mask::Mask;
+use crate::model::architecture::{Architecture, FromConfig};
+use crate::model::layer::{Layer, Mixed, Projected};
+use crate::model::parameters::{Gradients, Master, ParameterList, Parameters};
+use crate::model::{Config, init, weights};
+use crate::ops::Ops;
+use crate::ops::attention::AttentionShape;
+use crate::order::{Placement, Shard};
+use crate::rope::Rope;
+use crate::strategy::executor::AttentionPlan;
+use crate::strategy::{CpStrategy, Flash, Kernel, Supports};
+use crate::tensor::{AccMatrix, Buffer, Cpu, Device, ElemMatrix};
+
+/// A GPT for strategy `H`, layout `L`, attention kernel `K`, device (with storage type) `D` and architecture `A`.
+///
+/// `GptModel::<Ring, Thd>::new(..)` uses `Flash` on `Cpu<f32>`. A combination that is not in the support table does
+/// not compile. The model does not hold the communicator: [`CpHandler`] does, and is passed to each call.
+pub struct GptModel<H, L, K = Flash, D: Device = Cpu<f32>, A = FromConfig> {
+    device: D,
+    config: Config,
+    parameters: Parameters<D>,
+    /// The output layer `[hidden, vocab]` where it is tied: the embedding table, transposed.
+    tied: Option<ElemMatrix<D>>,
+    rope: Rope,
+    /// Mask of each layer.
+    masks: Vec<Mask>,
+    shape: AttentionShape,
+    recompute: bool,
+    types: PhantomData<(H, L, K, A)>,
+}
+
+/// What one forward pass leaves for the backward pass.
+pub struct Activations<H: CpStrategy, L: Layout, K: Kernel, D: Device> {
+    placement: Arc<Placement<H::Order, L>>,
+    tokens: Buffer<i64, D::Storage>,
+    rotary: Arc<Rotary<H, L, D>>,
+    /// One per layer; layers with the same mask share it.
+    plans: Vec<Arc<AttentionPlan<H::Order, L>>>,
+    blocks: Vec<BlockActivations<H, L, K, D>>,
+    /// Output of the last block.
+    last: ElemMatrix<D>,
+    reciprocal: AccMatrix<D>,
+    hidden: ElemMatrix<D>,
+}
+
+impl<H: CpStrategy, L: Layout, K: Kernel, D: Device> Activations<H, L, K, D> {
+    /// Features after the final norm, `[rows, hidden]`; what the output layer sees.
+    pub fn hidden(&self) -> &ElemMatrix<D> {
+        &self.hidden
+    }
+
+    /// Where the tokens are.
+    pub fn placement(&self) -> &Arc<Placement<H::Order, L>> {
+        &self.placement
+    }
+
+    /// The attention plan of each layer.
+    pub fn plans(&self) -> &[Arc<AttentionPlan<H::Order, L>>] {
+        &self.plans
+    }
+}
+
+/// A block's input, and its inside unless that is recomputed.
+struct BlockActivations<H: CpStrategy, L: Layout, K: Kernel, D: Device> {
+    x: ElemMatrix<D>,
+    inside: Option<BlockInside<H, L, K, D>>,
+}
+
+struct BlockInside<H: CpStrategy, L: Layout, K: Kernel, D: Device> {
+    projected: Projected<D>,
+    /// Queries, keys and values, rotated.
+    qkv: [ElemShard<H, L, D>; 3],
+    core: CoreAttention<D, K>,
+    attended: ElemShard<H, L, D>,
+    mixed: Mixed<D>,
+}
+
+impl<H, L, K, D, A> GptModel<H, L, K, D, A>
+where
+    D: Ops,
+{
+    /// A model with fresh weights; the same for every strategy, layout and number of ranks.
+    ///
+    /// # Errors
+    /// If the configuration does not fit the architecture `A`.
+    pub fn new(device: D, config: &Config, seed: u64) -> Result<Self>
+    where
+        H: Supports<L, K>,
+        L: Layout,
+        K: Kernel,
+        A: Architecture,
+    {
+        let master = init::fresh(&device, config, &ParameterList::new(config), seed)?;
+        Self::from_master(device, config, &master)
+    }
+
+    /// A model with the weights of a Hugging Face folder (`config.json` and safetensors).
+    pub fn load(device: D, folder: &Path) -> Result<Self>
+    where
+        H: Supports<L, K>,
+        L: Layout,
+        K: Kernel,
+        A: Architecture,
+    {
+        let config = Config::read(folder)?;
+        let parameters = weights::load(&device, folder, &ParameterList::new(&config))?;
+        Self::from_parameters(device, &config, parameters)
+    }
+
+    /// A model whose weights are `master` rounded to the storage type.
+    pub fn from_master(device: D, config: &Config, master: &Master<D>) -> Result<Self>
+    where
+        H: Supports<L, K>,
+        L: Layout,
+        K: Kernel,
+        A: Architecture,
+    {
+        let parameters = master.working(&device);
+        Self::from_parameters(device, config, parameters)
+    }
+
+    /// A model with these weights.
+    pub fn from_parameters(device: D, config: &Config, parameters: Parameters<D>) -> Result<Self>
+    where
+        H: Supports<L, K>,
+        L: Layout,
+        K: Kernel,
+        A: Architecture,
+    {
+        config.check()?;
+        A::check(config)?;
+        let window = |window: &Option<usize>| window.map_or(Mask::Causal, Mask::sliding);
+        let shape = AttentionShape {
+            q_heads: config.heads,
+            kv_heads: config.kv_heads,
+            qk_dim: config.head_dim,
+            v_dim: config.head_dim,
+            scale: 1.0 / (config.head_dim as f64).sqrt(),
+        };
+        let mut model = GptModel {
+            device,
+            config: config.clone(),
+            tied: None,
+            rope: Rope::new(config.rope.clone())?,
+            masks: config.windows.iter().map(window).collect(),
+            shape,
+            recompute: false,
+            parameters,
+            types: PhantomData,
+        };
+        model.refresh_tied();
+        Ok(model)
+    }
+
+    /// Whether the backward pass computes the inside of each block again, instead of keeping it: one forward pass
+    /// more, about a tenth of the memory.
+    pub fn with_recompute(mut self, recompute: bool) -> Self {
+        self.recompute = recompute;
+        self
+    }
+
+    /// The configuration.
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// The device.
+    pub fn device(&self) -> &D {
+        &self.device
+    }
+
+    /// The weights.
+    pub fn parameters(&self) -> &Parameters<D> {
+        &self.parameters
+    }
+
+    /// Head counts and sizes of the attention calls.
+    pub fn attention_shape(&self) -> &AttentionShape {
+        &self.shape
+    }
+
+    /// The mask of each layer.
+    pub fn masks(&self) -> &[Mask] {
+        &self.masks
+    }
+
+    /// Gradients of zero.
+    pub fn zero_gradients(&self) -> Gradients<D> {
+        Gradients::<D>::zeros(&self.device, self.parameters.list())
+    }
+
+    /// Takes over changed master weights.
+    pub fn update(&mut self, master: &Master<D>) {
+        master.refresh(&self.device, &mut self.parameters);
+        self.refresh_tied();
+    }
+
+    fn refresh_tied(&mut self) {
+        let list = self.parameters.list();
+        self.tied = list.head.is_none().then(|| self.device.transpose(&self.parameters[list.embedding]));
+    }
+
+    /// The output layer, `[hidden, vocab]`.
+    pub(super) fn head(&self) -> &ElemMatrix<D> {
+        match (&self.tied, self.parameters.list().head) {
+            (None, Some(head)) => &self.parameters[head],
+            (Some(tied), _) => tied,
+            (None, None) => unreachable!("a model without an output layer of its own has a tied one"),
+        }
+    }
+
+    fn layer(&self, index: usize) -> Layer<'_, D> {
+        let ids = &self.parameters.list().layers[index];
+        Layer { device: &self.device, config: &self.config, ids, parameters: &self.parameters }
+    }
+}
+
+impl<H, L, K, D, A> GptModel<H, L, K, D, A>
+where
+    H: Supports<L, K>,
+    L: Layout,
+    K: Kernel,
+    D: Ops,
+{
+    /// Runs the blocks on this rank's tokens `[rows, 1]`.
+    ///
+    /// # Errors
+    /// Ids outside the vocabulary, and failures of other ranks.
+    pub fn forward<C: Communicator<D::Storage>>(
+        &self,
+        handler: &CpHandler<H, L, C>,
+        tokens: &Shard<H::Order, L, i64, D::Storage>,
+    ) -> Result<Activations<H, L, K, D>> {
+        self.check_tokens(tokens)?;
+        let placement = tokens.placement().clone();
+        let rotary = handler.get_emb_on_this_cp_rank(&self.device, &self.rope, &placement)?;
+        let plans = self.masks.iter().map(|mask| handler.plan(&placement, mask)).collect::<Result<Vec<_>>>()?;
+        let list = self.parameters.list();
+        let mut x = self.device.embed(&self.parameters[list.embedding], tokens.matrix().buffer());
+        let mut blocks = Vec::with_capacity(plans.len());
+        for (index, plan) in plans.iter().enumerate() {
+            let (y, inside) = self.block(index, handler, plan, &rotary, &x)?;
+            blocks.push(BlockActivations { x, inside: (!self.recompute).then_some(inside) });
+            x = y;
+        }
+        let norm = &self.parameters[list.norm];
+        let (hidden, reciprocal) = self.device.rms_norm(&x, norm, self.config.rms_norm_eps);
+        let tokens = self.device.duplicate(tokens.matrix().buffer());
+        Ok(Activations { placement, tokens, rotary, plans, blocks, last: x, reciprocal, hidden })
+    }
+
+    /// Adds to `gradients` what comes through the blocks and the embedding, from the gradient of
+    /// [`Activations::hidden`]. Gradients are this rank's summand; they are not yet summed over ranks.
+    pub fn backward<C: Communicator<D::Storage>>(
+        &self,
+        handler: &CpHandler<H, L, C>,
+        mut activations: Activations<H, L, K, D>,
+        dhidden: &ElemMatrix<D>,
+        gradients: &mut Gradients<D>,
+    ) -> Result<()> {
+        let list = self.parameters.list();
+        let (last, placement) = (&activations.last, activations.placement.clone());
+        let mut dx = self.device.matrix(last.rows(), last.cols());
+        let (norm, dnorm) = (&self.parameters[list.norm], &mut gradients[list.norm]);
+        self.device.rms_norm_backward(last, norm, &activations.reciprocal, dhidden, &mut dx, false, dnorm);
+        while let Some(BlockActivations { x, inside }) = activations.blocks.pop() {
+            let index = activations.blocks.len();
+            let (plan, rotary) = (&activations.plans[index], &*activations.rotary);
+            let inside = match inside {
+                Some(inside) => inside,
+                None => self.block(index, handler, plan, rotary, &x)?.1,
+            };
+            let layer = self.layer(index);
+            let dattended = layer.mix_backward(inside.attended.matrix(), &inside.mixed, &mut dx, gradients);
+            let dattended = Shard::new(dattended, placement.clone())?;
+            let [q, k, v] = &inside.qkv;
+            let [mut dq, mut dk, dv] =
+                handler.core_attn_backward(&self.device, plan, q, k, v, &inside.core, &dattended)?;
+            handler.apply_rotary_pos_emb_backward(&self.device, rotary, &mut dq, self.shape.q_heads)?;
+            handler.apply_rotary_pos_emb_backward(&self.device, rotary, &mut dk, self.shape.kv_heads)?;
+            let dqkv = [dq.into_matrix(), dk.into_matrix(), dv.into_matrix()];
+            layer.project_backward(&x, &inside.projected, dqkv, &mut dx, gradients);
+        }
+        self.device.embed_backward(&activations.tokens, &dx, &mut gradients[list.embedding]);
+        Ok(())
+    }
+
+    /// One block: its output, and what its backward needs.
+    #[allow(clippy::type_complexity)]
+    fn block<C: Communicator<D::Storage>>(
+        &self,
+        index: usize,
+        handler: &CpHandler<H, L, C>,
+        plan: &AttentionPlan<H::Order, L>,
+        rotary: &Rotary<H, L, D>,
+        x: &ElemMatrix<D>,
+    ) -> Result<(ElemMatrix<D>, BlockInside<H, L, K, D>)> {
+        let layer = self.layer(index);
+        let ([q, k, v], projected) = layer.project(x);
+        let shard = |matrix| Shard::new(matrix, plan.placement().clone());
+        let (mut q, mut k, v) = (shard(q)?, shard(k)?, shard(v)?);
+        handler.apply_rotary_pos_emb(&self.device, rotary, &mut q, self.shape.q_heads)?;
+        handler.apply_rotary_pos_emb(&self.device, rotary, &mut k, self.shape.kv_heads)?;
+        let (attended, core) = handler.core_attn::<K, D>(&self.device, plan, &self.shape, &q, &k, &v)?;
+        let (y, mixed) = layer.mix(x, attended.matrix());
+        Ok((y, BlockInside { projected, qkv: [q, k, v], core, attended, mixed }))
+    }
+
+    fn check_tokens(&self, tokens: &Shard<H::Order, L, i64, D::Storage>) -> Result<()> {
+        let vocab = self.config.vocab_size;
+        let ids = self.device.download(tokens.matrix().buffer());
+        let Some(row) = ids.iter().position(|id| !(0..vocab as i64).contains(id)) else { return Ok(()) };
+        let placement = tokens.placement();
+        let local = (0..ids.len()).find(|&local| placement.row_of(placement.rank(), local) == row).unwrap_or(row);
+        let token = placement.token_of(placement.rank(), local);
+        let sequence = placement.batch().document_of(token);
+        let position = token - placement.batch().document(sequence).start;
+        Err(ModelError::Token { token: ids[row], sequence, position, vocab }.into())
+    }
+}

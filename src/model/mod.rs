@@ -1,0 +1,16 @@
+//! The model: configuration, parameters and their files, fresh initialisation, forward and backward, loss.
+
+pub mod architecture;
+pub mod config;
+mod gpt;
+pub mod init;
+pub mod inputs;
+mod layer;
+pub mod loss;
+pub mod parameters;
+pub mod weights;
+
+pub use architecture::{Architecture, FixedHeads, FromConfig};
+pub use config::{Config, Family, Sizes};
+pub use gpt::{Activations, GptModel};
+pub use parameters::{Gradients, Master, Moments, ParameterId, ParameterList, Parameters};

@@ -1,0 +1,255 @@
+//! Reading, writing, sharding, and every kind of file that must be refused.
+
+use std::fs;
+
+use safetensors::SafeTensors;
+use safetensors::tensor::{TensorView, serialize};
+use tempfile::TempDir;
+
+use super::*;
+use crate::tensor::Cpu;
+
+type Tensors = Vec<(String, Dtype, Vec<usize>, Vec<u8>)>;
+
+fn golden(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/hf").join(name)
+}
+
+fn tensors(folder: &Path) -> Tensors {
+    let bytes = fs::read(folder.join(SINGLE)).unwrap();
+    let file = SafeTensors::deserialize(&bytes).unwrap();
+    let mut all: Tensors =
+        file.iter().map(|(name, t)| (name.into(), t.dtype(), t.shape().to_vec(), t.data().to_vec())).collect();
+    all.sort();
+    all
+}
+
+fn write(path: &Path, tensors: &[(String, Dtype, Vec<usize>, Vec<u8>)]) {
+    let view = |(name, dtype, shape, data): &'_ (String, Dtype, Vec<usize>, Vec<u8>)| {
+        (name.clone(), *dtype, shape.clone(), data.clone())
+    };
+    let owned: Vec<_> = tensors.iter().map(view).collect();
+    let views =
+        owned.iter().map(|(name, dtype, shape, data)| (name, TensorView::new(*dtype, shape.clone(), data).unwrap()));
+    fs::write(path, serialize(views, None).unwrap()).unwrap();
+}
+
+/// A copy of a golden case whose tensors can be changed.
+fn changed(name: &str, change: impl FnOnce(&mut Tensors)) -> TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    fs::copy(golden(name).join("config.json"), folder.path().join("config.json")).unwrap();
+    let mut all = tensors(&golden(name));
+    change(&mut all);
+    write(&folder.path().join(SINGLE), &all);
+    folder
+}
+
+fn open<T: Float>(folder: &Path) -> Result<(Config, Master<Cpu<T>>)> {
+    let config = Config::read(folder)?;
+    let list = ParameterList::new(&config);
+    let weights = load_master(&Cpu::<T>::new(1), folder, &list)?;
+    Ok((config, weights))
+}
+
+fn refused(folder: &Path) -> String {
+    let error = open::<f32>(folder).expect_err("must be refused");
+    assert!(error.is_input());
+    error.to_string()
+}
+
+#[test]
+fn golden_weights_survive_loading_and_saving_bit_for_bit() {
+    let mut cases = 0;
+    for entry in fs::read_dir(golden("")).unwrap() {
+        let folder = entry.unwrap().path();
+        let (config, weights) = open::<f32>(&folder).unwrap();
+        let out = tempfile::tempdir().unwrap();
+        save(&Cpu::<f32>::new(1), out.path(), &config, &weights, DType::F32).unwrap();
+        assert_eq!(tensors(out.path()), tensors(&folder), "{folder:?}");
+        assert_eq!(Config::read(out.path()).unwrap(), config);
+        let names = fs::read_dir(out.path()).unwrap().count();
+        assert_eq!(names, 2, "temporary files are left in {:?}", out.path());
+        let bytes = fs::read(out.path().join(SINGLE)).unwrap();
+        let (_, metadata) = SafeTensors::read_metadata(&bytes).unwrap();
+        assert_eq!(metadata.metadata().as_ref().unwrap()["format"], "pt");
+        cases += 1;
+    }
+    assert!(cases >= 5);
+}
+
+#[test]
+fn values_land_where_their_names_say() {
+    let folder = golden("llama_gqa");
+    let (_, weights) = open::<f32>(&folder).unwrap();
+    let name = "model.layers.1.self_attn.k_proj.weight";
+    let id = weights.list().find(name).unwrap();
+    let (_, _, shape, bytes) = tensors(&folder).into_iter().find(|tensor| tensor.0 == name).unwrap();
+    let file: Vec<f32> = bytes.as_chunks().0.iter().map(|&b| f32::from_le_bytes(b)).collect();
+    assert_eq!(shape, [32, 64]);
+    assert_eq!((weights[id].rows(), weights[id].cols()), (64, 32));
+    assert_eq!(weights[id].row(5)[7], file[7 * 64 + 5]);
+}
+
+#[test]
+fn every_float_type_is_read_and_written() {
+    let (config, single) = open::<f32>(&golden("qwen3_qknorm")).unwrap();
+    let id = single.list().layers[0].gate.weight;
+    let device = Cpu::<f32>::new(1);
+    for (dtype, torch, rounded) in [
+        (DType::Bf16, "bfloat16", (|x| bf16::from_f32(x).to_f32()) as fn(f32) -> f32),
+        (DType::F16, "float16", |x| f16::from_f32(x).to_f32()),
+        (DType::F64, "float64", |x| x),
+    ] {
+        let out = tempfile::tempdir().unwrap();
+        save(&device, out.path(), &config, &single, dtype).unwrap();
+        assert!(tensors(out.path()).iter().all(|tensor| tensor.1 == file_dtype(dtype).unwrap().0));
+        let text = fs::read_to_string(out.path().join("config.json")).unwrap();
+        assert!(text.contains(torch), "{text}");
+        let (_, back) = open::<f32>(out.path()).unwrap();
+        assert!(back[id].iter().zip(single[id].iter()).all(|(&b, &s)| b == rounded(s)), "{dtype}");
+        let (_, double) = open::<f64>(out.path()).unwrap();
+        assert!(double[id].iter().zip(single[id].iter()).all(|(&d, &s)| d == rounded(s) as f64), "{dtype}");
+        // The copy for running only holds the storage type itself.
+        let run = load(&Cpu::<bf16>::new(1), out.path(), single.list()).unwrap();
+        assert!(run[id].iter().zip(single[id].iter()).all(|(&r, &s)| r == bf16::from_f32(rounded(s))), "{dtype}");
+    }
+    let out = tempfile::tempdir().unwrap();
+    let error = save(&device, &out.path().join("x"), &config, &single, DType::I64).unwrap_err().to_string();
+    assert!(error.contains("i64") && !out.path().join("x").exists(), "{error}");
+}
+
+/// Splits a golden case into two shards with an index.
+fn sharded(change: impl FnOnce(&mut serde_json::Map<String, Value>)) -> TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    fs::copy(golden("llama_gqa").join("config.json"), folder.path().join("config.json")).unwrap();
+    let all = tensors(&golden("llama_gqa"));
+    let (left, right) = all.split_at(all.len() / 2);
+    let names = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"];
+    let mut map = serde_json::Map::new();
+    for (file, part) in names.into_iter().zip([left, right]) {
+        write(&folder.path().join(file), part);
+        map.extend(part.iter().map(|tensor| (tensor.0.clone(), json!(file))));
+    }
+    change(&mut map);
+    let index = json!({"metadata": {"total_size": 0}, "weight_map": map});
+    fs::write(folder.path().join(INDEX), index.to_string()).unwrap();
+    folder
+}
+
+#[test]
+fn shards_are_the_same_as_one_file() {
+    let folder = sharded(|_| ());
+    let (_, whole) = open::<f32>(&golden("llama_gqa")).unwrap();
+    let (_, parts) = open::<f32>(folder.path()).unwrap();
+    for id in whole.list().ids() {
+        assert_eq!(whole[id][..], parts[id][..]);
+    }
+}
+
+#[test]
+fn bad_indices_are_refused() {
+    let name = "model.norm.weight";
+    let other = "model-00001-of-00002.safetensors";
+    let wrong = refused(sharded(|map| drop(map.insert(name.into(), json!(other)))).path());
+    assert!(wrong.contains(name) && wrong.contains(other) && wrong.contains(INDEX), "{wrong}");
+    let outside = refused(sharded(|map| drop(map.insert(name.into(), json!("../x.safetensors")))).path());
+    assert!(outside.contains("../x.safetensors") && outside.contains("file name"), "{outside}");
+    let missing = refused(sharded(|map| drop(map.insert(name.into(), json!("gone.safetensors")))).path());
+    assert!(missing.contains("gone.safetensors"), "{missing}");
+    let folder = sharded(|_| ());
+    fs::write(folder.path().join(INDEX), "{}").unwrap();
+    assert!(refused(folder.path()).contains("weight_map"));
+    let folder = sharded(|_| ());
+    fs::copy(folder.path().join("model-00002-of-00002.safetensors"), folder.path().join(other)).unwrap();
+    assert!(refused(folder.path()).contains(other));
+}
+
+#[test]
+fn missing_truncated_and_invalid_files_are_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    fs::copy(golden("llama_gqa").join("config.json"), folder.path().join("config.json")).unwrap();
+    let path = folder.path().join(SINGLE);
+    let message = refused(folder.path());
+    assert!(message.contains(&path.display().to_string()) && message.contains("no such file"), "{message}");
+
+    let whole = fs::read(golden("llama_gqa").join(SINGLE)).unwrap();
+    for length in [0, 7, 8, 100, whole.len() - 4, whole.len() - 1] {
+        fs::write(&path, &whole[..length]).unwrap();
+        let message = refused(folder.path());
+        assert!(message.contains(SINGLE) && message.contains("truncated"), "{length}: {message}");
+    }
+    let mut longer = whole.clone();
+    longer.push(0);
+    fs::write(&path, &longer).unwrap();
+    assert!(refused(folder.path()).contains("the file has"));
+    let mut garbled = whole.clone();
+    garbled[8] = b'x';
+    fs::write(&path, &garbled).unwrap();
+    assert!(refused(folder.path()).contains("not a valid safetensors file"));
+    fs::write(&path, u64::MAX.to_le_bytes()).unwrap();
+    assert!(refused(folder.path()).contains("header"));
+}
+
+#[test]
+fn wrong_tensors_are_refused_by_name() {
+    let at = |all: &Tensors, name: &str| all.iter().position(|tensor| tensor.0 == name).unwrap();
+    let name = "model.layers.0.mlp.up_proj.weight";
+    let missing = changed("llama_gqa", |all| drop(all.remove(at(all, name))));
+    let message = refused(missing.path());
+    assert!(message.contains(name) && message.contains("[112, 64]"), "{message}");
+
+    let turned = changed("llama_gqa", |all| {
+        let i = at(all, name);
+        all[i].2.reverse();
+    });
+    let message = refused(turned.path());
+    assert!(
+        message.contains(name) && message.contains("[64, 112]") && message.contains("expected [112, 64]"),
+        "{message}"
+    );
+
+    let integers = changed("llama_gqa", |all| {
+        let i = at(all, name);
+        all[i].1 = Dtype::I32;
+    });
+    let message = refused(integers.path());
+    assert!(message.contains(name) && message.contains("I32") && message.contains("expected F32"), "{message}");
+
+    let more = changed("llama_gqa", |all| {
+        for i in 0..6 {
+            all.push((format!("model.layers.{i}.self_attn.sinks"), Dtype::F32, vec![1], vec![0; 4]));
+        }
+    });
+    let message = refused(more.path());
+    assert!(message.contains("model.layers.0.self_attn.sinks") && message.contains("and 2 more"), "{message}");
+}
+
+#[test]
+fn stored_frequencies_and_equal_heads_are_skipped() {
+    let frequencies = |all: &mut Tensors| {
+        all.push(("model.layers.0.self_attn.rotary_emb.inv_freq".into(), Dtype::F32, vec![1], vec![0; 4]));
+    };
+    assert!(open::<f32>(changed("llama_gqa", frequencies).path()).is_ok());
+
+    let head = |all: &mut Tensors, flip: bool| {
+        let mut copy = all.iter().find(|tensor| tensor.0 == EMBEDDING).unwrap().clone();
+        copy.0 = HEAD.into();
+        copy.3[2] ^= u8::from(flip);
+        all.push(copy);
+    };
+    assert!(open::<f32>(changed("qwen2_tied_bias", |all| head(all, false)).path()).is_ok());
+    let message = refused(changed("qwen2_tied_bias", |all| head(all, true)).path());
+    assert!(message.contains(HEAD) && message.contains("tie_word_embeddings"), "{message}");
+}
+
+#[test]
+fn a_failed_save_leaves_what_was_there() {
+    let (config, weights) = open::<f32>(&golden("llama_gqa")).unwrap();
+    let out = tempfile::tempdir().unwrap();
+    // A folder where the file belongs: the last rename fails.
+    fs::create_dir_all(out.path().join(SINGLE).join("in the way")).unwrap();
+    let error = save(&Cpu::<f32>::new(1), out.path(), &config, &weights, DType::F32).unwrap_err();
+    assert!(!error.is_input() && error.to_string().contains(SINGLE), "{error}");
+    let names: Vec<_> = fs::read_dir(out.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    assert_eq!(names, [SINGLE]);
+}

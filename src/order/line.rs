@@ -1,0 +1,97 @@
+//! Orders that know nothing of documents: they deal out a line of rows.
+//!
+//! In a dense batch every sequence is a line of its own, so that a rank holds the same number of rows of each; a
+//! pack is one line.
+
+use std::fmt;
+
+use crate::layout::Batch;
+use crate::order::{Run, TokenOrder};
+
+/// A rule that deals a line of rows out to ranks. It is a [`TokenOrder`] by itself.
+pub trait LineOrder: Copy + Default + fmt::Debug + PartialEq + Eq + Send + Sync + 'static {
+    /// Name on the command line and in messages.
+    const NAME: &'static str;
+
+    /// What tells orders of the same name apart (the stripe of [`Striped`](crate::order::Striped)).
+    const VARIANT: usize = 0;
+
+    /// Rows of the rank, of a line of `len`.
+    fn rows(len: usize, ranks: usize, rank: usize) -> usize;
+
+    /// Hands the rank's rows to `each`, in ascending order, in runs that are not empty.
+    fn runs(len: usize, ranks: usize, rank: usize, each: impl FnMut(Run));
+
+    /// The row at index `local` of the rank.
+    fn row(len: usize, ranks: usize, rank: usize, local: usize) -> usize;
+
+    /// The rank that holds `row`, and its index there.
+    fn locate(len: usize, ranks: usize, row: usize) -> (usize, usize);
+}
+
+impl<X: LineOrder> TokenOrder for X {
+    const NAME: &'static str = X::NAME;
+    const VARIANT: usize = X::VARIANT;
+    type Table = ();
+
+    fn table<B: Batch>(_batch: &B, _ranks: usize) {}
+
+    fn rows<B: Batch>(batch: &B, _table: &(), ranks: usize, rank: usize) -> usize {
+        match batch.uniform() {
+            Some(seq) => batch.documents() * X::rows(seq, ranks, rank),
+            None => X::rows(batch.tokens(), ranks, rank),
+        }
+    }
+
+    fn runs<B: Batch>(batch: &B, _table: &(), ranks: usize, rank: usize, mut each: impl FnMut(Run)) {
+        match batch.uniform() {
+            Some(seq) => {
+                for document in 0..batch.documents() {
+                    let start = document * seq;
+                    X::runs(seq, ranks, rank, |run| each(Run { start: start + run.start, ..run }));
+                }
+            }
+            None => {
+                let mut document = 0;
+                X::runs(batch.tokens(), ranks, rank, |run| cut(batch, &mut document, run, &mut each));
+            }
+        }
+    }
+
+    fn token<B: Batch>(batch: &B, _table: &(), ranks: usize, rank: usize, local: usize) -> usize {
+        match batch.uniform() {
+            Some(seq) => {
+                let rows = X::rows(seq, ranks, rank);
+                local / rows * seq + X::row(seq, ranks, rank, local % rows)
+            }
+            None => X::row(batch.tokens(), ranks, rank, local),
+        }
+    }
+
+    fn locate<B: Batch>(batch: &B, _table: &(), ranks: usize, token: usize) -> (usize, usize) {
+        match batch.uniform() {
+            Some(seq) => {
+                let (rank, local) = X::locate(seq, ranks, token % seq);
+                (rank, token / seq * X::rows(seq, ranks, rank) + local)
+            }
+            None => X::locate(batch.tokens(), ranks, token),
+        }
+    }
+}
+
+/// Cuts a run at the ends of documents. `document` is where to begin looking; runs come in ascending order, so it
+/// only moves forward and all runs of a rank take time in the number of runs and documents together.
+fn cut<B: Batch>(batch: &B, document: &mut usize, run: Run, each: &mut impl FnMut(Run)) {
+    let mut done = 0;
+    while done < run.len {
+        let start = run.token(done);
+        let mut end = batch.document(*document).stored_range().end;
+        while end <= start {
+            *document += 1;
+            end = batch.document(*document).stored_range().end;
+        }
+        let len = (end - start).div_ceil(run.step).min(run.len - done);
+        each(Run { start, step: run.step, len });
+        done += len;
+    }
+}

@@ -1,0 +1,220 @@
+//! Checks of plans before anything runs: a rehearsal of all ranks' programs with tokens in place of numbers.
+
+use std::collections::{HashMap, VecDeque};
+
+use crate::error::{PlanError, Result};
+use crate::plan::{Content, Program, Step, Transfer, View};
+
+/// Rehearses the forward and backward programs of all ranks (`programs[rank]`), and refuses them unless
+///
+/// - no rank waits for ever, and every send has its receive;
+/// - every tile reads the tokens that it says it reads;
+/// - every attended cell is computed exactly once, over all ranks and tiles, forward and backward;
+/// - the gradient of every key arrives home from every query that attends it, exactly once.
+///
+/// "Exactly once" is decided by sums of 64-bit hashes, so a wrong plan passes with a probability of about 2^-64.
+pub fn check(strategy: &'static str, view: &View, programs: &[(Program, Program)]) -> Result<()> {
+    let unsound = |what: String| PlanError::Unsound { strategy, what };
+    let expected = Expected::new(view);
+    for (direction, backward) in [("forward", false), ("backward", true)] {
+        let pick = |pair: &'_ (Program, Program)| if backward { pair.1.clone() } else { pair.0.clone() };
+        let mut ranks: Vec<Actor> =
+            programs.iter().enumerate().map(|(rank, pair)| Actor::new(view, rank, pick(pair))).collect();
+        let mut mail = Mail::new();
+        let mut moved = true;
+        while moved {
+            moved = false;
+            for actor in &mut ranks {
+                moved |= actor.run(&mut mail).map_err(|what| unsound(format!("{direction}, {what}")))?;
+            }
+        }
+        if let Some(stuck) = ranks.iter().find(|actor| actor.at < actor.program.steps.len()) {
+            let step = &stuck.program.steps[stuck.at];
+            return Err(unsound(format!("{direction}, rank {} waits for ever at {step:?}", stuck.rank)).into());
+        }
+        if let Some(((from, to), _)) = mail.iter().find(|(_, queue)| !queue.is_empty()) {
+            return Err(unsound(format!("{direction}, rank {from} sends to rank {to}, which expects nothing")).into());
+        }
+        for actor in &ranks {
+            expected.check(actor, backward).map_err(|what| unsound(format!("{direction}, {what}")))?;
+        }
+    }
+    Ok(())
+}
+
+/// Messages under way by (sender, receiver).
+type Mail = HashMap<(usize, usize), VecDeque<Message>>;
+
+struct Message {
+    content: Content,
+    values: Vec<u64>,
+}
+
+/// Spreads token numbers over 64 bits (the finaliser of SplitMix64).
+fn hash(token: usize) -> u64 {
+    let mut z = (token as u64).wrapping_add(0x9E37_79B9_7F4A_7C15);
+    z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+    z ^ (z >> 31)
+}
+
+/// One rank of the rehearsal.
+struct Actor {
+    rank: usize,
+    program: Program,
+    at: usize,
+    /// Hash of the token in each row of each slot; 0 where nothing is.
+    tokens: Vec<Vec<u64>>,
+    /// Sum of the hashes of the queries whose gradient is in each row.
+    gradients: Vec<Vec<u64>>,
+    /// Sum of the hashes of the keys that each query has met.
+    met: Vec<u64>,
+    /// Receives of exchanges under way.
+    open: HashMap<usize, (Content, Vec<Transfer>)>,
+}
+
+impl Actor {
+    fn new(view: &View, rank: usize, program: Program) -> Self {
+        let mut tokens: Vec<Vec<u64>> = program.slots.iter().map(|&rows| vec![0; rows]).collect();
+        let own = view.held(rank).iter().flat_map(|(_, run)| (0..run.len).map(|i| hash(run.token(i))));
+        tokens[0] = own.collect();
+        let gradients = program.slots.iter().map(|&rows| vec![0; rows]).collect();
+        Actor { rank, at: 0, tokens, gradients, met: vec![0; view.rows(rank)], open: HashMap::new(), program }
+    }
+
+    /// Runs until it has to wait or is done; whether it got anywhere.
+    fn run(&mut self, mail: &mut Mail) -> Result<bool, String> {
+        let from = self.at;
+        while let Some(step) = self.program.steps.get(self.at).cloned() {
+            match step {
+                Step::Post { exchange, content, sends, receives } => {
+                    self.post(mail, exchange, content, sends, receives)
+                }
+                Step::Wait { exchange } => {
+                    if !self.wait(mail, exchange)? {
+                        break;
+                    }
+                }
+                Step::Tile { slot, pieces } => self.tile(slot, &pieces)?,
+                Step::Merge | Step::Free { .. } => {}
+            }
+            self.at += 1;
+        }
+        Ok(self.at > from)
+    }
+
+    fn post(
+        &mut self,
+        mail: &mut Mail,
+        exchange: usize,
+        content: Content,
+        sends: Vec<Transfer>,
+        receives: Vec<Transfer>,
+    ) {
+        for send in sends.iter().filter(|send| !send.rows.is_empty()) {
+            let source = match content {
+                Content::Keys => &self.tokens[send.slot],
+                Content::Gradients => &self.gradients[send.slot],
+            };
+            let values = send.rows.iter().map(|&row| source[row]).collect();
+            mail.entry((self.rank, send.peer)).or_default().push_back(Message { content, values });
+        }
+        self.open.insert(exchange, (content, receives));
+    }
+
+    fn wait(&mut self, mail: &mut Mail, exchange: usize) -> Result<bool, String> {
+        let Some((content, receives)) = self.open.remove(&exchange) else {
+            return Err(format!("rank {} waits for exchange {exchange}, which it has not posted", self.rank));
+        };
+        let receives: Vec<Transfer> = receives.into_iter().filter(|receive| !receive.rows.is_empty()).collect();
+        let mut wanted: HashMap<usize, usize> = HashMap::new();
+        receives.iter().for_each(|receive| *wanted.entry(receive.peer).or_default() += 1);
+        let there = |(&peer, &count): (&usize, &usize)| mail.get(&(peer, self.rank)).is_some_and(|q| q.len() >= count);
+        if !wanted.iter().all(there) {
+            self.open.insert(exchange, (content, receives));
+            return Ok(false);
+        }
+        for receive in receives {
+            let queue = mail.entry((receive.peer, self.rank)).or_default();
+            let Some(message) = queue.pop_front() else { continue };
+            if message.content != content || message.values.len() != receive.rows.len() {
+                return Err(format!(
+                    "rank {} expects {} rows of {content:?} from rank {} and gets {} of {:?}",
+                    self.rank,
+                    receive.rows.len(),
+                    receive.peer,
+                    message.values.len(),
+                    message.content
+                ));
+            }
+            for (&row, value) in receive.rows.iter().zip(message.values) {
+                match content {
+                    Content::Keys => self.tokens[receive.slot][row] = value,
+                    Content::Gradients => {
+                        let sum = &mut self.gradients[receive.slot][row];
+                        *sum = sum.wrapping_add(value);
+                    }
+                }
+            }
+        }
+        Ok(true)
+    }
+
+    fn tile(&mut self, slot: usize, pieces: &[crate::plan::Piece]) -> Result<(), String> {
+        for piece in pieces {
+            for i in 0..piece.q.len {
+                for row in piece.keys(i) {
+                    let token = piece.k.token(row - piece.k_row);
+                    if self.tokens[slot].get(row) != Some(&hash(token)) {
+                        return Err(format!("rank {}: token {token} is not in row {row} of slot {slot}", self.rank));
+                    }
+                    let met = &mut self.met[piece.q_row + i];
+                    *met = met.wrapping_add(hash(token));
+                    let gradient = &mut self.gradients[slot][row];
+                    *gradient = gradient.wrapping_add(hash(piece.q.token(i)));
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// What the mask says, by token.
+struct Expected {
+    met: HashMap<usize, u64>,
+    gradients: HashMap<usize, u64>,
+    tokens: Vec<Vec<usize>>,
+}
+
+impl Expected {
+    fn new(view: &View) -> Self {
+        let mut expected = Expected { met: HashMap::new(), gradients: HashMap::new(), tokens: Vec::new() };
+        for band in view.bands().as_slice() {
+            for query in band.q.clone() {
+                for key in band.keys(query) {
+                    let (query, key) = (query as usize, key as usize);
+                    let met = expected.met.entry(query).or_default();
+                    *met = met.wrapping_add(hash(key));
+                    let gradient = expected.gradients.entry(key).or_default();
+                    *gradient = gradient.wrapping_add(hash(query));
+                }
+            }
+        }
+        let tokens = |rank| view.held(rank).iter().flat_map(|(_, run)| (0..run.len).map(|i| run.token(i))).collect();
+        expected.tokens = (0..view.ranks()).map(tokens).collect();
+        expected
+    }
+
+    fn check(&self, actor: &Actor, backward: bool) -> Result<(), String> {
+        let home = &actor.gradients[actor.program.home];
+        for (row, token) in self.tokens[actor.rank].iter().enumerate() {
+            if actor.met[row] != self.met.get(token).copied().unwrap_or(0) {
+                return Err(format!("query {token} on rank {} does not meet each of its keys once", actor.rank));
+            }
+            if backward && home.get(row).copied().unwrap_or(0) != self.gradients.get(token).copied().unwrap_or(0) {
+                return Err(format!("key {token} on rank {} does not get each of its gradients once", actor.rank));
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,116 @@
+//! Programs: the steps of one rank's attention, forward or backward.
+
+use crate::plan::Piece;
+
+/// What an exchange carries.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Content {
+    /// Rows of keys and values, in the storage type.
+    Keys,
+    /// Rows of their gradients, in the accumulation type; they are added where they arrive.
+    Gradients,
+}
+
+/// Rows that one rank sends another, out of or into a slot.
+///
+/// A transfer to the rank itself is a copy. Where both sides list no rows, there is no message.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Transfer {
+    /// The other rank.
+    pub peer: usize,
+    /// Slot on this side.
+    pub slot: usize,
+    /// Rows of the slot, in the order in which they travel.
+    pub rows: Vec<usize>,
+}
+
+/// One step. Slots hold rows of keys and values, and in a backward program their gradients too.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Step {
+    /// Hands rows to other ranks and says what is expected from them; does not wait.
+    Post {
+        /// Number of the exchange, unique in the program.
+        exchange: usize,
+        /// Keys and values, or gradients.
+        content: Content,
+        /// Outgoing rows.
+        sends: Vec<Transfer>,
+        /// Incoming rows. Keys are written, gradients are added, in the order of this list.
+        receives: Vec<Transfer>,
+    },
+    /// Waits for an exchange and puts what came where the post said.
+    Wait {
+        /// The exchange.
+        exchange: usize,
+    },
+    /// Attends from this rank's queries to the keys of a slot.
+    Tile {
+        /// The slot.
+        slot: usize,
+        /// Which cells.
+        pieces: Vec<Piece>,
+    },
+    /// Merges the result of the last tile into the results before it. The first tile needs none.
+    Merge,
+    /// Gives back the memory of a slot.
+    Free {
+        /// The slot.
+        slot: usize,
+    },
+}
+
+/// The steps of one rank.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Program {
+    /// Rows of each slot. Slot 0 holds this rank's own keys and values at the start.
+    pub slots: Vec<usize>,
+    /// The slot whose gradients are those of this rank's own keys and values at the end of a backward program.
+    pub home: usize,
+    /// What to do, in order.
+    pub steps: Vec<Step>,
+}
+
+impl Program {
+    /// Rows that this rank hands to other ranks.
+    pub fn rows_sent(&self, rank: usize, content: Content) -> usize {
+        let sent = |step: &Step| match step {
+            Step::Post { content: c, sends, .. } if *c == content => {
+                sends.iter().filter(|send| send.peer != rank).map(|send| send.rows.len()).sum()
+            }
+            _ => 0,
+        };
+        self.steps.iter().map(sent).sum()
+    }
+
+    /// Attended cells of all tiles.
+    pub fn area(&self) -> u64 {
+        let area = |step: &Step| match step {
+            Step::Tile { pieces, .. } => pieces.iter().map(Piece::area).sum(),
+            _ => 0,
+        };
+        self.steps.iter().map(area).sum()
+    }
+
+    /// Most rows of keys and values that are held at one time, messages under way to this rank included.
+    pub fn peak_rows(&self) -> usize {
+        let mut held = vec![false; self.slots.len()];
+        let (mut rows, mut peak) = (0, 0);
+        let mut hold = |slot: usize, rows: &mut usize| {
+            if !std::mem::replace(&mut held[slot], true) {
+                *rows += self.slots[slot];
+            }
+        };
+        hold(0, &mut rows);
+        for step in &self.steps {
+            match step {
+                Step::Post { content: Content::Keys, receives, .. } => {
+                    receives.iter().for_each(|receive| hold(receive.slot, &mut rows));
+                }
+                Step::Free { slot } => rows -= self.slots[*slot],
+                _ => {}
+            }
+            peak = peak.max(rows);
+        }
+        peak
+    }
+}

@@ -1,0 +1,442 @@
+//! The executor: walks through the programs of any strategy, forward and backward.
+
+use std::collections::{HashMap, VecDeque};
+use std::marker::PhantomData;
+use std::sync::Arc;
+
+use crate::comm::{Communicator, Pending, Receive, Send, open};
+use crate::error::{PlanError, Result};
+use crate::layout::{Batch, Layout};
+use crate::mask::Mask;
+use crate::ops::Ops;
+use crate::ops::attention::AttentionShape;
+use crate::ops::unfused::Block;
+use crate::order::{Placement, TokenOrder};
+use crate::plan::{Content, Program, Step, Transfer, View};
+use crate::strategy::{Kernel, KvExchange, TileOperands};
+use crate::tensor::{AccMatrix, Device, ElemMatrix, Element, Matrix};
+
+/// How one rank attends under one mask: made once per batch and mask, used by every layer with that mask.
+#[derive(Debug)]
+pub struct AttentionPlan<O: TokenOrder, L: Layout> {
+    placement: Arc<Placement<O, L>>,
+    forward: Program,
+    backward: Program,
+    /// Memory row of each valid row.
+    rows: Vec<usize>,
+    blocks: Vec<Block>,
+}
+
+impl<O: TokenOrder, L: Layout> AttentionPlan<O, L> {
+    /// The plan of exchange `X` for the placement's rank.
+    pub fn new<X: KvExchange>(placement: &Arc<Placement<O, L>>, mask: &Mask) -> Result<Self> {
+        let batch = placement.batch();
+        let view = View::new(placement, mask.lower(&**batch)?);
+        let rank = placement.rank();
+        let held = placement.valid_runs_of(rank);
+        let rows = held.iter().flat_map(|(local, run)| (*local..local + run.len).map(|at| placement.row_of(rank, at)));
+        let rows: Vec<usize> = rows.collect();
+        let blocks = match batch.uniform() {
+            Some(seq) => {
+                let own = rows.len() / batch.documents().max(1);
+                (0..batch.documents()).map(|b| (b * own..(b + 1) * own, b * seq..(b + 1) * seq)).collect()
+            }
+            None => Vec::new(),
+        };
+        let (forward, backward) = (X::forward(&view), X::backward(&view));
+        Ok(AttentionPlan { placement: placement.clone(), forward, backward, rows, blocks })
+    }
+
+    /// Where the tokens are.
+    pub fn placement(&self) -> &Arc<Placement<O, L>> {
+        &self.placement
+    }
+
+    /// The forward steps.
+    pub fn forward(&self) -> &Program {
+        &self.forward
+    }
+
+    /// The backward steps.
+    pub fn backward(&self) -> &Program {
+        &self.backward
+    }
+
+    /// Bytes that one forward and one backward pass hand to other ranks.
+    pub fn bytes_sent<D: Device>(&self, shape: &AttentionShape) -> (usize, usize) {
+        let rank = self.placement.rank();
+        let bytes = |program: &Program| {
+            let elem = program.rows_sent(rank, Content::Keys) * size_of::<D::Elem>();
+            let acc = program.rows_sent(rank, Content::Gradients) * size_of::<D::Acc>();
+            (elem + acc) * shape.kv_width()
+        };
+        (bytes(&self.forward), bytes(&self.backward))
+    }
+
+    /// Whether memory rows are just the valid rows, so that queries need no packing.
+    fn in_place(&self) -> bool {
+        L::TOKEN_MAJOR && self.rows.len() == self.placement.rows()
+    }
+}
+
+/// What the backward pass needs of a forward pass: partial results are kept in the accumulation type.
+pub struct AttentionSaved<D: Device, K: Kernel> {
+    out: AccMatrix<D>,
+    lse: AccMatrix<D>,
+    tiles: Vec<K::Saved<D>>,
+}
+
+impl<D: Device, K: Kernel> AttentionSaved<D, K> {
+    /// Log-sum-exp of each valid row and head, `[valid rows, q_heads]`; `-inf` where nothing is attended. Zero for
+    /// kernels that do not compute it.
+    pub fn lse(&self) -> &AccMatrix<D> {
+        &self.lse
+    }
+}
+
+/// What turns plans into numbers; [`crate::strategy::Supports`] says which one a combination uses.
+pub trait Execute<K: Kernel> {
+    /// Attention of this rank's queries. `q [rows, q_width]`, `k [rows, k_width]`, `v [rows, v_width]`; returns the
+    /// output `[rows, out_width]`, 0 for padding.
+    fn forward<D, C, O, L>(
+        device: &D,
+        comm: &C,
+        plan: &AttentionPlan<O, L>,
+        shape: &AttentionShape,
+        qkv: [&ElemMatrix<D>; 3],
+    ) -> Result<(ElemMatrix<D>, AttentionSaved<D, K>)>
+    where
+        D: Ops,
+        C: Communicator<D::Storage> + ?Sized,
+        O: TokenOrder,
+        L: Layout;
+
+    /// Gradients of queries, keys and values from that of the output. Operands as in [`Execute::forward`].
+    fn backward<D, C, O, L>(
+        device: &D,
+        comm: &C,
+        plan: &AttentionPlan<O, L>,
+        shape: &AttentionShape,
+        qkv: [&ElemMatrix<D>; 3],
+        saved: &AttentionSaved<D, K>,
+        dout: &ElemMatrix<D>,
+    ) -> Result<[ElemMatrix<D>; 3]>
+    where
+        D: Ops,
+        C: Communicator<D::Storage> + ?Sized,
+        O: TokenOrder,
+        L: Layout;
+}
+
+/// Walks through the plan's programs, computing tiles with kernel `K`.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Executor<K>(PhantomData<K>);
+
+impl<K: Kernel> Execute<K> for Executor<K> {
+    fn forward<D, C, O, L>(
+        device: &D,
+        comm: &C,
+        plan: &AttentionPlan<O, L>,
+        shape: &AttentionShape,
+        [q, k, v]: [&ElemMatrix<D>; 3],
+    ) -> Result<(ElemMatrix<D>, AttentionSaved<D, K>)>
+    where
+        D: Ops,
+        C: Communicator<D::Storage> + ?Sized,
+        O: TokenOrder,
+        L: Layout,
+    {
+        let queries = packed(device, plan, q);
+        let rows = queries.matrix().rows();
+        let mut walk = Walk::new(device, comm, &plan.forward, plan.placement.rank(), shape.kv_width());
+        walk.keys[0] = Some(packed_kv::<D, O, L>(device, plan, shape, k, v));
+        let result = || (device.matrix(rows, shape.out_width()), device.zero_matrix(rows, shape.q_heads));
+        let (mut out, mut lse): (AccMatrix<D>, AccMatrix<D>) = result();
+        let mut part: Option<(AccMatrix<D>, AccMatrix<D>)> = None;
+        let mut tiles: Vec<K::Saved<D>> = Vec::new();
+        for step in &plan.forward.steps {
+            match step {
+                Step::Tile { slot, pieces } => {
+                    let kv = walk.key_slot(*slot);
+                    let tile = TileOperands { shape, q: queries.matrix(), kv, pieces, blocks: &plan.blocks };
+                    let (out, lse) = match tiles.is_empty() {
+                        true => (&mut out, &mut lse),
+                        false => {
+                            let (out, lse) = part.get_or_insert_with(result);
+                            (out, lse)
+                        }
+                    };
+                    tiles.push(K::forward(device, tile, out, lse));
+                }
+                Step::Merge => {
+                    let (part_out, part_lse) = part.as_ref().ok_or_else(|| unsound("a merge before a second tile"))?;
+                    K::merge(device, shape, &mut out, &mut lse, (part_out, part_lse))?;
+                }
+                step => walk.step(step)?,
+            }
+        }
+        let elem = device.to_elem_matrix(&out);
+        let full = unpacked(device, plan, elem);
+        Ok((full, AttentionSaved { out, lse, tiles }))
+    }
+
+    fn backward<D, C, O, L>(
+        device: &D,
+        comm: &C,
+        plan: &AttentionPlan<O, L>,
+        shape: &AttentionShape,
+        [q, k, v]: [&ElemMatrix<D>; 3],
+        saved: &AttentionSaved<D, K>,
+        dout: &ElemMatrix<D>,
+    ) -> Result<[ElemMatrix<D>; 3]>
+    where
+        D: Ops,
+        C: Communicator<D::Storage> + ?Sized,
+        O: TokenOrder,
+        L: Layout,
+    {
+        let queries = packed(device, plan, q);
+        let dout = packed(device, plan, dout);
+        let delta = device.attention_delta(shape, &saved.out, dout.matrix());
+        let mut dq: AccMatrix<D> = device.zero_matrix(queries.matrix().rows(), shape.q_width());
+        let mut walk = Walk::new(device, comm, &plan.backward, plan.placement.rank(), shape.kv_width());
+        walk.keys[0] = Some(packed_kv::<D, O, L>(device, plan, shape, k, v));
+        let mut tiles = saved.tiles.iter();
+        for step in &plan.backward.steps {
+            match step {
+                Step::Tile { slot, pieces } => {
+                    let of_tile = tiles.next().ok_or_else(|| unsound("more tiles backward than forward"))?;
+                    let mut dkv = walk.take_gradients(*slot);
+                    let kv = walk.key_slot(*slot);
+                    let tile = TileOperands { shape, q: queries.matrix(), kv, pieces, blocks: &plan.blocks };
+                    let dout = dout.matrix();
+                    K::backward(device, tile, of_tile, &saved.out, &saved.lse, &delta, dout, &mut dq, &mut dkv);
+                    walk.gradients[*slot] = Some(dkv);
+                }
+                Step::Merge => {}
+                step => walk.step(step)?,
+            }
+        }
+        let home = walk.take_gradients(plan.backward.home);
+        let home = device.to_elem_matrix(&home);
+        let spread = |columns: usize, first: usize| {
+            let mut whole: ElemMatrix<D> = blank(device, plan, columns);
+            device.scatter_rows(&home, &plan.rows, &mut whole, first);
+            whole
+        };
+        let (dk, dv) = (spread(shape.k_width(), 0), spread(shape.v_width(), shape.k_width()));
+        Ok([unpacked(device, plan, device.to_elem_matrix(&dq)), dk, dv])
+    }
+}
+
+fn unsound(what: &str) -> PlanError {
+    PlanError::Unsound { strategy: "executor", what: what.to_string() }
+}
+
+/// A matrix of valid rows: packed, or the original where nothing needs moving.
+enum Packed<'a, D: Device> {
+    Original(&'a ElemMatrix<D>),
+    Copy(ElemMatrix<D>),
+}
+
+impl<D: Device> Packed<'_, D> {
+    fn matrix(&self) -> &ElemMatrix<D> {
+        match self {
+            Packed::Original(matrix) => matrix,
+            Packed::Copy(matrix) => matrix,
+        }
+    }
+}
+
+fn packed<'a, D: Ops, O: TokenOrder, L: Layout>(
+    device: &D,
+    plan: &AttentionPlan<O, L>,
+    x: &'a ElemMatrix<D>,
+) -> Packed<'a, D> {
+    if plan.in_place() {
+        return Packed::Original(x);
+    }
+    let mut copy = device.matrix(plan.rows.len(), x.cols());
+    device.gather_rows(x, &plan.rows, &mut copy, 0);
+    Packed::Copy(copy)
+}
+
+fn packed_kv<D: Ops, O: TokenOrder, L: Layout>(
+    device: &D,
+    plan: &AttentionPlan<O, L>,
+    shape: &AttentionShape,
+    k: &ElemMatrix<D>,
+    v: &ElemMatrix<D>,
+) -> ElemMatrix<D> {
+    let mut kv = device.matrix(plan.rows.len(), shape.kv_width());
+    device.gather_rows(k, &plan.rows, &mut kv, 0);
+    device.gather_rows(v, &plan.rows, &mut kv, shape.k_width());
+    kv
+}
+
+/// A matrix of all rows that [`unpacked`] rows are written into: zero where there is padding.
+fn blank<D: Ops, O: TokenOrder, L: Layout>(device: &D, plan: &AttentionPlan<O, L>, cols: usize) -> ElemMatrix<D> {
+    match plan.rows.len() == plan.placement.rows() {
+        true => device.matrix(plan.placement.rows(), cols),
+        false => device.zero_matrix(plan.placement.rows(), cols),
+    }
+}
+
+fn unpacked<D: Ops, O: TokenOrder, L: Layout>(
+    device: &D,
+    plan: &AttentionPlan<O, L>,
+    x: ElemMatrix<D>,
+) -> ElemMatrix<D> {
+    if plan.in_place() {
+        return x;
+    }
+    let mut whole = blank(device, plan, x.cols());
+    device.scatter_rows(&x, &plan.rows, &mut whole, 0);
+    whole
+}
+
+/// The slots of a program under way, and its exchanges.
+struct Walk<'a, D: Device, C: ?Sized> {
+    device: &'a D,
+    comm: &'a C,
+    program: &'a Program,
+    rank: usize,
+    width: usize,
+    keys: Vec<Option<ElemMatrix<D>>>,
+    gradients: Vec<Option<AccMatrix<D>>>,
+    open: HashMap<usize, Open<'a, D>>,
+}
+
+/// An exchange under way.
+struct Open<'a, D: Device> {
+    content: Content,
+    receives: &'a [Transfer],
+    pending: Pending<D::Storage>,
+    /// What the rank sends itself.
+    own_keys: VecDeque<ElemMatrix<D>>,
+    own_gradients: VecDeque<AccMatrix<D>>,
+}
+
+impl<'a, D: Ops, C: Communicator<D::Storage> + ?Sized> Walk<'a, D, C> {
+    fn new(device: &'a D, comm: &'a C, program: &'a Program, rank: usize, width: usize) -> Self {
+        let slots = program.slots.len();
+        let keys = (0..slots).map(|_| None).collect();
+        let gradients = (0..slots).map(|_| None).collect();
+        Walk { device, comm, program, rank, width, keys, gradients, open: HashMap::new() }
+    }
+
+    fn key_slot(&mut self, slot: usize) -> &ElemMatrix<D> {
+        self.keys[slot].get_or_insert_with(|| self.device.matrix(self.program.slots[slot], self.width))
+    }
+
+    fn take_gradients(&mut self, slot: usize) -> AccMatrix<D> {
+        let new = || self.device.zero_matrix(self.program.slots[slot], self.width);
+        self.gradients[slot].take().unwrap_or_else(new)
+    }
+
+    fn step(&mut self, step: &'a Step) -> Result<()> {
+        match step {
+            Step::Post { exchange, content: Content::Keys, sends, receives } => {
+                let (messages, own_keys) = self.pack(sends, |walk, slot| walk.keys[slot].as_ref());
+                let pending = self.post::<D::Elem>("attention keys", messages, receives)?;
+                let (content, own_gradients) = (Content::Keys, VecDeque::new());
+                self.open.insert(*exchange, Open { content, receives, pending, own_keys, own_gradients });
+            }
+            Step::Post { exchange, content: Content::Gradients, sends, receives } => {
+                let (messages, own_gradients) = self.pack(sends, |walk, slot| walk.gradients[slot].as_ref());
+                let pending = self.post::<D::Acc>("attention gradients", messages, receives)?;
+                let (content, own_keys) = (Content::Gradients, VecDeque::new());
+                self.open.insert(*exchange, Open { content, receives, pending, own_keys, own_gradients });
+            }
+            Step::Wait { exchange } => self.wait(*exchange)?,
+            Step::Free { slot } => {
+                self.keys[*slot] = None;
+                if *slot != self.program.home {
+                    self.gradients[*slot] = None;
+                }
+            }
+            Step::Tile { .. } | Step::Merge => {}
+        }
+        Ok(())
+    }
+
+    /// Copies the rows to send: messages for other ranks, and what stays here.
+    #[allow(clippy::type_complexity)]
+    fn pack<T: Element>(
+        &self,
+        sends: &[Transfer],
+        slot: impl Fn(&Self, usize) -> Option<&Matrix<T, D::Storage>>,
+    ) -> (Vec<Send<D::Storage>>, VecDeque<Matrix<T, D::Storage>>) {
+        let (mut messages, mut own) = (Vec::new(), VecDeque::new());
+        for send in sends.iter().filter(|send| !send.rows.is_empty()) {
+            let rows = match slot(self, send.slot) {
+                Some(source) => {
+                    let mut rows = self.device.matrix(send.rows.len(), self.width);
+                    self.device.gather_rows(source, &send.rows, &mut rows, 0);
+                    rows
+                }
+                // Nothing was ever added to these gradients.
+                None => self.device.zero_matrix(send.rows.len(), self.width),
+            };
+            match send.peer == self.rank {
+                true => own.push_back(rows),
+                false => messages.push(Send { to: send.peer, parcel: rows.into_buffer().into() }),
+            }
+        }
+        (messages, own)
+    }
+
+    fn post<T: Element>(
+        &self,
+        operation: &'static str,
+        messages: Vec<Send<D::Storage>>,
+        receives: &[Transfer],
+    ) -> Result<Pending<D::Storage>> {
+        let expected = receives.iter().filter(|receive| receive.peer != self.rank && !receive.rows.is_empty());
+        let expected = expected.map(|receive| Receive::of::<T>(receive.peer, receive.rows.len() * self.width));
+        self.comm.exchange(operation, messages, expected.collect())
+    }
+
+    fn wait(&mut self, exchange: usize) -> Result<()> {
+        let mut exchange = self.open.remove(&exchange).ok_or_else(|| unsound("a wait before its post"))?;
+        let mut parcels = exchange.pending.wait()?.parcels.into_iter();
+        for receive in exchange.receives.iter().filter(|receive| !receive.rows.is_empty()) {
+            let (rows, slot) = (receive.rows.len(), receive.slot);
+            let own = receive.peer == self.rank;
+            let missing = || unsound("a receive without a message");
+            match exchange.content {
+                Content::Keys => {
+                    let matrix = match own {
+                        true => exchange.own_keys.pop_front().ok_or_else(missing)?,
+                        false => {
+                            let parcel = parcels.next().ok_or_else(missing)?;
+                            Matrix::new(open(parcel, receive.peer, "attention keys")?, rows, self.width)
+                        }
+                    };
+                    let whole = receive.rows.iter().copied().eq(0..self.program.slots[slot]);
+                    if whole && self.keys[slot].is_none() {
+                        self.keys[slot] = Some(matrix);
+                        continue;
+                    }
+                    self.key_slot(slot);
+                    if let Some(target) = &mut self.keys[slot] {
+                        self.device.scatter_rows(&matrix, &receive.rows, target, 0);
+                    }
+                }
+                Content::Gradients => {
+                    let matrix = match own {
+                        true => exchange.own_gradients.pop_front().ok_or_else(missing)?,
+                        false => {
+                            let parcel = parcels.next().ok_or_else(missing)?;
+                            Matrix::new(open(parcel, receive.peer, "attention gradients")?, rows, self.width)
+                        }
+                    };
+                    let mut target = self.take_gradients(slot);
+                    self.device.scatter_add_rows(&matrix, &receive.rows, &mut target);
+                    self.gradients[slot] = Some(target);
+                }
+            }
+        }
+        Ok(())
+    }
+}

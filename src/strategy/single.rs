@@ -1,0 +1,41 @@
+//! One rank holds every token; nothing is exchanged.
+
+use crate::order::Natural;
+use crate::plan::{Program, RowSet, Step, View};
+use crate::strategy::{CpStrategy, KeepHeads, KvExchange};
+
+/// No context parallelism: one rank, natural order. Megatron's context-parallel size 1.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Single;
+
+impl CpStrategy for Single {
+    type Order = Natural;
+    type Heads = KeepHeads;
+    type Kv = LocalKv;
+    const NAME: &'static str = "single";
+
+    fn degree(&self) -> usize {
+        1
+    }
+}
+
+/// Queries meet the keys of their own rank only.
+///
+/// On more than one rank that is not attention over the whole sequence; tests use it to show that a task needs the
+/// exchange.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct LocalKv;
+
+impl KvExchange for LocalKv {
+    const NAME: &'static str = "local";
+
+    fn forward(view: &View) -> Program {
+        let rows = view.rows(view.rank());
+        let pieces = view.tile(view.rank(), &RowSet::all(rows));
+        Program { slots: vec![rows], home: 0, steps: vec![Step::Tile { slot: 0, pieces }] }
+    }
+
+    fn backward(view: &View) -> Program {
+        Self::forward(view)
+    }
+}

@@ -1,0 +1,276 @@
+//! The one table of what works: strategy x layout x kernel.
+//!
+//! From it come the trait impls that the compiler checks, the selection by name at run time, the table in the README
+//! ([`markdown`]) and the list of combinations that must not compile.
+
+use crate::degree::{Degree, Runtime};
+use crate::error::{Error, Result, SupportError};
+use crate::layout::{Bshd, Layout, Sbhd, Thd};
+use crate::order::{Contiguous, Natural, Striped, TokenOrder, Zigzag};
+use crate::strategy::executor::{Execute, Executor};
+use crate::strategy::{
+    AllGather, CastKv, CpStrategy, Flash, GatherKv, Kernel, KvExchange, LocalKv, LogSumExp, Ring, RingKv, Single,
+    Unfused,
+};
+
+/// A line of the table: the strategy works with layout `L` and kernel `K`.
+///
+/// Implement it for a strategy of your own, for each combination that it works with.
+pub trait Row<L: Layout, K: Kernel>: CpStrategy {}
+
+/// Exchanges that a kernel can compute: those that merge partial results need a log-sum-exp.
+#[diagnostic::on_unimplemented(
+    message = "the exchange `{Self}` merges partial results, which needs the log-sum-exp that `{K}` does not keep",
+    label = "use the kernel `Flash`"
+)]
+pub trait RunsOn<K: Kernel>: KvExchange {}
+
+impl<K: Kernel> RunsOn<K> for LocalKv {}
+impl<K: Kernel> RunsOn<K> for GatherKv {}
+impl<K: LogSumExp> RunsOn<K> for RingKv {}
+impl<K: LogSumExp> RunsOn<K> for CastKv {}
+
+/// The gate of model and attention: a strategy that works with layout `L` and kernel `K`.
+///
+/// It holds for every [`Row`] whose exchange [`RunsOn`] the kernel; do not implement it.
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` does not work with layout `{L}` and kernel `{K}`",
+    label = "this combination is not in the support table",
+    note = "`Flash` works with every strategy and layout; `Unfused` with `Single` and `AllGather` on `Bshd` and `Sbhd`"
+)]
+pub trait Supports<L: Layout, K: Kernel>: CpStrategy {
+    /// What runs the attention.
+    type Executor: Execute<K>;
+}
+
+#[diagnostic::do_not_recommend]
+impl<H, L, K> Supports<L, K> for H
+where
+    H: CpStrategy + Row<L, K>,
+    H::Kv: RunsOn<K>,
+    L: Layout,
+    K: Kernel,
+{
+    type Executor = Executor<K>;
+}
+
+/// A combination by its names.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Choice {
+    /// `single`, `ring` (`p2p`), `all-gather` (`all_gather`).
+    pub strategy: String,
+    /// `natural`, `zigzag`, `striped`, `contiguous`; ignored by strategies with one order.
+    pub order: String,
+    /// `bshd`, `sbhd`, `thd`.
+    pub layout: String,
+    /// `flash`, `unfused`.
+    pub kernel: String,
+    /// Number of ranks.
+    pub degree: usize,
+}
+
+/// A strategy's part of the table as data.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Line {
+    /// Strategy.
+    pub strategy: &'static str,
+    /// Token orders that the strategy can have, the default first.
+    pub orders: &'static [&'static str],
+    /// Layouts and kernels that it works with.
+    pub works: &'static [(&'static str, &'static str)],
+}
+
+/// Code that is compiled once for every supported combination and run for one.
+pub trait Visitor {
+    /// What it gives.
+    type Output;
+
+    /// Runs with the chosen types.
+    fn visit<H, L, K>(self, strategy: H) -> Result<Self::Output>
+    where
+        H: Supports<L, K>,
+        L: Layout,
+        K: Kernel;
+}
+
+macro_rules! support_table {
+    ($(impl $generics:tt $strategy:ty, $name:expr, orders $orders:tt, works $works:tt;)+) => {
+        $(support_table!(@rows $generics $strategy, $works);)+
+
+        /// Every supported combination.
+        pub const TABLE: &[Line] = &[$(Line {
+            strategy: $name,
+            orders: support_table!(@names $orders),
+            works: support_table!(@cells $works),
+        }),+];
+
+        /// Runs `visitor` with the types that `choice` names, or says what is wrong with it.
+        pub fn select<V: Visitor>(choice: &Choice, visitor: V) -> Result<V::Output> {
+            let choice = checked(choice)?;
+            let degree = Runtime(choice.degree);
+            $(if choice.strategy == $name {
+                support_table!(@select choice, degree, visitor, $orders, $works);
+            })+
+            Err(unsupported(&choice))
+        }
+    };
+    (@rows $generics:tt $strategy:ty, [$($work:tt),+]) => {
+        $(support_table!(@row $generics $strategy, $work);)+
+    };
+    (@row [$($generics:tt)*] $strategy:ty, ($layout:ident, $kernel:ident)) => {
+        impl<$($generics)*> Row<$layout, $kernel> for $strategy {}
+    };
+    (@names [$($order:literal => $make:expr),+]) => { &[$($order),+] };
+    (@cells [$(($layout:ident, $kernel:ident)),+]) => { &[$(($layout::NAME, $kernel::NAME)),+] };
+    (@select $choice:ident, $degree:ident, $visitor:ident, $orders:tt, [$(($layout:ident, $kernel:ident)),+]) => {
+        $(if $choice.layout == $layout::NAME && $choice.kernel == $kernel::NAME {
+            support_table!(@order $choice, $degree, $visitor, $orders, $layout, $kernel);
+        })+
+    };
+    (@order $choice:ident, $degree:ident, $visitor:ident, [$($order:literal => $make:expr),+], $layout:ident, $kernel:ident) => {
+        match $choice.order.as_str() {
+            $($order => return $visitor.visit::<_, $layout, $kernel>(($make)($degree)),)+
+            _ => {}
+        }
+    };
+}
+
+support_table! {
+    impl[] Single, Single::NAME,
+        orders ["natural" => |_| Single],
+        works [(Bshd, Flash), (Sbhd, Flash), (Thd, Flash), (Bshd, Unfused), (Sbhd, Unfused)];
+    impl[N: Degree, O: TokenOrder] Ring<N, O>, <Ring>::NAME,
+        orders [
+            "zigzag" => Ring::<Runtime, Zigzag>::new,
+            "striped" => Ring::<Runtime, Striped>::new,
+            "contiguous" => Ring::<Runtime, Contiguous>::new
+        ],
+        works [(Bshd, Flash), (Sbhd, Flash), (Thd, Flash)];
+    impl[N: Degree, O: TokenOrder] AllGather<N, O>, <AllGather>::NAME,
+        orders [
+            "zigzag" => AllGather::<Runtime, Zigzag>::new,
+            "striped" => AllGather::<Runtime, Striped>::new,
+            "contiguous" => AllGather::<Runtime, Contiguous>::new
+        ],
+        works [(Bshd, Flash), (Sbhd, Flash), (Thd, Flash), (Bshd, Unfused), (Sbhd, Unfused)];
+}
+
+/// Every combination as (strategy, layout, kernel).
+pub fn combinations() -> impl Iterator<Item = (&'static str, &'static str, &'static str)> {
+    TABLE.iter().flat_map(|line| line.works.iter().map(|(layout, kernel)| (line.strategy, *layout, *kernel)))
+}
+
+/// The names that `of` gives, in the table's order, without repetition.
+fn names(of: impl Fn((&'static str, &'static str, &'static str)) -> &'static str) -> Vec<&'static str> {
+    let mut names = Vec::new();
+    for combination in combinations() {
+        if !names.contains(&of(combination)) {
+            names.push(of(combination));
+        }
+    }
+    names
+}
+
+/// Names of all strategies.
+pub fn strategies() -> Vec<&'static str> {
+    names(|(strategy, _, _)| strategy)
+}
+
+/// Names of all layouts.
+pub fn layouts() -> Vec<&'static str> {
+    names(|(_, layout, _)| layout)
+}
+
+/// Names of all kernels.
+pub fn kernels() -> Vec<&'static str> {
+    names(|(_, _, kernel)| kernel)
+}
+
+/// Names of the orders that a strategy can have, the default first; none if there is no such strategy.
+pub fn orders(strategy: &str) -> &'static [&'static str] {
+    TABLE.iter().find(|line| line.strategy == strategy).map_or(&[], |line| line.orders)
+}
+
+/// Whether the table has this combination.
+pub fn works(strategy: &str, layout: &str, kernel: &str) -> bool {
+    combinations().any(|combination| combination == (strategy, layout, kernel))
+}
+
+fn known(what: &'static str, name: &str, known: &[&'static str]) -> Result<String> {
+    let normal = name.to_ascii_lowercase().replace('_', "-");
+    let normal = match (what, normal.as_str()) {
+        ("strategy", "p2p") => Ring::<Runtime, Zigzag>::NAME,
+        (_, other) => other,
+    };
+    match known.contains(&normal) {
+        true => Ok(normal.to_string()),
+        false => Err(SupportError::Unknown { what, name: name.to_string(), known: known.join(", ") }.into()),
+    }
+}
+
+/// The choice with canonical names. An order that the strategy does not have is an error, except that a strategy
+/// with one order takes it whatever was named.
+pub fn checked(choice: &Choice) -> Result<Choice> {
+    let strategy = known("strategy", &choice.strategy, &strategies())?;
+    let layout = known("layout", &choice.layout, &layouts())?;
+    let kernel = known("kernel", &choice.kernel, &kernels())?;
+    let all_orders = [Zigzag::NAME, <Striped>::NAME, Contiguous::NAME, Natural::NAME];
+    let named = known("order", &choice.order, &all_orders)?;
+    let order = match orders(&strategy) {
+        [only] => (*only).to_string(),
+        several => known("order", &named, several)?,
+    };
+    let checked = Choice { strategy, order, layout, kernel, degree: choice.degree };
+    if !works(&checked.strategy, &checked.layout, &checked.kernel) {
+        return Err(unsupported(&checked));
+    }
+    if checked.strategy == Single::NAME && checked.degree != 1 {
+        let ranks = checked.degree;
+        return Err(SupportError::Numbers(format!(
+            "strategy single runs on 1 rank, not on {ranks}: use --cp 1, or a strategy that splits sequences ({})",
+            strategies()[1..].join(", ")
+        ))
+        .into());
+    }
+    Ok(checked)
+}
+
+fn unsupported(choice: &Choice) -> Error {
+    // A change of kernel is the smallest; then layout; then strategy.
+    let changes = |(strategy, layout, kernel): &(&str, &str, &str)| {
+        (*strategy != choice.strategy) as u32 * 4
+            + (*layout != choice.layout) as u32 * 2
+            + (*kernel != choice.kernel) as u32
+    };
+    let nearest = combinations().min_by_key(changes);
+    let suggestion = nearest.map_or_else(String::new, |(strategy, layout, kernel)| {
+        format!("{strategy} with layout {layout} and kernel {kernel}")
+    });
+    let reason = match choice.layout == Thd::NAME {
+        true => "the kernel unfused materialises the scores of dense sequences only",
+        false => "it merges partial results, which needs a log-sum-exp that the kernel unfused does not keep",
+    };
+    SupportError::Combination {
+        strategy: choice.strategy.clone(),
+        layout: choice.layout.clone(),
+        kernel: choice.kernel.clone(),
+        reason,
+        suggestion,
+    }
+    .into()
+}
+
+/// The table as Markdown: a line per strategy, the kernels that each layout works with.
+pub fn markdown() -> String {
+    let mut text =
+        format!("| strategy | orders | {} |\n|---|---|{}\n", layouts().join(" | "), "---|".repeat(layouts().len()));
+    for line in TABLE {
+        let cells = layouts().into_iter().map(|layout| {
+            let kernels = line.works.iter().filter(|work| work.0 == layout).map(|work| work.1);
+            kernels.collect::<Vec<_>>().join(", ")
+        });
+        let cells: Vec<String> = cells.collect();
+        text += &format!("| `{}` | {} | {} |\n", line.strategy, line.orders.join(", "), cells.join(" | "));
+    }
+    text
+}

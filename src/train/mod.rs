@@ -1,0 +1,11 @@
+//! Training: where tokens come from, how the learning rate moves, the loop, and the folder that a run leaves behind.
+//!
+//! Which tokens a step sees depends on the seed and the step alone ([`data`]), so runs under different strategies,
+//! layouts and numbers of ranks can be compared step by step.
+
+pub mod chart;
+pub mod data;
+pub mod learner;
+pub mod run_folder;
+pub mod schedule;
+pub mod trainer;

@@ -1,0 +1,201 @@
+//! The folder that a training run leaves behind: the model, `log.jsonl` and `loss.svg`.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use serde::Serialize;
+
+use super::chart::loss_chart;
+use super::trainer::StepRecord;
+use crate::error::{DataError, Result};
+
+/// One JSON object per step, written as the run goes on.
+pub const LOG: &str = "log.jsonl";
+/// The chart of the losses, written at the end.
+pub const CHART: &str = "loss.svg";
+
+/// A place for a run that holds no other run; nothing has been written yet.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Vacant(PathBuf);
+
+/// The folder of a run under way.
+#[derive(Debug)]
+pub struct RunFolder {
+    path: PathBuf,
+    log: File,
+}
+
+impl Vacant {
+    /// Refuses a folder that holds any file of a run or a model, and a path that is not a folder. Writes nothing.
+    pub fn check(path: &Path) -> Result<Self> {
+        if path.as_os_str().is_empty() {
+            return Err(DataError::Unusable("--out is empty: name a folder".into()).into());
+        }
+        match fs::metadata(path) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vacant(path.into())),
+            Err(error) => return Err(unreadable(path, &error)),
+            Ok(metadata) if !metadata.is_dir() => {
+                let message = format!("--out {} is a file: name a folder that is new or empty", path.display());
+                return Err(DataError::Unusable(message).into());
+            }
+            Ok(_) => {}
+        }
+        for entry in fs::read_dir(path).map_err(|error| unreadable(path, &error))? {
+            let name = entry.map_err(|error| unreadable(path, &error))?.file_name();
+            if is_of_a_run(&name.to_string_lossy()) {
+                return Err(holds_a_run(path, &name.to_string_lossy()));
+            }
+        }
+        Ok(Vacant(path.into()))
+    }
+
+    /// Makes the folder and begins the log. Of two runs that try this at the same time, one is refused.
+    pub fn create(self) -> Result<RunFolder> {
+        let Vacant(path) = self;
+        fs::create_dir_all(&path).map_err(|error| unwritable(&path, &error))?;
+        let log_path = path.join(LOG);
+        match OpenOptions::new().append(true).create_new(true).open(&log_path) {
+            Ok(log) => Ok(RunFolder { path, log }),
+            Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => Err(holds_a_run(&path, LOG)),
+            Err(error) => Err(unwritable(&log_path, &error)),
+        }
+    }
+}
+
+impl RunFolder {
+    /// The folder.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Adds a step to the log, as one whole line in one write.
+    pub fn log(&mut self, record: &impl Serialize) -> Result<()> {
+        let path = self.path.join(LOG);
+        let mut line = serde_json::to_vec(record).map_err(|error| unwritable(&path, &error))?;
+        line.push(b'\n');
+        self.log.write_all(&line).map_err(|error| unwritable(&path, &error))
+    }
+
+    /// Draws the losses of the run; the log is complete on disk afterwards.
+    pub fn finish(self, records: &[StepRecord]) -> Result<()> {
+        self.log.sync_all().map_err(|error| unwritable(&self.path.join(LOG), &error))?;
+        write_atomic(&self.path.join(CHART), loss_chart(records)?.as_bytes())
+    }
+}
+
+/// Whether a file name belongs to a run or a model, half-written ones included.
+fn is_of_a_run(name: &str) -> bool {
+    let name = name.strip_prefix('.').and_then(|name| name.strip_suffix(".part")).unwrap_or(name);
+    [LOG, CHART, "config.json"].contains(&name)
+        || name.ends_with(".safetensors")
+        || name.ends_with(".safetensors.index.json")
+}
+
+/// Replaces `path` by `content` so that a reader sees the old file or the whole new one, never a part: writes
+/// `.NAME.part` beside it, then renames.
+pub fn write_atomic(path: &Path, content: &[u8]) -> Result<()> {
+    let part = part_of(path);
+    let write = || -> std::io::Result<()> {
+        let mut file = File::create(&part)?;
+        file.write_all(content)?;
+        file.sync_all()?;
+        fs::rename(&part, path)
+    };
+    write().map_err(|error| {
+        let _ = fs::remove_file(&part);
+        unwritable(path, &error)
+    })
+}
+
+/// Where a file is written before it is renamed to `path`: the same folder, so that renaming never copies.
+pub fn part_of(path: &Path) -> PathBuf {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    path.with_file_name(format!(".{name}.part"))
+}
+
+fn holds_a_run(path: &Path, name: &str) -> crate::error::Error {
+    let message = format!("--out {} holds another run ({name}): name a folder that is new or empty", path.display());
+    DataError::Unusable(message).into()
+}
+
+fn unreadable(path: &Path, error: &std::io::Error) -> crate::error::Error {
+    DataError::Read { path: path.display().to_string(), reason: error.to_string() }.into()
+}
+
+fn unwritable(path: &Path, error: &impl ToString) -> crate::error::Error {
+    DataError::Write { path: path.display().to_string(), reason: error.to_string() }.into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn record(step: u64) -> StepRecord {
+        let (loss, grad_norm, lr, tokens_per_second) = (2.5 / step as f64, 0.75, 1e-3, 100.0);
+        StepRecord { step, loss, grad_norm, lr, tokens_per_second, seconds: step as f64, held_out_loss: None }
+    }
+
+    #[test]
+    fn a_run_leaves_a_log_and_a_chart() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("new/run");
+        let vacant = Vacant::check(&path).unwrap();
+        assert!(!folder.path().join("new").exists(), "checking writes nothing");
+        let mut run = vacant.create().unwrap();
+        let records: Vec<StepRecord> = (1..=3).map(record).collect();
+        for record in &records {
+            run.log(record).unwrap();
+        }
+        run.finish(&records).unwrap();
+        let log = fs::read_to_string(path.join(LOG)).unwrap();
+        let lines: Vec<serde_json::Value> = log.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+        assert_eq!(lines.len(), 3);
+        for key in ["step", "loss", "grad_norm", "lr", "tokens_per_second", "seconds"] {
+            assert!(lines[1][key].is_number(), "{key}");
+        }
+        assert_eq!(lines[2]["step"], 3);
+        assert!(fs::read_to_string(path.join(CHART)).unwrap().contains("</svg>"));
+        let mut names: Vec<_> = fs::read_dir(&path).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        names.sort();
+        assert_eq!(names, [LOG, CHART], "nothing half-written stays");
+    }
+
+    #[test]
+    fn a_folder_with_another_run_is_refused_and_left_alone() {
+        for name in [
+            "log.jsonl",
+            "loss.svg",
+            "config.json",
+            "model.safetensors",
+            "model-00001-of-00002.safetensors",
+            "model.safetensors.index.json",
+            ".loss.svg.part",
+        ] {
+            let folder = tempfile::tempdir().unwrap();
+            fs::write(folder.path().join(name), "mine").unwrap();
+            let error = Vacant::check(folder.path()).unwrap_err();
+            assert!(error.is_input() && error.to_string().contains(name), "{error}");
+            assert_eq!(fs::read_to_string(folder.path().join(name)).unwrap(), "mine");
+        }
+        let folder = tempfile::tempdir().unwrap();
+        fs::write(folder.path().join("notes.txt"), "mine").unwrap();
+        let (first, second) = (Vacant::check(folder.path()).unwrap(), Vacant::check(folder.path()).unwrap());
+        first.create().unwrap();
+        assert!(second.create().unwrap_err().is_input(), "the second of two runs at once");
+        let file = Vacant::check(&folder.path().join("notes.txt")).unwrap_err();
+        assert!(file.is_input() && file.to_string().contains("is a file"));
+        assert!(Vacant::check(Path::new("")).is_err());
+    }
+
+    #[test]
+    fn writes_replace_whole_files() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("file");
+        write_atomic(&path, b"old").unwrap();
+        write_atomic(&path, b"new").unwrap();
+        assert_eq!(fs::read(&path).unwrap(), b"new");
+        let error = write_atomic(&folder.path().join("missing/file"), b"x").unwrap_err();
+        assert!(!error.is_input() && error.to_string().contains("missing/file"));
+    }
+}

@@ -1,0 +1,247 @@
+//! The training loop, the same for every strategy: each rank runs it in step with the others.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
+
+use serde::Serialize;
+
+use super::data::{Source, TokenBatch};
+use super::schedule::Schedule;
+use crate::error::Result;
+
+/// What the loop needs from a model on one rank.
+///
+/// Every rank calls the same methods in the same order with the same arguments, and gets the same numbers back:
+/// losses and norms are those of the whole group.
+pub trait Learner {
+    /// Forward and backward of a micro-batch: adds the gradient of `sum of the losses / labels_in_step`, and returns
+    /// the sum of the losses of its labels, in nats.
+    fn accumulate(&mut self, batch: &TokenBatch, labels_in_step: usize) -> Result<f64>;
+
+    /// One optimizer step with the accumulated gradient, which is zero afterwards; returns the gradient's norm before
+    /// clipping.
+    fn update(&mut self, lr: f64) -> Result<f64>;
+
+    /// The sum of the losses of the labels of a batch, in nats; changes nothing.
+    fn evaluate(&mut self, batch: &TokenBatch) -> Result<f64>;
+
+    /// Whether `flag` is set on any rank: ranks may see an interrupt at different steps, and must stop at the same.
+    fn any(&mut self, flag: bool) -> Result<bool>;
+}
+
+/// How long and on what to train.
+#[derive(Clone, Copy, Debug)]
+pub struct Options {
+    /// Steps and learning rates.
+    pub schedule: Schedule,
+    /// Seed of the data.
+    pub seed: u64,
+    /// Sequences of a micro-batch.
+    pub batch: usize,
+    /// Micro-batches of a step.
+    pub accumulate: usize,
+    /// Tokens of a sequence.
+    pub seq_len: usize,
+    /// Most sequences of the held-out evaluation; 0 for none.
+    pub held_out: usize,
+    /// Steps between held-out evaluations; there is always one at the end.
+    pub validate_every: u64,
+}
+
+/// What one step did; a line of the log.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct StepRecord {
+    /// Number of the step, from 1.
+    pub step: u64,
+    /// Mean loss over the labels of the step, in nats; 0 if it has none.
+    pub loss: f64,
+    /// Norm of the gradient over all parameters, before clipping.
+    pub grad_norm: f64,
+    /// Learning rate.
+    pub lr: f64,
+    /// Tokens of the step over the time that it took, without evaluation.
+    pub tokens_per_second: f64,
+    /// Seconds since the run began.
+    pub seconds: f64,
+    /// Mean loss over the held-out labels after the step, where it was measured.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub held_out_loss: Option<f64>,
+}
+
+/// Trains until the schedule ends or `stop` is set on any rank, and hands each step's record to `observe`, whose error
+/// ends the run. Returns the records; none if it was stopped before the first step.
+pub fn train(
+    learner: &mut impl Learner,
+    source: &Source,
+    options: &Options,
+    stop: &AtomicBool,
+    mut observe: impl FnMut(&StepRecord) -> Result<()>,
+) -> Result<Vec<StepRecord>> {
+    let steps = options.schedule.steps();
+    let held_out = match options.held_out {
+        0 => None,
+        limit => Some(source.held_out(options.seed, options.seq_len, limit)).filter(|windows| windows.counted() > 0),
+    };
+    let begin = Instant::now();
+    let mut records = Vec::new();
+    for step in 0..steps {
+        if learner.any(stop.load(Ordering::Relaxed))? {
+            break;
+        }
+        let started = Instant::now();
+        let batches: Vec<TokenBatch> = (0..options.accumulate)
+            .map(|micro| micro * options.batch..(micro + 1) * options.batch)
+            .map(|sequences| source.batch(options.seed, step, sequences, options.seq_len))
+            .collect();
+        let labels: usize = batches.iter().map(TokenBatch::counted).sum();
+        let mut sum = 0.0;
+        for batch in &batches {
+            sum += learner.accumulate(batch, labels)?;
+        }
+        let lr = options.schedule.rate(step);
+        let grad_norm = learner.update(lr)?;
+        let tokens = options.batch * options.accumulate * options.seq_len;
+        let tokens_per_second = tokens as f64 / started.elapsed().as_secs_f64().max(1e-9);
+
+        let step = step + 1;
+        let held_out_loss = match &held_out {
+            Some(windows) if step == steps || step.is_multiple_of(options.validate_every.max(1)) => {
+                Some(evaluate(learner, windows, options.batch)?)
+            }
+            _ => None,
+        };
+        let seconds = begin.elapsed().as_secs_f64();
+        let loss = mean(sum, labels);
+        let record = StepRecord { step, loss, grad_norm, lr, tokens_per_second, seconds, held_out_loss };
+        observe(&record)?;
+        records.push(record);
+    }
+    Ok(records)
+}
+
+/// Mean loss over the labels of `windows`, in nats, `batch` sequences at a time; 0 if there are none.
+pub fn evaluate(learner: &mut impl Learner, windows: &TokenBatch, batch: usize) -> Result<f64> {
+    let mut sum = 0.0;
+    for batch in windows.chunks(batch) {
+        sum += learner.evaluate(&batch)?;
+    }
+    Ok(mean(sum, windows.counted()))
+}
+
+fn mean(sum: f64, count: usize) -> f64 {
+    if count == 0 { 0.0 } else { sum / count as f64 }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::DataError;
+    use crate::train::data::{IGNORED, Recall};
+
+    /// Predicts one number for every label; its loss is the squared distance. The gradient is exact.
+    #[derive(Default)]
+    struct Constant {
+        value: f64,
+        gradient: f64,
+        calls: Vec<&'static str>,
+        seen: Vec<i64>,
+    }
+
+    impl Constant {
+        fn counted(batch: &TokenBatch) -> impl Iterator<Item = f64> {
+            batch.labels.iter().filter(|&&label| label != IGNORED).map(|&label| label as f64)
+        }
+    }
+
+    impl Learner for Constant {
+        fn accumulate(&mut self, batch: &TokenBatch, labels_in_step: usize) -> Result<f64> {
+            self.calls.push("accumulate");
+            self.seen.extend(&batch.tokens);
+            for label in Self::counted(batch) {
+                self.gradient += 2.0 * (self.value - label) / labels_in_step as f64;
+            }
+            self.evaluate_quietly(batch)
+        }
+        fn update(&mut self, lr: f64) -> Result<f64> {
+            self.calls.push("update");
+            let gradient = std::mem::take(&mut self.gradient);
+            self.value -= lr * gradient;
+            Ok(gradient.abs())
+        }
+        fn evaluate(&mut self, batch: &TokenBatch) -> Result<f64> {
+            self.calls.push("evaluate");
+            self.evaluate_quietly(batch)
+        }
+        fn any(&mut self, flag: bool) -> Result<bool> {
+            Ok(flag)
+        }
+    }
+
+    impl Constant {
+        fn evaluate_quietly(&self, batch: &TokenBatch) -> Result<f64> {
+            Ok(Self::counted(batch).map(|label| (self.value - label).powi(2)).sum())
+        }
+    }
+
+    fn options(batch: usize, accumulate: usize) -> Options {
+        let schedule = Schedule::new(0.1, 0.0, 2, 20).unwrap();
+        Options { schedule, seed: 1, batch, accumulate, seq_len: 8, held_out: 3, validate_every: 8 }
+    }
+
+    fn recall() -> Source {
+        Source::Recall(Recall::new(11, 8).unwrap())
+    }
+
+    #[test]
+    fn trains_evaluates_and_reports_every_step() {
+        let mut learner = Constant::default();
+        let mut lines = Vec::new();
+        let observe = |record: &StepRecord| {
+            lines.push(serde_json::to_string(record).unwrap());
+            Ok(())
+        };
+        let records = train(&mut learner, &recall(), &options(4, 2), &AtomicBool::new(false), observe).unwrap();
+        assert_eq!(records.len(), 20);
+        assert_eq!(records.iter().map(|record| record.step).collect::<Vec<_>>(), (1..=20).collect::<Vec<_>>());
+        let measured: Vec<u64> = records.iter().filter(|r| r.held_out_loss.is_some()).map(|r| r.step).collect();
+        assert_eq!(measured, [8, 16, 20]);
+        assert_eq!(learner.calls[..3], ["accumulate", "accumulate", "update"]);
+        assert!((learner.value - 5.0).abs() < 1.0, "the mean of 0..11 is 5, found {}", learner.value);
+        assert!(records[19].loss < 0.6 * records[0].loss);
+        assert_eq!(records[1].lr, options(4, 2).schedule.rate(1));
+        assert!(lines[7].contains("\"held_out_loss\":") && !lines[8].contains("held_out_loss"));
+    }
+
+    #[test]
+    fn accumulating_micro_batches_is_one_large_batch() {
+        let (mut whole, mut cut) = (Constant::default(), Constant::default());
+        let stop = AtomicBool::new(false);
+        let whole_records = train(&mut whole, &recall(), &options(6, 1), &stop, |_| Ok(())).unwrap();
+        let cut_records = train(&mut cut, &recall(), &options(2, 3), &stop, |_| Ok(())).unwrap();
+        assert_eq!(whole.seen, cut.seen);
+        for (whole, cut) in whole_records.iter().zip(&cut_records) {
+            assert!((whole.loss - cut.loss).abs() < 1e-9 && (whole.grad_norm - cut.grad_norm).abs() < 1e-9);
+        }
+    }
+
+    #[test]
+    fn stops_when_told_and_when_the_observer_fails() {
+        let stop = AtomicBool::new(false);
+        let observe = |record: &StepRecord| {
+            stop.store(record.step == 5, Ordering::Relaxed);
+            Ok(())
+        };
+        let records = train(&mut Constant::default(), &recall(), &options(1, 1), &stop, observe).unwrap();
+        assert_eq!(records.len(), 5);
+
+        stop.store(true, Ordering::Relaxed);
+        let mut learner = Constant::default();
+        assert!(train(&mut learner, &recall(), &options(1, 1), &stop, |_| Ok(())).unwrap().is_empty());
+        assert!(learner.calls.is_empty());
+
+        stop.store(false, Ordering::Relaxed);
+        let full = DataError::Write { path: "log".into(), reason: "disk full".into() };
+        let error = train(&mut Constant::default(), &recall(), &options(1, 1), &stop, |_| Err(full.clone().into()));
+        assert_eq!(error.unwrap_err(), full.into());
+    }
+}

@@ -1,0 +1,257 @@
+//! Token orders and placements: golden maps of Megatron-LM and Transformer Engine, and properties for any lengths.
+
+use std::sync::Arc;
+
+use context_parallel::layout::{Batch, Bshd, Dense, Document, Layout, Packed, Sbhd, Thd};
+use context_parallel::order::{Contiguous, Natural, Placement, Run, Striped, TokenOrder, Zigzag};
+use proptest::prelude::*;
+
+fn place<O: TokenOrder, L: Layout>(batch: L::Batch, ranks: usize, rank: usize) -> Arc<Placement<O, L>> {
+    Placement::new(Arc::new(batch), ranks, rank).unwrap()
+}
+
+fn pack(cu_seqlens: &[i32]) -> Packed {
+    Packed::from_cu_seqlens(cu_seqlens).unwrap()
+}
+
+/// `"0-3,12"` as numbers.
+fn numbers(text: &str) -> Vec<usize> {
+    let range = |part: &str| match part.split_once('-') {
+        Some((first, last)) => first.parse().unwrap()..=last.parse().unwrap(),
+        None => part.parse().unwrap()..=part.parse().unwrap(),
+    };
+    text.split(',').flat_map(range).collect()
+}
+
+/// Tokens of a rank in local order, from `token`.
+fn tokens<O: TokenOrder, L: Layout>(placement: &Placement<O, L>, rank: usize) -> Vec<usize> {
+    (0..placement.rows_of(rank)).map(|local| placement.token_of(rank, local)).collect()
+}
+
+fn from_runs(runs: &[Run]) -> Vec<usize> {
+    runs.iter().flat_map(|run| (0..run.len).map(|i| run.token(i))).collect()
+}
+
+#[test]
+fn zigzag_of_a_sequence_is_megatrons() {
+    let golden: [(usize, &[&str]); 3] = [
+        (2, &["0-5,18-23", "6-17"]),
+        (3, &["0-3,20-23", "4-7,16-19", "8-15"]),
+        (4, &["0-2,21-23", "3-5,18-20", "6-8,15-17", "9-14"]),
+    ];
+    for (ranks, held) in golden {
+        for (rank, held) in held.iter().enumerate() {
+            let placement = place::<Zigzag, Bshd>(Dense { batch: 1, seq: 24 }, ranks, rank);
+            assert_eq!(tokens(&placement, rank), numbers(held));
+            assert_eq!(from_runs(&placement.runs_of(rank)), numbers(held));
+            assert_eq!(placement.positions(), numbers(held));
+        }
+    }
+}
+
+#[test]
+fn zigzag_of_a_pack_is_transformer_engines() {
+    #[rustfmt::skip]
+    let golden: [(&[i32], usize, usize, &str, &str); 10] = [
+        (&[0, 16], 2, 0, "0-3,12-15", "0-3,12-15"),
+        (&[0, 16], 2, 1, "4-11", "4-11"),
+        (&[0, 8, 24, 32], 2, 0, "0,1,6,7,8-11,20-23,24,25,30,31", "0,1,6,7,0-3,12-15,0,1,6,7"),
+        (&[0, 8, 24, 32], 2, 1, "2-5,12-19,26-29", "2-5,4-11,2-5"),
+        (&[0, 8, 8, 24, 24], 2, 0, "0,1,6,7,8-11,20-23", "0,1,6,7,0-3,12-15"),
+        (&[0, 12, 36], 3, 0, "0,1,10,11,12-15,32-35", "0,1,10,11,0-3,20-23"),
+        (&[0, 12, 36], 3, 1, "2,3,8,9,16-19,28-31", "2,3,8,9,4-7,16-19"),
+        (&[0, 12, 36], 3, 2, "4-7,20-27", "4-7,8-15"),
+        (&[0, 8, 24], 4, 0, "0,7,8,9,22,23", "0,7,0,1,14,15"),
+        (&[0, 8, 24], 4, 3, "3,4,14,15,16,17", "3,4,6-9"),
+    ];
+    for (cu_seqlens, ranks, rank, held, positions) in golden {
+        let placement = place::<Zigzag, Thd>(pack(cu_seqlens), ranks, rank);
+        assert_eq!(tokens(&placement, rank), numbers(held));
+        assert_eq!(from_runs(&placement.runs_of(rank)), numbers(held));
+        assert_eq!(placement.positions(), numbers(positions));
+    }
+}
+
+#[test]
+fn sequence_first_shards_interleave_sequences() {
+    let placement = place::<Zigzag, Sbhd>(Dense { batch: 2, seq: 8 }, 2, 0);
+    // Tokens 0, 1, 6, 7 of both sequences; row of (b, s) in the whole batch is s * 2 + b.
+    assert_eq!(placement.full_rows_of(0), [0, 1, 2, 3, 12, 13, 14, 15]);
+    assert_eq!(placement.positions(), [0, 0, 1, 1, 6, 6, 7, 7]);
+}
+
+#[test]
+fn contiguous_and_striped_by_hand() {
+    let lengths = pack(&[0, 5, 11]);
+    let contiguous: Vec<_> = (0..3).map(|r| place::<Contiguous, Thd>(lengths.clone(), 3, r).runs_of(r)).collect();
+    let run = |start, step, len| Run { start, step, len };
+    assert_eq!(contiguous, [vec![run(0, 1, 4)], vec![run(4, 1, 1), run(5, 1, 3)], vec![run(8, 1, 3)]]);
+    let striped: Vec<_> = (0..3).map(|r| place::<Striped, Thd>(lengths.clone(), 3, r).runs_of(r)).collect();
+    assert_eq!(
+        striped,
+        [vec![run(0, 3, 2), run(6, 3, 2)], vec![run(1, 3, 2), run(7, 3, 2)], vec![run(2, 3, 1), run(5, 3, 2)]]
+    );
+    // 11 rows, stripes of 2 on 2 ranks: two rounds of 4, then 2 and 1.
+    let wide = place::<Striped<2>, Thd>(pack(&[0, 11]), 2, 0);
+    assert_eq!(tokens(&wide, 0), [0, 1, 4, 5, 8, 9]);
+    assert_eq!(tokens(&wide, 1), [2, 3, 6, 7, 10]);
+}
+
+#[test]
+fn spare_rows_of_a_pack_go_around() {
+    // Seven documents of one row on 3 ranks: slots 0..6 in turn, then slot 0 again.
+    let placement = place::<Zigzag, Thd>(Packed::from_lengths(&[1; 7]).unwrap(), 3, 0);
+    let owners: Vec<_> = (0..7).map(|token| placement.locate(token).0).collect();
+    assert_eq!(owners, [0, 1, 2, 0, 1, 2, 0]);
+}
+
+#[test]
+fn rolled_sources_stay_in_valid_tokens() {
+    let batch = Packed::new(&[3, 0, 2], &[4, 2, 2]).unwrap();
+    let placement = place::<Natural, Thd>(batch, 1, 0);
+    let sources = |shift| placement.rolled_sources(0, shift);
+    assert_eq!(sources(1), [Some(1), Some(2), None, None, None, None, Some(7), None]);
+    assert_eq!(sources(-1), [None, Some(0), Some(1), None, None, None, None, Some(6)]);
+    assert_eq!(sources(0), [Some(0), Some(1), Some(2), None, None, None, Some(6), Some(7)]);
+    for far in [i64::MAX, i64::MIN] {
+        assert_eq!(sources(far), [None; 8]);
+    }
+}
+
+#[test]
+fn different_placements_are_refused_with_both_names() {
+    let one = place::<Zigzag, Thd>(pack(&[0, 8, 24, 48]), 4, 1);
+    one.expect_same("query", &one.clone(), "key").unwrap();
+    one.expect_same("query", &place(pack(&[0, 8, 24, 48]), 4, 1), "key").unwrap();
+    let error = one.expect_same("query", &place(pack(&[0, 8, 24, 48]), 4, 2), "key").unwrap_err().to_string();
+    assert!(error.contains("query is placed as zigzag of 3 documents (48 tokens), rank 1 of 4 and key"), "{error}");
+    assert!(error.contains("rank 2 of 4"), "{error}");
+    let error = one.expect_same("query", &place(pack(&[0, 8, 16, 48]), 4, 1), "key").unwrap_err().to_string();
+    assert!(error.contains("document 1 with 16 valid tokens in 16 rows"), "{error}");
+    assert!(error.contains("document 1 with 8 valid tokens in 8 rows"), "{error}");
+    let mut hashes: Vec<_> = (0..4).map(|rank| place::<Zigzag, Thd>(pack(&[0, 48]), 4, rank).hash()).collect();
+    hashes.dedup();
+    assert_eq!(hashes.len(), 1, "every rank has the same hash");
+    assert_ne!(hashes[0], place::<Zigzag, Thd>(pack(&[0, 48]), 5, 0).hash());
+    assert_ne!(
+        place::<Striped<2>, Thd>(pack(&[0, 48]), 4, 0).hash(),
+        place::<Striped<4>, Thd>(pack(&[0, 48]), 4, 0).hash()
+    );
+}
+
+#[test]
+fn ranks_that_do_not_exist_are_refused() {
+    let batch = Arc::new(pack(&[0, 8]));
+    assert!(Placement::<Zigzag, Thd>::new(batch.clone(), 0, 0).is_err());
+    assert!(Placement::<Zigzag, Thd>::new(batch, 2, 2).is_err());
+}
+
+/// Everything that must hold of any order on any batch.
+fn check<O: TokenOrder, L: Layout>(batch: &L::Batch, ranks: usize) {
+    let tokens_in_all = batch.tokens();
+    let documents: Vec<Document> = (0..batch.documents()).map(|i| batch.document(i)).collect();
+    let mut holders = vec![0; tokens_in_all];
+    let mut rows = Vec::new();
+    for rank in 0..ranks {
+        let placement = place::<O, L>(batch.clone(), ranks, rank);
+        assert_eq!(placement.rows(), placement.rows_of(rank));
+        rows.push(placement.rows());
+        let held = tokens(&placement, rank);
+        assert!(held.is_sorted_by(|a, b| a < b), "tokens ascend: {held:?}");
+        for (local, &token) in held.iter().enumerate() {
+            holders[token] += 1;
+            assert_eq!(placement.locate(token), (rank, local), "token {token}");
+        }
+
+        let runs = placement.runs_of(rank);
+        assert_eq!(from_runs(&runs), held);
+        for run in &runs {
+            let document = documents[batch.document_of(run.start)];
+            assert!(run.len > 0 && run.step > 0, "{run:?}");
+            assert!(run.end() <= document.stored_range().end, "{run:?} crosses {document:?}");
+        }
+
+        // Valid runs: the rank's tokens that are not padding, each at its local index.
+        let mut valid = Vec::new();
+        for (local, run) in placement.valid_runs_of(rank) {
+            assert!(run.len > 0);
+            valid.extend((0..run.len).map(|i| (local + i, run.token(i))));
+        }
+        let is_valid = |token: usize| documents.iter().any(|d| d.valid_range().contains(&token));
+        let expected: Vec<_> = held.iter().copied().enumerate().filter(|&(_, token)| is_valid(token)).collect();
+        assert_eq!(valid, expected);
+
+        // By memory row.
+        let (positions, full_rows) = (placement.positions(), placement.full_rows_of(rank));
+        let rolled: Vec<_> = [-2, 1, 3].map(|shift| (shift, placement.rolled_sources(rank, shift))).into();
+        assert_eq!((positions.len(), full_rows.len()), (held.len(), held.len()));
+        for (local, &token) in held.iter().enumerate() {
+            let row = placement.row_of(rank, local);
+            let document = documents.iter().find(|d| d.stored_range().contains(&token)).unwrap();
+            assert_eq!(positions[row], token - document.start);
+            assert_eq!(full_rows[row], L::row(documents.len(), tokens_in_all, token));
+            for (shift, sources) in &rolled {
+                let source = token as i64 + shift;
+                let within = |t: i64| (document.start as i64..(document.start + document.valid) as i64).contains(&t);
+                let expected = (within(token as i64) && within(source)).then_some(source as usize);
+                assert_eq!(sources[row], expected, "token {token} rolled by {shift}");
+            }
+        }
+    }
+    assert!(holders.iter().all(|&n| n == 1), "held once each: {holders:?}");
+    if O::NAME != "natural" {
+        let unit = if batch.uniform().is_some() { documents.len().max(1) } else { 1 };
+        let (least, most) = (rows.iter().min().unwrap(), rows.iter().max().unwrap());
+        assert!(most - least <= unit, "rows {rows:?}");
+        assert!(batch.uniform().is_none() || rows.iter().all(|n| n % unit == 0), "alike in every sequence: {rows:?}");
+    }
+}
+
+fn check_orders<L: Layout>(batch: &L::Batch, ranks: usize) {
+    check::<Natural, L>(batch, ranks);
+    check::<Contiguous, L>(batch, ranks);
+    check::<Zigzag, L>(batch, ranks);
+    check::<Striped, L>(batch, ranks);
+    check::<Striped<2>, L>(batch, ranks);
+    check::<Striped<5>, L>(batch, ranks);
+    check::<Striped<{ usize::MAX }>, L>(batch, ranks);
+}
+
+#[test]
+fn nothing_at_all_is_fine() {
+    for ranks in [1, 3] {
+        for (batch, seq) in [(0, 0), (0, 4), (3, 0)] {
+            check_orders::<Bshd>(&Dense { batch, seq }, ranks);
+            check_orders::<Sbhd>(&Dense { batch, seq }, ranks);
+        }
+        for lengths in [&[][..], &[0], &[0, 0, 0], &[0, 2, 0]] {
+            check_orders::<Thd>(&Packed::from_lengths(lengths).unwrap(), ranks);
+        }
+    }
+}
+
+/// Lengths with many zeros and ones, as `(valid, stored)`.
+fn lengths() -> impl Strategy<Value = Vec<(usize, usize)>> {
+    let length = prop_oneof![Just(0), Just(1), 0usize..40];
+    prop::collection::vec((length, prop_oneof![Just(0), 0usize..6]).prop_map(|(valid, pad)| (valid, valid + pad)), 0..7)
+}
+
+fn packed(lengths: &[(usize, usize)]) -> Packed {
+    let (valid, stored): (Vec<_>, Vec<_>) = lengths.iter().copied().unzip();
+    Packed::new(&valid, &stored).unwrap()
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 96, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn orders_of_packs(lengths in lengths(), ranks in 1usize..10) {
+        check_orders::<Thd>(&packed(&lengths), ranks);
+    }
+
+    #[test]
+    fn orders_of_dense_batches(batch in 0usize..4, seq in 0usize..48, ranks in 1usize..10) {
+        check_orders::<Bshd>(&Dense { batch, seq }, ranks);
+        check_orders::<Sbhd>(&Dense { batch, seq }, ranks);
+    }
+}
