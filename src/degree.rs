@@ -59,3 +59,16 @@ impl Degree for Runtime {
 }
 
 static_assertions::assert_eq_size!(Fixed<8>, ());
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn fixed_and_runtime_degrees() {
+        assert_eq!((Fixed::<4>::of(4), Fixed::<4>::of(3)), (Some(Fixed), None));
+        assert_eq!(Runtime::of(3), Some(Runtime(3)));
+        assert_eq!((Fixed::<4>.checked(), Runtime(5).checked()), (Ok(4), Ok(5)));
+        assert!(Fixed::<0>.checked().is_err() && Runtime(0).checked().is_err());
+    }
+}

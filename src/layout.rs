@@ -251,9 +251,10 @@ fn lengths<I: Copy + Into<i64>>(cu_seqlens: &[I]) -> Result<Vec<usize>> {
     }
     let step = |(index, pair): (usize, &[I])| {
         let (previous, next): (i64, i64) = (pair[0].into(), pair[1].into());
-        match usize::try_from(next - previous) {
-            Ok(length) => Ok(length),
-            Err(_) => Err(LayoutError::CuSeqlensDecrease { index: index + 1, previous, next }.into()),
+        // The first entry is 0 and none before this one decreased, so only a smaller `next` can overflow.
+        match next.checked_sub(previous).and_then(|length| usize::try_from(length).ok()) {
+            Some(length) => Ok(length),
+            None => Err(LayoutError::CuSeqlensDecrease { index: index + 1, previous, next }.into()),
         }
     };
     cu_seqlens.windows(2).enumerate().map(step).collect()
@@ -280,5 +281,45 @@ impl Batch for Packed {
 
     fn uniform(&self) -> Option<usize> {
         None
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn packs_from_cumulative_lengths() {
+        let pack = Packed::from_cu_seqlens_padded(&[0i32, 3, 3, 5], &[0, 4, 6, 8]).unwrap();
+        let documents: Vec<_> = (0..pack.documents()).map(|i| pack.document(i)).collect();
+        let document = |start, stored, valid| Document { start, stored, valid };
+        assert_eq!(documents, [document(0, 4, 3), document(4, 2, 0), document(6, 2, 2)]);
+        assert_eq!((pack.tokens(), pack.valid_tokens(), pack.longest()), (8, 5, 4));
+        assert_eq!(pack, Packed::new(&[3, 0, 2], &[4, 2, 2]).unwrap());
+        // Empty documents hold no token.
+        let pack = Packed::from_cu_seqlens(&[0i64, 0, 2, 2, 3]).unwrap();
+        assert_eq!([0, 1, 2].map(|token| pack.document_of(token)), [1, 1, 3]);
+    }
+
+    #[test]
+    fn bad_packs_are_refused() {
+        let refused = |cu_seqlens: &[i64]| Packed::from_cu_seqlens(cu_seqlens).unwrap_err().to_string();
+        assert!(refused(&[]).contains("empty"));
+        assert!(refused(&[1, 2]).contains("starts at 1"));
+        assert!(refused(&[0, 5, 3]).contains("from 5 to 3 at entry 2"));
+        assert!(refused(&[0, 5, i64::MIN]).contains("at entry 2"));
+        assert!(Packed::new(&[3], &[2]).unwrap_err().to_string().contains("3 valid tokens but stores 2"));
+        assert!(Packed::new(&[1], &[]).is_err());
+        assert!(Packed::from_lengths(&[usize::MAX, 1]).is_err());
+        assert!(Packed::from_lengths(&[4]).unwrap().expect_rows(5).is_err());
+    }
+
+    #[test]
+    fn rows_by_layout() {
+        // Two sequences of three tokens.
+        let rows = |row: fn(usize, usize, usize) -> usize| (0..6).map(|token| row(2, 6, token)).collect::<Vec<_>>();
+        assert_eq!(rows(Bshd::row), [0, 1, 2, 3, 4, 5]);
+        assert_eq!(rows(Sbhd::row), [0, 2, 4, 1, 3, 5]);
+        assert_eq!((Sbhd::row(0, 0, 0), Sbhd::row(3, 0, 0)), (0, 0));
     }
 }

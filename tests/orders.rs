@@ -1,9 +1,13 @@
-//! Token orders and placements: golden maps of Megatron-LM and Transformer Engine, and properties for any lengths.
+//! Token orders, placements, masks and tiles: golden maps of Megatron-LM and Transformer Engine, and properties for
+//! any lengths.
 
 use std::sync::Arc;
 
+use context_parallel::error::{Error, MaskError};
 use context_parallel::layout::{Batch, Bshd, Dense, Document, Layout, Packed, Sbhd, Thd};
+use context_parallel::mask::{Mask, Slice, SliceKind};
 use context_parallel::order::{Contiguous, Natural, Placement, Run, Striped, TokenOrder, Zigzag};
+use context_parallel::plan::{tile, touched};
 use proptest::prelude::*;
 
 fn place<O: TokenOrder, L: Layout>(batch: L::Batch, ranks: usize, rank: usize) -> Arc<Placement<O, L>> {
@@ -69,6 +73,37 @@ fn zigzag_of_a_pack_is_transformer_engines() {
         assert_eq!(tokens(&placement, rank), numbers(held));
         assert_eq!(from_runs(&placement.runs_of(rank)), numbers(held));
         assert_eq!(placement.positions(), numbers(positions));
+    }
+}
+
+/// Rank-major shards back to natural order: which chunk of the gathered ones comes when.
+#[test]
+fn gathered_chunks_are_undone_as_in_megatron() {
+    let golden: [(usize, &[usize], &[usize]); 3] = [
+        (2, &[0, 2, 3, 1], &[0, 3, 1, 2]),
+        (3, &[0, 2, 4, 5, 3, 1], &[0, 5, 1, 4, 2, 3]),
+        (4, &[0, 2, 4, 6, 7, 5, 3, 1], &[0, 7, 1, 6, 2, 5, 3, 4]),
+    ];
+    for (ranks, undo, redo) in golden {
+        let placement = place::<Zigzag, Bshd>(Dense { batch: 1, seq: 2 * ranks }, ranks, 0);
+        let gathered: Vec<_> = (0..ranks).flat_map(|rank| tokens(&placement, rank)).collect();
+        assert_eq!(gathered, redo);
+        let found: Vec<_> = (0..2 * ranks).map(|t| placement.locate(t)).map(|(rank, row)| 2 * rank + row).collect();
+        assert_eq!(found, undo);
+    }
+}
+
+#[test]
+fn packed_left_roll_is_megatrons() {
+    for rank in 0..2 {
+        let placement = place::<Zigzag, Thd>(pack(&[0, 8, 24]), 2, rank);
+        let value = |source: Option<usize>| source.map_or(0, |token| token + 1);
+        let rolled: Vec<_> = placement.rolled_sources(rank, 1).into_iter().map(value).collect();
+        let expected: Vec<_> = tokens(&placement, rank)
+            .into_iter()
+            .map(|token| if token == 7 || token == 23 { 0 } else { token + 2 })
+            .collect();
+        assert_eq!(rolled, expected);
     }
 }
 
@@ -241,8 +276,132 @@ fn packed(lengths: &[(usize, usize)]) -> Packed {
     Packed::new(&valid, &stored).unwrap()
 }
 
+/// Whether token `q` may attend to token `k`, from the meaning of the mask.
+fn attends(mask: &Mask, documents: &[Document], q: usize, k: usize) -> bool {
+    let document = |token: usize| documents.iter().position(|d| d.valid_range().contains(&token));
+    let (Some(of_q), Some(of_k)) = (document(q), document(k)) else { return false };
+    if let Mask::Slices(slices) = mask {
+        return slices.iter().any(|slice| in_slice(slice, q, k));
+    }
+    let within = |distance: usize, limit: Option<usize>| limit.is_none_or(|limit| distance <= limit);
+    let seen = match mask {
+        Mask::Full => true,
+        Mask::Causal => k <= q,
+        Mask::Window { left, .. } if k < q => within(q - k, *left),
+        Mask::Window { right, .. } => within(k - q, *right),
+        Mask::Prefix(prefix) => k <= q || k - documents[of_k].start < prefix[of_k],
+        Mask::Slices(_) => unreachable!(),
+    };
+    of_q == of_k && seen
+}
+
+/// The bounds of MagiAttention's slice types.
+fn in_slice(slice: &Slice, q: usize, k: usize) -> bool {
+    let Slice { q: queries, k: keys, kind } = slice;
+    if !queries.contains(&q) || !keys.contains(&k) {
+        return false;
+    }
+    let upper = matches!(kind, SliceKind::Causal | SliceKind::BiCausal);
+    let lower = matches!(kind, SliceKind::InvCausal | SliceKind::BiCausal);
+    (!upper || k + (queries.end - 1 - q) < keys.end) && (!lower || k >= keys.start + (q - queries.start))
+}
+
+/// Every attended cell is in one piece of one rank, and in no other.
+fn check_cover<O: TokenOrder, L: Layout>(batch: &L::Batch, mask: &Mask, ranks: usize) {
+    let tokens = batch.tokens();
+    let documents: Vec<Document> = (0..batch.documents()).map(|i| batch.document(i)).collect();
+    let bands = mask.lower(batch).unwrap();
+    let expected: Vec<bool> =
+        (0..tokens * tokens).map(|cell| attends(mask, &documents, cell / tokens, cell % tokens)).collect();
+    assert_eq!(bands.area(), expected.iter().filter(|&&cell| cell).count() as u64, "{mask:?}");
+
+    let placement = place::<O, L>(batch.clone(), ranks, 0);
+    let natural = vec![(0, Run { start: 0, step: 1, len: tokens })];
+    // Shards one after another, as gathered; without padding, which leaves gaps in the buffer.
+    let mut gathered = Vec::new();
+    let mut first = 0;
+    for rank in 0..ranks {
+        gathered.extend(placement.valid_runs_of(rank).into_iter().map(|(row, run)| (first + row, run)));
+        first += placement.rows_of(rank);
+    }
+    for keys in [natural, gathered] {
+        let mut token_of_row = vec![None; tokens];
+        for (row, run) in &keys {
+            (0..run.len).for_each(|i| token_of_row[row + i] = Some(run.token(i)));
+        }
+        let mut covered = vec![0; tokens * tokens];
+        for rank in 0..ranks {
+            let pieces = tile(&placement.valid_runs_of(rank), &keys, &bands);
+            assert!(pieces.is_sorted_by_key(|piece| (piece.q_row, piece.k_row)));
+            let mut seen = vec![false; tokens];
+            for piece in &pieces {
+                let mut area = 0;
+                for i in 0..piece.q.len {
+                    let q = placement.token_of(rank, piece.q_row + i);
+                    assert_eq!(q, piece.q.token(i));
+                    for row in piece.keys(i) {
+                        assert_eq!(token_of_row[row], Some(piece.k.token(row - piece.k_row)));
+                        covered[q * tokens + piece.k.token(row - piece.k_row)] += 1;
+                        seen[row] = true;
+                        area += 1;
+                    }
+                }
+                assert!(area > 0 && area == piece.area(), "{piece:?}");
+            }
+            let touched = touched(&pieces);
+            assert!(touched.windows(2).all(|pair| pair[0].end < pair[1].start), "merged: {touched:?}");
+            assert!((0..tokens).all(|row| seen[row] == touched.iter().any(|rows| rows.contains(&row))));
+        }
+        for (cell, (&times, &attended)) in covered.iter().zip(&expected).enumerate() {
+            let (q, k) = (cell / tokens, cell % tokens);
+            assert_eq!(times, usize::from(attended), "query {q}, key {k} under {mask:?} on {documents:?}");
+        }
+    }
+}
+
+fn check_covers<L: Layout>(batch: &L::Batch, mask: &Mask, ranks: usize) {
+    check_cover::<Contiguous, L>(batch, mask, ranks);
+    check_cover::<Zigzag, L>(batch, mask, ranks);
+    check_cover::<Striped, L>(batch, mask, ranks);
+    check_cover::<Striped<3>, L>(batch, mask, ranks);
+}
+
+/// Any mask but slices; prefixes for eight documents, to be cut to how many there are.
+fn masks() -> impl Strategy<Value = Mask> {
+    let reach = || prop::option::of(0usize..20);
+    prop_oneof![
+        Just(Mask::Full),
+        Just(Mask::Causal),
+        (reach(), reach()).prop_map(|(left, right)| Mask::Window { left, right }),
+        prop::collection::vec(0usize..50, 8).prop_map(Mask::Prefix),
+    ]
+}
+
+fn for_documents(mask: Mask, documents: usize) -> Mask {
+    match mask {
+        Mask::Prefix(mut prefix) => {
+            prefix.truncate(documents);
+            Mask::Prefix(prefix)
+        }
+        mask => mask,
+    }
+}
+
+/// Slices as corners and shape, to be scaled to the batch.
+fn slices() -> impl Strategy<Value = Vec<(Vec<usize>, SliceKind)>> {
+    let kinds = [SliceKind::Full, SliceKind::Causal, SliceKind::InvCausal, SliceKind::BiCausal];
+    let slice = (prop::collection::vec(0usize..1000, 4), prop::sample::select(kinds.to_vec()));
+    prop::collection::vec(slice, 0..5)
+}
+
+fn scaled(slices: &[(Vec<usize>, SliceKind)], tokens: usize) -> Vec<Slice> {
+    let at = |corner: usize| corner * (tokens + 1) / 1000;
+    let range = |a: usize, b: usize| at(a.min(b))..at(a.max(b));
+    slices.iter().map(|(c, kind)| Slice { q: range(c[0], c[1]), k: range(c[2], c[3]), kind: *kind }).collect()
+}
+
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 96, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 384, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn orders_of_packs(lengths in lengths(), ranks in 1usize..10) {
@@ -253,5 +412,40 @@ proptest! {
     fn orders_of_dense_batches(batch in 0usize..4, seq in 0usize..48, ranks in 1usize..10) {
         check_orders::<Bshd>(&Dense { batch, seq }, ranks);
         check_orders::<Sbhd>(&Dense { batch, seq }, ranks);
+    }
+
+    #[test]
+    fn packs_are_covered_exactly(lengths in lengths(), mask in masks(), ranks in 1usize..10) {
+        let batch = packed(&lengths);
+        check_covers::<Thd>(&batch, &for_documents(mask, batch.documents()), ranks);
+    }
+
+    #[test]
+    fn dense_batches_are_covered_exactly(batch in 0usize..4, seq in 0usize..32, mask in masks(), ranks in 1usize..10) {
+        check_covers::<Sbhd>(&Dense { batch, seq }, &for_documents(mask, batch), ranks);
+    }
+
+    /// Slices are covered exactly where they are disjoint, and refused with a cell that two share where they are not.
+    #[test]
+    fn slices_are_covered_exactly_or_refused(lengths in lengths(), slices in slices(), ranks in 1usize..10) {
+        let batch = packed(&lengths);
+        let slices = scaled(&slices, batch.tokens());
+        let valid = |token: usize| (0..batch.documents()).any(|i| batch.document(i).valid_range().contains(&token));
+        let valid: Vec<usize> = (0..batch.tokens()).filter(|&token| valid(token)).collect();
+        let times = |q: usize, k: usize| slices.iter().filter(|slice| in_slice(slice, q, k)).count();
+        let disjoint = valid.iter().all(|&q| valid.iter().all(|&k| times(q, k) < 2));
+        let mask = Mask::Slices(slices.clone());
+        match mask.lower(&batch) {
+            Ok(_) => {
+                prop_assert!(disjoint);
+                check_covers::<Thd>(&batch, &mask, ranks);
+            }
+            Err(Error::Mask(MaskError::Overlap { first, second, query, key })) => {
+                let (q, k) = (query as usize, key as usize);
+                prop_assert!(!disjoint && first < second && valid.contains(&q) && valid.contains(&k));
+                prop_assert!(in_slice(&slices[first], q, k) && in_slice(&slices[second], q, k));
+            }
+            Err(error) => prop_assert!(false, "{}", error),
+        }
     }
 }

@@ -36,19 +36,21 @@ pub fn fresh<D: Device>(device: &D, config: &Config, list: &Arc<ParameterList>, 
 }
 
 /// Standard normal numbers by Box and Muller (1958), two from each pair of uniform ones.
-struct Normal {
+pub struct Normal {
     uniform: Xoshiro256PlusPlus,
     spare: Option<f64>,
 }
 
 impl Normal {
-    fn new(seed: u64, stream: usize) -> Self {
+    /// The numbers of one stream of a seed.
+    pub fn new(seed: u64, stream: usize) -> Self {
         // The seed is scrambled first, so that stream 1 of seed 0 is not stream 0 of seed 1.
         let scrambled: u64 = Xoshiro256PlusPlus::seed_from_u64(seed).random();
         Normal { uniform: Xoshiro256PlusPlus::seed_from_u64(scrambled.wrapping_add(stream as u64)), spare: None }
     }
 
-    fn draw(&mut self) -> f64 {
+    /// The next number.
+    pub fn draw(&mut self) -> f64 {
         if let Some(spare) = self.spare.take() {
             return spare;
         }

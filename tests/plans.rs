@@ -1,0 +1,189 @@
+//! Plans of every strategy hold together on every rank, and the check notices when they do not.
+
+use std::sync::Arc;
+
+use context_parallel::layout::{Bshd, Dense, Layout, Packed, Thd};
+use context_parallel::mask::{Mask, Slice, SliceKind};
+use context_parallel::order::{Contiguous, Placement, Striped, TokenOrder, Zigzag};
+use context_parallel::plan::{Content, Program, Step, View, check};
+use context_parallel::strategy::{CastKv, GatherKv, KvExchange, LocalKv, RingKv};
+
+fn masks(documents: usize, tokens: usize) -> Vec<Mask> {
+    let mut masks = vec![
+        Mask::Causal,
+        Mask::Full,
+        Mask::Window { left: Some(0), right: Some(0) },
+        Mask::Window { left: Some(3), right: Some(0) },
+        Mask::Window { left: Some(5), right: Some(2) },
+        Mask::Window { left: None, right: Some(1) },
+        Mask::Prefix((0..documents).map(|i| 3 * i + 1).collect()),
+    ];
+    if tokens > 8 {
+        masks.push(Mask::Slices(vec![
+            Slice { q: 0..5, k: 2..tokens, kind: SliceKind::Full },
+            Slice { q: 6..tokens, k: 0..tokens - 3, kind: SliceKind::Causal },
+        ]));
+    }
+    masks
+}
+
+fn view<O: TokenOrder, L: Layout>(batch: &L::Batch, ranks: usize, rank: usize, mask: &Mask) -> View {
+    let placement = Placement::<O, L>::new(Arc::new(batch.clone()), ranks, rank).unwrap();
+    View::new(&placement, mask.lower(batch).unwrap())
+}
+
+fn programs<X: KvExchange>(view: &View) -> Vec<(Program, Program)> {
+    let rank = |rank| {
+        let view = view.seen_from(rank);
+        (X::forward(&view), X::backward(&view))
+    };
+    (0..view.ranks()).map(rank).collect()
+}
+
+fn sound<X: KvExchange, O: TokenOrder, L: Layout>(batch: &L::Batch, ranks: usize, mask: &Mask) {
+    let view = view::<O, L>(batch, ranks, 0, mask);
+    if let Err(error) = check(X::NAME, &view, &programs::<X>(&view)) {
+        panic!("{} on {} x {ranks} under {mask:?} of {batch:?}: {error}", X::NAME, O::NAME);
+    }
+}
+
+fn sound_everywhere<L: Layout>(batch: &L::Batch, documents: usize, tokens: usize) {
+    for ranks in [1, 2, 3, 4, 5, 8] {
+        for mask in masks(documents, tokens) {
+            sound::<RingKv, Zigzag, L>(batch, ranks, &mask);
+            sound::<RingKv, Striped, L>(batch, ranks, &mask);
+            sound::<RingKv, Striped<2>, L>(batch, ranks, &mask);
+            sound::<RingKv, Contiguous, L>(batch, ranks, &mask);
+            sound::<GatherKv, Zigzag, L>(batch, ranks, &mask);
+            sound::<GatherKv, Striped, L>(batch, ranks, &mask);
+            sound::<GatherKv, Contiguous, L>(batch, ranks, &mask);
+            sound::<CastKv, Zigzag, L>(batch, ranks, &mask);
+            sound::<CastKv, Striped, L>(batch, ranks, &mask);
+            sound::<CastKv, Contiguous, L>(batch, ranks, &mask);
+        }
+    }
+}
+
+#[test]
+fn dense_plans_are_sound() {
+    sound_everywhere::<Bshd>(&Dense { batch: 2, seq: 16 }, 2, 32);
+    sound_everywhere::<Bshd>(&Dense { batch: 1, seq: 37 }, 1, 37);
+}
+
+#[test]
+fn packed_plans_are_sound() {
+    let lengths = [0, 1, 7, 16, 0, 3, 33];
+    sound_everywhere::<Thd>(&Packed::from_lengths(&lengths).unwrap(), 7, 60);
+    let stored = [2, 1, 9, 16, 0, 8, 40];
+    sound_everywhere::<Thd>(&Packed::new(&lengths, &stored).unwrap(), 7, 76);
+    sound_everywhere::<Thd>(&Packed::from_lengths(&[]).unwrap(), 0, 0);
+}
+
+/// Breaks the programs of one strategy in one way and expects the check to notice.
+fn noticed<X: KvExchange>(what: &str, break_it: impl Fn(&mut Vec<(Program, Program)>) -> bool) {
+    let batch = Dense { batch: 1, seq: 32 };
+    let view = view::<Zigzag, Bshd>(&batch, 4, 0, &Mask::Causal);
+    let mut programs = programs::<X>(&view);
+    assert!(check(X::NAME, &view, &programs).is_ok());
+    assert!(break_it(&mut programs), "{what}: nothing to break in {}", X::NAME);
+    assert!(check(X::NAME, &view, &programs).is_err(), "{what} in {} is not noticed", X::NAME);
+}
+
+fn steps(programs: &mut [(Program, Program)], rank: usize, backward: bool) -> &mut Vec<Step> {
+    let pair = &mut programs[rank];
+    if backward { &mut pair.1.steps } else { &mut pair.0.steps }
+}
+
+fn mutations<X: KvExchange>() {
+    for backward in [false, true] {
+        noticed::<X>("a dropped tile", |programs| {
+            let steps = steps(programs, 2, backward);
+            let last = steps.iter().rposition(|step| matches!(step, Step::Tile { .. }));
+            last.is_some_and(|at| matches!(steps.remove(at), Step::Tile { .. }))
+        });
+        noticed::<X>("a tile done twice", |programs| {
+            let steps = steps(programs, 1, backward);
+            let Some(at) = steps.iter().position(|step| matches!(step, Step::Tile { .. })) else { return false };
+            steps.insert(at, steps[at].clone());
+            true
+        });
+        noticed::<X>("a window shifted by one", |programs| {
+            steps(programs, 3, backward).iter_mut().any(|step| match step {
+                Step::Tile { pieces, .. } if !pieces.is_empty() => {
+                    let wide = pieces.iter_mut().find(|piece| piece.q.len > 1 && piece.d_hi == 0);
+                    wide.is_some_and(|piece| {
+                        piece.d_hi -= 1;
+                        true
+                    })
+                }
+                _ => false,
+            })
+        });
+        noticed::<X>("two owners swapped", |programs| {
+            steps(programs, 0, backward).iter_mut().any(|step| match step {
+                Step::Post { content: Content::Keys, receives, .. } if receives.len() > 1 => {
+                    let (first, last) = (receives[0].peer, receives[receives.len() - 1].peer);
+                    receives[0].peer = last;
+                    let end = receives.len() - 1;
+                    receives[end].peer = first;
+                    true
+                }
+                Step::Post { content: Content::Keys, receives, .. } => {
+                    receives.iter_mut().for_each(|receive| receive.peer = (receive.peer + 1) % 4);
+                    true
+                }
+                _ => false,
+            })
+        });
+        noticed::<X>("a wait left out", |programs| {
+            let steps = steps(programs, 1, backward);
+            let Some(at) = steps.iter().position(|step| matches!(step, Step::Wait { .. })) else { return false };
+            steps.remove(at);
+            true
+        });
+    }
+}
+
+#[test]
+fn broken_plans_are_noticed() {
+    mutations::<RingKv>();
+    mutations::<GatherKv>();
+    mutations::<CastKv>();
+}
+
+#[test]
+fn local_keys_are_not_attention_over_the_sequence() {
+    let batch = Dense { batch: 1, seq: 32 };
+    let view = view::<Zigzag, Bshd>(&batch, 2, 0, &Mask::Causal);
+    assert!(check("local", &view, &programs::<LocalKv>(&view)).is_err());
+}
+
+#[test]
+fn the_ring_posts_before_it_computes_and_holds_two_blocks() {
+    let batch = Dense { batch: 1, seq: 64 };
+    for backward in [false, true] {
+        let view = view::<Zigzag, Bshd>(&batch, 8, 3, &Mask::Causal);
+        let program = if backward { RingKv::backward(&view) } else { RingKv::forward(&view) };
+        let at = |wanted: &dyn Fn(&Step) -> bool| program.steps.iter().position(wanted).unwrap();
+        for hop in 1..8 {
+            let post = at(&|step| matches!(step, Step::Post { exchange, .. } if *exchange == hop));
+            let tile = at(&|step| matches!(step, Step::Tile { slot, .. } if *slot == hop - 1));
+            let wait = at(&|step| matches!(step, Step::Wait { exchange } if *exchange == hop));
+            assert!(post < tile && tile < wait, "hop {hop}: post {post}, tile {tile}, wait {wait}");
+        }
+        let limit = 2 * 8 + if backward { 8 } else { 0 };
+        assert!(program.peak_rows() <= limit, "{} rows at a time", program.peak_rows());
+    }
+}
+
+#[test]
+fn a_windowed_ring_stops_at_the_last_rank_that_needs_a_block() {
+    let batch = Dense { batch: 1, seq: 64 };
+    let mask = Mask::Window { left: Some(3), right: Some(0) };
+    let view = view::<Contiguous, Bshd>(&batch, 8, 2, &mask);
+    // Three rows reach into the next rank, and nothing goes further; their gradients come straight back.
+    assert_eq!(RingKv::forward(&view).rows_sent(2, Content::Keys), 3);
+    assert_eq!(RingKv::backward(&view).rows_sent(2, Content::Gradients), 3);
+    let all = GatherKv::forward(&view).rows_sent(2, Content::Keys);
+    assert_eq!(all, 7 * 8);
+}
