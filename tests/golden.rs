@@ -12,7 +12,7 @@ use std::{env, fs, io};
 
 use kinds::report::Report;
 use kinds::safetensors::File;
-use kinds::{batch, hf, roll, rope};
+use kinds::{batch, hf, model, roll, rope};
 
 #[test]
 fn golden_cases() {
@@ -73,9 +73,7 @@ fn run_case(path: &Path, name: &str, report: &mut Report) -> Result<(), String> 
             let (case, shift) = roll::read(&file, kind, name)?;
             roll::run(&case, shift, report);
         }
-        "hf" if path.is_dir() => {
-            hf::read(path, &file, name)?;
-        }
+        "hf" if path.is_dir() => model::run(&hf::read(path, &file, name)?, report),
         _ => return Err(format!("unknown kind \"{kind}\"")),
     }
     Ok(())

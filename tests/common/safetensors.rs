@@ -96,11 +96,6 @@ impl Tensor {
         }
     }
 
-    /// The values as `f32`; exact for all floating-point types but `f64`.
-    pub fn f32s(&self) -> Vec<f32> {
-        self.f64s().into_iter().map(|value| value as f32).collect()
-    }
-
     /// The values of a tensor of whole numbers.
     pub fn i64s(&self) -> Result<Vec<i64>, String> {
         match self.dtype {

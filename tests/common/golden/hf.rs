@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use context_parallel::oracle::norm;
 
-use super::report::{Report, compare, compare_relative};
+use super::report::{compare, compare_relative};
 use super::safetensors::{File, Tensor};
 use super::tokens::lengths;
 
@@ -197,23 +197,5 @@ impl Curve {
             wrong.extend(found.iter().zip(expected).enumerate().filter_map(compare));
         }
         wrong
-    }
-}
-
-/// Runs one combination: `step` makes one pass, `train` the curve.
-pub fn run(
-    case: &ModelCase,
-    report: &mut Report,
-    combination: &str,
-    step: impl Fn(&ModelCase, &Tokens) -> Result<Step, String>,
-    train: impl Fn(&ModelCase, &[Tokens], AdamW) -> Result<Curve, String>,
-) {
-    for (which, (tokens, expected)) in &case.steps {
-        let name = format!("{} {which}", case.name);
-        report.run("hf", &name, combination, || Ok(expected.judge(&step(case, tokens)?)));
-    }
-    if let Some((batches, adamw, expected)) = &case.training {
-        let name = format!("{} training", case.name);
-        report.run("hf", &name, combination, || Ok(expected.judge(&train(case, batches, *adamw)?)));
     }
 }

@@ -1,9 +1,18 @@
 //! Kinds `roll_dense` and `roll_thd`: every token takes the value of a neighbour in its sequence or document.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
+use context_parallel::comm::Communicator;
+use context_parallel::error::Result;
+use context_parallel::handler::CpHandler;
+use context_parallel::layout::Layout;
 use context_parallel::oracle;
+use context_parallel::order::{Full, Placement};
+use context_parallel::strategy::CpStrategy;
+use context_parallel::tensor::Cpu;
 
+use super::combinations::{self, Job, Outputs};
 use super::report::{Report, compare_relative};
 use super::safetensors::File;
 use super::tokens::{Expected, Given, Rows, Tensors, TokenCase, lengths, shards, whole};
@@ -49,4 +58,26 @@ pub fn run(case: &TokenCase, shift: i64, report: &mut Report) {
         let values = oracle::roll(&x.values, x.features, &documents, shift, 0.0);
         Ok(Given { whole: Tensors::from([("out".to_string(), Rows { values, ..*x })]), ..Given::default() })
     });
+    combinations::run(case, &HandlerRoll { x: &case.inputs["x"], shift }, report);
+}
+
+/// `roll`; the handler counts the other way round: an offset of 1 is a shift of -1.
+struct HandlerRoll<'a> {
+    x: &'a Rows,
+    shift: i64,
+}
+
+impl Job for HandlerRoll<'_> {
+    fn run<H: CpStrategy, L: Layout, C: Communicator>(
+        &self,
+        handler: &CpHandler<H, L, C>,
+        placement: &Arc<Placement<H::Order, L>>,
+        outputs: &mut Outputs,
+    ) -> Result<()> {
+        let device = Cpu::<f64>::default();
+        let x = Full::from_batch_first(&self.x.values, self.x.features, placement.batch().clone())?;
+        let shard = handler.dispatch(&device, placement, &x)?;
+        let rolled = handler.roll(&device, &shard, -self.shift, 0.0)?;
+        outputs.take("out", handler, &rolled, |value| value)
+    }
 }

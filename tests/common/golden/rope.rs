@@ -1,11 +1,23 @@
 //! Kinds `rope_dense` and `rope_thd`: heads turned by their positions, and the gradient of that.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
+use context_parallel::comm::Communicator;
+use context_parallel::error::Result;
+use context_parallel::handler::CpHandler;
+use context_parallel::layout::Layout;
+use context_parallel::ops::rotary::Rotary as Turns;
+use context_parallel::ops::rows::Rows as MovesRows;
 use context_parallel::oracle::{Rotary, Stretch};
-use context_parallel::tensor::DType;
+use context_parallel::order::{Full, Placement};
+use context_parallel::rope::{Rope, RopeConfig, RopeScaling};
+use context_parallel::strategy::CpStrategy;
+use context_parallel::tensor::{Cpu, DType, Device, Float, Host};
+use half::bf16;
 use serde_json::Value;
 
+use super::combinations::{self, Job, Outputs};
 use super::report::Report;
 use super::safetensors::{File, Tensor};
 use super::tokens::{Expected, Given, Rows, Tensors, TokenCase, lengths, shards, whole, zigzag};
@@ -126,4 +138,77 @@ pub fn run(case: &RopeCase, report: &mut Report) {
         let whole = [("out".to_string(), turn("x", false)), ("grad_x".to_string(), turn("grad_out", true))];
         Ok(Given { whole: Tensors::from(whole), ..Given::default() })
     });
+    let job = HandlerRope { case };
+    combinations::run(&case.tokens, &job, report);
+}
+
+/// `get_emb_on_this_cp_rank` and `apply_rotary_pos_emb`, forward and backward.
+struct HandlerRope<'a> {
+    case: &'a RopeCase,
+}
+
+impl Job for HandlerRope<'_> {
+    fn run<H: CpStrategy, L: Layout, C: Communicator>(
+        &self,
+        handler: &CpHandler<H, L, C>,
+        placement: &Arc<Placement<H::Order, L>>,
+        outputs: &mut Outputs,
+    ) -> Result<()> {
+        match self.case.dtype {
+            DType::Bf16 => self.run_in::<bf16, _, _, _>(handler, placement, outputs),
+            _ => self.run_in::<f32, _, _, _>(handler, placement, outputs),
+        }
+    }
+}
+
+impl HandlerRope<'_> {
+    fn run_in<T, H: CpStrategy, L: Layout, C: Communicator>(
+        &self,
+        handler: &CpHandler<H, L, C>,
+        placement: &Arc<Placement<H::Order, L>>,
+        outputs: &mut Outputs,
+    ) -> Result<()>
+    where
+        T: Float,
+        Cpu<T>: Turns + MovesRows + Device<Elem = T, Storage = Host>,
+    {
+        let device = Cpu::<T>::default();
+        let heads = self.case.heads;
+        let rope = Rope::new(config(&self.case.rotary))?;
+        let rotary = handler.get_emb_on_this_cp_rank(&device, &rope, placement)?;
+        let shard = |name: &str| {
+            let rows = &self.case.tokens.inputs[name];
+            let values: Vec<T> = rows.values.iter().map(|&value| T::from_f64(value)).collect();
+            let full = Full::<L, T>::from_batch_first(&values, rows.features, placement.batch().clone())?;
+            handler.dispatch(&device, placement, &full)
+        };
+        let mut x = shard("x")?;
+        handler.apply_rotary_pos_emb(&device, &rotary, &mut x, heads)?;
+        outputs.take("out", handler, &x, T::to_f64)?;
+        let mut gradient = shard("grad_out")?;
+        handler.apply_rotary_pos_emb_backward(&device, &rotary, &mut gradient, heads)?;
+        outputs.take("grad_x", handler, &gradient, T::to_f64)
+    }
+}
+
+/// The same embedding for the handler.
+fn config(rotary: &Rotary) -> RopeConfig {
+    let scaling = match rotary.stretch {
+        Stretch::None => RopeScaling::None,
+        Stretch::Llama3 { factor, low, high, original } => {
+            RopeScaling::Llama3 { factor, low, high, original: original as usize }
+        }
+        Stretch::Yarn { factor, original, beta_fast, beta_slow, mscale, mscale_all_dim } => {
+            RopeScaling::Yarn { factor, original: original as usize, beta_fast, beta_slow, mscale, mscale_all_dim }
+        }
+    };
+    RopeConfig {
+        head_dim: rotary.head_dim,
+        base: rotary.base,
+        percent: rotary.percent,
+        interleaved: rotary.interleaved,
+        interpolation: rotary.interpolation,
+        scaling,
+        sections: None,
+    }
 }

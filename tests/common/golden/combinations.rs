@@ -1,0 +1,159 @@
+//! Every supported strategy, order, layout and kernel on every number of ranks, from the support table; and how a
+//! case with one row per token is run under one of them.
+
+use std::any::Any;
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use context_parallel::comm::{Communicator, threads};
+use context_parallel::error::Result;
+use context_parallel::handler::CpHandler;
+use context_parallel::layout::{Layout, Packed};
+use context_parallel::order::{Placement, Shard};
+use context_parallel::strategy::support::{self, Choice, Visitor};
+use context_parallel::strategy::{CpStrategy, Kernel, Supports};
+use context_parallel::tensor::{Cpu, Element};
+
+use super::report::Report;
+use super::tokens::{Given, Rows, Tensors, TokenCase};
+
+/// Numbers of ranks that every case runs on, besides its own.
+pub const RANKS: [usize; 6] = [1, 2, 3, 4, 5, 8];
+
+/// Lengths of a batch, and its shape if dense.
+#[derive(Clone, Copy)]
+pub struct Shape<'a> {
+    /// Batch and sequence length, if dense.
+    pub dense: Option<(usize, usize)>,
+    /// Lengths of the sequences or documents.
+    pub lengths: &'a [usize],
+}
+
+impl Shape<'_> {
+    /// The batch of layout `L`; a dense one is a pack of equal documents where the layout is packed.
+    ///
+    /// # Panics
+    /// If the batch is packed and the layout is not.
+    pub fn batch<L: Layout>(&self) -> Result<Arc<L::Batch>> {
+        let batch = match self.dense {
+            Some((batch, seq)) => L::sequences(batch, seq)?,
+            None => {
+                let packed: &dyn Any = &Packed::from_lengths(self.lengths)?;
+                packed.downcast_ref::<L::Batch>().cloned().expect("packed cases run under packed layouts only")
+            }
+        };
+        Ok(Arc::new(batch))
+    }
+}
+
+/// Everything that the support table has for a batch: packed batches need the packed layout, `Single` one rank.
+/// `kernels` says whether the kernel matters; if not the first of each line does for all.
+pub fn choices(dense: bool, ranks: Option<usize>, kernels: bool) -> Vec<Choice> {
+    let mut choices: Vec<Choice> = Vec::new();
+    let ranks: BTreeSet<usize> = RANKS.into_iter().chain(ranks).collect();
+    for line in support::TABLE {
+        for &(layout, kernel) in line.works.iter().filter(|(layout, _)| dense || *layout == "thd") {
+            for &order in line.orders {
+                for &degree in ranks.iter().filter(|&&degree| line.strategy != "single" || degree == 1) {
+                    let (strategy, order, layout) = (line.strategy.to_string(), order.to_string(), layout.to_string());
+                    let choice = Choice { strategy, order, layout, kernel: kernel.to_string(), degree };
+                    let same = |other: &Choice| Choice { kernel: other.kernel.clone(), ..choice.clone() } == *other;
+                    if kernels || !choices.iter().any(same) {
+                        choices.push(choice);
+                    }
+                }
+            }
+        }
+    }
+    choices
+}
+
+/// A combination in words.
+pub fn describe(choice: &Choice) -> String {
+    let Choice { strategy, order, layout, kernel, degree } = choice;
+    format!("{strategy} {order} {layout} {kernel} on {degree} ranks")
+}
+
+/// What one rank does with a case: from the whole inputs to output shards.
+pub trait Job: Sync {
+    /// Runs on one rank and hands its outputs to `outputs`.
+    fn run<H: CpStrategy, L: Layout, C: Communicator>(
+        &self,
+        handler: &CpHandler<H, L, C>,
+        placement: &Arc<Placement<H::Order, L>>,
+        outputs: &mut Outputs,
+    ) -> Result<()>;
+}
+
+/// The outputs of one rank: its own rows and, combined, the whole.
+#[derive(Default)]
+pub struct Outputs {
+    own: Tensors,
+    whole: Tensors,
+}
+
+impl Outputs {
+    /// Takes an output shard, and combines it with those of the other ranks.
+    pub fn take<H: CpStrategy, L: Layout, C: Communicator, T: Element>(
+        &mut self,
+        name: &str,
+        handler: &CpHandler<H, L, C>,
+        shard: &Shard<H::Order, L, T>,
+        widen: impl Fn(T) -> f64,
+    ) -> Result<()> {
+        let (placement, matrix) = (shard.placement(), shard.matrix());
+        let local = (0..placement.rows()).flat_map(|local| matrix.row(placement.row_of(placement.rank(), local)));
+        let own = Rows { features: matrix.cols(), values: local.map(|&value| widen(value)).collect() };
+        let whole = handler.combine(&Cpu::<f32>::default(), shard)?.to_batch_first();
+        let whole = Rows { features: matrix.cols(), values: whole.into_iter().map(widen).collect() };
+        self.own.insert(name.to_string(), own);
+        self.whole.insert(name.to_string(), whole);
+        Ok(())
+    }
+}
+
+/// Runs a case under every combination that applies to it and compares with what is expected.
+pub fn run(case: &TokenCase, job: &impl Job, report: &mut Report) {
+    for choice in choices(case.dense.is_some(), Some(case.ranks), false) {
+        case.run(report, &describe(&choice), choice.order == "zigzag", |case| {
+            let shape = Shape { dense: case.dense, lengths: &case.lengths };
+            support::select(&choice, OnRanks { shape, ranks: choice.degree, job }).map_err(|error| error.to_string())
+        });
+    }
+}
+
+/// Runs a job on every rank of one strategy and layout.
+struct OnRanks<'a, J> {
+    shape: Shape<'a>,
+    ranks: usize,
+    job: &'a J,
+}
+
+impl<J: Job> Visitor for OnRanks<'_, J> {
+    type Output = Given;
+
+    fn visit<H, L, K>(self, strategy: H) -> Result<Given>
+    where
+        H: Supports<L, K>,
+        L: Layout,
+        K: Kernel,
+    {
+        let batch = self.shape.batch::<L>()?;
+        let by_rank = threads::run(self.ranks, |comm| {
+            let handler = CpHandler::<H, L, _>::new(strategy, comm)?;
+            let placement = handler.place(batch.clone())?;
+            let mut outputs = Outputs::default();
+            self.job.run(&handler, &placement, &mut outputs)?;
+            let tokens = (0..placement.rows()).map(|local| placement.token_of(placement.rank(), local)).collect();
+            Ok((outputs, tokens))
+        })?;
+        let mut given = Given::default();
+        for (rank, (outputs, tokens)) in by_rank.into_iter().enumerate() {
+            assert!(rank == 0 || given.whole == outputs.whole, "rank {rank} combines to something else than rank 0");
+            given.whole = outputs.whole;
+            given.by_rank.push(outputs.own);
+            given.tokens.push(tokens);
+        }
+        Ok(given)
+    }
+}
