@@ -130,7 +130,7 @@ where
 
     /// Inputs of `[B, S]` ids, each sequence a document of its own under a packed layout.
     fn inputs(&self, batch: &TokenBatch) -> Result<Inputs<H, L, D>> {
-        let shape = Arc::new(L::sequences(batch.batch, batch.seq)?);
+        let shape = Arc::new(L::batch_of(&vec![batch.seq; batch.batch])?);
         Inputs::new(&self.handler, self.model.device(), shape, &batch.tokens, &batch.labels)
     }
 
