@@ -7,4 +7,5 @@ pub mod chart;
 pub mod data;
 pub mod run_folder;
 pub mod schedule;
+pub mod tokens;
 pub mod trainer;
