@@ -37,11 +37,7 @@ pub enum Error {
 impl Error {
     /// Whether the caller's input is wrong (exit code 2), as opposed to a failure at run time (exit code 1).
     pub fn is_input(&self) -> bool {
-        match self {
-            Error::Comm(_) | Error::Plan(_) => false,
-            Error::Data(DataError::Write { .. }) => false,
-            _ => true,
-        }
+        !matches!(self, Error::Comm(_) | Error::Plan(_) | Error::Data(DataError::Write { .. }))
     }
 }
 
@@ -103,6 +99,16 @@ pub enum LayoutError {
         expected: usize,
         /// Features found.
         found: usize,
+    },
+    /// Dense sequences must be of one length.
+    #[error("sequence {sequence} has {length} tokens, sequence 0 has {first}: pad them, or use the layout thd")]
+    Ragged {
+        /// Index of the sequence.
+        sequence: usize,
+        /// Its length.
+        length: usize,
+        /// Length of the first sequence.
+        first: usize,
     },
     /// Lengths whose sum does not fit.
     #[error("the documents have more than {} rows in all: split the batch", i64::MAX)]

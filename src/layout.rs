@@ -81,8 +81,11 @@ pub trait Layout: sealed::Sealed + Copy + Default + fmt::Debug + PartialEq + Eq 
     /// Whether rows are in the order of tokens, so that no row needs moving between the two.
     const TOKEN_MAJOR: bool;
 
-    /// The shape of `batch` sequences of `seq` tokens; documents of their own in a packed layout.
-    fn sequences(batch: usize, seq: usize) -> Result<Self::Batch>;
+    /// The shape of sequences, or documents, of these lengths, without padding.
+    ///
+    /// # Errors
+    /// In a dense layout, if they are not all as long.
+    fn batch_of(lengths: &[usize]) -> Result<Self::Batch>;
 
     /// The row of token `token` in a matrix that holds `sequences` sequences of `tokens / sequences` tokens each
     /// (a whole batch, or one rank's part of it).
@@ -104,8 +107,8 @@ pub struct Thd;
 static_assertions::assert_eq_size!(Bshd, Sbhd, Thd, ());
 
 impl Layout for Bshd {
-    fn sequences(batch: usize, seq: usize) -> Result<Dense> {
-        Ok(Dense { batch, seq })
+    fn batch_of(lengths: &[usize]) -> Result<Dense> {
+        Dense::from_lengths(lengths)
     }
 
     type Batch = Dense;
@@ -119,8 +122,8 @@ impl Layout for Bshd {
 }
 
 impl Layout for Sbhd {
-    fn sequences(batch: usize, seq: usize) -> Result<Dense> {
-        Ok(Dense { batch, seq })
+    fn batch_of(lengths: &[usize]) -> Result<Dense> {
+        Dense::from_lengths(lengths)
     }
 
     type Batch = Dense;
@@ -138,8 +141,8 @@ impl Layout for Sbhd {
 }
 
 impl Layout for Thd {
-    fn sequences(batch: usize, seq: usize) -> Result<Packed> {
-        Packed::from_lengths(&vec![seq; batch])
+    fn batch_of(lengths: &[usize]) -> Result<Packed> {
+        Packed::from_lengths(lengths)
     }
 
     type Batch = Packed;
@@ -159,6 +162,17 @@ pub struct Dense {
     pub batch: usize,
     /// Tokens of each.
     pub seq: usize,
+}
+
+impl Dense {
+    /// Sequences that are all as long.
+    pub fn from_lengths(lengths: &[usize]) -> Result<Self> {
+        let seq = lengths.first().copied().unwrap_or(0);
+        match lengths.iter().position(|&other| other != seq) {
+            None => Ok(Dense { batch: lengths.len(), seq }),
+            Some(sequence) => Err(LayoutError::Ragged { sequence, length: lengths[sequence], first: seq }.into()),
+        }
+    }
 }
 
 impl Batch for Dense {

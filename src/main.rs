@@ -1,2 +1,7 @@
-//! x
-fn main() {}
+//! The `context-parallel` program: see [`cli`].
+
+mod cli;
+
+fn main() -> std::process::ExitCode {
+    cli::main()
+}

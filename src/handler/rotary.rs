@@ -51,7 +51,9 @@ impl<H: CpStrategy, L: Layout, C> CpHandler<H, L, C> {
         rope: &Rope,
         placement: &Arc<Placement<H::Order, L>>,
     ) -> Result<Arc<Rotary<H, L, D>>> {
-        self.cache.other(placement, rope.key(), || {
+        // One handler may serve devices that compute in different types.
+        let key = rope.key() ^ size_of::<D::Acc>() as u64;
+        self.cache.other(placement, key, || {
             let table = rope.table::<D::Acc>(&placement.positions());
             Ok(Rotary::new(device, placement, &table, rope.config().interleaved))
         })

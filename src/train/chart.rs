@@ -41,18 +41,18 @@ fn draw(
     let mut chart = ChartBuilder::on(&root)
         .margin(16)
         .margin_right(28)
-        .caption("Loss per step", ("sans-serif", 20).into_font().color(&INK))
+        .caption("Loss per step", ("sans-serif", 24).into_font().color(&INK))
         .x_label_area_size(46)
         .y_label_area_size(64)
         .build_cartesian_2d(1.0..last, range(training, held_out))?;
-    let label = ("sans-serif", 14).into_font().color(&INK);
+    let label = ("sans-serif", 17).into_font().color(&INK);
     chart
         .configure_mesh()
         .light_line_style(TRANSPARENT)
         .bold_line_style(GRID)
         .axis_style(INK)
         .label_style(label.clone())
-        .axis_desc_style(("sans-serif", 15).into_font().color(&INK))
+        .axis_desc_style(("sans-serif", 18).into_font().color(&INK))
         .x_desc("step")
         .y_desc("loss (nats per token)")
         .x_label_formatter(&|step| format!("{step:.0}"))
@@ -93,7 +93,8 @@ fn range(training: &[(f64, f64)], held_out: &[(f64, f64)]) -> std::ops::Range<f6
     (low - air)..(high + air)
 }
 
-/// The centred mean over about a twenty-fifth of the run; shorter at both ends, so that it stays centred.
+/// The mean over about a twenty-fifth of the run. It is centred, and so shorter at the steep start; at the end it
+/// looks back only.
 fn smoothed(points: &[(f64, f64)]) -> Vec<(f64, f64)> {
     let reach = points.len() / 50;
     let mut sums = Vec::with_capacity(points.len() + 1);
@@ -102,8 +103,9 @@ fn smoothed(points: &[(f64, f64)]) -> Vec<(f64, f64)> {
         sums.push(sums[sums.len() - 1] + point.1);
     }
     let mean = |index: usize| {
-        let reach = reach.min(index).min(points.len() - 1 - index);
-        (sums[index + reach + 1] - sums[index - reach]) / (2 * reach + 1) as f64
+        let back = reach.min(index);
+        let ahead = back.min(points.len() - 1 - index);
+        (sums[index + ahead + 1] - sums[index - back]) / (back + ahead + 1) as f64
     };
     points.iter().enumerate().map(|(index, point)| (point.0, mean(index))).collect()
 }
@@ -146,11 +148,13 @@ mod tests {
     }
 
     #[test]
-    fn smoothing_keeps_lines_straight() {
+    fn smoothing_keeps_lines_straight_and_evens_out_noise() {
         let line: Vec<(f64, f64)> = (0..300).map(|i| (i as f64, 3.0 * i as f64 + 1.0)).collect();
-        for (smooth, point) in smoothed(&line).iter().zip(&line) {
+        for (smooth, point) in smoothed(&line).iter().zip(&line[..294]) {
             assert!((smooth.1 - point.1).abs() < 1e-9);
         }
+        let noise: Vec<(f64, f64)> = (0..300).map(|i| (i as f64, if i % 2 == 0 { 1.0 } else { -1.0 })).collect();
+        assert!(smoothed(&noise)[6..].iter().all(|point| point.1.abs() < 0.2), "up to the last step");
         assert!(smoothed(&[]).is_empty());
     }
 }

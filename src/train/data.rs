@@ -85,9 +85,7 @@ impl Text {
     /// Fails if the file cannot be read or is empty, if the share is out of range, if the training part is shorter
     /// than one sequence and the byte after it, or if a share is held out that has no byte to predict.
     pub fn read(path: &Path, seq_len: usize, validation: f64) -> Result<Self> {
-        if !(0.0..=0.5).contains(&validation) {
-            return Err(unusable(format!("--validation is {validation}: choose a share from 0 to 0.5, such as 0.05")));
-        }
+        check_validation(validation)?;
         let bytes = read_bytes(path)?;
         let held_out = (bytes.len() as f64 * validation).floor() as usize;
         let (all, training, path) = (bytes.len(), bytes.len() - held_out, path.display());
@@ -100,7 +98,7 @@ impl Text {
             };
             return Err(unusable(format!(
                 "{path} has {training} bytes{part}, --seq-len {seq_len} needs {}, the last one as a label: {fix}",
-                seq_len + 1
+                seq_len.saturating_add(1)
             )));
         }
         if validation > 0.0 && held_out < 2 {
@@ -121,6 +119,14 @@ impl Text {
     pub fn held_out(&self) -> &[u8] {
         &self.bytes[self.training..]
     }
+}
+
+/// Refuses a held-out share that is not in `[0, 0.5]`.
+pub fn check_validation(share: f64) -> Result<()> {
+    if (0.0..=0.5).contains(&share) {
+        return Ok(());
+    }
+    Err(unusable(format!("--validation is {share}: choose a share from 0 to 0.5, such as 0.05")))
 }
 
 /// The whole of a file that must not be empty.

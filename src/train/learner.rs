@@ -7,7 +7,7 @@ use crate::error::Result;
 use crate::handler::CpHandler;
 use crate::layout::Layout;
 use crate::model::inputs::Inputs;
-use crate::model::{Activations, Config, GptModel, Gradients, Master, Moments, ParameterList};
+use crate::model::{Config, GptModel, Gradients, Master, Moments, ParameterList};
 use crate::ops::Ops;
 use crate::ops::optimizer::AdamwStep;
 use crate::strategy::{CpStrategy, Kernel, Supports};
@@ -130,13 +130,18 @@ where
 
     /// Inputs of `[B, S]` ids, each sequence a document of its own under a packed layout.
     fn inputs(&self, batch: &TokenBatch) -> Result<Inputs<H, L, D>> {
-        let shape = Arc::new(L::sequences(batch.batch, batch.seq)?);
+        let shape = Arc::new(L::batch_of(&vec![batch.seq; batch.batch])?);
         Inputs::new(&self.handler, self.model.device(), shape, &batch.tokens, &batch.labels)
     }
 
-    fn forward(&self, batch: &TokenBatch) -> Result<(Activations<H, L, K, D>, Inputs<H, L, D>)> {
-        let inputs = self.inputs(batch)?;
-        Ok((self.model.forward(&self.handler, &inputs.tokens)?, inputs))
+    /// Forward and backward of a batch: adds the gradient of `scale * sum of the losses` of this rank's labels, and
+    /// returns that sum. Neither is summed over ranks yet.
+    pub fn accumulate_inputs(&mut self, inputs: &Inputs<H, L, D>, scale: f64) -> Result<f64> {
+        let activations = self.model.forward(&self.handler, &inputs.tokens)?;
+        let (labels, weights) = (&inputs.labels, &inputs.weights);
+        let (sum, dhidden) = self.model.loss_backward(&activations, labels, weights, scale, &mut self.gradients)?;
+        self.model.backward(&self.handler, activations, &dhidden, &mut self.gradients)?;
+        Ok(sum)
     }
 
     /// The sum of `value` over ranks.
@@ -161,11 +166,8 @@ where
     C: Communicator<D::Storage>,
 {
     fn accumulate(&mut self, batch: &TokenBatch, labels_in_step: usize) -> Result<f64> {
-        let (activations, inputs) = self.forward(batch)?;
-        let scale = 1.0 / labels_in_step.max(1) as f64;
-        let (labels, weights) = (&inputs.labels, &inputs.weights);
-        let (sum, dhidden) = self.model.loss_backward(&activations, labels, weights, scale, &mut self.gradients)?;
-        self.model.backward(&self.handler, activations, &dhidden, &mut self.gradients)?;
+        let inputs = self.inputs(batch)?;
+        let sum = self.accumulate_inputs(&inputs, 1.0 / labels_in_step.max(1) as f64)?;
         self.global(sum)
     }
 
@@ -192,7 +194,8 @@ where
     }
 
     fn evaluate(&mut self, batch: &TokenBatch) -> Result<f64> {
-        let (activations, inputs) = self.forward(batch)?;
+        let inputs = self.inputs(batch)?;
+        let activations = self.model.forward(&self.handler, &inputs.tokens)?;
         let sum = self.model.loss_sum(&activations, &inputs.labels, &inputs.weights)?;
         self.global(sum)
     }

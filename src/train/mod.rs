@@ -8,4 +8,5 @@ pub mod data;
 pub mod learner;
 pub mod run_folder;
 pub mod schedule;
+pub mod tokens;
 pub mod trainer;

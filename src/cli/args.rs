@@ -1,0 +1,277 @@
+//! The choices that commands share: strategy, layout, order, kernel, ranks, threads, number format, transport, device.
+
+use clap::Args;
+use context_parallel::error::{Result, SupportError};
+use context_parallel::tensor::DType;
+
+/// How a model is run.
+#[derive(Args, Clone, Debug, Default)]
+pub struct Choices {
+    /// How sequences are split: single, ring, all-gather [default: ring if --cp is above 1, else single]
+    #[arg(long, value_name = "NAME")]
+    pub strategy: Option<String>,
+    /// How batches lie in memory: bshd, sbhd, thd
+    #[arg(long, value_name = "NAME", default_value = "thd")]
+    pub layout: String,
+    /// Which rank holds which token: zigzag, striped, contiguous
+    #[arg(long, value_name = "NAME", default_value = "zigzag")]
+    pub order: String,
+    /// How attention is computed: flash, unfused
+    #[arg(long, value_name = "NAME", default_value = "flash")]
+    pub kernel: String,
+    /// Ranks that share a sequence [default: 1, or 2 for a --strategy other than single]
+    #[arg(long, value_name = "N")]
+    pub cp: Option<String>,
+    /// Threads of each rank [default: the machine's cores shared out over the ranks]
+    #[arg(long, value_name = "N")]
+    pub threads: Option<usize>,
+    /// Storage type of activations and weights: f32, bf16, f16, f64
+    #[arg(long, value_name = "NAME", default_value = "f32")]
+    pub dtype: String,
+    #[command(flatten)]
+    pub engine: Engine,
+}
+
+/// Where ranks run and how they talk.
+#[derive(Args, Clone, Debug, Default)]
+pub struct Engine {
+    /// How ranks exchange data: threads
+    #[arg(long, value_name = "NAME", default_value = "threads")]
+    pub transport: String,
+    /// What computes: cpu
+    #[arg(long, value_name = "NAME", default_value = "cpu")]
+    pub device: String,
+}
+
+impl Engine {
+    /// Refuses what does not exist, and what this version does not have.
+    pub fn check(&self) -> Result<()> {
+        pick("transport", &self.transport, &[(&["threads"], ())], &["mpi", "nccl"])?;
+        pick("device", &self.device, &[(&["cpu"], ())], &["cuda"])
+    }
+}
+
+/// Strategies of this version.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Strategy {
+    Single,
+    Ring,
+    AllGather,
+}
+
+/// Layouts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LayoutName {
+    Bshd,
+    Sbhd,
+    Thd,
+}
+
+/// Token orders.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OrderName {
+    Zigzag,
+    Striped,
+    Contiguous,
+}
+
+/// Attention kernels.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum KernelName {
+    Flash,
+    Unfused,
+}
+
+/// Choices that exist and go together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Settings {
+    pub strategy: Strategy,
+    pub layout: LayoutName,
+    pub order: OrderName,
+    pub kernel: KernelName,
+    /// Ranks.
+    pub cp: usize,
+    /// Threads per rank.
+    pub threads: usize,
+    pub dtype: DType,
+}
+
+const STRATEGIES: &[(&[&str], Strategy)] = &[
+    (&["single"], Strategy::Single),
+    (&["ring", "p2p"], Strategy::Ring),
+    (&["all-gather", "all_gather"], Strategy::AllGather),
+];
+const LATER_STRATEGIES: &[&str] = &["ulysses", "a2a", "ring-ulysses", "a2a+p2p", "magi", "dynamic"];
+const LAYOUTS: &[(&[&str], LayoutName)] =
+    &[(&["bshd"], LayoutName::Bshd), (&["sbhd"], LayoutName::Sbhd), (&["thd"], LayoutName::Thd)];
+const ORDERS: &[(&[&str], OrderName)] =
+    &[(&["zigzag"], OrderName::Zigzag), (&["striped"], OrderName::Striped), (&["contiguous"], OrderName::Contiguous)];
+const KERNELS: &[(&[&str], KernelName)] = &[(&["flash"], KernelName::Flash), (&["unfused"], KernelName::Unfused)];
+const DTYPES: &[(&[&str], DType)] =
+    &[(&["f32"], DType::F32), (&["bf16"], DType::Bf16), (&["f16"], DType::F16), (&["f64"], DType::F64)];
+
+impl Choices {
+    /// Checks every choice, and those that depend on each other.
+    pub fn settings(&self) -> Result<Settings> {
+        self.engine.check()?;
+        let named = self.strategy.as_deref().map(|name| pick("strategy", name, STRATEGIES, LATER_STRATEGIES));
+        let named = named.transpose()?;
+        let layout = pick("layout", &self.layout, LAYOUTS, &[])?;
+        let order = pick("order", &self.order, ORDERS, &[])?;
+        let kernel = pick("kernel", &self.kernel, KERNELS, &[])?;
+        let dtype = dtype(&self.dtype)?;
+        let cp = match (&self.cp, named) {
+            (Some(cp), _) => ranks(cp)?,
+            (None, None | Some(Strategy::Single)) => 1,
+            (None, Some(_)) => 2,
+        };
+        let strategy = named.unwrap_or(if cp > 1 { Strategy::Ring } else { Strategy::Single });
+        if strategy == Strategy::Single && cp > 1 {
+            return Err(numbers(format!(
+                "--strategy single runs on 1 rank, but --cp is {cp}: use --cp 1, or --strategy ring"
+            )));
+        }
+        let threads = threads(self.threads, cp)?;
+        Ok(Settings { strategy, layout, order, kernel, cp, threads, dtype })
+    }
+}
+
+impl Settings {
+    /// Refuses more ranks than a sequence has tokens.
+    pub fn check_seq_len(&self, seq_len: usize) -> Result<()> {
+        let cp = self.cp;
+        if cp > seq_len {
+            return Err(numbers(format!(
+                "--cp is {cp} but sequences have {seq_len} tokens, so ranks would hold none: use --cp {seq_len} or less, \
+                 or longer sequences"
+            )));
+        }
+        Ok(())
+    }
+}
+
+/// The entry of `known` that has `name` among its names. Names in `later` are known, but not to this version.
+fn pick<T: Copy>(what: &'static str, name: &str, known: &[(&[&str], T)], later: &[&str]) -> Result<T> {
+    if let Some(&(_, value)) = known.iter().find(|(names, _)| names.contains(&name)) {
+        return Ok(value);
+    }
+    let names = known.iter().map(|(names, _)| names[0]).collect::<Vec<_>>().join(", ");
+    if later.contains(&name) {
+        let instead = if known.len() == 1 { format!("use --{what} {names}") } else { format!("choose one of {names}") };
+        return Err(not_available(format!("--{what} {name}"), instead));
+    }
+    Err(SupportError::Unknown { what, name: name.to_string(), known: names }.into())
+}
+
+/// A number format.
+pub fn dtype(name: &str) -> Result<DType> {
+    pick("dtype", name, DTYPES, &[])
+}
+
+/// A number of ranks; `AxB` is for a strategy that this version does not have.
+fn ranks(text: &str) -> Result<usize> {
+    let is_number = |part: &str| !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_digit());
+    if let Some((outer, inner)) = text.split_once(['x', 'X'])
+        && is_number(outer)
+        && is_number(inner)
+    {
+        let what = format!("--cp {text} (outer and inner degree of ring-ulysses)");
+        return Err(not_available(what, "use one number, such as --cp 2".to_string()));
+    }
+    match text.trim().parse() {
+        Ok(0) => Err(numbers("--cp is 0: use at least 1 rank".to_string())),
+        Ok(cp) => Ok(cp),
+        Err(_) => Err(numbers(format!("--cp is \"{text}\": use a number of ranks, such as 2"))),
+    }
+}
+
+/// Numbers of ranks, separated by commas.
+pub fn rank_list(text: &str) -> Result<Vec<usize>> {
+    text.split(',').map(ranks).collect()
+}
+
+/// Threads per rank: as asked for, else the cores shared out.
+pub fn threads(asked: Option<usize>, ranks: usize) -> Result<usize> {
+    match asked {
+        Some(threads) => positive("--threads", threads),
+        None => Ok((std::thread::available_parallelism().map_or(1, |cores| cores.get()) / ranks).max(1)),
+    }
+}
+
+/// Refuses 0.
+pub fn positive(option: &str, value: usize) -> Result<usize> {
+    match value {
+        0 => Err(numbers(format!("{option} is 0: use at least 1"))),
+        value => Ok(value),
+    }
+}
+
+/// Refuses what is not a finite number of at least 0.
+pub fn not_negative(option: &str, value: f64) -> Result<f64> {
+    if value.is_finite() && value >= 0.0 {
+        return Ok(value);
+    }
+    Err(numbers(format!("{option} is {value}: use 0 or a number above it")))
+}
+
+/// Numbers that do not go together.
+pub fn numbers(message: String) -> context_parallel::error::Error {
+    SupportError::Numbers(message).into()
+}
+
+/// Something that this version does not have, and what to use instead.
+pub fn not_available(what: impl Into<String>, instead: impl Into<String>) -> context_parallel::error::Error {
+    SupportError::NotAvailable { what: what.into(), instead: instead.into() }.into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn choices(set: impl FnOnce(&mut Choices)) -> Choices {
+        let mut choices = Choices {
+            layout: "thd".into(),
+            order: "zigzag".into(),
+            kernel: "flash".into(),
+            dtype: "f32".into(),
+            engine: Engine { transport: "threads".into(), device: "cpu".into() },
+            ..Choices::default()
+        };
+        set(&mut choices);
+        choices
+    }
+
+    #[test]
+    fn defaults_follow_the_number_of_ranks() {
+        let strategy_and_cp = |strategy: Option<&str>, cp: Option<&str>| {
+            let choices = choices(|choices| {
+                choices.strategy = strategy.map(str::to_string);
+                choices.cp = cp.map(str::to_string);
+            });
+            choices.settings().map(|settings| (settings.strategy, settings.cp)).map_err(|error| error.to_string())
+        };
+        assert_eq!(strategy_and_cp(None, None), Ok((Strategy::Single, 1)));
+        assert_eq!(strategy_and_cp(None, Some("1")), Ok((Strategy::Single, 1)));
+        assert_eq!(strategy_and_cp(None, Some("3")), Ok((Strategy::Ring, 3)));
+        assert_eq!(strategy_and_cp(Some("ring"), None), Ok((Strategy::Ring, 2)));
+        assert_eq!(strategy_and_cp(Some("p2p"), Some("1")), Ok((Strategy::Ring, 1)));
+        assert_eq!(strategy_and_cp(Some("all_gather"), Some("4")), Ok((Strategy::AllGather, 4)));
+        assert!(strategy_and_cp(Some("single"), Some("2")).unwrap_err().contains("--cp is 2"));
+    }
+
+    #[test]
+    fn lists_of_ranks() {
+        assert_eq!(rank_list("1,2, 3,4").unwrap(), [1, 2, 3, 4]);
+        for wrong in ["", "1,,2", "1,0", "-1", "2.5", "2x2", "two"] {
+            let error = rank_list(wrong).unwrap_err();
+            assert!(error.is_input() && error.to_string().contains("--cp"), "{wrong}: {error}");
+        }
+    }
+
+    #[test]
+    fn threads_are_shared_out() {
+        assert_eq!(threads(Some(3), 2).unwrap(), 3);
+        assert!(threads(Some(0), 2).unwrap_err().to_string().contains("--threads is 0"));
+        assert_eq!(threads(None, 100_000).unwrap(), 1);
+    }
+}

@@ -1,0 +1,185 @@
+//! `bench attention`: time and throughput of the attention kernel.
+
+use std::process::ExitCode;
+
+use clap::Subcommand;
+use context_parallel::error::Result;
+use context_parallel::tensor::DType;
+use serde::Serialize;
+
+use super::{args, output};
+
+/// Measure a part of the program
+#[derive(clap::Args, Clone, Debug)]
+pub struct Arguments {
+    #[command(subcommand)]
+    part: Part,
+}
+
+#[derive(Subcommand, Clone, Debug)]
+enum Part {
+    Attention(Attention),
+}
+
+/// Forward and backward of attention on one rank: milliseconds and GFLOP/s
+#[derive(clap::Args, Clone, Debug)]
+struct Attention {
+    /// Storage type: f32, bf16
+    #[arg(long, value_name = "NAME", default_value = "f32")]
+    dtype: String,
+    /// Sequences
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    batch: usize,
+    /// Query heads
+    #[arg(long, value_name = "N", default_value_t = 8)]
+    heads: usize,
+    /// Key and value heads [default: --heads]
+    #[arg(long, value_name = "N")]
+    kv_heads: Option<usize>,
+    /// Tokens of a sequence
+    #[arg(long, value_name = "N", default_value_t = 2048)]
+    seq: usize,
+    /// Features of a head
+    #[arg(long, value_name = "N", default_value_t = 64)]
+    head_dim: usize,
+    /// Attend only to the token itself and what is before it
+    #[arg(long)]
+    causal: bool,
+    /// Threads [default: the machine's cores]
+    #[arg(long, value_name = "N")]
+    threads: Option<usize>,
+    /// Timed runs, after one that is not timed
+    #[arg(long, value_name = "N", default_value_t = 5)]
+    runs: usize,
+    /// Print one JSON object
+    #[arg(long)]
+    json: bool,
+}
+
+/// Everything checked.
+#[derive(Clone, Copy, Debug)]
+struct Job {
+    dtype: DType,
+    batch: usize,
+    heads: usize,
+    kv_heads: usize,
+    seq: usize,
+    head_dim: usize,
+    causal: bool,
+    threads: usize,
+    runs: usize,
+}
+
+#[derive(Clone, Debug, Serialize)]
+struct Report {
+    forward_ms: f64,
+    backward_ms: f64,
+    forward_gflops: f64,
+    backward_gflops: f64,
+    runs: usize,
+}
+
+pub fn run(arguments: Arguments) -> Result<ExitCode> {
+    let Part::Attention(arguments) = arguments.part;
+    let job = prepare(&arguments)?;
+    let (forward, backward) = compute(&job)?;
+    let report = job.report(forward, backward);
+    if arguments.json {
+        output::json(&report);
+    } else {
+        let Report { forward_ms, backward_ms, forward_gflops, backward_gflops, runs } = report;
+        let row = |name: &str, ms: f64, gflops: f64| vec![name.to_string(), format!("{ms:.2}"), format!("{gflops:.1}")];
+        let rows = [row("forward", forward_ms, forward_gflops), row("backward", backward_ms, backward_gflops)];
+        output::line(output::table(&["pass", "ms", "GFLOP/s"], 1, rows));
+        output::line(format!("medians of {runs} runs on {} threads", job.threads));
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn prepare(arguments: &Attention) -> Result<Job> {
+    let dtype = args::dtype(&arguments.dtype)?;
+    if !matches!(dtype, DType::F32 | DType::Bf16) {
+        return Err(args::not_available(format!("--dtype {dtype} for bench attention"), "choose one of f32, bf16"));
+    }
+    let heads = args::positive("--heads", arguments.heads)?;
+    let kv_heads = args::positive("--kv-heads", arguments.kv_heads.unwrap_or(heads))?;
+    if heads % kv_heads != 0 {
+        let message = format!("--heads is {heads}, not divisible by --kv-heads {kv_heads}: use a divisor of {heads}");
+        return Err(args::numbers(message));
+    }
+    Ok(Job {
+        dtype,
+        batch: args::positive("--batch", arguments.batch)?,
+        heads,
+        kv_heads,
+        seq: args::positive("--seq", arguments.seq)?,
+        head_dim: args::positive("--head-dim", arguments.head_dim)?,
+        causal: arguments.causal,
+        threads: args::threads(arguments.threads, 1)?,
+        runs: args::positive("--runs", arguments.runs)?,
+    })
+}
+
+impl Job {
+    /// Operations of the forward pass: two products of `2 b h s s d` each, half of that if causal.
+    fn forward_flops(&self) -> f64 {
+        let all = 4.0 * self.batch as f64 * self.heads as f64 * (self.seq as f64).powi(2) * self.head_dim as f64;
+        if self.causal { all / 2.0 } else { all }
+    }
+
+    /// Medians of the seconds of each pass; the backward pass counts as 2.5 forward passes (five products, not two).
+    fn report(&self, mut forward: Vec<f64>, mut backward: Vec<f64>) -> Report {
+        let runs = forward.len();
+        let (forward, backward) = (median(&mut forward), median(&mut backward));
+        let gigaflops = self.forward_flops() / 1e9;
+        Report {
+            forward_ms: 1e3 * forward,
+            backward_ms: 1e3 * backward,
+            forward_gflops: gigaflops / forward,
+            backward_gflops: 2.5 * gigaflops / backward,
+            runs,
+        }
+    }
+}
+
+fn median(values: &mut [f64]) -> f64 {
+    values.sort_by(f64::total_cmp);
+    let half = values.len() / 2;
+    match values.len() {
+        0 => f64::NAN,
+        length if length % 2 == 0 => 0.5 * (values[half - 1] + values[half]),
+        _ => values[half],
+    }
+}
+
+// SECOND TASK: seconds of the forward and of the backward pass, `runs` each, after one that is not timed.
+fn compute(job: &Job) -> Result<(Vec<f64>, Vec<f64>)> {
+    let _ = (job.dtype, job.kv_heads, job.runs);
+    todo!("the measurement")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn throughput_follows_the_formula() {
+        let mut job = Job {
+            dtype: DType::F32,
+            batch: 2,
+            heads: 8,
+            kv_heads: 2,
+            seq: 1000,
+            head_dim: 50,
+            causal: false,
+            threads: 1,
+            runs: 3,
+        };
+        let report = job.report(vec![0.4, 0.1, 0.2], vec![0.5, 0.4]);
+        assert_eq!(report.forward_gflops, 4.0 * 2.0 * 8.0 * 1e6 * 50.0 / 1e9 / 0.2);
+        assert!((report.backward_gflops - 2.5 * 3.2 / 0.45).abs() < 1e-9);
+        assert_eq!((report.forward_ms, report.backward_ms, report.runs), (200.0, 450.0, 3));
+        job.causal = true;
+        assert_eq!(job.forward_flops(), 1.6e9);
+    }
+}

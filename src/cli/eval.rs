@@ -1,0 +1,159 @@
+//! `eval`: loss and perplexity of a model on a text or on token ids, and its logits.
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use clap::ArgGroup;
+use context_parallel::error::{DataError, Result};
+use context_parallel::train::data::{Recall, Source, TokenBatch, read_bytes, windows};
+use context_parallel::train::tokens::read_tokens;
+use serde::Serialize;
+
+use super::args::{self, Choices, Settings};
+use super::output;
+use super::train::{RECALL, RECALL_VOCAB, model_folder, refuse_tokenizer};
+
+/// Tokens of a sequence where neither the user nor a short text says so.
+const SEQ_LEN: usize = 512;
+/// Sequences of the recall task.
+const RECALL_SEQUENCES: usize = 64;
+
+/// Measure loss and perplexity of a model on a text or on token ids
+#[derive(clap::Args, Clone, Debug)]
+#[command(group(ArgGroup::new("input").required(true).args(["data", "tokens"])))]
+pub struct Arguments {
+    /// Model: a folder with config.json and safetensors, as Hugging Face writes it
+    #[arg(long, value_name = "DIR")]
+    model: PathBuf,
+    /// Text file (its bytes are the tokens), cut into consecutive sequences, or "recall" for the synthetic task
+    #[arg(long, value_name = "FILE")]
+    data: Option<PathBuf>,
+    /// Token ids: a safetensors file with "tokens" [B, S] of i64; each row is a sequence
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["seq_len", "seed"])]
+    tokens: Option<PathBuf>,
+    /// Write the logits here as a safetensors file with "logits" [B, S, V] of f32, replacing it
+    #[arg(long, value_name = "FILE")]
+    logits: Option<PathBuf>,
+    #[command(flatten)]
+    choices: Choices,
+    /// Tokens of a sequence of --data [default: 512, or the whole text where it is shorter]
+    #[arg(long, value_name = "N")]
+    seq_len: Option<usize>,
+    /// Sequences at a time
+    #[arg(long, value_name = "N", default_value_t = 4)]
+    batch: usize,
+    /// Seed of the recall task [default: 0]
+    #[arg(long, value_name = "N")]
+    seed: Option<u64>,
+    /// Print one JSON object
+    #[arg(long)]
+    json: bool,
+}
+
+/// Everything checked, nothing written.
+#[derive(Clone, Debug)]
+struct Job {
+    model: PathBuf,
+    settings: Settings,
+    /// Every sequence to run; labels where something is to be predicted.
+    input: TokenBatch,
+    /// Sequences at a time.
+    batch: usize,
+    logits: Option<PathBuf>,
+}
+
+#[derive(Clone, Debug, Serialize)]
+struct Report {
+    loss: f64,
+    perplexity: f64,
+    /// Labels that count.
+    tokens: usize,
+}
+
+pub fn run(arguments: Arguments) -> Result<ExitCode> {
+    let job = prepare(&arguments)?;
+    let loss = compute(&job)?;
+    let report = Report { loss, perplexity: loss.exp(), tokens: job.input.counted() };
+    if arguments.json {
+        output::json(&report);
+    } else {
+        let Report { loss, perplexity, tokens } = report;
+        let tokens = output::count(tokens as u64);
+        output::line(format!("loss {loss:.4} nats per token, perplexity {perplexity:.3}, over {tokens} tokens"));
+        if let Some(path) = &job.logits {
+            output::line(format!("logits are in {}", path.display()));
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn prepare(arguments: &Arguments) -> Result<Job> {
+    let settings = arguments.choices.settings()?;
+    let batch = args::positive("--batch", arguments.batch)?;
+    let seq_len = arguments.seq_len.map(|seq_len| args::positive("--seq-len", seq_len)).transpose()?;
+    if let Some(seq_len) = seq_len {
+        settings.check_seq_len(seq_len)?;
+    }
+    if let Some(path) = &arguments.logits {
+        check_writable(path)?;
+    }
+    let model = model_folder(&arguments.model)?;
+    let input = match (&arguments.tokens, &arguments.data) {
+        (Some(tokens), _) => read_tokens(tokens)?,
+        (None, Some(data)) if data == Path::new(RECALL) => {
+            let seq_len = seq_len.unwrap_or(SEQ_LEN);
+            let source = Source::Recall(Recall::new(RECALL_VOCAB, seq_len)?);
+            source.held_out(arguments.seed.unwrap_or(0), seq_len, RECALL_SEQUENCES)
+        }
+        (None, Some(data)) => {
+            if arguments.seed.is_some() {
+                return Err(args::numbers(
+                    "--seed is for --data recall: a text has nothing random, leave it out".into(),
+                ));
+            }
+            refuse_tokenizer(&model)?;
+            read_text(data, seq_len)?
+        }
+        (None, None) => return Err(args::numbers("nothing to evaluate: pass --data FILE or --tokens FILE".into())),
+    };
+    settings.check_seq_len(input.seq)?;
+    Ok(Job { model, settings, input, batch, logits: arguments.logits.clone() })
+}
+
+/// A text as consecutive sequences; one of the length asked for must fit.
+fn read_text(path: &Path, asked: Option<usize>) -> Result<TokenBatch> {
+    let bytes = read_bytes(path)?;
+    let predicting = bytes.len() - 1;
+    if predicting == 0 {
+        let message = format!("{} has 1 byte, which leaves nothing to predict: use a longer text", path.display());
+        return Err(DataError::Unusable(message).into());
+    }
+    if let Some(seq_len) = asked.filter(|&seq_len| seq_len > predicting) {
+        let (path, all, needed) = (path.display(), bytes.len(), seq_len.saturating_add(1));
+        let message = format!(
+            "{path} has {all} bytes, --seq-len {seq_len} needs {needed}, the last one as a label: use --seq-len \
+             {predicting} or less, or a longer text"
+        );
+        return Err(DataError::Unusable(message).into());
+    }
+    let seq_len = asked.unwrap_or(SEQ_LEN.min(predicting));
+    Ok(windows(&bytes, seq_len, usize::MAX))
+}
+
+/// Refuses a path that cannot become a file, before hours of work.
+fn check_writable(path: &Path) -> Result<()> {
+    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    if path.is_dir() || !parent.is_dir() || path.file_name().is_none() {
+        let message = format!("--logits {}: name a file in a folder that exists", path.display());
+        return Err(DataError::Unusable(message).into());
+    }
+    Ok(())
+}
+
+// SECOND TASK: read the model, `input.check_vocab(vocab)`, support table; forward in batches over `settings.cp` ranks;
+// logits [B, S, V] f32 to `run_folder::part_of(path)`, then rename. Returns the mean loss (0 without labels).
+fn compute(job: &Job) -> Result<f64> {
+    let Job { model, settings, input, batch, logits } = job;
+    let _ = (model, settings, input, batch, logits);
+    todo!("the evaluation")
+}

@@ -1,0 +1,317 @@
+//! `train`: trains a model on a text or on the recall task.
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::atomic::AtomicBool;
+
+use context_parallel::error::{DataError, Result, SupportError};
+use context_parallel::tensor::DType;
+use context_parallel::train::data::{Recall, Source, Text, check_validation};
+use context_parallel::train::run_folder::{RunFolder, Vacant};
+use context_parallel::train::schedule::Schedule;
+use context_parallel::train::trainer::{Options, StepRecord};
+use serde::Serialize;
+
+use super::args::{self, Choices, Settings};
+use super::{interrupt, output};
+
+/// The value of `--data` that means the recall task; a file of this name is `./recall`.
+pub const RECALL: &str = "recall";
+/// Different tokens of the recall task, or fewer where the model's vocabulary is smaller.
+pub const RECALL_VOCAB: usize = 64;
+/// Tokens of a held-out evaluation, about.
+const HELD_OUT_TOKENS: usize = 32_768;
+const PRESETS: &[&str] = &["tiny"];
+
+/// Train a model on a text or on the recall task
+#[derive(clap::Args, Clone, Debug)]
+pub struct Arguments {
+    /// Model to start from: a folder with config.json and safetensors, as Hugging Face writes it
+    #[arg(long, value_name = "DIR", conflicts_with = "preset")]
+    model: Option<PathBuf>,
+    /// Fresh model: tiny (4 layers, width 128) [default: tiny]
+    #[arg(long, value_name = "NAME")]
+    preset: Option<String>,
+    /// Text file (its bytes are the tokens), or "recall" for the synthetic task
+    #[arg(long, value_name = "FILE")]
+    data: PathBuf,
+    #[command(flatten)]
+    choices: Choices,
+    /// Optimizer steps
+    #[arg(long, value_name = "N", default_value_t = 200)]
+    steps: u64,
+    /// Tokens of a sequence
+    #[arg(long, value_name = "N", default_value_t = 512)]
+    seq_len: usize,
+    /// Sequences of a micro-batch
+    #[arg(long, value_name = "N", default_value_t = 4)]
+    batch: usize,
+    /// Micro-batches of a step
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    accumulate: usize,
+    /// Highest learning rate
+    #[arg(long, value_name = "RATE", default_value_t = 3e-3, allow_negative_numbers = true)]
+    lr: f64,
+    /// Steps over which the rate rises [default: a tenth of the steps, at most 30]
+    #[arg(long, value_name = "N")]
+    warmup: Option<u64>,
+    /// Rate that the cosine ends at [default: a tenth of --lr]
+    #[arg(long, value_name = "RATE", allow_negative_numbers = true)]
+    min_lr: Option<f64>,
+    /// Decay of matrices
+    #[arg(long, value_name = "RATE", default_value_t = 0.1, allow_negative_numbers = true)]
+    weight_decay: f64,
+    /// Largest norm of the gradient; 0 for no limit
+    #[arg(long, value_name = "NORM", default_value_t = 1.0, allow_negative_numbers = true)]
+    clip: f64,
+    /// Share of the text, at its end, held out for validation, from 0 to 0.5
+    #[arg(long, value_name = "SHARE", default_value_t = 0.0, allow_negative_numbers = true)]
+    validation: f64,
+    /// Steps between validations
+    #[arg(long, value_name = "N", default_value_t = 100)]
+    validate_every: u64,
+    /// Seed of fresh weights and of the data
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    seed: u64,
+    /// Folder for the model, log.jsonl and loss.svg; must not hold another run
+    #[arg(long, value_name = "DIR")]
+    out: Option<PathBuf>,
+    /// Not available yet
+    #[arg(long, value_name = "DIR", num_args = 0..=1, hide = true)]
+    resume: Option<Option<PathBuf>>,
+    /// Not available yet
+    #[arg(long, value_name = "N", hide = true)]
+    mtp_depth: Option<String>,
+    /// Print one JSON object
+    #[arg(long)]
+    json: bool,
+}
+
+/// What to train.
+#[derive(Clone, Debug)]
+enum Start {
+    Folder(PathBuf),
+    Preset(String),
+}
+
+/// Everything checked, nothing written.
+#[derive(Clone, Debug)]
+struct Job {
+    start: Start,
+    source: Source,
+    settings: Settings,
+    options: Options,
+    weight_decay: f64,
+    /// Largest norm of the gradient, if it is limited.
+    clip: Option<f64>,
+    out: Option<Vacant>,
+}
+
+#[derive(Clone, Debug, Serialize)]
+struct Report {
+    loss: Vec<f64>,
+    grad_norm: Vec<f64>,
+    tokens_per_second: f64,
+    peak_bytes_per_rank: u64,
+    out: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    held_out_loss: Option<f64>,
+    steps: u64,
+    /// Whether an interrupt ended the run before its last step.
+    interrupted: bool,
+}
+
+pub fn run(arguments: Arguments) -> Result<ExitCode> {
+    let job = prepare(&arguments)?;
+    let stop = interrupt::watch();
+    let steps = job.options.schedule.steps();
+    let bar = output::bar(steps, "training");
+    let mut folder = job.out.clone().map(Vacant::create).transpose()?;
+    let observe = |record: &StepRecord| {
+        if let Some(folder) = &mut folder {
+            folder.log(record)?;
+        }
+        if !arguments.json {
+            bar.suspend(|| output::line(describe(record, steps)));
+        }
+        bar.set_message(format!("loss {:.4}", record.loss));
+        bar.set_position(record.step);
+        Ok(())
+    };
+    let (records, peak_bytes_per_rank) = compute(&job, &stop, observe)?;
+    bar.finish_and_clear();
+
+    let out = folder.as_ref().map(|folder: &RunFolder| folder.path().display().to_string());
+    if let Some(folder) = folder {
+        folder.finish(&records)?;
+    }
+    let report = report(&records, peak_bytes_per_rank, out, steps);
+    if arguments.json {
+        output::json(&report);
+    } else {
+        print(&report);
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Checks everything that can be checked without work.
+fn prepare(arguments: &Arguments) -> Result<Job> {
+    if arguments.resume.is_some() {
+        return Err(args::not_available("--resume", "start from the saved model with --model DIR and a new --out"));
+    }
+    if arguments.mtp_depth.is_some() {
+        return Err(args::not_available("--mtp-depth", "leave it out: models predict the next token only"));
+    }
+    let settings = arguments.choices.settings()?;
+    if settings.dtype == DType::F16 {
+        let instead = "training in f16 needs loss scaling; use --dtype bf16 or f32 (eval and verify take f16)";
+        return Err(args::not_available("--dtype f16 for train", instead));
+    }
+    let seq_len = args::positive("--seq-len", arguments.seq_len)?;
+    settings.check_seq_len(seq_len)?;
+    let batch = args::positive("--batch", arguments.batch)?;
+    let accumulate = args::positive("--accumulate", arguments.accumulate)?;
+    let steps = arguments.steps;
+    let (lr, min_lr) = (arguments.lr, arguments.min_lr.unwrap_or(0.1 * arguments.lr));
+    let schedule = Schedule::new(lr, min_lr, arguments.warmup.unwrap_or(Schedule::default_warmup(steps)), steps)?;
+    let weight_decay = args::not_negative("--weight-decay", arguments.weight_decay)?;
+    let clip = Some(args::not_negative("--clip", arguments.clip)?).filter(|&norm| norm > 0.0);
+    if arguments.validate_every == 0 {
+        return Err(args::numbers("--validate-every is 0: use at least 1".to_string()));
+    }
+    check_validation(arguments.validation)?;
+    let out = arguments.out.as_deref().map(Vacant::check).transpose()?;
+    let start = start(arguments)?;
+    let source = if arguments.data == Path::new(RECALL) {
+        Source::Recall(Recall::new(RECALL_VOCAB, seq_len)?)
+    } else {
+        if let Start::Folder(folder) = &start {
+            refuse_tokenizer(folder)?;
+        }
+        Source::Text(Text::read(&arguments.data, seq_len, arguments.validation)?)
+    };
+    let held_out = if arguments.validation > 0.0 { HELD_OUT_TOKENS.div_ceil(seq_len) } else { 0 };
+    let (seed, validate_every) = (arguments.seed, arguments.validate_every);
+    let options = Options { schedule, seed, batch, accumulate, seq_len, held_out, validate_every };
+    Ok(Job { start, source, settings, options, weight_decay, clip, out })
+}
+
+fn start(arguments: &Arguments) -> Result<Start> {
+    if let Some(folder) = &arguments.model {
+        return Ok(Start::Folder(model_folder(folder)?));
+    }
+    let name = arguments.preset.as_deref().unwrap_or(PRESETS[0]);
+    if PRESETS.contains(&name) {
+        return Ok(Start::Preset(name.to_string()));
+    }
+    let known = PRESETS.join(", ");
+    Err(SupportError::Unknown { what: "preset", name: name.to_string(), known }.into())
+}
+
+/// Refuses a model that is not a folder with a `config.json`.
+pub fn model_folder(folder: &Path) -> Result<PathBuf> {
+    let config = folder.join("config.json");
+    match std::fs::metadata(&config) {
+        Ok(_) => Ok(folder.to_path_buf()),
+        Err(error) => {
+            let reason = format!("{error}; --model takes a folder with config.json and safetensors");
+            Err(DataError::Read { path: config.display().to_string(), reason }.into())
+        }
+    }
+}
+
+/// Refuses a model with a tokenizer where a text is to be read as bytes: its ids mean something else.
+pub fn refuse_tokenizer(folder: &Path) -> Result<()> {
+    for name in ["tokenizer.json", "tokenizer.model", "vocab.json"] {
+        if folder.join(name).exists() {
+            let what = format!("text --data for a model with a tokenizer ({})", folder.join(name).display());
+            let instead = "use a model over bytes, --data recall, or eval --tokens with token ids";
+            return Err(args::not_available(what, instead));
+        }
+    }
+    Ok(())
+}
+
+fn describe(record: &StepRecord, steps: u64) -> String {
+    let width = steps.to_string().len();
+    let StepRecord { step, loss, grad_norm, lr, tokens_per_second, .. } = record;
+    let held_out = record.held_out_loss.map_or(String::new(), |loss| format!("  held out {loss:.4}"));
+    format!(
+        "step {step:>width$}/{steps}  loss {loss:.4}  gradient {grad_norm:.3}  lr {lr:.2e}  {} tokens/s{held_out}",
+        output::count(tokens_per_second.round() as u64)
+    )
+}
+
+/// The whole run's numbers. Throughput is the mean over the steps' time, without the first, which grows the buffers.
+fn report(records: &[StepRecord], peak_bytes_per_rank: u64, out: Option<String>, steps: u64) -> Report {
+    let settled = if records.len() > 1 { &records[1..] } else { records };
+    let time: f64 = settled.iter().map(|record| 1.0 / record.tokens_per_second).sum();
+    let done = records.len() as u64;
+    Report {
+        loss: records.iter().map(|record| record.loss).collect(),
+        grad_norm: records.iter().map(|record| record.grad_norm).collect(),
+        tokens_per_second: if time > 0.0 { settled.len() as f64 / time } else { 0.0 },
+        peak_bytes_per_rank,
+        out,
+        held_out_loss: records.last().and_then(|record| record.held_out_loss),
+        steps: done,
+        interrupted: done < steps,
+    }
+}
+
+fn print(report: &Report) {
+    let state = if report.interrupted { "stopped" } else { "done" };
+    let loss = report.loss.last().map_or(String::new(), |loss| format!(", loss {loss:.4}"));
+    let held_out = report.held_out_loss.map_or(String::new(), |loss| format!(", held-out loss {loss:.4}"));
+    output::line(format!(
+        "{state} after {} steps{loss}{held_out}, {} tokens/s, peak {} per rank",
+        output::count(report.steps),
+        output::count(report.tokens_per_second.round() as u64),
+        output::bytes(report.peak_bytes_per_rank)
+    ));
+    if let Some(out) = &report.out {
+        output::line(format!("model, log and chart are in {out}"));
+    }
+}
+
+// SECOND TASK: check start and settings together (heads, vocabulary, support table) before the folder is made, print
+// the memory estimate, run `trainer::train` on `settings.cp` ranks, save the model into the folder.
+fn compute(
+    job: &Job,
+    stop: &AtomicBool,
+    observe: impl FnMut(&StepRecord) -> Result<()>,
+) -> Result<(Vec<StepRecord>, u64)> {
+    let _ = (job, stop, observe);
+    todo!("the training")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_report_has_both_series_and_a_mean_throughput() {
+        let record = |step: u64, tokens_per_second: f64| StepRecord {
+            step,
+            loss: 3.0 / step as f64,
+            grad_norm: step as f64,
+            lr: 1e-3,
+            tokens_per_second,
+            seconds: 1.0,
+            held_out_loss: (step == 3).then_some(1.5),
+        };
+        let records = [record(1, 1.0), record(2, 100.0), record(3, 300.0)];
+        let report = report(&records, 7, None, 5);
+        assert_eq!((&report.loss[..], &report.grad_norm[..]), (&[3.0, 1.5, 1.0][..], &[1.0, 2.0, 3.0][..]));
+        assert!((report.tokens_per_second - 150.0).abs() < 1e-9, "equal tokens: the harmonic mean");
+        assert!(report.interrupted && report.held_out_loss == Some(1.5));
+        let json = serde_json::to_value(&report).unwrap();
+        for key in ["loss", "grad_norm", "tokens_per_second", "peak_bytes_per_rank", "out"] {
+            assert!(json.get(key).is_some(), "{key}");
+        }
+        assert!(
+            describe(&records[2], 200).contains("step   3/200") && describe(&records[2], 9).contains("held out 1.5")
+        );
+        assert_eq!(super::report(&[], 0, None, 5).tokens_per_second, 0.0);
+    }
+}
