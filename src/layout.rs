@@ -71,6 +71,7 @@ mod sealed {
 }
 
 /// How a batch is laid out in memory: a marker type.
+#[diagnostic::on_unimplemented(message = "`{Self}` is not a layout: use `Bshd`, `Sbhd` or `Thd`")]
 pub trait Layout: sealed::Sealed + Copy + Default + fmt::Debug + PartialEq + Eq + Send + Sync + 'static {
     /// The shape that batches of this layout have.
     type Batch: Batch;

@@ -73,6 +73,7 @@ macro_rules! elements {
 elements!(f32 => F32, f64 => F64, bf16 => Bf16, f16 => F16, i64 => I64, i32 => I32, u8 => U8);
 
 /// A floating-point storage type. Sums of it are held in [`Float::Acc`].
+#[diagnostic::on_unimplemented(message = "`{Self}` is not a type to compute with: use `f32`, `f64`, `bf16` or `f16`")]
 pub trait Float: Element + Default {
     /// What products are summed in: `f32`, or `f64` for `f64`.
     type Acc: Real;

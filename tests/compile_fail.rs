@@ -1,5 +1,6 @@
 //! Programs that must not compile give one readable error each; what they must say is in their first lines
-//! (`tests/common/cases.rs` describes the form).
+//! (`tests/common/cases.rs` describes the form). To them come the combinations that the support table does not have,
+//! one program each; those that it has must compile.
 //!
 //! All of them are the binaries of one package, which `cargo check` sees once, in a target folder of its own.
 
@@ -13,6 +14,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use cases::{Case, Expected, Reported};
+use context_parallel::strategy::support;
 use serde_json::Value;
 
 /// What the compiler said about the cases.
@@ -29,15 +31,48 @@ struct Outcome {
 #[test]
 fn programs_that_must_not_compile_say_why() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let cases = cases::cases(&root.join("tests/compile_fail")).unwrap();
+    let mut cases = cases::cases(&root.join("tests/compile_fail")).unwrap();
     assert!(cases.iter().any(|case| case.expected.is_some()), "no case that must fail");
     assert!(cases.iter().any(|case| case.expected.is_none()), "no case that must compile");
+    cases.extend(cases_of_the_table());
     let outcome = check(root, &cases);
     assert!(outcome.elsewhere.is_empty(), "the package itself does not compile:\n{}", outcome.elsewhere.concat());
     let failures: Vec<String> =
         cases.iter().filter_map(|case| judge(case, &outcome).map(|what| format!("{}: {what}\n", case.name))).collect();
     eprintln!("{} cases, {} wrong", cases.len(), failures.len());
     assert!(failures.is_empty(), "\n{}", failures.join("\n"));
+}
+
+/// A model for every strategy, layout and kernel: those in the support table must compile, the others must not.
+fn cases_of_the_table() -> Vec<Case> {
+    let mut cases = Vec::new();
+    for strategy in support::strategies() {
+        for layout in support::layouts() {
+            for kernel in support::kernels() {
+                let name = format!("{}_{layout}_{kernel}", strategy.replace('-', "_"));
+                let [h, l, k] = [strategy, layout, kernel].map(type_name);
+                let source = format!(
+                    "use context_parallel::layout::*;\nuse context_parallel::model::{{Config, GptModel}};\n\
+                     use context_parallel::strategy::*;\nuse context_parallel::tensor::Cpu;\n\n\
+                     fn model(config: &Config) {{\n    let _ = GptModel::<{h}, {l}, {k}>::new(Cpu::default(), config, 0);\n}}\n\n\
+                     fn main() {{}}\n"
+                );
+                let sentence = format!("`{h}` does not work with layout `{l}` and kernel `{k}`");
+                let expected = Expected { code: "E0277".to_string(), sentence, label: None };
+                cases.push(match support::works(strategy, layout, kernel) {
+                    true => Case::passing(&name, &source),
+                    false => Case { name, source, expected: Some(expected) },
+                });
+            }
+        }
+    }
+    cases
+}
+
+/// The type of a name on the command line: `AllGather` for `all-gather`.
+fn type_name(name: &str) -> String {
+    let word = |word: &str| word[..1].to_uppercase() + &word[1..];
+    name.split('-').map(word).collect()
 }
 
 /// What is wrong about what the compiler said of this case.
@@ -142,7 +177,6 @@ fn write_package(root: &Path, package: &Path, cases: &[Case]) {
 fn a_case_is_judged_by_code_sentence_and_label() {
     let case = Case::failing("x", "//~ E0277\n//~ no `Ring<{..}>` here\n//~ label: for `B`\nfn main() {}").unwrap();
     let expected = case.expected.unwrap();
-    assert_eq!(expected.combination, None);
     let reported = |code: &str, message: &str, label: &str| Reported {
         code: code.to_string(),
         message: message.to_string(),
@@ -157,9 +191,6 @@ fn a_case_is_judged_by_code_sentence_and_label() {
     assert!(expected.differs(&[reported("E0277", "no `Ring` here", &good.label)]).unwrap().contains("sentence"));
     assert!(expected.differs(&[reported("E0277", &good.message, "for `C`")]).unwrap().contains("label"));
     assert!(Case::failing("x", "//~ E0277\nfn main() {}").is_err());
-    let with_row = "//~ E0277\n//~ no\n//~ combination: ring thd unfused\n";
-    let row = Case::failing("x", with_row).unwrap().expected.unwrap().combination;
-    assert_eq!(row.as_deref(), Some("ring thd unfused"));
     assert_eq!(cases::without_paths("`Shard<a::b_2::Zigzag, c::Thd>`: no"), "`Shard<Zigzag, Thd>`: no");
 }
 

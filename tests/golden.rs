@@ -78,3 +78,119 @@ fn run_case(path: &Path, name: &str, report: &mut Report) -> Result<(), String> 
     }
     Ok(())
 }
+
+/// The harness itself: it must find what is wrong.
+mod harness {
+    use std::collections::{BTreeMap, HashMap};
+
+    use ::safetensors::tensor::{Dtype, TensorView, serialize_to_file};
+
+    use super::kinds::hf::{Curve, Step};
+    use super::kinds::report::compare;
+    use super::kinds::tokens::{Expected, Given, Rows, Tensors, TokenCase, whole, zigzag};
+    use super::run_folder;
+
+    #[test]
+    fn an_empty_folder_and_an_unknown_kind_fail() {
+        let folder = tempfile::tempdir().unwrap();
+        assert!(run_folder(folder.path()).failures[0].contains("no golden case was found"));
+        let write = |name: &str, meta: Option<&str>| {
+            let metadata = meta.map(|meta| HashMap::from([("meta".to_string(), meta.to_string())]));
+            let tensor = TensorView::new(Dtype::U8, vec![1], &[0]).unwrap();
+            std::fs::create_dir_all(folder.path().join("deeper")).unwrap();
+            serialize_to_file([("x", tensor)], metadata, &folder.path().join("deeper").join(name)).unwrap();
+        };
+        write("a.safetensors", Some(r#"{"kind": "nonsense"}"#));
+        write("b.safetensors", None);
+        std::fs::write(folder.path().join("c.safetensors"), b"short").unwrap();
+        let failures = run_folder(folder.path()).failures;
+        assert_eq!(failures.len(), 3, "{failures:?}");
+        assert!(failures[0].contains("c.safetensors"));
+        assert!(failures[1].contains("a.safetensors: unknown kind \"nonsense\""));
+        assert!(failures[2].contains("b.safetensors: its metadata says no `kind`"));
+        assert!(run_folder(&folder.path().join("missing")).failures[0].contains("missing"));
+    }
+
+    #[test]
+    fn zigzag_is_megatrons() {
+        // `reference/megatron.md` 0.4.
+        assert_eq!(zigzag(&[24], 3, 1).unwrap(), [4, 5, 6, 7, 16, 17, 18, 19]);
+        let packed = [2, 3, 8, 9, 16, 17, 18, 19, 28, 29, 30, 31];
+        assert_eq!(zigzag(&[12, 24], 3, 1).unwrap(), packed);
+        assert_eq!(zigzag(&[8, 0, 16], 4, 3).unwrap(), [3, 4, 14, 15, 16, 17]);
+        assert_eq!(zigzag(&[7], 1, 0).unwrap(), [0, 1, 2, 3, 4, 5, 6]);
+        assert_eq!(zigzag(&[10], 2, 0), None);
+        let rows = |values: &[f64]| Rows { features: 1, values: values.to_vec() };
+        assert_eq!(whole(&[4], &[rows(&[0.0, 3.0]), rows(&[1.0, 2.0])]).unwrap(), rows(&[0.0, 1.0, 2.0, 3.0]));
+        assert!(whole(&[4], &[rows(&[0.0]), rows(&[1.0, 2.0])]).is_err());
+    }
+
+    #[test]
+    fn comparison_is_of_bits_or_within_the_tolerance() {
+        assert_eq!(compare("x", &[0.5, -0.0], &[0.5, -0.0], |_| 0.0), None);
+        assert!(compare("x", &[0.0], &[-0.0], |_| 0.0).is_some());
+        assert!(compare("x", &[1.0], &[1.0, 1.0], |_| 0.0).is_some());
+        assert_eq!(compare("x", &[1.01], &[1.0], |_| 0.02), None);
+        assert!(compare("x", &[f64::NAN], &[1.0], |_| 0.02).is_some());
+        assert!(compare("x", &[1.0], &[f64::NAN], |_| 0.02).is_some());
+    }
+
+    #[test]
+    fn a_wrong_shard_is_found() {
+        let rows = |values: &[f64]| Rows { features: 1, values: values.to_vec() };
+        let named = |values: &[f64]| Tensors::from([("out".to_string(), rows(values))]);
+        let expected = Expected { whole: rows(&[10.0, 11.0, 12.0, 13.0]), tolerance: vec![0.0; 4] };
+        let case = TokenCase {
+            kind: "test".to_string(),
+            name: "test".to_string(),
+            dense: true,
+            lengths: vec![4],
+            ranks: 2,
+            inputs: Tensors::new(),
+            expected: BTreeMap::from([("out".to_string(), expected)]),
+        };
+        let good = Given {
+            whole: named(&[10.0, 11.0, 12.0, 13.0]),
+            by_rank: vec![named(&[10.0, 13.0]), named(&[11.0, 12.0])],
+            tokens: vec![vec![0, 3], vec![1, 2]],
+        };
+        assert_eq!(case.judge(&good, true), Vec::<String>::new());
+        let wrong = |change: fn(&mut Given), in_zigzag: bool| {
+            let mut given = good.clone();
+            change(&mut given);
+            case.judge(&given, in_zigzag).len()
+        };
+        assert_eq!(wrong(|given| given.whole.clear(), true), 1);
+        assert_eq!(wrong(|given| given.by_rank.swap(0, 1), true), 2);
+        assert_eq!(wrong(|given| given.tokens[1] = vec![1, 3], true), 1);
+        // Right rows in another order: only wrong where zigzag is promised.
+        let contiguous = |given: &mut Given| {
+            let named =
+                |values: &[f64]| Tensors::from([("out".to_string(), Rows { features: 1, values: values.to_vec() })]);
+            given.by_rank = vec![named(&[10.0, 11.0]), named(&[12.0, 13.0])];
+            given.tokens = vec![vec![0, 1], vec![2, 3]];
+        };
+        assert_eq!(wrong(contiguous, false), 0);
+        assert_eq!(wrong(contiguous, true), 2);
+    }
+
+    #[test]
+    fn wrong_losses_and_gradients_are_found() {
+        let gradients = |first: f64| BTreeMap::from([("a".to_string(), vec![first, 4.0])]);
+        let expected = Step { logits: vec![1.0], loss: 2.0, gradients: gradients(3.0) };
+        let step = |logit: f64, loss: f64, first: f64| {
+            expected.judge(&Step { logits: vec![logit], loss, gradients: gradients(first) }).len()
+        };
+        assert_eq!(step(1.00001, 2.000001, 3.00004), 0);
+        assert_eq!(step(1.00003, 2.000001, 3.00004), 1);
+        assert_eq!(step(1.0, 2.000003, 3.0), 1);
+        assert_eq!(step(1.0, 2.0, 3.00006), 1);
+        assert_eq!(step(f64::NAN, f64::NAN, f64::NAN), 3);
+        let none = Step { gradients: BTreeMap::from([("b".to_string(), vec![])]), ..expected.clone() };
+        assert_eq!(expected.judge(&none).len(), 2);
+        let curve = Curve { loss: vec![2.0, 1.0], gradient_norm: vec![1.0, 1.0] };
+        assert_eq!(curve.judge(&curve), Vec::<String>::new());
+        assert_eq!(curve.judge(&Curve { loss: vec![2.0, 1.001], ..curve.clone() }).len(), 1);
+        assert_eq!(curve.judge(&Curve { loss: vec![2.0], ..curve.clone() }).len(), 1);
+    }
+}

@@ -20,6 +20,9 @@ pub struct Replicated<T>(pub T);
 pub struct Partial<T>(pub T);
 
 /// A gradient of whole sequences, as [`CpHandler::combine_adjoint`] takes it.
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` is not a gradient of whole sequences: say whether every rank holds all of it (`Replicated`) or a summand (`Partial`)"
+)]
 pub trait FullGradient<L: Layout, T: Real, D: Rows> {
     /// This rank's rows of the gradient.
     fn to_shard<H: CpStrategy, C: Communicator<D::Storage>>(

@@ -6,13 +6,12 @@
 //! //~ E0277
 //! //~ `Ulysses` does not run with layout `Thd` and kernel `Unfused`
 //! //~ label: expected `Shard<Zigzag, _, _>`, found `Shard<Striped, _, _>`
-//! //~ combination: ulysses thd unfused
 //! ```
 //!
 //! The error code, then the first sentence of the error. Module paths are left out (`Ring` for
 //! `context_parallel::strategy::Ring`) and `{..}` stands for any text. Optional: `label:`, the text under the
-//! carets, for errors whose sentence says little (E0308); `combination:`, the impossible row of the support table
-//! that the case shows. Files in `tests/compile_fail/pass/` must compile; they need no header.
+//! carets, for errors whose sentence says little (E0308). Files in `tests/compile_fail/pass/` must compile; they need
+//! no header.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -37,8 +36,6 @@ pub struct Expected {
     pub sentence: String,
     /// Text at the place that the error points to.
     pub label: Option<String>,
-    /// Row of the support table: strategy, layout and kernel by name.
-    pub combination: Option<String>,
 }
 
 impl Case {
@@ -49,7 +46,6 @@ impl Case {
         for line in source.lines().map_while(|line| line.strip_prefix("//~")).map(str::trim) {
             match line.split_once(": ") {
                 Some(("label", label)) => expected.label = Some(label.to_string()),
-                Some(("combination", combination)) => expected.combination = Some(combination.to_string()),
                 _ => lines.push(line),
             }
         }

@@ -1,5 +1,5 @@
 //~ E0277
-//~ the trait bound `i64: Float` is not satisfied
+//~ `i64` is not a type to compute with: use `f32`, `f64`, `bf16` or `f16`
 // Token ids are not something that a device computes with.
 
 use context_parallel::tensor::{Cpu, Device};

@@ -1,20 +1,11 @@
 //~ E0277
-//~ the trait bound `Hbsd: Sealed` is not satisfied
+//~ `Hbsd` is not a layout: use `Bshd`, `Sbhd` or `Thd`
 // Layouts are a closed set: every kernel knows all of them.
 
-use context_parallel::layout::{Dense, Layout};
+use context_parallel::order::Full;
 
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Hbsd;
 
-impl Layout for Hbsd {
-    type Batch = Dense;
-    const NAME: &'static str = "hbsd";
-    const TOKEN_MAJOR: bool = true;
-
-    fn row(_sequences: usize, _tokens: usize, token: usize) -> usize {
-        token
-    }
-}
+fn layer(_input: &Full<Hbsd, f32>) {}
 
 fn main() {}

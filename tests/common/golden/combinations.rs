@@ -1,14 +1,13 @@
 //! Every supported strategy, order, layout and kernel on every number of ranks, from the support table; and how a
 //! case with one row per token is run under one of them.
 
-use std::any::Any;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use context_parallel::comm::{Communicator, threads};
 use context_parallel::error::Result;
 use context_parallel::handler::CpHandler;
-use context_parallel::layout::{Layout, Packed};
+use context_parallel::layout::Layout;
 use context_parallel::order::{Placement, Shard};
 use context_parallel::strategy::support::{self, Choice, Visitor};
 use context_parallel::strategy::{CpStrategy, Kernel, Supports};
@@ -19,32 +18,6 @@ use super::tokens::{Given, Rows, Tensors, TokenCase};
 
 /// Numbers of ranks that every case runs on, besides its own.
 pub const RANKS: [usize; 6] = [1, 2, 3, 4, 5, 8];
-
-/// Lengths of a batch, and its shape if dense.
-#[derive(Clone, Copy)]
-pub struct Shape<'a> {
-    /// Batch and sequence length, if dense.
-    pub dense: Option<(usize, usize)>,
-    /// Lengths of the sequences or documents.
-    pub lengths: &'a [usize],
-}
-
-impl Shape<'_> {
-    /// The batch of layout `L`; a dense one is a pack of equal documents where the layout is packed.
-    ///
-    /// # Panics
-    /// If the batch is packed and the layout is not.
-    pub fn batch<L: Layout>(&self) -> Result<Arc<L::Batch>> {
-        let batch = match self.dense {
-            Some((batch, seq)) => L::sequences(batch, seq)?,
-            None => {
-                let packed: &dyn Any = &Packed::from_lengths(self.lengths)?;
-                packed.downcast_ref::<L::Batch>().cloned().expect("packed cases run under packed layouts only")
-            }
-        };
-        Ok(Arc::new(batch))
-    }
-}
 
 /// Everything that the support table has for a batch: packed batches need the packed layout, `Single` one rank.
 /// `kernels` says whether the kernel matters; if not the first of each line does for all.
@@ -114,17 +87,17 @@ impl Outputs {
 
 /// Runs a case under every combination that applies to it and compares with what is expected.
 pub fn run(case: &TokenCase, job: &impl Job, report: &mut Report) {
-    for choice in choices(case.dense.is_some(), Some(case.ranks), false) {
+    for choice in choices(case.dense, Some(case.ranks), false) {
         case.run(report, &describe(&choice), choice.order == "zigzag", |case| {
-            let shape = Shape { dense: case.dense, lengths: &case.lengths };
-            support::select(&choice, OnRanks { shape, ranks: choice.degree, job }).map_err(|error| error.to_string())
+            let on_ranks = OnRanks { lengths: &case.lengths, ranks: choice.degree, job };
+            support::select(&choice, on_ranks).map_err(|error| error.to_string())
         });
     }
 }
 
 /// Runs a job on every rank of one strategy and layout.
 struct OnRanks<'a, J> {
-    shape: Shape<'a>,
+    lengths: &'a [usize],
     ranks: usize,
     job: &'a J,
 }
@@ -138,7 +111,7 @@ impl<J: Job> Visitor for OnRanks<'_, J> {
         L: Layout,
         K: Kernel,
     {
-        let batch = self.shape.batch::<L>()?;
+        let batch = Arc::new(L::batch_of(self.lengths)?);
         let by_rank = threads::run(self.ranks, |comm| {
             let handler = CpHandler::<H, L, _>::new(strategy, comm)?;
             let placement = handler.place(batch.clone())?;

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::Arc;
 
 use context_parallel::comm::{Collectives, threads};
 use context_parallel::error::Result;
@@ -17,7 +18,7 @@ use context_parallel::train::data::TokenBatch;
 use context_parallel::train::learner::{AdamwOptions, GptLearner, global_sum};
 use context_parallel::train::trainer::Learner;
 
-use super::combinations::{Shape, choices, describe};
+use super::combinations::{choices, describe};
 use super::hf::{AdamW, Curve, ModelCase, Step, Tokens};
 use super::report::Report;
 
@@ -59,8 +60,8 @@ impl Visitor for Pass<'_> {
         L: Layout,
         K: Kernel,
     {
-        let Tokens { dense, lengths, tokens, labels } = self.tokens;
-        let batch = Shape { dense: *dense, lengths }.batch::<L>()?;
+        let Tokens { lengths, tokens, labels, .. } = self.tokens;
+        let batch = Arc::new(L::batch_of(lengths)?);
         let counted = labels.iter().filter(|&&label| label != -100).count() as f64;
         threads::run(self.ranks, |comm| {
             let device = Cpu::<f32>::default();

@@ -26,8 +26,8 @@ pub fn read(file: &File, kind: &str, name: &str) -> Result<(TokenCase, i64), Str
     };
     // Every row of a packed file has the same documents.
     let (dense, lengths) = match kind {
-        "roll_dense" => (Some((batch, seq)), vec![seq; batch]),
-        _ => (None, vec![lengths(file.tensor("in.cu_seqlens")?)?; batch].concat()),
+        "roll_dense" => (true, vec![seq; batch]),
+        _ => (false, vec![lengths(file.tensor("in.cu_seqlens")?)?; batch].concat()),
     };
     let shards = shards(file, "out", ranks, |tensor| Rows::new(tensor, batch * seq / ranks))?;
     for (rank, shard) in shards.iter().enumerate() {

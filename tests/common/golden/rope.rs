@@ -42,13 +42,13 @@ pub fn read(file: &File, kind: &str, name: &str) -> Result<RopeCase, String> {
         return Err("in.x must end in [heads, head_dim]".to_string());
     };
     let (dense, lengths) = match (kind, &x.shape[..]) {
-        ("rope_dense", &[seq, batch, _, _]) => (Some((batch, seq)), vec![seq; batch]),
-        ("rope_thd", &[_, _, _]) => (None, lengths(file.tensor("in.cu_seqlens")?)?),
+        ("rope_dense", &[seq, batch, _, _]) => (true, vec![seq; batch]),
+        ("rope_thd", &[_, _, _]) => (false, lengths(file.tensor("in.cu_seqlens")?)?),
         _ => return Err(format!("in.x has shape {:?}", x.shape)),
     };
     let read = |tensor: &Tensor| match dense {
-        Some(_) => Rows::sequence_first(tensor),
-        None => Rows::new(tensor, tensor.shape[0]),
+        true => Rows::sequence_first(tensor),
+        false => Rows::new(tensor, tensor.shape[0]),
     };
     let rotary = rotary(&file.meta["rope"], head_dim)?;
     let (mut inputs, mut expected) = (Tensors::new(), BTreeMap::new());

@@ -37,8 +37,8 @@ pub struct TokenCase {
     pub kind: String,
     /// The file's name.
     pub name: String,
-    /// Batch and sequence length, if dense.
-    pub dense: Option<(usize, usize)>,
+    /// Whether the batch is dense.
+    pub dense: bool,
     /// Lengths of the sequences or documents.
     pub lengths: Vec<usize>,
     /// Number of ranks of the file.
