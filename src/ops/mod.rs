@@ -11,8 +11,10 @@ pub mod norm;
 pub mod optimizer;
 pub mod rotary;
 pub mod rows;
+mod simd;
 pub mod swiglu;
 pub mod unfused;
+mod workers;
 
 /// A device that can do everything a GPT needs.
 pub trait Ops:

@@ -3,6 +3,10 @@
 //! The forward product gives the same bits however its rows are split over calls: the right side is row-major, the
 //! inner dimension is cut at fixed multiples of 256, and never fewer than 2 rows are computed at a time.
 
+mod cpu;
+
+pub(crate) use cpu::{CUT, View, ViewMut, gemm};
+
 use crate::tensor::{AccMatrix, Device, ElemBuffer, ElemMatrix};
 
 /// Products with weights.

@@ -1,0 +1,155 @@
+//! Products against sums in `f64`, and bit for bit against themselves under splits and threads.
+
+use half::{bf16, f16};
+use rand::{RngExt, SeedableRng};
+use rand_xoshiro::Xoshiro256PlusPlus;
+
+use super::*;
+
+fn random<T: Float>(rows: usize, cols: usize, seed: u64) -> Matrix<T> {
+    let mut rng = Xoshiro256PlusPlus::seed_from_u64(seed);
+    let values: Vec<T> = (0..rows * cols).map(|_| T::from_f64(rng.random::<f64>() * 2.0 - 1.0)).collect();
+    Matrix::from_slice(&values, rows, cols)
+}
+
+fn naive(
+    m: usize,
+    n: usize,
+    k: usize,
+    lhs: impl Fn(usize, usize) -> f64,
+    rhs: impl Fn(usize, usize) -> f64,
+) -> Vec<f64> {
+    (0..m * n).map(|at| (0..k).map(|i| lhs(at / n, i) * rhs(i, at % n)).sum()).collect()
+}
+
+fn assert_close<T: Float>(found: &[T], expected: &[f64], bound: f64, what: &str) {
+    assert_eq!(found.len(), expected.len());
+    for (found, expected) in found.iter().zip(expected) {
+        let error = (found.to_f64() - expected).abs();
+        assert!(error <= bound * expected.abs().max(1.0), "{what}: {} instead of {expected}", found.to_f64());
+    }
+}
+
+const SHAPES: [(usize, usize, usize); 11] = [
+    (5, 7, 3),
+    (2, 2, 1),
+    (1, 9, 2),
+    (4, 1, 300),
+    (1, 1, 600),
+    (37, 65, 255),
+    (64, 48, 256),
+    (33, 50, 257),
+    (130, 96, 700),
+    (300, 130, 512),
+    (7, 300, 1000),
+];
+
+fn products<T: Float>(bound: f64) {
+    let device = Cpu::<T>::new(2);
+    for (m, n, k) in SHAPES {
+        let what = format!("{} {m} x {k} x {n}", T::DTYPE);
+        let (x, w, bias) = (random::<T>(m, k, 1), random::<T>(k, n, 2), random::<T>(1, n, 3));
+        let y = device.linear(&x, &w, Some(bias.buffer()));
+        let mut expected = naive(m, n, k, |i, j| x.row(i)[j].to_f64(), |i, j| w.row(i)[j].to_f64());
+        expected.iter_mut().enumerate().for_each(|(at, y)| *y += bias[at % n].to_f64());
+        assert_close(&y, &expected, bound, &what);
+
+        let dy = random::<T>(m, n, 4);
+        let mut dx = device.matrix::<T>(m, k);
+        dx.fill(T::from_f64(f64::NAN));
+        device.linear_backward_input(&dy, &w, &mut dx, false);
+        let expected = naive(m, k, n, |i, j| dy.row(i)[j].to_f64(), |i, j| w.row(j)[i].to_f64());
+        assert_close(&dx, &expected, bound, &what);
+        let start = random::<T>(m, k, 5);
+        let mut dx = start.clone();
+        device.linear_backward_input(&dy, &w, &mut dx, true);
+        let sum: Vec<f64> = expected.iter().zip(start.iter()).map(|(dx, start)| dx + start.to_f64()).collect();
+        assert_close(&dx, &sum, bound, &what);
+
+        let (mut dw, mut db) = (random::<T::Acc>(k, n, 6), random::<T::Acc>(1, n, 7));
+        let (dw_start, db_start) = (dw.clone(), db.clone());
+        device.linear_backward_weight(&x, &dy, &mut dw, Some(&mut db));
+        let mut expected = naive(k, n, m, |i, j| x.row(j)[i].to_f64(), |i, j| dy.row(i)[j].to_f64());
+        expected.iter_mut().zip(dw_start.iter()).for_each(|(dw, start)| *dw += start.to_f64());
+        assert_close(&dw, &expected, 1e-4, &what);
+        let mut expected = naive(1, n, m, |_, _| 1.0, |i, j| dy.row(i)[j].to_f64());
+        expected.iter_mut().zip(db_start.iter()).for_each(|(db, start)| *db += start.to_f64());
+        assert_close(&db, &expected, 1e-4, &what);
+    }
+}
+
+#[test]
+fn products_are_right_in_every_type() {
+    products::<f32>(2e-5);
+    products::<f64>(1e-13);
+    products::<bf16>(5e-3);
+    products::<f16>(1e-3);
+}
+
+fn bits<T: Float>(values: &[T]) -> Vec<u8> {
+    bytemuck::cast_slice(values).to_vec()
+}
+
+fn split_rows<T: Float>() {
+    let (one, two) = (Cpu::<T>::new(1), Cpu::<T>::new(2));
+    for (m, n, k) in SHAPES {
+        let (x, w, bias) = (random::<T>(m, k, 1), random::<T>(k, n, 2), random::<T>(1, n, 3));
+        let whole = one.linear(&x, &w, Some(bias.buffer()));
+        assert_eq!(bits(&whole), bits(&two.linear(&x, &w, Some(bias.buffer()))), "{m} x {k} x {n}, threads");
+        for part in [1, 2, 3, 5, 24, 31, 64, 129] {
+            let mut from = 0;
+            while from < m {
+                let rows = part.min(m - from);
+                let some = Matrix::from_slice(&x[from * k..(from + rows) * k], rows, k);
+                let y = one.linear(&some, &w, Some(bias.buffer()));
+                assert_eq!(bits(&y), bits(&whole[from * n..(from + rows) * n]), "{m} x {k} x {n}, {rows} rows");
+                from += rows;
+            }
+        }
+    }
+}
+
+#[test]
+fn any_split_of_the_rows_gives_the_same_bits() {
+    split_rows::<f32>();
+    split_rows::<f64>();
+    split_rows::<bf16>();
+}
+
+#[test]
+fn gradients_do_not_depend_on_threads() {
+    let (one, two) = (Cpu::<f32>::new(1), Cpu::<f32>::new(2));
+    let (x, w, dy) = (random::<f32>(300, 200, 1), random::<f32>(200, 150, 2), random::<f32>(300, 150, 3));
+    let run = |device: &Cpu<f32>| {
+        let (mut dx, mut dw) = (device.matrix(300, 200), device.zero_matrix(200, 150));
+        device.linear_backward_input(&dy, &w, &mut dx, false);
+        device.linear_backward_weight(&x, &dy, &mut dw, None);
+        (bits(&dx), bits(&dw))
+    };
+    assert_eq!(run(&one), run(&two));
+}
+
+#[test]
+fn empty_products() {
+    let device = Cpu::<f32>::new(1);
+    let bias = Buffer::from_slice(&[1.0, 2.0]);
+    assert_eq!(device.linear(&random(0, 3, 1), &random(3, 2, 2), Some(&bias)).len(), 0);
+    assert_eq!(device.linear(&random(3, 4, 1), &random(4, 0, 2), None).len(), 0);
+    assert_eq!(&device.linear(&random(2, 0, 1), &random(0, 2, 2), Some(&bias))[..], [1.0, 2.0, 1.0, 2.0]);
+    let mut dx = Matrix::from_slice(&[f32::NAN; 4], 2, 2);
+    device.linear_backward_input(&random(2, 0, 1), &random(2, 0, 2), &mut dx, false);
+    assert_eq!(&dx[..], [0.0; 4]);
+    let mut dw = Matrix::from_slice(&[1.0f32; 4], 2, 2);
+    device.linear_backward_weight(&random(0, 2, 1), &random(0, 2, 2), &mut dw, None);
+    assert_eq!(&dw[..], [1.0; 4]);
+}
+
+#[test]
+fn transpose_exchanges_rows_and_columns() {
+    let device = Cpu::<bf16>::new(1);
+    let x = random::<bf16>(70, 45, 1);
+    let y = device.transpose(&x);
+    assert_eq!((y.rows(), y.cols()), (45, 70));
+    assert!((0..70).all(|i| (0..45).all(|j| x.row(i)[j] == y.row(j)[i])));
+    assert_eq!(bits(&device.transpose(&y)), bits(&x));
+}

@@ -1,0 +1,113 @@
+//! How ops spread work over the threads of one rank, and how they widen and round its storage type.
+
+use std::ops::Deref;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use half::f16;
+use half::slice::HalfFloatSliceExt;
+
+use crate::tensor::{Buffer, Cpu, DType, Device, Element, Float};
+
+/// Number of threads of the device.
+pub(crate) fn threads<T: Float>(device: &Cpu<T>) -> usize {
+    device.workers().map_or(1, |pool| pool.current_num_threads())
+}
+
+/// Runs `work` once, on the device's threads if it has several, so that parallel iterators inside use them.
+pub(crate) fn install<T: Float, R: Send>(device: &Cpu<T>, work: impl FnOnce() -> R + Send) -> R {
+    match device.workers() {
+        Some(pool) => pool.install(work),
+        None => work(),
+    }
+}
+
+/// Runs `work(scratch, task)` for every task, in ascending order, each on the next free thread. Each thread has a
+/// scratch of its own, made by the caller's thread before any work starts.
+pub(crate) fn for_each_task<T: Float, S: Send>(
+    device: &Cpu<T>,
+    tasks: usize,
+    scratch: impl Fn() -> S,
+    work: impl Fn(&mut S, usize) + Sync,
+) {
+    let threads = threads(device).min(tasks);
+    let (Some(pool), true) = (device.workers(), threads > 1) else {
+        if tasks > 0 {
+            let mut scratch = scratch();
+            (0..tasks).for_each(|task| work(&mut scratch, task));
+        }
+        return;
+    };
+    let scratches: Vec<Mutex<S>> = (0..threads).map(|_| Mutex::new(scratch())).collect();
+    let next = AtomicUsize::new(0);
+    pool.broadcast(|context| {
+        let Some(scratch) = scratches.get(context.index()) else { return };
+        let mut scratch = scratch.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        loop {
+            let task = next.fetch_add(1, Ordering::Relaxed);
+            if task >= tasks {
+                break;
+            }
+            work(&mut scratch, task);
+        }
+    });
+}
+
+/// Whether values of `T` are already of its accumulation type.
+pub(crate) const fn is_acc<T: Float>() -> bool {
+    T::DTYPE.size() == T::Acc::DTYPE.size()
+}
+
+/// Values in the accumulation type: the caller's own, or a widened copy.
+pub(crate) enum Wide<'a, T: Float> {
+    /// Stored in the accumulation type.
+    Same(&'a [T::Acc]),
+    /// Widened into memory from the device's arena.
+    Copy(Buffer<T::Acc>),
+}
+
+impl<'a, T: Float> Wide<'a, T> {
+    /// Widens if need be.
+    pub(crate) fn new(device: &Cpu<T>, values: &'a [T]) -> Self {
+        if is_acc::<T>() {
+            return Wide::Same(bytemuck::cast_slice(values));
+        }
+        let mut copy = device.empty::<T::Acc>(values.len());
+        widen(values, &mut copy);
+        Wide::Copy(copy)
+    }
+}
+
+impl<T: Float> Deref for Wide<'_, T> {
+    type Target = [T::Acc];
+    fn deref(&self) -> &[T::Acc] {
+        match self {
+            Wide::Same(values) => values,
+            Wide::Copy(buffer) => buffer,
+        }
+    }
+}
+
+/// Lets `fill` write `target` in the accumulation type, then rounds each element once. With `keep`, `fill` finds
+/// the old values in place.
+pub(crate) fn write_rounded<T: Float>(device: &Cpu<T>, target: &mut [T], keep: bool, fill: impl FnOnce(&mut [T::Acc])) {
+    if is_acc::<T>() {
+        return fill(bytemuck::cast_slice_mut(target));
+    }
+    let mut wide = device.empty::<T::Acc>(target.len());
+    if keep {
+        widen(target, &mut wide);
+    }
+    fill(&mut wide);
+    target.iter_mut().zip(wide.iter()).for_each(|(to, &from)| *to = T::from_acc(from));
+}
+
+/// Widens a run of values.
+pub(crate) fn widen<T: Float>(from: &[T], to: &mut [T::Acc]) {
+    match T::DTYPE {
+        DType::F32 | DType::F64 => to.copy_from_slice(bytemuck::cast_slice(from)),
+        // Conversion by the processor where it has one; element by element it is called through a run-time test.
+        DType::F16 => bytemuck::cast_slice::<T, f16>(from).convert_to_f32_slice(bytemuck::cast_slice_mut(to)),
+        _ => to.iter_mut().zip(from).for_each(|(to, from)| *to = from.to_acc()),
+    }
+}
