@@ -86,7 +86,9 @@ impl Rows {
     pub fn new(tensor: &Tensor, tokens: usize) -> Result<Rows, String> {
         match tokens {
             0 => Ok(Rows { features: 0, values: Vec::new() }),
-            _ if tensor.len() % tokens == 0 => Ok(Rows { features: tensor.len() / tokens, values: tensor.f64s() }),
+            _ if tensor.len().is_multiple_of(tokens) => {
+                Ok(Rows { features: tensor.len() / tokens, values: tensor.f64s() })
+            }
             _ => Err(format!("a tensor of shape {:?} for {tokens} tokens", tensor.shape)),
         }
     }
