@@ -1,6 +1,9 @@
 //! Rotary position embedding: inverse frequencies and tables of cosines and sines.
 
-use crate::error::Result;
+use std::f64::consts::PI;
+use std::hash::{DefaultHasher, Hash, Hasher};
+
+use crate::error::{Error, ModelError, Result};
 use crate::tensor::Real;
 
 /// How frequencies are changed for contexts longer than the model was trained on.
@@ -75,16 +78,137 @@ pub struct RopeTable<R> {
     pub pairs: usize,
 }
 
+/// What is wrong with a rotary embedding, naming the field.
+fn refuse(text: String) -> Error {
+    ModelError::Config(text).into()
+}
+
+impl RopeConfig {
+    /// The plain embedding: all features of a head, no scaling.
+    pub fn plain(head_dim: usize, base: f64) -> Self {
+        RopeConfig {
+            head_dim,
+            base,
+            percent: 1.0,
+            interleaved: false,
+            interpolation: None,
+            scaling: RopeScaling::None,
+            sections: None,
+        }
+    }
+
+    fn check(&self) -> Result<usize> {
+        let RopeConfig { head_dim, base, percent, .. } = *self;
+        if !(percent > 0.0 && percent <= 1.0) {
+            return Err(refuse(format!("rotary percent {percent}: use a share of the head above 0 and at most 1")));
+        }
+        let rotated = (head_dim as f64 * percent) as usize;
+        if rotated == 0 || !rotated.is_multiple_of(2) {
+            return Err(refuse(format!(
+                "{rotated} of {head_dim} features of a head would be rotated: use an even number of at least 2"
+            )));
+        }
+        if !(base.is_finite() && base > 1.0) {
+            return Err(refuse(format!("rotary base {base}: use a finite number above 1")));
+        }
+        if let Some(factor) = self.interpolation.filter(|factor| !(factor.is_finite() && *factor > 0.0)) {
+            return Err(refuse(format!("interpolation factor {factor}: use a finite number above 0")));
+        }
+        match &self.scaling {
+            RopeScaling::None => {}
+            RopeScaling::Llama3 { factor, low, high, original } => {
+                if !(*factor >= 1.0 && high > low && *low > 0.0 && *original > 0) {
+                    return Err(refuse(format!(
+                        "llama3 scaling with factor {factor}, frequency factors {low} to {high} and original context \
+                         {original}: use a factor of at least 1, 0 < low < high, and a context above 0"
+                    )));
+                }
+            }
+            RopeScaling::Yarn { factor, original, beta_fast, beta_slow, .. } => {
+                if self.interleaved || percent != 1.0 || self.interpolation.is_some() {
+                    return Err(refuse(
+                        "YaRN with interleaved pairs, a rotary percent or an interpolation factor: it is defined for \
+                         whole heads in halves only, leave those out"
+                            .into(),
+                    ));
+                }
+                if !(*factor >= 1.0 && beta_fast > beta_slow && *beta_slow > 0.0 && *original > 0) {
+                    return Err(refuse(format!(
+                        "YaRN with factor {factor}, beta {beta_fast} and {beta_slow} and original context {original}: \
+                         use a factor of at least 1, beta_fast > beta_slow > 0, and a context above 0"
+                    )));
+                }
+            }
+        }
+        if let Some(sections) = &self.sections {
+            let sum: usize = sections.iter().sum();
+            if sum != rotated / 2 {
+                return Err(refuse(format!(
+                    "M-RoPE sections {sections:?} cover {sum} pairs of features, but {} are rotated: make them sum to that",
+                    rotated / 2
+                )));
+            }
+        }
+        Ok(rotated)
+    }
+}
+
+/// `0.1 * k * ln(scale) + 1`, YaRN's temperature.
+fn mscale(scale: f64, k: f64) -> f64 {
+    if scale <= 1.0 { 1.0 } else { 0.1 * k * scale.ln() + 1.0 }
+}
+
 impl Rope {
-    /// Computes inverse frequencies, or says what is wrong with the configuration.
+    /// Computes inverse frequencies.
+    ///
+    /// # Errors
+    /// [`ModelError::Config`] if the configuration makes no sense, with the field and what it may be.
     pub fn new(config: RopeConfig) -> Result<Self> {
-        let _ = config;
-        todo!()
+        let rotated = config.check()?;
+        // Exponents, powers and quotients are f32 one by one, as PyTorch computes them.
+        let exponent = |i: usize| (2 * i) as f32 / rotated as f32;
+        let power = |i: usize| f64::from(config.base as f32).powf(f64::from(exponent(i))) as f32;
+        let plain = |i: usize| 1.0 / power(i);
+        let pairs = 0..rotated / 2;
+        let (inverse_frequencies, concentration) = match &config.scaling {
+            RopeScaling::None => (pairs.map(plain).collect(), 1.0),
+            RopeScaling::Llama3 { factor, low, high, original } => {
+                let scaling = |i| llama3(plain(i), *factor as f32, *low as f32, *high as f32, *original as f32);
+                (pairs.map(scaling).collect(), 1.0)
+            }
+            RopeScaling::Yarn { factor, original, beta_fast, beta_slow, mscale: m, mscale_all_dim } => {
+                let dim = rotated as f64;
+                let correction =
+                    |rotations: f64| dim * (*original as f64 / (rotations * 2.0 * PI)).ln() / (2.0 * config.base.ln());
+                let low = correction(*beta_fast).floor().max(0.0) as f32;
+                let mut high = correction(*beta_slow).ceil().min(dim - 1.0) as f32;
+                if low == high {
+                    high += 0.001;
+                }
+                let blend = |i: usize| {
+                    let stretched = 1.0 / (*factor as f32 * power(i));
+                    let ramp = ((i as f32 - low) / (high - low)).clamp(0.0, 1.0);
+                    let keep = 1.0 - ramp;
+                    stretched * (1.0 - keep) + plain(i) * keep
+                };
+                let concentration = match (m, mscale_all_dim) {
+                    (Some(m), Some(all)) => mscale(*factor, *m) / mscale(*factor, *all),
+                    _ => mscale(*factor, 1.0),
+                };
+                (pairs.map(blend).collect(), concentration)
+            }
+        };
+        Ok(Rope { config, inverse_frequencies, concentration })
     }
 
     /// Identifies everything that a table depends on besides positions.
     pub fn key(&self) -> u64 {
-        todo!()
+        let mut hasher = DefaultHasher::new();
+        self.inverse_frequencies.iter().for_each(|f| f.to_bits().hash(&mut hasher));
+        let RopeConfig { head_dim, interleaved, interpolation, sections, .. } = &self.config;
+        (head_dim, interleaved, interpolation.map(f64::to_bits), sections).hash(&mut hasher);
+        self.concentration.to_bits().hash(&mut hasher);
+        hasher.finish()
     }
 
     /// The configuration.
@@ -109,13 +233,136 @@ impl Rope {
 
     /// Rows for these positions. The angle is an `f32` product; cosine and sine are taken in `R`.
     pub fn table<R: Real>(&self, positions: &[usize]) -> RopeTable<R> {
-        let _ = positions;
-        todo!()
+        self.rows(positions.len(), |row, _| positions[row] as f32)
     }
 
-    /// Rows for M-RoPE ids `[rows, 3]` (time, height, width). Needs [`RopeConfig::sections`].
+    /// Rows for M-RoPE ids `[rows, 3]` (time, height, width): section `i` of the pairs takes its position from axis
+    /// `i % 3` (Wang et al. 2024, Qwen2-VL).
+    ///
+    /// # Errors
+    /// Without [`RopeConfig::sections`].
     pub fn table_from_ids<R: Real>(&self, ids: &[i64]) -> Result<RopeTable<R>> {
-        let _ = ids;
-        todo!()
+        let Some(sections) = &self.config.sections else {
+            return Err(refuse("M-RoPE ids for a rotary embedding without sections: set mrope_section".into()));
+        };
+        let axes: Vec<usize> =
+            sections.iter().enumerate().flat_map(|(section, &pairs)| vec![section % 3; pairs]).collect();
+        Ok(self.rows(ids.len() / 3, |row, pair| ids[3 * row + axes[pair]] as f32))
+    }
+
+    fn rows<R: Real>(&self, rows: usize, position: impl Fn(usize, usize) -> f32) -> RopeTable<R> {
+        let pairs = self.pairs();
+        let stretch = self.config.interpolation.map(|factor| (1.0 / factor) as f32);
+        let scale = R::from_f64(self.concentration);
+        let (mut cos, mut sin) = (Vec::with_capacity(rows * pairs), Vec::with_capacity(rows * pairs));
+        for row in 0..rows {
+            for (pair, frequency) in self.inverse_frequencies.iter().enumerate() {
+                let position = stretch.map_or(position(row, pair), |stretch| position(row, pair) * stretch);
+                let (s, c) = f64::from(position * frequency).sin_cos();
+                cos.push(R::from_f64(c) * scale);
+                sin.push(R::from_f64(s) * scale);
+            }
+        }
+        RopeTable { cos, sin, pairs }
+    }
+}
+
+/// Llama 3's scaling of one frequency: long wavelengths are divided by `factor`, short ones kept, a ramp between.
+fn llama3(frequency: f32, factor: f32, low: f32, high: f32, original: f32) -> f32 {
+    let wavelength = 2.0 * std::f32::consts::PI / frequency;
+    if wavelength > original / low {
+        frequency / factor
+    } else if wavelength < original / high {
+        frequency
+    } else {
+        let smooth = (original / wavelength - low) / (high - low);
+        (1.0 - smooth) * frequency / factor + smooth * frequency
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn rope(config: RopeConfig) -> Rope {
+        Rope::new(config).unwrap()
+    }
+
+    #[test]
+    fn plain_frequencies_and_angles() {
+        let rope = rope(RopeConfig::plain(4, 100.0));
+        assert_eq!(rope.inverse_frequencies(), [1.0, 0.1]);
+        let table = rope.table::<f64>(&[0, 2]);
+        assert_eq!(table.cos[..2], [1.0, 1.0]);
+        assert_eq!(table.cos[2], 2f64.cos());
+        assert_eq!(table.sin[3], f64::from(2.0 * 0.1f32).sin());
+    }
+
+    #[test]
+    fn partial_and_interpolated() {
+        let config = RopeConfig { percent: 0.5, interpolation: Some(4.0), ..RopeConfig::plain(8, 100.0) };
+        let rope = rope(config);
+        assert_eq!(rope.pairs(), 2);
+        assert_eq!(rope.table::<f64>(&[8]).cos[0], 2f64.cos());
+    }
+
+    #[test]
+    fn llama3_keeps_short_and_divides_long_wavelengths() {
+        let scaling = RopeScaling::Llama3 { factor: 8.0, low: 1.0, high: 4.0, original: 8192 };
+        let scaled = rope(RopeConfig { scaling, ..RopeConfig::plain(128, 500_000.0) });
+        let plain = rope(RopeConfig::plain(128, 500_000.0));
+        let ratio = |i: usize| plain.inverse_frequencies()[i] / scaled.inverse_frequencies()[i];
+        assert_eq!((ratio(0), ratio(63)), (1.0, 8.0));
+        let middle = (0..64).filter(|&i| ratio(i) > 1.001 && ratio(i) < 7.999).count();
+        assert!(middle > 2, "a ramp of {middle} frequencies");
+    }
+
+    #[test]
+    fn yarn_concentrates() {
+        let yarn = |mscale, all| RopeScaling::Yarn {
+            factor: 4.0,
+            original: 1024,
+            beta_fast: 32.0,
+            beta_slow: 1.0,
+            mscale,
+            mscale_all_dim: all,
+        };
+        let plain = rope(RopeConfig { scaling: yarn(None, None), ..RopeConfig::plain(64, 10_000.0) });
+        assert!((plain.concentration() - (0.1 * 4f64.ln() + 1.0)).abs() < 1e-12);
+        let both = rope(RopeConfig { scaling: yarn(Some(1.0), Some(1.0)), ..RopeConfig::plain(64, 10_000.0) });
+        assert_eq!(both.concentration(), 1.0);
+        assert_eq!(plain.inverse_frequencies()[0], 1.0);
+        let base = rope(RopeConfig::plain(64, 10_000.0));
+        assert!((base.inverse_frequencies()[31] / plain.inverse_frequencies()[31] - 4.0).abs() < 1e-6);
+    }
+
+    #[test]
+    fn mrope_takes_each_section_from_its_axis() {
+        let config = RopeConfig { sections: Some(vec![1, 2, 1]), ..RopeConfig::plain(8, 10_000.0) };
+        let mixed = rope(config).table_from_ids::<f64>(&[3, 5, 7]).unwrap();
+        let plain = rope(RopeConfig::plain(8, 10_000.0)).table::<f64>(&[3, 5, 7]);
+        assert_eq!(mixed.cos, [plain.cos[0], plain.cos[4 + 1], plain.cos[4 + 2], plain.cos[8 + 3]]);
+        assert!(rope(RopeConfig::plain(8, 1e4)).table_from_ids::<f64>(&[1, 2, 3]).is_err());
+    }
+
+    #[test]
+    fn keys_tell_embeddings_apart() {
+        let plain = rope(RopeConfig::plain(8, 10_000.0));
+        let interleaved = rope(RopeConfig { interleaved: true, ..RopeConfig::plain(8, 10_000.0) });
+        let stretched = rope(RopeConfig { interpolation: Some(2.0), ..RopeConfig::plain(8, 10_000.0) });
+        assert_eq!(plain.key(), rope(RopeConfig::plain(8, 10_000.0)).key());
+        assert!(plain.key() != interleaved.key() && plain.key() != stretched.key());
+    }
+
+    #[test]
+    fn refusals_name_the_value() {
+        let refused = |config: RopeConfig, part: &str| {
+            let message = Rope::new(config).unwrap_err().to_string();
+            assert!(message.contains(part), "{message}");
+        };
+        refused(RopeConfig { percent: 1.5, ..RopeConfig::plain(8, 1e4) }, "1.5");
+        refused(RopeConfig { percent: 0.4, ..RopeConfig::plain(8, 1e4) }, "3 of 8");
+        refused(RopeConfig { sections: Some(vec![1, 1]), ..RopeConfig::plain(8, 1e4) }, "[1, 1]");
+        refused(RopeConfig::plain(8, 0.5), "0.5");
     }
 }
