@@ -1,0 +1,68 @@
+//! Instructions of the typed path against hand-written code without generics, counted by callgrind.
+//!
+//! `.ci/instructions` runs this and fails if the two differ by 0.1 % or more. Needs valgrind and `gungraun-runner` of
+//! the version in `Cargo.lock`.
+
+use std::hint::black_box;
+
+use context_parallel::layout::Thd;
+use context_parallel::ops::attention::{Attention, AttentionShape};
+use context_parallel::ops::rows::Rows;
+use context_parallel::plan::{Piece, Step};
+use context_parallel::strategy::Single;
+use context_parallel::tensor::{Cpu, Device, Matrix};
+use gungraun::{library_benchmark, library_benchmark_group, main};
+
+mod common;
+
+use common::AttentionLayer;
+
+const TOKENS: usize = 256;
+
+/// What the hand-written code works on: plain matrices and lists.
+struct Plain {
+    device: Cpu<f32>,
+    shape: AttentionShape,
+    pieces: Vec<Piece>,
+    rows: Vec<usize>,
+    qkv: [Matrix<f32>; 3],
+}
+
+fn typed() -> AttentionLayer<Single, Thd> {
+    let layer = AttentionLayer::new(Single, TOKENS).expect("a layer of one rank");
+    // Once for the arena, so that only the work itself is counted.
+    layer.forward().expect("one rank alone");
+    layer
+}
+
+fn plain() -> Plain {
+    let AttentionLayer { device, shape, plan, qkv, .. } = typed();
+    let pieces = match &plan.forward().steps[..] {
+        [Step::Tile { pieces, .. }] => pieces.clone(),
+        steps => panic!("one rank has one tile, not {steps:?}"),
+    };
+    Plain { device, shape, pieces, rows: (0..TOKENS).collect(), qkv: qkv.map(|shard| shard.into_matrix()) }
+}
+
+#[library_benchmark]
+#[bench::attention(typed())]
+fn typed_attention(layer: AttentionLayer<Single, Thd>) -> f32 {
+    black_box(layer.forward().expect("one rank alone"))
+}
+
+#[library_benchmark]
+#[bench::attention(plain())]
+fn plain_attention(plain: Plain) -> f32 {
+    let Plain { device, shape, pieces, rows, qkv: [q, k, v] } = &plain;
+    let mut kv: Matrix<f32> = device.matrix(TOKENS, 128);
+    device.gather_rows(k, rows, &mut kv, 0);
+    device.gather_rows(v, rows, &mut kv, 64);
+    let mut out: Matrix<f32> = device.matrix(TOKENS, 128);
+    let mut lse: Matrix<f32> = device.zero_matrix(TOKENS, 4);
+    device.attention(shape, q, &kv, pieces, &mut out, &mut lse);
+    let out = device.to_elem_matrix(&out);
+    black_box(out[0])
+}
+
+library_benchmark_group!(name = attention, benchmarks = [typed_attention, plain_attention]);
+main!(library_benchmark_groups = attention);
