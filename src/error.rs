@@ -263,6 +263,26 @@ pub enum CommError {
         /// Number of ranks.
         size: usize,
     },
+    /// A message from a rank to itself.
+    #[error("rank {rank} exchanges with itself in {operation}: keep the buffer instead of sending it")]
+    ToItself {
+        /// The rank.
+        rank: usize,
+        /// The operation.
+        operation: &'static str,
+    },
+    /// Counts that do not fit the ranks or the buffers of a collective.
+    #[error("{operation} got {found} {what}, expected {expected}: pass one count per rank, and buffers to match")]
+    Counts {
+        /// The collective.
+        operation: &'static str,
+        /// What was counted.
+        what: &'static str,
+        /// How many there should be.
+        expected: usize,
+        /// How many there are.
+        found: usize,
+    },
 }
 
 /// Combinations that do not work.

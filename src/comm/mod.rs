@@ -4,12 +4,25 @@
 //! what it expects from them, computes, and waits. Collectives ([`Collectives`]) are written on it, in rank order,
 //! so that every engine gives the same bits.
 
+pub mod clock;
+mod collectives;
+pub mod faults;
+mod groups;
+pub mod link;
+#[cfg(loom)]
+pub mod mailbox;
+#[cfg(not(loom))]
+mod mailbox;
+mod sync;
 pub mod threads;
+pub mod traffic;
 
 use std::fmt;
 
+pub use collectives::Collectives;
+
 use crate::error::{CommError, Result};
-use crate::tensor::{Buffer, DType, Element, Host, Real, Storage};
+use crate::tensor::{Buffer, DType, Element, Host, Storage};
 
 /// An owned buffer whose element type is known at run time: what a message carries.
 #[derive(Debug)]
@@ -126,6 +139,12 @@ pub trait Communicator<S: Storage = Host>: std::marker::Send {
     /// Number of ranks.
     fn size(&self) -> usize;
 
+    /// The number that rank `rank` has in the communicator from which this one was split, at first hand or further
+    /// back; what errors and traffic counters call it. The same number if there was no split.
+    fn global_rank(&self, rank: usize) -> usize {
+        rank
+    }
+
     /// Hands over buffers and says what is expected; does not block.
     ///
     /// `operation` names the exchange in errors. Several exchanges may be under way; each pair of ranks must post
@@ -148,6 +167,7 @@ macro_rules! forward_communicator {
         impl<'a, S: Storage, C: Communicator<S> + ?Sized + 'a> Communicator<S> for $t where $t: std::marker::Send {
             fn rank(&self) -> usize { (**self).rank() }
             fn size(&self) -> usize { (**self).size() }
+            fn global_rank(&self, rank: usize) -> usize { (**self).global_rank(rank) }
             fn exchange(&self, operation: &'static str, sends: Vec<Send<S>>, receives: Vec<Receive>) -> Result<Pending<S>> {
                 (**self).exchange(operation, sends, receives)
             }
@@ -158,37 +178,6 @@ macro_rules! forward_communicator {
     )* };
 }
 forward_communicator!(Box<C>, &'a C);
-
-/// Collectives, written on [`Communicator::exchange`]; sums are taken in rank order on every engine.
-pub trait Collectives<S: Storage>: Communicator<S> {
-    /// Everyone's buffer, by rank. `counts[r]` is the number of elements of rank `r`.
-    fn all_gather_v<T: Element>(&self, mine: Buffer<T, S>, counts: &[usize]) -> Result<Vec<Buffer<T, S>>> {
-        let _ = (mine, counts);
-        todo!()
-    }
-
-    /// Sends `parts[r]` to rank `r`; gives what the ranks sent here, by rank. `counts[r]` is the number of elements
-    /// that rank `r` sends here.
-    fn all_to_all_v<T: Element>(&self, parts: Vec<Buffer<T, S>>, counts: &[usize]) -> Result<Vec<Buffer<T, S>>> {
-        let _ = (parts, counts);
-        todo!()
-    }
-
-    /// The sum over ranks, in rank order, of everyone's part for this rank. Part `r` of `whole` is the next
-    /// `counts[r]` elements.
-    fn reduce_scatter_v<T: Real>(&self, whole: &Buffer<T, S>, counts: &[usize]) -> Result<Buffer<T, S>> {
-        let _ = (whole, counts);
-        todo!()
-    }
-
-    /// Replaces `values` by their sum over ranks, in rank order: the same bits on every rank and engine.
-    fn all_reduce<T: Real>(&self, values: &mut Buffer<T, S>) -> Result<()> {
-        let _ = values;
-        todo!()
-    }
-}
-
-impl<S: Storage, C: Communicator<S> + ?Sized> Collectives<S> for C {}
 
 /// Opens a parcel as elements of `T`, or says who broke the protocol.
 pub fn open<T: Element, S: Storage>(parcel: Parcel<S>, peer: usize, operation: &'static str) -> Result<Buffer<T, S>> {

@@ -1,0 +1,282 @@
+//! Collectives, written once on [`Communicator::exchange`] for every engine and device.
+//!
+//! Sums are taken in rank order, rank 0's contribution first and one's own at its place, so every rank and every
+//! engine gives the same bits. Both sides know the counts, so a part without elements costs no message.
+
+use super::{Communicator, Receive, Send, open};
+use crate::error::{CommError, Result};
+use crate::tensor::{Buffer, Element, Real, Storage};
+
+/// Collectives, written on [`Communicator::exchange`]; sums are taken in rank order on every engine.
+///
+/// Every rank of the communicator calls the same collective with counts that agree; counts that do not fit the
+/// buffers are [`CommError::Counts`], counts that do not fit the peers' are [`CommError::Protocol`] or a deadline.
+/// One rank alone communicates nothing.
+pub trait Collectives<S: Storage>: Communicator<S> {
+    /// Everyone's buffer, by rank. `counts[r]` is the number of elements of rank `r`.
+    fn all_gather_v<T: Element>(&self, mine: Buffer<T, S>, counts: &[usize]) -> Result<Vec<Buffer<T, S>>> {
+        gather(self, "all_gather", mine, counts)
+    }
+
+    /// Sends `parts[r]` to rank `r`; gives what the ranks sent here, by rank. `counts[r]` is the number of elements
+    /// that rank `r` sends here. One's own part is given back as it is.
+    fn all_to_all_v<T: Element>(&self, parts: Vec<Buffer<T, S>>, counts: &[usize]) -> Result<Vec<Buffer<T, S>>> {
+        trade(self, "all_to_all", parts, counts)
+    }
+
+    /// The sum over ranks, in rank order, of everyone's part for this rank. Part `r` of `whole` is the next
+    /// `counts[r]` elements.
+    fn reduce_scatter_v<T: Real>(&self, whole: &Buffer<T, S>, counts: &[usize]) -> Result<Buffer<T, S>> {
+        scatter(self, "reduce_scatter", whole, counts)
+    }
+
+    /// Replaces `values` by their sum over ranks, in rank order: the same bits on every rank and engine.
+    ///
+    /// Every rank passes as many values. Each sums one of `size` nearly equal chunks and sends it to the others, so
+    /// a rank sends about `2 * (size - 1) / size` times the values.
+    fn all_reduce<T: Real>(&self, values: &mut Buffer<T, S>) -> Result<()> {
+        if self.size() == 1 {
+            return Ok(());
+        }
+        let (each, spare) = (values.len() / self.size(), values.len() % self.size());
+        let counts: Vec<usize> = (0..self.size()).map(|rank| each + usize::from(rank < spare)).collect();
+        let sum = scatter(self, "all_reduce", values, &counts)?;
+        let mut at = 0;
+        for chunk in gather(self, "all_reduce", sum, &counts)? {
+            S::write(values, at, &chunk);
+            at += chunk.len();
+        }
+        Ok(())
+    }
+}
+
+impl<S: Storage, C: Communicator<S> + ?Sized> Collectives<S> for C {}
+
+fn gather<T: Element, S: Storage, C: Communicator<S> + ?Sized>(
+    comm: &C,
+    operation: &'static str,
+    mine: Buffer<T, S>,
+    counts: &[usize],
+) -> Result<Vec<Buffer<T, S>>> {
+    check(operation, "counts, one per rank", comm.size(), counts.len())?;
+    check(operation, "elements in this rank's buffer", counts[comm.rank()], mine.len())?;
+    let copies = (0..comm.size()).filter(|&to| to != comm.rank() && !mine.is_empty());
+    let sends = copies.map(|to| Send { to, parcel: S::part(&mine, 0..mine.len()).into() }).collect();
+    swap(comm, operation, sends, mine, counts)
+}
+
+fn trade<T: Element, S: Storage, C: Communicator<S> + ?Sized>(
+    comm: &C,
+    operation: &'static str,
+    mut parts: Vec<Buffer<T, S>>,
+    counts: &[usize],
+) -> Result<Vec<Buffer<T, S>>> {
+    check(operation, "counts, one per rank", comm.size(), counts.len())?;
+    check(operation, "parts, one per rank", comm.size(), parts.len())?;
+    check(operation, "elements in this rank's own part", counts[comm.rank()], parts[comm.rank()].len())?;
+    let later = parts.split_off(comm.rank() + 1);
+    // `check` above: there is one part per rank, so the last that is left is this rank's own.
+    let Some(own) = parts.pop() else { return Ok(parts) };
+    let others = parts.into_iter().enumerate().chain((comm.rank() + 1..).zip(later));
+    let sends =
+        others.filter(|(_, part)| !part.is_empty()).map(|(to, part)| Send { to, parcel: part.into() }).collect();
+    swap(comm, operation, sends, own, counts)
+}
+
+fn scatter<T: Real, S: Storage, C: Communicator<S> + ?Sized>(
+    comm: &C,
+    operation: &'static str,
+    whole: &Buffer<T, S>,
+    counts: &[usize],
+) -> Result<Buffer<T, S>> {
+    check(operation, "counts, one per rank", comm.size(), counts.len())?;
+    check(operation, "elements, the sum of the counts", counts.iter().sum(), whole.len())?;
+    let mut at = 0;
+    let parts = counts.iter().map(|&count| {
+        at += count;
+        S::part(whole, at - count..at)
+    });
+    let parts = parts.collect();
+    let here = vec![counts[comm.rank()]; comm.size()];
+    let mut contributions = trade(comm, operation, parts, &here)?.into_iter();
+    // A communicator has at least one rank.
+    let Some(mut sum) = contributions.next() else { return Ok(S::part(whole, 0..0)) };
+    contributions.for_each(|contribution| S::add(&mut sum, 0, &contribution));
+    Ok(sum)
+}
+
+/// Sends, and receives `counts[r]` elements from every other rank; `own` stands at this rank's place.
+fn swap<T: Element, S: Storage, C: Communicator<S> + ?Sized>(
+    comm: &C,
+    operation: &'static str,
+    sends: Vec<Send<S>>,
+    own: Buffer<T, S>,
+    counts: &[usize],
+) -> Result<Vec<Buffer<T, S>>> {
+    if comm.size() == 1 {
+        return Ok(vec![own]);
+    }
+    let expected = |rank: usize| rank != comm.rank() && counts[rank] > 0;
+    let receives = (0..comm.size()).filter(|&r| expected(r)).map(|r| Receive::of::<T>(r, counts[r])).collect();
+    let mut parcels = comm.exchange(operation, sends, receives)?.wait()?.parcels.into_iter();
+    let nothing = S::part(&own, 0..0);
+    let mut own = Some(own);
+    (0..comm.size())
+        .map(|rank| match own.take_if(|_| rank == comm.rank()) {
+            Some(own) => Ok(own),
+            None if expected(rank) => match parcels.next() {
+                Some(parcel) => open(parcel, rank, operation),
+                None => Err(lost(rank, operation, counts[rank], T::DTYPE.name())),
+            },
+            None => Ok(S::part(&nothing, 0..0)),
+        })
+        .collect()
+}
+
+/// An engine gave fewer parcels than were expected.
+fn lost(peer: usize, operation: &'static str, len: usize, dtype: &str) -> crate::error::Error {
+    let (expected, found) = (format!("{len} x {dtype}"), "nothing".into());
+    CommError::Protocol { peer, operation, step: 0, expected, found }.into()
+}
+
+fn check(operation: &'static str, what: &'static str, expected: usize, found: usize) -> Result<()> {
+    if expected == found {
+        return Ok(());
+    }
+    Err(CommError::Counts { operation, what, expected, found }.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::comm::threads::run;
+    use crate::tensor::Cpu;
+    use crate::tensor::Device;
+
+    /// Deterministic values whose sums depend on the order in which they are taken.
+    fn value(rank: usize, to: usize, index: usize) -> f32 {
+        let n = (rank * 7919 + to * 104_729 + index * 1_299_709 + 1) as u32;
+        let bits = n.wrapping_mul(2_654_435_761).rotate_left(13).wrapping_mul(2_246_822_519);
+        (bits as f32 / u32::MAX as f32 - 0.5) * 10f32.powi((bits % 7) as i32 - 3)
+    }
+
+    /// Ragged counts with zeros among them.
+    fn ragged(ranks: usize, shift: usize) -> Vec<usize> {
+        (0..ranks).map(|rank| [3, 0, 5, 1, 0][(rank + shift) % 5]).collect()
+    }
+
+    fn bits(values: &[f32]) -> Vec<u32> {
+        values.iter().map(|value| value.to_bits()).collect()
+    }
+
+    /// Plain left-to-right sum over ranks.
+    fn sum_in_order(ranks: usize, value: impl Fn(usize) -> f32) -> f32 {
+        (1..ranks).fold(value(0), |sum, rank| sum + value(rank))
+    }
+
+    #[test]
+    fn all_gather_gives_everyone_everything() {
+        for (ranks, shift) in (1..=5).flat_map(|ranks| (0..5).map(move |shift| (ranks, shift))) {
+            let counts = ragged(ranks, shift);
+            let gathered = run(ranks, |comm| {
+                let mine: Vec<f32> =
+                    (0..counts[comm.rank()]).map(|i| if i == 0 { -0.0 } else { value(comm.rank(), 0, i) }).collect();
+                let all = comm.all_gather_v(Cpu::<f32>::new(1).upload(&mine), &counts)?;
+                Ok(all.iter().map(|part| bits(part)).collect::<Vec<_>>())
+            });
+            let plain =
+                |rank: usize| (0..counts[rank]).map(|i| if i == 0 { -0.0 } else { value(rank, 0, i) }).collect();
+            let expected: Vec<_> = (0..ranks).map(|rank| bits(&Vec::from_iter::<Vec<f32>>(plain(rank)))).collect();
+            assert_eq!(gathered, Ok(vec![expected; ranks]), "{ranks} ranks, counts {counts:?}");
+        }
+    }
+
+    #[test]
+    fn all_to_all_delivers_each_part() {
+        // Rank r sends ragged(ranks, r)[to] elements to rank `to`.
+        for ranks in 1..=5 {
+            let part = |from: usize, to: usize| -> Vec<i64> {
+                (0..ragged(ranks, from)[to]).map(|i| (from * 100 + to * 10 + i) as i64).collect()
+            };
+            let received = run(ranks, |comm| {
+                let me = comm.rank();
+                let counts: Vec<usize> = (0..ranks).map(|from| ragged(ranks, from)[me]).collect();
+                let parts = (0..ranks).map(|to| Buffer::from_slice(&part(me, to))).collect();
+                let received = comm.all_to_all_v(parts, &counts)?;
+                Ok(received.iter().map(|part| part.to_vec()).collect::<Vec<_>>())
+            });
+            let expected: Vec<Vec<_>> = (0..ranks).map(|to| (0..ranks).map(|from| part(from, to)).collect()).collect();
+            assert_eq!(received, Ok(expected), "{ranks} ranks");
+        }
+    }
+
+    #[test]
+    fn reduce_scatter_sums_in_rank_order() {
+        for (ranks, shift) in (1..=5).flat_map(|ranks| (0..5).map(move |shift| (ranks, shift))) {
+            let counts = ragged(ranks, shift);
+            let total: usize = counts.iter().sum();
+            let sums = run(ranks, |comm| {
+                let whole: Vec<f32> = (0..total).map(|i| value(comm.rank(), 1, i)).collect();
+                Ok(bits(&comm.reduce_scatter_v(&Buffer::from_slice(&whole), &counts)?))
+            });
+            let all: Vec<u32> = (0..total).map(|i| sum_in_order(ranks, |rank| value(rank, 1, i)).to_bits()).collect();
+            assert_eq!(sums.map(|sums| (sums.iter().map(Vec::len).collect(), sums.concat())), Ok((counts, all)));
+        }
+    }
+
+    #[test]
+    fn all_reduce_gives_the_same_bits_everywhere() {
+        let mut order_matters = false;
+        for (ranks, len) in (1..=5).flat_map(|ranks| [0, 1, 2, 7, 33].map(|len| (ranks, len))) {
+            let sums = run(ranks, |comm| {
+                let mut values = Buffer::from_slice(&Vec::from_iter((0..len).map(|i| value(comm.rank(), 2, i))));
+                comm.all_reduce(&mut values)?;
+                Ok(bits(&values))
+            });
+            let expected: Vec<f32> = (0..len).map(|i| sum_in_order(ranks, |rank| value(rank, 2, i))).collect();
+            let backwards = (0..len).map(|i| sum_in_order(ranks, |rank| value(ranks - 1 - rank, 2, i)));
+            order_matters |= !backwards.eq(expected.iter().copied());
+            assert_eq!(sums, Ok(vec![bits(&expected); ranks]), "{ranks} ranks, {len} values");
+        }
+        assert!(order_matters, "the values are such that another order would show");
+    }
+
+    #[test]
+    fn a_sum_of_negative_zeros_stays_negative() {
+        let sums = run(3, |comm| {
+            let mut values = Buffer::from_slice(&[-0.0f64; 4]);
+            comm.all_reduce(&mut values)?;
+            Ok(values.iter().all(|value| value.to_bits() == (-0.0f64).to_bits()))
+        });
+        assert_eq!(sums, Ok(vec![true; 3]));
+    }
+
+    #[test]
+    fn counts_that_do_not_fit_are_refused() {
+        let refused = run(2, |comm| {
+            let mine = || Buffer::from_slice(&[1.0f32, 2.0]);
+            let errors = [
+                comm.all_gather_v(mine(), &[2]).map(drop),
+                comm.all_gather_v(mine(), &[3, 3]).map(drop),
+                comm.all_to_all_v(vec![mine()], &[2, 2]).map(drop),
+                comm.all_to_all_v(vec![mine(), mine()], &[3, 3]).map(drop),
+                comm.reduce_scatter_v(&mine(), &[2, 1]).map(drop),
+            ];
+            let counts = |error: &Result<()>| matches!(error, Err(crate::error::Error::Comm(CommError::Counts { .. })));
+            Ok(errors.iter().all(counts))
+        });
+        assert_eq!(refused, Ok(vec![true; 2]));
+    }
+
+    #[test]
+    fn counts_that_disagree_name_the_peer() {
+        let error = run(2, |comm| {
+            let len = 2 + comm.rank();
+            let mine = Buffer::from_slice(&vec![0f32; len]);
+            comm.all_gather_v(mine, &if comm.rank() == 0 { [2, 2] } else { [2, 3] }).map(drop)
+        });
+        let (expected, found) = ("2 x f32".to_string(), "3 x f32".to_string());
+        let protocol = CommError::Protocol { peer: 1, operation: "all_gather", step: 1, expected, found };
+        assert_eq!(error, Err(protocol.into()));
+    }
+}

@@ -1,0 +1,347 @@
+//! Tests of the in-process engine: order, groups, and every way in which a rank can be lost.
+
+use std::sync::Mutex;
+use std::time::Instant;
+
+use super::super::clock::ManualClock;
+use super::super::{Collectives, Send, open};
+use super::*;
+use crate::tensor::{Buffer, DType};
+
+fn send(to: usize, values: &[i64]) -> Send {
+    Send { to, parcel: Buffer::from_slice(values).into() }
+}
+
+fn receive(from: usize, len: usize) -> Receive {
+    Receive::of::<i64>(from, len)
+}
+
+/// What was received, opened.
+fn values(received: Received) -> Vec<Vec<i64>> {
+    let open = |parcel| open::<i64, _>(parcel, 0, "test").expect("the engine has checked the type").to_vec();
+    received.parcels.into_iter().map(open).collect()
+}
+
+fn fails_with(error: CommError) -> Result<Vec<()>> {
+    Err(error.into())
+}
+
+fn gone(rank: usize, reason: &str) -> CommError {
+    CommError::Poisoned { rank, reason: reason.into() }
+}
+
+#[test]
+fn messages_keep_their_order() {
+    let seen = run(3, |comm| {
+        let (next, last) = ((comm.rank() + 1) % 3, (comm.rank() + 2) % 3);
+        let mut seen = Vec::new();
+        for i in 0..100 {
+            // Twice to one peer in one exchange.
+            let sends = vec![send(next, &[i]), send(next, &[-i, i])];
+            let received = comm.exchange("ring", sends, vec![receive(last, 1), receive(last, 2)])?.wait()?;
+            seen.extend(values(received));
+        }
+        Ok(seen)
+    });
+    let expected: Vec<Vec<i64>> = (0..100).flat_map(|i| [vec![i], vec![-i, i]]).collect();
+    assert_eq!(seen, Ok(vec![expected; 3]));
+}
+
+#[test]
+fn two_exchanges_may_be_under_way_and_end_in_any_order() {
+    let seen = run(2, |comm| {
+        let peer = 1 - comm.rank();
+        let first = comm.exchange("first", vec![send(peer, &[1])], vec![receive(peer, 1)])?;
+        let second = comm.exchange("second", vec![send(peer, &[2, 2])], vec![receive(peer, 2)])?;
+        let second = values(second.wait()?);
+        Ok((values(first.wait()?), second))
+    });
+    assert_eq!(seen, Ok(vec![(vec![vec![1]], vec![vec![2, 2]]); 2]));
+}
+
+#[test]
+fn a_dropped_exchange_does_not_shift_later_ones() {
+    for late in [false, true] {
+        let seen = run(2, |comm| {
+            let peer = 1 - comm.rank();
+            let pending = if comm.rank() == 0 && late {
+                // Given up before the peer has sent.
+                drop(comm.exchange("dropped", vec![send(1, &[1])], vec![receive(1, 1)])?);
+                comm.barrier()?;
+                None
+            } else {
+                if late {
+                    comm.barrier()?;
+                }
+                Some(comm.exchange("dropped", vec![send(peer, &[1])], vec![receive(peer, 1)])?)
+            };
+            if !late {
+                comm.barrier()?;
+            }
+            drop(pending);
+            Ok(values(comm.exchange("kept", vec![send(peer, &[2])], vec![receive(peer, 1)])?.wait()?))
+        });
+        assert_eq!(seen, Ok(vec![vec![vec![2]]; 2]), "late: {late}");
+    }
+}
+
+#[test]
+fn buffers_are_moved_not_copied() {
+    let addresses = run(2, |comm| {
+        let buffer = Buffer::from_slice(&[comm.rank() as i64; 100]);
+        let sent = buffer.as_ptr() as usize;
+        let peer = 1 - comm.rank();
+        let sends = vec![Send { to: peer, parcel: buffer.into() }];
+        let mut received = comm.exchange("swap", sends, vec![receive(peer, 100)])?.wait()?;
+        let buffer = open::<i64, _>(received.parcels.remove(0), peer, "swap")?;
+        // Both live until both addresses are taken.
+        comm.barrier()?;
+        Ok((sent, buffer.as_ptr() as usize))
+    });
+    let addresses = addresses.expect("no rank fails");
+    assert_eq!((addresses[0].0, addresses[1].0), (addresses[1].1, addresses[0].1));
+}
+
+#[test]
+fn a_barrier_holds_until_the_last() {
+    let arrived = AtomicU64::new(0);
+    let seen = run(4, |comm| {
+        for round in 1..=20 {
+            arrived.fetch_add(1, Ordering::SeqCst);
+            comm.barrier()?;
+            assert!(arrived.load(Ordering::SeqCst) >= 4 * round);
+        }
+        Ok(())
+    });
+    assert_eq!(seen, Ok(vec![(); 4]));
+}
+
+#[test]
+fn splits_order_by_key_then_rank_and_nest() {
+    let seen = run(6, |comm| {
+        // Even and odd ranks, in reverse; then each of those into a pair and one alone, by equal keys.
+        let half = comm.split(comm.rank() % 2, 10 - comm.rank())?;
+        let pair = half.split(usize::from(half.rank() == 2), 7)?;
+        let globals = |comm: &dyn Communicator| (0..comm.size()).map(|r| comm.global_rank(r)).collect::<Vec<_>>();
+        // Messages of the three groups do not mix, though posted in different orders.
+        let mut sums = [Buffer::from_slice(&[1.0f32]), Buffer::from_slice(&[1.0]), Buffer::from_slice(&[1.0])];
+        let peer = |comm: &dyn Communicator| (comm.rank() + 1) % comm.size();
+        let early = half.exchange("half", vec![send(peer(&*half), &[9])], vec![])?;
+        comm.all_reduce(&mut sums[0])?;
+        pair.all_reduce(&mut sums[2])?;
+        let last = (half.rank() + half.size() - 1) % half.size();
+        let from_half = values(half.exchange("half", vec![], vec![receive(last, 1)])?.wait()?);
+        early.wait()?;
+        half.all_reduce(&mut sums[1])?;
+        Ok((half.rank(), globals(&*half), globals(&*pair), sums.map(|sum| sum[0]), from_half))
+    });
+    let expected = |rank: usize| {
+        let odd = rank % 2;
+        let half = vec![4 + odd, 2 + odd, odd];
+        let (pair, ranks) = if rank < 2 { (vec![odd], 1.0) } else { (vec![4 + odd, 2 + odd], 2.0) };
+        ((5 - rank) / 2, half, pair, [6.0, 3.0, ranks], vec![vec![9]])
+    };
+    assert_eq!(seen, Ok((0..6).map(expected).collect()));
+}
+
+#[test]
+fn wrong_peers_are_refused_before_anything_is_sent() {
+    let seen = run(2, |comm| {
+        let me = comm.rank();
+        let try_exchange = |to, from| comm.exchange("test", vec![send(to, &[1])], vec![receive(from, 1)]).map(drop);
+        assert_eq!(try_exchange(2, 1 - me), Err(CommError::NoSuchRank { rank: 2, size: 2 }.into()));
+        assert_eq!(try_exchange(1 - me, 5), Err(CommError::NoSuchRank { rank: 5, size: 2 }.into()));
+        assert_eq!(try_exchange(me, 1 - me), Err(CommError::ToItself { rank: me, operation: "test" }.into()));
+        assert_eq!(try_exchange(1 - me, me), Err(CommError::ToItself { rank: me, operation: "test" }.into()));
+        let peer = 1 - me;
+        Ok(values(comm.exchange("test", vec![send(peer, &[3])], vec![receive(peer, 1)])?.wait()?))
+    });
+    assert_eq!(seen, Ok(vec![vec![vec![3]]; 2]));
+    assert_eq!(run(0, |_| Ok(())), fails_with(CommError::NoSuchRank { rank: 0, size: 0 }));
+}
+
+#[test]
+fn what_comes_must_be_what_was_expected() {
+    let outcome = |expected: Receive| {
+        run(2, |comm| {
+            comm.barrier()?;
+            let (sends, receives) =
+                if comm.rank() == 0 { (vec![], vec![expected]) } else { (vec![send(0, &[1, 2])], vec![]) };
+            comm.exchange("rows", sends, receives)?.wait().map(drop)
+        })
+    };
+    let protocol = |expected: &str| {
+        let (expected, found) = (expected.into(), "2 x i64".into());
+        fails_with(CommError::Protocol { peer: 1, operation: "rows", step: 2, expected, found })
+    };
+    assert_eq!(outcome(receive(1, 2)), Ok(vec![(); 2]));
+    assert_eq!(outcome(receive(1, 3)), protocol("3 x i64"));
+    assert_eq!(outcome(Receive { from: 1, len: 2, dtype: DType::F64 }), protocol("2 x f64"));
+}
+
+#[test]
+fn a_barrier_is_no_split() {
+    let outcome = run(2, |comm| if comm.rank() == 0 { comm.barrier() } else { comm.split(0, 0).map(drop) });
+    let Err(Error::Comm(CommError::Protocol { peer, operation, step: 1, expected, found })) = outcome else {
+        panic!("{outcome:?}")
+    };
+    // Either may notice first.
+    match peer {
+        1 => assert_eq!((operation, &*expected, &*found), ("barrier", "a barrier", "a split")),
+        _ => assert_eq!((peer, operation, &*expected, &*found), (0, "split", "a split", "a barrier")),
+    }
+}
+
+/// Everything that a rank can be in when another fails.
+type Act = fn(&dyn Communicator) -> Result<()>;
+const ACTS: [(&str, Act); 7] = [
+    ("wait", |comm| comm.exchange("a", vec![], vec![receive(1, 1)])?.wait().map(drop)),
+    ("exchange", |comm| {
+        loop {
+            comm.exchange("b", vec![send(1, &[1])], vec![])?.wait()?;
+            thread::yield_now();
+        }
+    }),
+    ("barrier", |comm| comm.barrier()),
+    ("split", |comm| comm.split(0, 0).map(drop)),
+    ("all_gather", |comm| comm.all_gather_v(Buffer::from_slice(&[1i64]), &vec![1; comm.size()]).map(drop)),
+    ("all_reduce", |comm| comm.all_reduce(&mut Buffer::from_slice(&[1f32; 9]))),
+    ("all_to_all", |comm| {
+        let parts = (0..comm.size()).map(|_| Buffer::from_slice(&[1i64])).collect();
+        comm.all_to_all_v(parts, &vec![1; comm.size()]).map(drop)
+    }),
+];
+
+/// Runs `act` on ranks 0 and 2 of three (in groups split `depth` times) while rank 1 ends as `end` says; gives the
+/// errors of the two, and that of the run.
+fn lose_rank_1(depth: usize, act: Act, end: impl Fn(&dyn Communicator) -> Result<()> + Sync) -> [Option<Error>; 3] {
+    let seen = Mutex::new([None, None]);
+    let ready = AtomicU64::new(0);
+    let start = Instant::now();
+    let outcome = run(3, |comm| {
+        let mut comm: Box<dyn Communicator> = Box::new(comm);
+        for _ in 0..depth {
+            comm = comm.split(0, 0)?;
+        }
+        if comm.rank() == 1 {
+            while ready.load(Ordering::SeqCst) < 2 {
+                thread::yield_now();
+            }
+            return end(&*comm);
+        }
+        ready.fetch_add(1, Ordering::SeqCst);
+        let result = act(&*comm);
+        seen.lock().expect("no rank panics here")[comm.rank() / 2] = result.clone().err();
+        result
+    });
+    assert!(start.elapsed() < Duration::from_secs(20), "promptly, not at the deadline");
+    let [first, third] = seen.into_inner().expect("no rank panics here");
+    [first, third, outcome.err()]
+}
+
+#[test]
+fn an_error_reaches_every_operation_of_every_rank() {
+    for (depth, (name, act)) in (0..3).flat_map(|depth| ACTS.map(|act| (depth, act))) {
+        let cause = CommError::NoSuchRank { rank: 77, size: 3 };
+        let seen = lose_rank_1(depth, act, |_| Err(cause.clone().into()));
+        let poisoned = Some(gone(1, &cause.to_string()).into());
+        assert_eq!(seen, [poisoned.clone(), poisoned, Some(cause.into())], "{name}, {depth} splits");
+    }
+}
+
+#[test]
+fn a_panic_reaches_every_operation_of_every_rank() {
+    for (name, act) in ACTS {
+        let seen = lose_rank_1(1, act, |comm| panic!("boom on {}", comm.rank()));
+        assert_eq!(seen, [(); 3].map(|_| Some(gone(1, "boom on 1").into())), "{name}");
+    }
+}
+
+#[test]
+fn an_abort_reaches_every_operation_of_every_rank() {
+    for (name, act) in ACTS {
+        let seen = lose_rank_1(2, act, |comm| {
+            comm.abort("no more data");
+            assert_eq!(comm.barrier(), Err(gone(1, "no more data").into()));
+            Ok(())
+        });
+        assert_eq!(seen, [(); 3].map(|_| Some(gone(1, "no more data").into())), "{name}");
+    }
+}
+
+#[test]
+fn a_failure_reaches_groups_that_the_failed_rank_is_not_in() {
+    let outcome = run(3, |comm| {
+        let group = comm.split(usize::from(comm.rank() == 2), 0)?;
+        if comm.rank() == 2 {
+            return Err(gone(2, "out of memory").into());
+        }
+        // The two go on alone until they hear of it.
+        loop {
+            if let Err(error) = group.barrier() {
+                assert_eq!(error, gone(2, "out of memory").into());
+                return Err(error);
+            }
+        }
+    });
+    assert_eq!(outcome, fails_with(gone(2, "out of memory")));
+}
+
+#[test]
+fn a_rank_that_ends_early_is_named() {
+    for (name, act) in ACTS.into_iter().filter(|(name, _)| *name != "exchange") {
+        let [first, third, outcome] = lose_rank_1(0, act, |_| Ok(()));
+        let operation = if name == "wait" { "a" } else { name };
+        let expected = gone(1, &format!("it finished without taking part in {operation} (step 1)"));
+        // Whoever sees it first passes it on as it is.
+        assert_eq!([first, third, outcome], [(); 3].map(|_| Some(expected.clone().into())), "{name}");
+    }
+}
+
+#[test]
+fn what_was_sent_before_the_end_arrives() {
+    let seen = run(2, |comm| {
+        if comm.rank() == 1 {
+            comm.exchange("last words", vec![send(0, &[5])], vec![])?.wait()?;
+            return Ok(vec![]);
+        }
+        thread::sleep(Duration::from_millis(20));
+        Ok(values(comm.exchange("last words", vec![], vec![receive(1, 1)])?.wait()?))
+    });
+    assert_eq!(seen, Ok(vec![vec![vec![5]], vec![]]));
+}
+
+#[test]
+fn the_first_failure_is_the_one_that_is_returned() {
+    let outcome = run(4, |comm| {
+        if comm.rank() == 2 {
+            return Err(Error::Data(crate::error::DataError::Unusable("the file is empty".into())));
+        }
+        let error = comm.barrier().expect_err("rank 2 does not come");
+        assert_eq!(error.to_string(), "rank 2 failed: the file is empty");
+        Err::<(), _>(CommError::NoSuchRank { rank: comm.rank(), size: 4 }.into())
+    });
+    assert_eq!(outcome, Err(Error::Data(crate::error::DataError::Unusable("the file is empty".into()))));
+}
+
+#[test]
+fn a_silent_rank_is_named_at_the_deadline() {
+    let acts: [(&str, Act); 3] = [ACTS[0], ACTS[2], ACTS[3]];
+    for (name, act) in acts {
+        let clock = ManualClock::default();
+        let options = Options { deadline: Duration::from_secs(30), clock: Arc::new(clock.clone()) };
+        let outcome = run_with(options, 2, |comm| {
+            if comm.rank() == 0 {
+                return act(&comm);
+            }
+            // Turns the clock until rank 0 has given up.
+            loop {
+                comm.exchange("idle", vec![], vec![])?.wait()?;
+                clock.advance(Duration::from_secs(7));
+                thread::sleep(Duration::from_millis(1));
+            }
+        });
+        let operation = if name == "wait" { "a" } else { name };
+        assert_eq!(outcome, fails_with(CommError::Deadline { peer: 1, seconds: 30, operation, step: 1 }));
+    }
+}
