@@ -5,13 +5,18 @@
 
 pub mod attention;
 pub mod embedding;
+mod exp;
 pub mod loss;
 pub mod matmul;
 pub mod norm;
 pub mod optimizer;
+mod parallel;
 pub mod rotary;
 pub mod rows;
+mod sums;
 pub mod swiglu;
+#[cfg(test)]
+mod testing;
 pub mod unfused;
 
 /// A device that can do everything a GPT needs.

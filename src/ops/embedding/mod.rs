@@ -1,5 +1,7 @@
 //! Token embedding: a row of the table per token.
 
+mod cpu;
+
 use crate::tensor::{AccMatrix, Buffer, Device, ElemMatrix};
 
 /// Look-up and its gradient.

@@ -1,5 +1,7 @@
 //! Cross entropy of next-token logits.
 
+mod cpu;
+
 use crate::tensor::{Buffer, Device, ElemMatrix};
 
 /// Cross entropy with per-row weights.

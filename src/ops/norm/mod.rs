@@ -1,5 +1,7 @@
 //! Root-mean-square normalisation (Zhang and Sennrich 2019).
 
+mod cpu;
+
 use crate::tensor::{AccMatrix, Device, ElemMatrix};
 
 /// `y = x / sqrt(mean(x^2) + eps) * weight`, row by row. Heads are normalised by passing them as rows.

@@ -1,5 +1,7 @@
 //! AdamW (Loshchilov and Hutter 2019) and the sums that gradient clipping needs.
 
+mod cpu;
+
 use crate::tensor::{AccBuffer, AccMatrix, Device};
 
 /// One AdamW step's numbers.

@@ -1,5 +1,7 @@
 //! Rotation of queries and keys by their positions (Su et al. 2021).
 
+mod cpu;
+
 use crate::tensor::{AccMatrix, Device, ElemMatrix};
 
 /// Rotates pairs of features of every head in place. The rotation is orthogonal up to the concentration factor, so

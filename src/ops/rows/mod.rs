@@ -1,5 +1,7 @@
 //! Moving and adding rows, and conversion between storage and accumulation type.
 
+mod cpu;
+
 use crate::tensor::{AccBuffer, AccMatrix, Device, ElemBuffer, ElemMatrix, Element, Matrix, Real};
 
 /// Row movements. `rows` lists index rows of the larger matrix; the smaller one is in list order.

@@ -1,5 +1,7 @@
 //! The gated activation of the MLP (Shazeer 2020): `silu(gate) * up`.
 
+mod cpu;
+
 use crate::tensor::{Device, ElemMatrix};
 
 /// `silu(gate) * up`, element by element; all matrices have one shape.
