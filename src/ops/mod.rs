@@ -5,14 +5,19 @@
 
 pub mod attention;
 pub mod embedding;
+mod exp;
 pub mod loss;
 pub mod matmul;
 pub mod norm;
 pub mod optimizer;
+mod parallel;
 pub mod rotary;
 pub mod rows;
 mod simd;
+mod sums;
 pub mod swiglu;
+#[cfg(test)]
+mod testing;
 pub mod unfused;
 mod workers;
 
@@ -43,20 +48,4 @@ impl<D> Ops for D where
         + swiglu::Swiglu
         + unfused::Unfused
 {
-}
-
-/// The dot product, in the accumulation type, summed in 16 lanes.
-pub(crate) fn dot<T: crate::tensor::Float>(x: &[T], y: &[T]) -> T::Acc {
-    let zero = <T::Acc as crate::tensor::Float>::from_f64(0.0);
-    let mut lanes = [zero; 16];
-    let (mut xs, mut ys) = (x.chunks_exact(16), y.chunks_exact(16));
-    for (x, y) in (&mut xs).zip(&mut ys) {
-        for i in 0..16 {
-            lanes[i] += x[i].to_acc() * y[i].to_acc();
-        }
-    }
-    for (i, (x, y)) in xs.remainder().iter().zip(ys.remainder()).enumerate() {
-        lanes[i] += x.to_acc() * y.to_acc();
-    }
-    lanes.iter().copied().sum()
 }

@@ -1,40 +1,150 @@
 //! Cross entropy on the processor.
 
-use num_traits::Float as _;
-
-use crate::ops::loss::CrossEntropy;
-use crate::tensor::{Buffer, Cpu, Float, Matrix};
+use super::CrossEntropy;
+use crate::ops::exp::exp;
+use crate::ops::parallel::{RowsMut, by_rows};
+use crate::ops::sums::{max, sum};
+use crate::tensor::{Buffer, Cpu, Device, ElemMatrix, Float};
 
 impl<T: Float> CrossEntropy for Cpu<T> {
     fn cross_entropy(
         &self,
-        logits: &mut Matrix<T>,
+        logits: &mut ElemMatrix<Self>,
         labels: &Buffer<i64>,
         weights: &Buffer<f32>,
         scale: Option<f64>,
     ) -> f64 {
-        let mut total = 0.0;
-        for row in 0..logits.rows() {
-            let (label, weight) = (labels[row] as usize, f64::from(weights[row]));
-            let logits = logits.row_mut(row);
-            if weight == 0.0 {
-                if scale.is_some() {
-                    logits.fill(T::default());
-                }
-                continue;
+        let (rows, vocab) = (logits.rows(), logits.cols());
+        assert_eq!((labels.len(), weights.len()), (rows, rows), "a label and a weight per row");
+        let mut losses: Buffer<f64> = self.empty(rows);
+        let outputs = (RowsMut::new(logits, vocab), RowsMut::new(&mut losses, 1));
+        by_rows(self, rows, vocab, outputs, |range, (mut logits, mut losses)| {
+            for (i, row) in range.enumerate() {
+                losses.all()[i] = one_row(logits.row(i), labels[row], f64::from(weights[row]), scale);
             }
-            let largest = logits.iter().map(|x| x.to_acc()).fold(T::Acc::neg_infinity(), |a, b| a.max(b));
-            let sum: T::Acc = logits.iter().map(|x| (x.to_acc() - largest).exp()).sum();
-            total += weight * (sum.ln() + largest - logits[label].to_acc()).to_f64();
-            if let Some(scale) = scale {
-                let factor = T::Acc::from_f64(scale * weight);
-                for (column, x) in logits.iter_mut().enumerate() {
-                    let p = (x.to_acc() - largest).exp() / sum;
-                    let target = T::Acc::from_f64(if column == label { 1.0 } else { 0.0 });
-                    *x = T::from_acc(factor * (p - target));
-                }
-            }
+        });
+        // In row order, so that the sum does not depend on threads.
+        losses.iter().sum()
+    }
+}
+
+/// Weighted loss of one row; its logits become the gradient if `scale` is given.
+fn one_row<T: Float>(logits: &mut [T], label: i64, weight: f64, scale: Option<f64>) -> f64 {
+    if weight == 0.0 {
+        if scale.is_some() {
+            logits.fill(T::default());
         }
-        total
+        return 0.0;
+    }
+    assert!((0..logits.len() as i64).contains(&label), "label {label} of a vocabulary of {}", logits.len());
+    let label = label as usize;
+    let largest: T::Acc = max(logits, T::to_acc);
+    let total: f64 = sum(logits, |x| exp(x.to_acc() - largest).to_f64());
+    let at_label = logits[label].to_acc() - largest;
+    if let Some(scale) = scale {
+        let scale = scale * weight;
+        let factor = T::Acc::from_f64(scale / total);
+        let gradient = scale * (exp(at_label).to_f64() / total - 1.0);
+        for x in logits.iter_mut() {
+            *x = T::from_acc(exp(x.to_acc() - largest) * factor);
+        }
+        logits[label] = T::from_f64(gradient);
+    }
+    weight * (total.ln() - at_label.to_f64())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ops::testing::*;
+    use crate::tensor::Matrix;
+    use half::bf16;
+
+    const ROWS: usize = 4;
+    const VOCAB: usize = 37;
+    const LABELS: [i64; ROWS] = [5, -100, 36, 0];
+    const WEIGHTS: [f32; ROWS] = [1.0, 0.0, 0.5, 2.0];
+
+    /// Loss and gradient of logits.
+    fn run<T: Float>(cpu: &Cpu<T>, logits: &[f64], scale: Option<f64>) -> (f64, Vec<f64>) {
+        let mut logits = matrix::<T>(logits, ROWS, VOCAB);
+        let loss = cpu.cross_entropy(&mut logits, &cpu.upload(&LABELS), &cpu.upload(&WEIGHTS), scale);
+        (loss, wide(&logits))
+    }
+
+    fn logits() -> Vec<f64> {
+        values(1, ROWS * VOCAB).iter().map(|x| 4.0 * x).collect()
+    }
+
+    #[test]
+    fn loss_is_the_negative_log_probability() {
+        let logits = logits();
+        let row = |row: usize, label: usize| {
+            let x = &logits[row * VOCAB..][..VOCAB];
+            x.iter().map(|x| x.exp()).sum::<f64>().ln() - x[label]
+        };
+        let (loss, unchanged) = run(&Cpu::<f64>::default(), &logits, None);
+        assert!((loss - (row(0, 5) + 0.5 * row(2, 36) + 2.0 * row(3, 0))).abs() < 1e-12);
+        assert_eq!(unchanged, logits);
+    }
+
+    #[test]
+    fn gradient_equals_finite_differences() {
+        let cpu = Cpu::<f64>::default();
+        let (_, gradient) = run(&cpu, &logits(), Some(0.25));
+        assert!(relative(&gradient, &differences(&logits(), |x| 0.25 * run(&cpu, x, None).0)) < 1e-8);
+    }
+
+    #[test]
+    fn single_and_half_precision_agree_with_double() {
+        let (loss, gradient) = run(&Cpu::<f64>::default(), &logits(), Some(0.25));
+        let (single_loss, single) = run(&Cpu::<f32>::default(), &logits(), Some(0.25));
+        let (half_loss, half) = run(&Cpu::<bf16>::default(), &logits(), Some(0.25));
+        assert!((single_loss / loss - 1.0).abs() < 2e-7 && relative(&single, &gradient) < 5e-7);
+        assert!((half_loss / loss - 1.0).abs() < 1e-2 && relative(&half, &gradient) < 2e-2);
+    }
+
+    #[test]
+    fn a_row_without_weight_counts_nothing_whatever_it_holds() {
+        let mut poisoned = logits();
+        poisoned[VOCAB..2 * VOCAB].fill(f64::NAN);
+        let cpu = Cpu::<f32>::default();
+        let (clean, (loss, gradient)) = (run(&cpu, &logits(), Some(1.0)), run(&cpu, &poisoned, Some(1.0)));
+        assert_eq!((loss, &gradient), (clean.0, &clean.1));
+        assert_eq!(gradient[VOCAB..2 * VOCAB], [0.0; VOCAB]);
+    }
+
+    #[test]
+    fn huge_logits_do_not_overflow() {
+        let cpu = Cpu::<f32>::default();
+        let mut logits = matrix(&[1e30, -1e30, 0.0], 1, 3);
+        let loss = cpu.cross_entropy(&mut logits, &cpu.upload(&[0]), &cpu.upload(&[1.0]), Some(1.0));
+        assert_eq!((loss, &logits[..]), (0.0, &[0.0, 0.0, 0.0][..]));
+    }
+
+    #[test]
+    fn a_nan_that_counts_shows() {
+        let mut poisoned = logits();
+        poisoned[7] = f64::NAN;
+        assert!(run(&Cpu::<f32>::default(), &poisoned, None).0.is_nan());
+    }
+
+    #[test]
+    fn threads_do_not_change_bits() {
+        let by = |threads| {
+            let cpu = Cpu::<f32>::new(threads);
+            let mut logits = random::<f32>(1, 900, 100);
+            let labels: Vec<i64> = (0..900).map(|i| i % 100).collect();
+            let loss = cpu.cross_entropy(&mut logits, &cpu.upload(&labels), &cpu.upload(&[1.0; 900]), Some(0.1));
+            (loss.to_bits(), bits(&logits))
+        };
+        assert_eq!(by(1), by(3));
+    }
+
+    #[test]
+    fn no_rows() {
+        let cpu = Cpu::<f32>::default();
+        let mut logits: Matrix<f32> = cpu.matrix(0, 5);
+        assert_eq!(cpu.cross_entropy(&mut logits, &cpu.upload(&[]), &cpu.upload(&[]), Some(1.0)), 0.0);
     }
 }
