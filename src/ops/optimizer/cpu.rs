@@ -141,7 +141,7 @@ mod tests {
     #[test]
     fn nothing_to_update() {
         let cpu = Cpu::<f32>::default();
-        assert_eq!(run::<f32>(1, 0), [vec![], vec![], vec![]]);
+        assert_eq!(run::<f32>(1, 0), [Vec::<f64>::new(), Vec::new(), Vec::new()]);
         assert_eq!(cpu.sum_of_squares(&cpu.zeros(0)), 0.0);
     }
 }

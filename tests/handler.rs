@@ -1,0 +1,184 @@
+//! Properties of the handler's data movement, for random layouts, orders, lengths, ranks and element types.
+
+use std::sync::Arc;
+
+use context_parallel::comm::threads;
+use context_parallel::error::Result;
+use context_parallel::degree::Runtime;
+use context_parallel::handler::{CpHandler, Partial, Replicated, Roll};
+use context_parallel::layout::{Batch, Bshd, Layout, Packed, Sbhd, Thd};
+use context_parallel::oracle;
+use context_parallel::order::{Contiguous, Full, Striped, TokenOrder, Zigzag};
+use context_parallel::strategy::Ring;
+use context_parallel::tensor::{Cpu, Element, Matrix};
+use half::bf16;
+use proptest::prelude::*;
+
+/// Lengths of documents with some padding, ranks, features and a seed.
+#[derive(Clone, Debug)]
+struct Case {
+    valid: Vec<usize>,
+    padding: Vec<usize>,
+    ranks: usize,
+    features: usize,
+    seed: u64,
+}
+
+fn cases() -> impl Strategy<Value = Case> {
+    let documents = proptest::collection::vec((0usize..20, 0usize..4), 0..5);
+    (documents, 1usize..=9, 1usize..=3, any::<u64>()).prop_map(|(documents, ranks, features, seed)| {
+        let (valid, padding) = documents.into_iter().unzip();
+        Case { valid, padding, ranks, features, seed }
+    })
+}
+
+impl Case {
+    fn packed(&self) -> Packed {
+        let stored: Vec<usize> = self.valid.iter().zip(&self.padding).map(|(valid, padding)| valid + padding).collect();
+        Packed::new(&self.valid, &stored).unwrap()
+    }
+
+    fn dense<L: Layout>(&self) -> L::Batch {
+        let seq = self.valid.first().copied().unwrap_or(0);
+        L::batch_of(&vec![seq; self.valid.len()]).unwrap()
+    }
+
+    /// Different bits in every row: small integers, and -0.0 among them.
+    fn values(&self, count: usize, salt: u64) -> Vec<f32> {
+        let mut state = self.seed ^ salt;
+        let mut next = || {
+            state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+            match (state >> 40) % 64 {
+                0 => -0.0,
+                n => n as f32 - 32.0,
+            }
+        };
+        (0..count).map(|_| next()).collect()
+    }
+}
+
+fn bits<T: Element>(values: &[T]) -> &[u8] {
+    bytemuck::cast_slice(values)
+}
+
+fn dot(x: &[f32], y: &[f32]) -> f64 {
+    x.iter().zip(y).map(|(&x, &y)| f64::from(x) * f64::from(y)).sum()
+}
+
+type Handler<O, L> = CpHandler<Ring<Runtime, O>, L, threads::ThreadComm>;
+
+fn on_ranks<O: TokenOrder, L: Layout, R: Send>(ranks: usize, body: impl Fn(Handler<O, L>) -> Result<R> + Sync) -> Vec<R> {
+    threads::run(ranks, |comm| body(CpHandler::new(Ring::new(Runtime(ranks)), comm)?)).unwrap()
+}
+
+/// combine(dispatch(x)) is x bit for bit, on every rank.
+fn round_trip<O: TokenOrder, L: Layout, T: Element>(case: &Case, batch: &L::Batch, convert: impl Fn(f32) -> T + Sync) {
+    let batch = Arc::new(batch.clone());
+    let values: Vec<T> = case.values(batch.tokens() * case.features, 1).into_iter().map(convert).collect();
+    let whole = on_ranks::<O, L, _>(case.ranks, |handler| {
+        let device = Cpu::<f32>::default();
+        let placement = handler.place(batch.clone())?;
+        let x = Full::<L, T>::from_batch_first(&values, case.features, batch.clone())?;
+        assert_eq!(bits(&x.to_batch_first()), bits(&values));
+        let shard = handler.dispatch(&device, &placement, &x)?;
+        Ok(handler.combine(&device, &shard)?.to_batch_first())
+    });
+    whole.iter().for_each(|whole| assert_eq!(bits(whole), bits(&values)));
+}
+
+/// <dispatch x, y> summed over ranks is <x, dispatch^T y>, and the same for combine with either kind of gradient.
+fn adjoints<O: TokenOrder, L: Layout>(case: &Case, batch: &L::Batch) {
+    let (batch, n) = (Arc::new(batch.clone()), case.features);
+    let x = case.values(batch.tokens() * n, 2);
+    let results = on_ranks::<O, L, _>(case.ranks, |handler| {
+        let device = Cpu::<f32>::default();
+        let placement = handler.place(batch.clone())?;
+        let full = Full::<L, f32>::from_batch_first(&x, n, batch.clone())?;
+        let shard = handler.dispatch(&device, &placement, &full)?;
+        let local = case.values(placement.rows() * n, 3 + handler.rank() as u64);
+        let y = context_parallel::order::Shard::new(Matrix::from_slice(&local, placement.rows(), n), placement.clone())?;
+        let forward = dot(shard.matrix(), y.matrix());
+        let Replicated(gathered) = handler.dispatch_adjoint(&device, &y)?;
+        let backward = dot(full.matrix(), gathered.matrix());
+
+        // Combine: every rank holds another summand of the gradient, or the same whole.
+        let mine = Full::<L, f32>::from_batch_first(&case.values(x.len(), 50 + handler.rank() as u64), n, batch.clone())?;
+        let summed = handler.combine_adjoint(&device, &placement, Partial(&mine))?;
+        let whole = handler.combine(&device, &y)?;
+        let partial = (dot(whole.matrix(), mine.matrix()), dot(y.matrix(), summed.matrix()));
+        let same = handler.combine_adjoint(&device, &placement, Replicated(&full))?;
+        assert_eq!(bits(same.matrix()), bits(shard.matrix()));
+        Ok((forward, backward, partial))
+    });
+    let forward: f64 = results.iter().map(|result| result.0).sum();
+    results.iter().for_each(|(_, backward, _)| assert_eq!(forward, *backward));
+    let combined: f64 = results.iter().map(|result| result.2.0).sum();
+    let adjoint: f64 = results.iter().map(|result| result.2.1).sum();
+    assert_eq!(combined, adjoint);
+}
+
+/// Roll is the global roll of the oracle, several tensors at once, and its adjoint is its adjoint.
+fn rolls<O: TokenOrder, L: Layout>(case: &Case, batch: &L::Batch, offset: i64) {
+    let (batch, n) = (Arc::new(batch.clone()), case.features);
+    let (valid, stored): (Vec<usize>, Vec<usize>) =
+        (0..batch.documents()).map(|i| batch.document(i)).map(|document| (document.valid, document.stored)).unzip();
+    let documents = oracle::documents(&valid, &stored);
+    let x = case.values(batch.tokens() * n, 4);
+    let ids: Vec<i64> = (0..batch.tokens() as i64).collect();
+    let expected = oracle::roll(&x, n, &documents, -offset, 7.5);
+    let expected_ids = oracle::roll(&ids, 1, &documents, -offset, -1);
+    let products = on_ranks::<O, L, _>(case.ranks, |handler| {
+        let device = Cpu::<f32>::default();
+        let placement = handler.place(batch.clone())?;
+        let values = handler.dispatch(&device, &placement, &Full::from_batch_first(&x, n, batch.clone())?)?;
+        let tokens = handler.dispatch(&device, &placement, &Full::from_batch_first(&ids, 1, batch.clone())?)?;
+        let (mut first, mut second) = (Roll::new(&values, 7.5), Roll::new(&tokens, -1));
+        handler.roll_all(&device, &placement, offset, &mut [&mut first, &mut second])?;
+        let (first, second) = (first.finish(&device)?, second.finish(&device)?);
+        assert_eq!(bits(&handler.combine(&device, &first)?.to_batch_first()), bits(&expected));
+        assert_eq!(handler.combine(&device, &second)?.to_batch_first(), expected_ids);
+
+        let rolled = handler.roll(&device, &values, offset, 0.0)?;
+        let local = case.values(placement.rows() * n, 5 + handler.rank() as u64);
+        let y = context_parallel::order::Shard::new(Matrix::from_slice(&local, placement.rows(), n), placement.clone())?;
+        let back = handler.roll_adjoint(&device, &y, offset)?;
+        Ok((dot(rolled.matrix(), y.matrix()), dot(values.matrix(), back.matrix())))
+    });
+    let forward: f64 = products.iter().map(|product| product.0).sum();
+    let backward: f64 = products.iter().map(|product| product.1).sum();
+    assert_eq!(forward, backward);
+}
+
+fn every<O: TokenOrder>(case: &Case, offset: i64) {
+    let (packed, bshd, sbhd) = (case.packed(), case.dense::<Bshd>(), case.dense::<Sbhd>());
+    round_trip::<O, Thd, f32>(case, &packed, |x| x);
+    round_trip::<O, Bshd, bf16>(case, &bshd, bf16::from_f32);
+    round_trip::<O, Sbhd, f64>(case, &sbhd, f64::from);
+    round_trip::<O, Thd, i64>(case, &packed, |x| x as i64);
+    round_trip::<O, Sbhd, u8>(case, &sbhd, |x| x.abs() as u8);
+    adjoints::<O, Thd>(case, &packed);
+    adjoints::<O, Sbhd>(case, &sbhd);
+    rolls::<O, Thd>(case, &packed, offset);
+    rolls::<O, Bshd>(case, &bshd, offset);
+    rolls::<O, Sbhd>(case, &sbhd, offset);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(48))]
+
+    #[test]
+    fn zigzag(case in cases(), offset in -6i64..7) {
+        every::<Zigzag>(&case, offset);
+    }
+
+    #[test]
+    fn striped(case in cases(), offset in -6i64..7) {
+        every::<Striped>(&case, offset);
+        every::<Striped<3>>(&case, offset);
+    }
+
+    #[test]
+    fn contiguous(case in cases(), offset in -6i64..7) {
+        every::<Contiguous>(&case, offset);
+    }
+}
