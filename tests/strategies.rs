@@ -1,0 +1,293 @@
+//! Strategies against a single rank: the same bits where that is promised, bounded errors elsewhere, and a strategy
+//! of one's own made of parts.
+
+use std::sync::Arc;
+
+use context_parallel::comm::threads;
+use context_parallel::degree::Runtime;
+use context_parallel::error::Result;
+use context_parallel::handler::CpHandler;
+use context_parallel::layout::{Batch, Bshd, Layout, Packed, Sbhd, Thd};
+use context_parallel::mask::Mask;
+use context_parallel::model::init::Normal;
+use context_parallel::model::inputs::Inputs;
+use context_parallel::model::{Config, GptModel, ParameterList, Sizes, init};
+use context_parallel::ops::attention::AttentionShape;
+use context_parallel::oracle::{self, relative_error};
+use context_parallel::order::{Contiguous, Full, Striped, TokenOrder, Zigzag};
+use context_parallel::strategy::{
+    AllGather, CastKv, CpStrategy, Flash, KeepHeads, Kernel, LocalKv, Ring, Row, Single, Supports, Unfused,
+};
+use context_parallel::tensor::Cpu;
+use context_parallel::train::data::{IGNORED, Recall, Source, TokenBatch};
+use context_parallel::train::learner::{AdamwOptions, GptLearner};
+use context_parallel::train::trainer::Learner;
+
+/// A strategy of this test: zigzag order, each rank receives just the rows that it attends.
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct Cast(usize);
+
+impl CpStrategy for Cast {
+    type Order = Zigzag;
+    type Heads = KeepHeads;
+    type Kv = CastKv;
+    const NAME: &'static str = "cast";
+    fn degree(&self) -> usize {
+        self.0
+    }
+}
+impl Row<Bshd, Flash> for Cast {}
+impl Row<Thd, Flash> for Cast {}
+
+/// The ring with its exchange left out.
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct NoExchange(usize);
+
+impl CpStrategy for NoExchange {
+    type Order = Zigzag;
+    type Heads = KeepHeads;
+    type Kv = LocalKv;
+    const NAME: &'static str = "no-exchange";
+    fn degree(&self) -> usize {
+        self.0
+    }
+}
+impl Row<Thd, Flash> for NoExchange {}
+
+fn config() -> Config {
+    let sizes = Sizes { vocab_size: 41, hidden_size: 32, intermediate_size: 48, layers: 2, heads: 4, kv_heads: 2 };
+    let mut config = Config::llama(sizes).unwrap();
+    config.initializer_range = 0.2;
+    config
+}
+
+/// Logits of every token, sequence by sequence.
+fn logits<H, L, K>(strategy: H, lengths: &[usize]) -> Vec<f32>
+where
+    H: Supports<L, K>,
+    L: Layout,
+    K: Kernel,
+{
+    let config = config();
+    let total: usize = lengths.iter().sum();
+    let tokens: Vec<i64> = (0..total as i64).map(|i| (i * i + 5 * i) % 41).collect();
+    let logits = threads::run(strategy.degree(), |comm| {
+        let device = Cpu::<f32>::new(1);
+        let handler = CpHandler::<H, L, _>::new(strategy, comm)?;
+        let model = GptModel::<H, L, K>::new(device.clone(), &config, 3)?;
+        let batch = Arc::new(L::batch_of(lengths)?);
+        let inputs = Inputs::new(&handler, &device, batch, &tokens, &tokens)?;
+        let activations = model.forward(&handler, &inputs.tokens)?;
+        let shard = context_parallel::order::Shard::new(model.logits(&activations), activations.placement().clone())?;
+        Ok(handler.combine(&device, &shard)?.to_batch_first())
+    });
+    logits.unwrap().swap_remove(0)
+}
+
+fn same_bits<O: TokenOrder, L: Layout, K: Kernel>(ranks: usize, lengths: &[usize])
+where
+    Single: Supports<L, K>,
+    AllGather<Runtime, O>: Supports<L, K>,
+{
+    let alone = logits::<Single, L, K>(Single, lengths);
+    let spread = logits::<AllGather<Runtime, O>, L, K>(AllGather::new(Runtime(ranks)), lengths);
+    let differ = alone.iter().zip(&spread).filter(|(a, b)| a.to_bits() != b.to_bits()).count();
+    assert_eq!(differ, 0, "{} {ranks} ranks of {lengths:?}: {differ} of {} logits differ", O::NAME, alone.len());
+}
+
+#[test]
+fn all_gather_has_the_bits_of_a_single_rank() {
+    for ranks in [1, 2, 3, 5, 8] {
+        same_bits::<Zigzag, Thd, Flash>(ranks, &[300, 1, 0, 7, 290]);
+        same_bits::<Striped, Bshd, Flash>(ranks, &[270, 270]);
+        same_bits::<Contiguous, Sbhd, Flash>(ranks, &[270, 270]);
+        same_bits::<Zigzag, Sbhd, Unfused>(ranks, &[40, 40, 40]);
+        same_bits::<Striped, Bshd, Unfused>(ranks, &[300]);
+    }
+}
+
+/// Queries, keys, values and output gradient; `NaN` where a row is padding.
+fn operands(batch: &Packed, shape: &AttentionShape) -> [Vec<f32>; 4] {
+    let mut normal = Normal::new(9, 0);
+    let widths = [shape.q_width(), shape.k_width(), shape.v_width(), shape.out_width()];
+    widths.map(|width| {
+        let mut values = vec![f32::NAN; batch.tokens() * width];
+        for index in 0..batch.documents() {
+            for token in batch.document(index).valid_range() {
+                values[token * width..(token + 1) * width].fill_with(|| normal.draw() as f32);
+            }
+        }
+        values
+    })
+}
+
+/// Errors of out, dq, dk, dv against the oracle.
+fn attention_errors<H: Supports<Thd, Flash>>(strategy: H, batch: &Packed, mask: &Mask) -> [f64; 4] {
+    let shape = AttentionShape { q_heads: 4, kv_heads: 2, qk_dim: 8, v_dim: 12, scale: 0.35 };
+    let operands = operands(batch, &shape);
+    let batch = Arc::new(batch.clone());
+    let found = threads::run(strategy.degree(), |comm| {
+        let device = Cpu::<f32>::new(1);
+        let handler = CpHandler::<H, Thd, _>::new(strategy, comm)?;
+        let placement = handler.place(batch.clone())?;
+        let widths = [shape.q_width(), shape.k_width(), shape.v_width(), shape.out_width()];
+        let mut shards = Vec::new();
+        for (values, width) in operands.iter().zip(widths) {
+            let full = Full::<Thd, f32>::from_batch_first(values, width, batch.clone())?;
+            shards.push(handler.dispatch(&device, &placement, &full)?);
+        }
+        let plan = handler.plan(&placement, mask)?;
+        let (q, k, v) = (&shards[0], &shards[1], &shards[2]);
+        let (out, core) = handler.core_attn::<Flash, _>(&device, &plan, &shape, q, k, v)?;
+        let [dq, dk, dv] = handler.core_attn_backward(&device, &plan, q, k, v, &core, &shards[3])?;
+        let mut whole = Vec::new();
+        for shard in [out, dq, dk, dv] {
+            whole.push(handler.combine(&device, &shard)?.to_batch_first());
+        }
+        Ok(whole)
+    })
+    .unwrap()
+    .swap_remove(0);
+
+    let (valid, stored): (Vec<usize>, Vec<usize>) =
+        (0..batch.documents()).map(|i| batch.document(i)).map(|document| (document.valid, document.stored)).unzip();
+    let documents = oracle::documents(&valid, &stored);
+    let attends: Box<dyn Fn(usize, usize) -> bool> = match mask {
+        Mask::Causal => Box::new(oracle::causal(&documents)),
+        Mask::Window { left, right } => Box::new(oracle::window(&documents, *left, *right)),
+        _ => Box::new(oracle::full(&documents)),
+    };
+    let [q, k, v, dout] = operands.each_ref().map(|x| {
+        let clean = |&x: &f32| if x.is_nan() { 0.0 } else { f64::from(x) };
+        x.iter().map(clean).collect::<Vec<f64>>()
+    });
+    let heads = oracle::Heads { query: 4, key_value: 2, qk_dim: 8, v_dim: 12, scale: 0.35 };
+    let problem = oracle::Problem { tokens: batch.tokens(), heads, q: &q, k: &k, v: &v, attends: &*attends };
+    let oracle::Gradients { dq, dk, dv } = oracle::attention_backward(&problem, &dout);
+    let expected = [oracle::attention(&problem).out, dq, dk, dv];
+    std::array::from_fn(|i| {
+        let found: Vec<f64> = found[i].iter().map(|&x| f64::from(x)).collect();
+        relative_error(&found, &expected[i], if i == 0 { 0.0 } else { oracle::norm(&dout) })
+    })
+}
+
+fn masks() -> [Mask; 4] {
+    let window = |left, right| Mask::Window { left, right };
+    [Mask::Causal, Mask::Full, window(Some(0), Some(0)), window(Some(7), Some(2))]
+}
+
+#[test]
+fn padding_of_nan_never_reaches_a_real_row() {
+    let batch = Packed::new(&[13, 0, 1, 30], &[16, 3, 1, 37]).unwrap();
+    for mask in masks() {
+        for ranks in [1, 2, 3, 4] {
+            for errors in [
+                attention_errors(Ring::<_, Zigzag>::new(Runtime(ranks)), &batch, &mask),
+                attention_errors(Ring::<_, Striped>::new(Runtime(ranks)), &batch, &mask),
+                attention_errors(AllGather::<_, Contiguous>::new(Runtime(ranks)), &batch, &mask),
+                attention_errors(Cast(ranks), &batch, &mask),
+            ] {
+                assert!(errors.iter().all(|&error| error < 2e-6), "{mask:?} on {ranks}: {errors:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn errors_do_not_grow_with_the_ring() {
+    let batch = Packed::from_lengths(&[400, 112]).unwrap();
+    for mask in [Mask::Causal, Mask::Full] {
+        let alone = attention_errors(Single, &batch, &mask);
+        for (ranks, factor) in [(4, 1.5), (16, 1.5), (64, 2.5)] {
+            let ring = attention_errors(Ring::<_, Zigzag>::new(Runtime(ranks)), &batch, &mask);
+            for (name, (ring, alone)) in ["out", "dq", "dk", "dv"].iter().zip(ring.iter().zip(&alone)) {
+                assert!(*ring <= factor * alone + 1e-7, "{name} on {ranks} ranks: {ring:.2e}, alone {alone:.2e}");
+            }
+        }
+    }
+}
+
+#[test]
+fn without_the_exchange_attention_is_wrong() {
+    let batch = Packed::from_lengths(&[64]).unwrap();
+    assert!(attention_errors(NoExchange(2), &batch, &Mask::Causal)[0] > 0.1);
+}
+
+/// Trains on the recall task; gives the share of held-out answers that are right.
+fn recall<H: Supports<Thd, Flash>>(strategy: H, steps: u64) -> f64 {
+    const SEQ: usize = 16;
+    const VOCAB: usize = 8;
+    let sizes = Sizes {
+        vocab_size: VOCAB,
+        hidden_size: 64,
+        intermediate_size: 128,
+        layers: 2,
+        heads: 2,
+        kv_heads: 2,
+    };
+    let config = Config::llama(sizes).unwrap();
+    let source = Source::Recall(Recall::new(VOCAB, SEQ).unwrap());
+    let rights = threads::run(strategy.degree(), |comm| {
+        let device = Cpu::<f32>::new(1);
+        let handler = CpHandler::<H, Thd, _>::new(strategy, comm)?;
+        let weights = init::fresh(&device, &config, &ParameterList::new(&config), 0)?;
+        let options = AdamwOptions { weight_decay: 0.0, ..AdamwOptions::default() };
+        let mut learner = GptLearner::<H, Thd, Flash, _, _>::new(device, &config, weights, handler, options, false)?;
+        for step in 0..steps {
+            let batch = source.batch(0, step, 0..16, SEQ);
+            learner.accumulate(&batch, batch.counted())?;
+            learner.update(5e-3 * ((step + 1) as f64 / 10.0).min(1.0))?;
+        }
+        right_answers(&learner, &source.held_out(1, SEQ, 64))
+    });
+    rights.unwrap().iter().sum::<f64>() / (64 * SEQ / 2) as f64
+}
+
+fn right_answers<H: Supports<Thd, Flash>>(
+    learner: &GptLearner<H, Thd, Flash, Cpu<f32>, threads::ThreadComm>,
+    batch: &TokenBatch,
+) -> Result<f64> {
+    let (model, handler) = (learner.model(), learner.handler());
+    let shape = Arc::new(Packed::from_lengths(&vec![batch.seq; batch.batch])?);
+    let inputs = Inputs::<H, Thd, Cpu<f32>>::new(handler, model.device(), shape, &batch.tokens, &batch.labels)?;
+    let logits = model.logits(&model.forward(handler, &inputs.tokens)?);
+    let mut right = 0;
+    for (row, &label) in inputs.labels.matrix().iter().enumerate().filter(|(_, label)| **label != IGNORED) {
+        let best = logits.row(row).iter().enumerate().max_by(|a, b| a.1.total_cmp(b.1)).map(|(id, _)| id as i64);
+        right += usize::from(best == Some(label));
+    }
+    Ok(right as f64)
+}
+
+#[test]
+fn recall_is_learned_across_ranks_and_only_with_the_exchange() {
+    let with = recall(Ring::<_, Zigzag>::new(Runtime(2)), 150);
+    let without = recall(NoExchange(2), 150);
+    assert!(with > 0.95, "{with} of the answers with the exchange");
+    assert!(without < 0.3, "{without} of the answers without it, where chance is 0.125");
+}
+
+#[test]
+fn a_training_step_allocates_nothing_once_shapes_are_known() {
+    let source = Source::Recall(Recall::new(32, 64).unwrap());
+    let config = config();
+    let grown = threads::run(2, |comm| {
+        let device = Cpu::<f32>::new(1);
+        let handler = CpHandler::<Ring, Thd, _>::new(Ring::new(Runtime(2)), comm)?;
+        let weights = init::fresh(&device, &config, &ParameterList::new(&config), 0)?;
+        let options = AdamwOptions::default();
+        let mut learner = GptLearner::<Ring, Thd, Flash, _, _>::new(device.clone(), &config, weights, handler, options, false)?;
+        let mut step = |batch: &TokenBatch| -> Result<u64> {
+            learner.accumulate(batch, batch.counted())?;
+            learner.update(1e-3)?;
+            Ok(device.pool().stats().allocations)
+        };
+        let first = step(&source.batch(0, 0, 0..4, 64))?;
+        let same = step(&source.batch(0, 1, 0..4, 64))?;
+        let smaller = step(&source.batch(0, 2, 0..3, 48))?;
+        Ok((first, same, smaller))
+    });
+    for (first, same, smaller) in grown.unwrap() {
+        assert_eq!((same, smaller), (first, first), "blocks requested after the first step");
+    }
+}
