@@ -44,6 +44,24 @@ pub(crate) fn exp_grad<A: Real>(p: &mut [A], ds: &mut [A], lse: A, delta: A) {
     }
 }
 
+/// `a * b`, summed from the first element to the last with fused multiply-adds where the processor has them: the
+/// same chain as an element of a matrix product. So where attention has a single key, what the backward pass
+/// subtracts from each other is equal to the bit.
+pub(crate) fn dot<A: Real>(a: &[A], b: &[A]) -> A {
+    #[cfg(target_arch = "x86_64")]
+    {
+        #[target_feature(enable = "fma")]
+        fn fused<A: Real>(a: &[A], b: &[A]) -> A {
+            a.iter().zip(b).fold(A::zero(), |sum, (&a, &b)| a.mul_add(b, sum))
+        }
+        if is_x86_feature_detected!("fma") {
+            // SAFETY: just detected.
+            return unsafe { fused(a, b) };
+        }
+    }
+    a.iter().zip(b).map(|(&a, &b)| a * b).sum()
+}
+
 /// `A` is `f32` where this is called; the conversion is then exact.
 fn to_f32<A: Real>(value: A) -> f32 {
     value.to_f64() as f32

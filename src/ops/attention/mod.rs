@@ -1,5 +1,10 @@
 //! Tiled attention over bands (FlashAttention, Dao 2023): outputs with their log-sum-exp, and gradients.
 
+mod backward;
+mod cpu;
+pub(crate) mod pack;
+mod schedule;
+
 use crate::plan::Piece;
 use crate::tensor::{AccMatrix, Device, ElemMatrix};
 

@@ -1,0 +1,224 @@
+//! The backward pass (FlashAttention-2, Dao 2023): probabilities are computed again from the log-sum-exp.
+
+use std::ops::Range;
+use std::sync::{Mutex, PoisonError};
+
+use num_traits::{Float as _, Zero as _};
+
+use crate::ops::attention::AttentionShape;
+use crate::ops::attention::cpu::{pack_keys, pack_values};
+use crate::ops::attention::pack::{pack, pack_scaled, transpose};
+use crate::ops::attention::schedule::{BLOCK, Schedule, TILE, Visit};
+use crate::ops::matmul::{View, ViewMut, gemm};
+use crate::ops::simd;
+use crate::ops::workers::{for_each_task, threads};
+use crate::tensor::{Buffer, Cpu, Device, Float, Matrix, Real};
+
+/// Key blocks of one unit of work. The number is fixed, so that sums are grouped the same for any number of threads.
+const SEGMENT: usize = 16;
+
+/// What the backward pass reads.
+pub(super) struct Inputs<'a, T: Float> {
+    pub(super) device: &'a Cpu<T>,
+    pub(super) shape: &'a AttentionShape,
+    pub(super) schedule: &'a Schedule<'a>,
+    pub(super) q: &'a Matrix<T>,
+    pub(super) kv: &'a Matrix<T>,
+    pub(super) dout: &'a Matrix<T>,
+    pub(super) lse: &'a Matrix<T::Acc>,
+    pub(super) delta: &'a Matrix<T::Acc>,
+}
+
+/// Gradients of one unit: one query head and the keys of one segment.
+struct Unit<A> {
+    /// `[queries, qk_dim]`, without the scale; only rows that the segment's visits have.
+    dq: Buffer<A>,
+    /// `[SEGMENT * BLOCK, qk_dim]`; only visited blocks.
+    dk: Buffer<A>,
+    /// `[SEGMENT * BLOCK, v_dim]`; only visited blocks.
+    dv: Buffer<A>,
+}
+
+/// What one thread works on: a tile and a block.
+struct Scratch<A> {
+    /// Keys `[block, qk_dim]` and `[qk_dim, block]`.
+    k: Buffer<A>,
+    k_transposed: Buffer<A>,
+    /// Values `[block, v_dim]` and `[v_dim, block]`.
+    v: Buffer<A>,
+    v_transposed: Buffer<A>,
+    /// Queries times scale `[TILE, qk_dim]`, output gradients `[TILE, v_dim]`.
+    q: Buffer<A>,
+    dout: Buffer<A>,
+    /// Probabilities and gradients of the scores `[TILE, BLOCK]`.
+    p: Buffer<A>,
+    ds: Buffer<A>,
+    attended: Vec<Range<usize>>,
+}
+
+impl<T: Float> Inputs<'_, T> {
+    /// Adds the gradients. Units run in parallel, as many at a time as there are threads; their results are added
+    /// one after the other, so the bits do not depend on the number of threads.
+    pub(super) fn run(&self, dq: &mut Matrix<T::Acc>, dkv: &mut Matrix<T::Acc>) {
+        let (shape, device) = (self.shape, self.device);
+        let segments = self.schedule.blocks().div_ceil(SEGMENT);
+        let units = shape.q_heads * segments;
+        let wave = threads(device).min(units);
+        let keys = self.kv.rows().min(SEGMENT * BLOCK);
+        let results: Vec<_> = (0..wave)
+            .map(|_| {
+                Mutex::new(Unit {
+                    dq: device.empty(self.q.rows() * shape.qk_dim),
+                    dk: device.empty(keys * shape.qk_dim),
+                    dv: device.empty(keys * shape.v_dim),
+                })
+            })
+            .collect();
+        for first in (0..units).step_by(wave.max(1)) {
+            let count = wave.min(units - first);
+            for_each_task(
+                device,
+                count,
+                || Scratch::new(device, shape),
+                |scratch, task| {
+                    let mut unit = results[task].lock().unwrap_or_else(PoisonError::into_inner);
+                    let (head, segment) = ((first + task) / segments, (first + task) % segments);
+                    self.unit(head, self.segment(segment), scratch, &mut unit);
+                },
+            );
+            for (task, unit) in results.iter().enumerate().take(count) {
+                let unit = unit.lock().unwrap_or_else(PoisonError::into_inner);
+                let (head, segment) = ((first + task) / segments, (first + task) % segments);
+                self.add(head, self.segment(segment), &unit, dq, dkv);
+            }
+        }
+    }
+
+    /// Blocks of a segment.
+    fn segment(&self, segment: usize) -> Range<usize> {
+        segment * SEGMENT..self.schedule.blocks().min((segment + 1) * SEGMENT)
+    }
+
+    /// The query rows that some visit of these blocks has, from the first to the last.
+    fn rows(&self, blocks: Range<usize>) -> Range<usize> {
+        let visits = || blocks.clone().flat_map(|block| self.schedule.of_block(block));
+        let from = visits().map(|visit| visit.rows.start).min().unwrap_or(0);
+        from..visits().map(|visit| visit.rows.end).max().unwrap_or(0)
+    }
+
+    fn unit(&self, head: usize, blocks: Range<usize>, scratch: &mut Scratch<T::Acc>, unit: &mut Unit<T::Acc>) {
+        let (shape, schedule) = (self.shape, self.schedule);
+        let (d, dv) = (shape.qk_dim, shape.v_dim);
+        let kv_head = head / shape.group();
+        let rows = self.rows(blocks.clone());
+        unit.dq[rows.start * d..rows.end * d].fill(T::Acc::zero());
+        let first = blocks.start * BLOCK;
+        for block in blocks {
+            let keys = schedule.block_rows(block);
+            if schedule.of_block(block).len() == 0 {
+                continue;
+            }
+            pack_keys(shape, schedule, self.kv, kv_head, block, &mut scratch.k);
+            transpose(&scratch.k, keys.len(), d, &mut scratch.k_transposed);
+            pack_values(shape, schedule, self.kv, kv_head, block, &mut scratch.v);
+            transpose(&scratch.v, keys.len(), dv, &mut scratch.v_transposed);
+            let dk = &mut unit.dk[(keys.start - first) * d..(keys.end - first) * d];
+            let dv = &mut unit.dv[(keys.start - first) * dv..(keys.end - first) * dv];
+            dk.fill(T::Acc::zero());
+            dv.fill(T::Acc::zero());
+            for visit in schedule.of_block(block) {
+                self.visit(head, visit, scratch, &mut unit.dq, dk, dv);
+            }
+        }
+    }
+
+    /// Adds what a tile and a block give to `dq` (all queries), `dk` and `dv` (the block).
+    fn visit(
+        &self,
+        head: usize,
+        visit: &Visit,
+        scratch: &mut Scratch<T::Acc>,
+        dq: &mut [T::Acc],
+        dk: &mut [T::Acc],
+        dv: &mut [T::Acc],
+    ) {
+        let Scratch { k, k_transposed, v_transposed, q, dout, p, ds, attended, .. } = scratch;
+        let (d, width) = (self.shape.qk_dim, self.shape.v_dim);
+        let block = self.schedule.block_rows(visit.block);
+        let first = visit.keys.start - block.start;
+        let (rows, keys) = (visit.rows.len(), visit.keys.len());
+        let scale = T::Acc::from_f64(self.shape.scale);
+        pack_scaled(self.q, visit.rows.clone(), head * d..(head + 1) * d, scale, q);
+        pack(self.dout, visit.rows.clone(), head * width..(head + 1) * width, dout);
+        let q = View::new(q, rows, d, d);
+        let dout = View::new(dout, rows, width, width);
+
+        gemm(ViewMut::new(p, rows, keys, keys), q, View::new(&k_transposed[first..], d, keys, block.len()), false, 1);
+        let values = View::new(&v_transposed[first..], width, keys, block.len());
+        gemm(ViewMut::new(ds, rows, keys, keys), dout, values, false, 1);
+        let scores = p.chunks_exact_mut(keys).zip(ds.chunks_exact_mut(keys));
+        for (row, (p, ds)) in visit.rows.clone().zip(scores) {
+            let lse = self.lse.row(row)[head];
+            if lse == T::Acc::neg_infinity() {
+                p.fill(T::Acc::zero());
+                ds.fill(T::Acc::zero());
+                continue;
+            }
+            if !visit.full {
+                self.schedule.mask(visit, row, p, attended);
+            }
+            simd::exp_grad(p, ds, lse, self.delta.row(row)[head]);
+        }
+        let (p, ds) = (View::new(p, rows, keys, keys), View::new(ds, rows, keys, keys));
+        gemm(ViewMut::new(&mut dv[first * width..], keys, width, width), p.transposed(), dout, true, 1);
+        gemm(ViewMut::new(&mut dk[first * d..], keys, d, d), ds.transposed(), q, true, 1);
+        let dq = ViewMut::new(&mut dq[visit.rows.start * d..], rows, d, d);
+        gemm(dq, ds, View::new(&k[first * d..], keys, d, d), true, 1);
+    }
+
+    /// Adds a unit's gradients to all.
+    fn add(
+        &self,
+        head: usize,
+        blocks: Range<usize>,
+        unit: &Unit<T::Acc>,
+        dq: &mut Matrix<T::Acc>,
+        dkv: &mut Matrix<T::Acc>,
+    ) {
+        let (shape, schedule) = (self.shape, self.schedule);
+        let (d, width) = (shape.qk_dim, shape.v_dim);
+        let scale = T::Acc::from_f64(shape.scale);
+        for row in self.rows(blocks.clone()) {
+            let to = &mut dq.row_mut(row)[head * d..(head + 1) * d];
+            to.iter_mut().zip(&unit.dq[row * d..]).for_each(|(to, &from)| *to += scale * from);
+        }
+        let kv_head = head / shape.group();
+        let (k_column, v_column) = (kv_head * d, shape.k_width() + kv_head * width);
+        let first = blocks.start * BLOCK;
+        for block in blocks.filter(|&block| schedule.of_block(block).len() > 0) {
+            for key in schedule.block_rows(block) {
+                let to = dkv.row_mut(key);
+                let dk = &unit.dk[(key - first) * d..][..d];
+                to[k_column..][..d].iter_mut().zip(dk).for_each(|(to, &from)| *to += from);
+                let dv = &unit.dv[(key - first) * width..][..width];
+                to[v_column..][..width].iter_mut().zip(dv).for_each(|(to, &from)| *to += from);
+            }
+        }
+    }
+}
+
+impl<A: Real> Scratch<A> {
+    fn new<T: Float<Acc = A>>(device: &Cpu<T>, shape: &AttentionShape) -> Self {
+        Scratch {
+            k: device.empty(BLOCK * shape.qk_dim),
+            k_transposed: device.empty(BLOCK * shape.qk_dim),
+            v: device.empty(BLOCK * shape.v_dim),
+            v_transposed: device.empty(BLOCK * shape.v_dim),
+            q: device.empty(TILE * shape.qk_dim),
+            dout: device.empty(TILE * shape.v_dim),
+            p: device.empty(TILE * BLOCK),
+            ds: device.empty(TILE * BLOCK),
+            attended: Vec::new(),
+        }
+    }
+}

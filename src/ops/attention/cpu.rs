@@ -1,0 +1,323 @@
+//! Attention on the processor: the forward pass, the merge of partial results, and what backward needs of both.
+
+use std::ops::Range;
+use std::sync::{Mutex, PoisonError};
+
+use crate::ops::attention::pack::{pack, pack_scaled, transpose};
+use crate::ops::attention::schedule::{BLOCK, Schedule, TILE};
+use crate::ops::attention::{Attention, AttentionShape, backward};
+use crate::ops::matmul::{View, ViewMut, gemm};
+use crate::ops::simd;
+use crate::ops::workers::{Wide, for_each_task, threads};
+use crate::plan::Piece;
+use crate::tensor::{Buffer, Cpu, Device, Float, Matrix, Real};
+
+impl<T: Float> Attention for Cpu<T> {
+    fn attention(
+        &self,
+        shape: &AttentionShape,
+        q: &Matrix<T>,
+        kv: &Matrix<T>,
+        pieces: &[Piece],
+        out: &mut Matrix<T::Acc>,
+        lse: &mut Matrix<T::Acc>,
+    ) {
+        assert_eq!((q.cols(), kv.cols()), (shape.q_width(), shape.kv_width()), "columns of q and kv");
+        assert_eq!((out.rows(), out.cols()), (q.rows(), shape.out_width()), "shape of out");
+        assert_eq!((lse.rows(), lse.cols()), (q.rows(), shape.q_heads), "shape of lse");
+        let schedule = Schedule::new(pieces, q.rows(), kv.rows());
+        // Heads whose keys and values are packed at the same time: as many as there are threads, to bound memory.
+        let wave = threads(self).min(shape.kv_heads);
+        let (k_size, v_size) = (BLOCK * shape.qk_dim, BLOCK * shape.v_dim);
+        let mut packs = self.empty::<T::Acc>(wave * schedule.blocks() * (k_size + v_size));
+        // A tile's results are written by one head after another; each holds the lock only while it copies.
+        let tiles: Vec<_> = out
+            .chunks_mut((TILE * shape.out_width()).max(1))
+            .zip(lse.chunks_mut((TILE * shape.q_heads).max(1)))
+            .map(Mutex::new)
+            .collect();
+        for first in (0..shape.kv_heads).step_by(wave.max(1)) {
+            let heads = first..shape.kv_heads.min(first + wave);
+            self.pack_blocks(shape, &schedule, kv, heads.clone(), &mut packs);
+            let q_heads = heads.len() * shape.group();
+            for_each_task(
+                self,
+                schedule.tiles() * q_heads,
+                || Scratch::new(self, shape),
+                |scratch, task| {
+                    // The last tiles of a causal mask take longest, so they come first.
+                    let (tile, head) = (schedule.tiles() - 1 - task / q_heads, task % q_heads);
+                    let size = schedule.blocks() * (k_size + v_size);
+                    let blocks = &packs[head / shape.group() * size..][..size];
+                    let head = heads.start * shape.group() + head;
+                    scratch.forward(shape, &schedule, q, blocks, tile, head);
+                    let mut tile_out = tiles[tile].lock().unwrap_or_else(PoisonError::into_inner);
+                    let (out, lse) = &mut *tile_out;
+                    scratch.write(shape, &schedule, tile, head, out, lse);
+                },
+            );
+        }
+    }
+
+    fn attention_merge(
+        &self,
+        shape: &AttentionShape,
+        out: &mut Matrix<T::Acc>,
+        lse: &mut Matrix<T::Acc>,
+        part_out: &Matrix<T::Acc>,
+        part_lse: &Matrix<T::Acc>,
+    ) {
+        assert_eq!((out.len(), lse.len()), (part_out.len(), part_lse.len()), "partial results of other queries");
+        let heads = out.chunks_exact_mut(shape.v_dim).zip(part_out.chunks_exact(shape.v_dim));
+        for ((out, part), (lse, &part_lse)) in heads.zip(lse.iter_mut().zip(part_lse.iter())) {
+            merge(out, lse, part, part_lse);
+        }
+    }
+
+    fn attention_delta(&self, shape: &AttentionShape, out: &Matrix<T::Acc>, dout: &Matrix<T>) -> Matrix<T::Acc> {
+        assert_eq!((out.rows(), out.cols()), (dout.rows(), dout.cols()), "output and its gradient");
+        let mut delta = self.matrix::<T::Acc>(out.rows(), shape.q_heads);
+        let dout = Wide::new(self, dout);
+        let heads = out.chunks_exact(shape.v_dim).zip(dout.chunks_exact(shape.v_dim));
+        delta.iter_mut().zip(heads).for_each(|(delta, (out, dout))| *delta = simd::dot(out, dout));
+        delta
+    }
+
+    fn attention_backward(
+        &self,
+        shape: &AttentionShape,
+        q: &Matrix<T>,
+        kv: &Matrix<T>,
+        pieces: &[Piece],
+        dout: &Matrix<T>,
+        lse: &Matrix<T::Acc>,
+        delta: &Matrix<T::Acc>,
+        dq: &mut Matrix<T::Acc>,
+        dkv: &mut Matrix<T::Acc>,
+    ) {
+        assert_eq!((q.cols(), kv.cols()), (shape.q_width(), shape.kv_width()), "columns of q and kv");
+        assert_eq!((dq.rows(), dq.cols()), (q.rows(), q.cols()), "shape of dq");
+        assert_eq!((dkv.rows(), dkv.cols()), (kv.rows(), kv.cols()), "shape of dkv");
+        assert_eq!((dout.rows(), dout.cols()), (q.rows(), shape.out_width()), "shape of dout");
+        assert_eq!((lse.rows(), lse.cols()), (q.rows(), shape.q_heads), "shape of lse");
+        assert_eq!((delta.rows(), delta.cols()), (q.rows(), shape.q_heads), "shape of delta");
+        let schedule = Schedule::new(pieces, q.rows(), kv.rows());
+        backward::Inputs { device: self, shape, schedule: &schedule, q, kv, dout, lse, delta }.run(dq, dkv);
+    }
+}
+
+/// Merges one head of one query: the part with the larger share stays in place and the other moves it, so that many
+/// merges in a row round as little as one.
+fn merge<A: Real>(out: &mut [A], lse: &mut A, part: &[A], part_lse: A) {
+    if part_lse == A::neg_infinity() {
+        return;
+    }
+    if *lse == A::neg_infinity() {
+        out.copy_from_slice(part);
+        *lse = part_lse;
+        return;
+    }
+    let ratio = num_traits::Float::exp(-num_traits::Float::abs(*lse - part_lse));
+    let share = ratio / (A::one() + ratio);
+    if part_lse > *lse {
+        out.iter_mut().zip(part).for_each(|(out, &part)| *out = part + (*out - part) * share);
+        *lse = part_lse + ratio.ln_1p();
+    } else {
+        out.iter_mut().zip(part).for_each(|(out, &part)| *out += (part - *out) * share);
+        *lse += ratio.ln_1p();
+    }
+}
+
+impl<T: Float> Cpu<T> {
+    /// Packs every visited block of some key/value heads: per head and block, keys `[qk_dim, block]`, then values
+    /// `[block, v_dim]`.
+    fn pack_blocks(
+        &self,
+        shape: &AttentionShape,
+        schedule: &Schedule,
+        kv: &Matrix<T>,
+        heads: Range<usize>,
+        packs: &mut Buffer<T::Acc>,
+    ) {
+        let (k_size, v_size) = (BLOCK * shape.qk_dim, BLOCK * shape.v_dim);
+        let packs: Vec<_> = packs.chunks_exact_mut(k_size + v_size).map(Mutex::new).collect();
+        for_each_task(
+            self,
+            heads.len() * schedule.blocks(),
+            || self.empty::<T::Acc>(k_size),
+            |scratch, task| {
+                let (head, block) = (heads.start + task / schedule.blocks(), task % schedule.blocks());
+                if schedule.of_block(block).len() == 0 {
+                    return;
+                }
+                let mut pack = packs[task].lock().unwrap_or_else(PoisonError::into_inner);
+                let (k, v) = pack.split_at_mut(k_size);
+                pack_keys(shape, schedule, kv, head, block, scratch);
+                transpose(scratch, schedule.block_rows(block).len(), shape.qk_dim, k);
+                pack_values(shape, schedule, kv, head, block, v);
+            },
+        );
+    }
+}
+
+/// Packs a block's keys `[block, qk_dim]`; rows of no piece become 0.
+pub(super) fn pack_keys<T: Float>(
+    shape: &AttentionShape,
+    schedule: &Schedule,
+    kv: &Matrix<T>,
+    head: usize,
+    block: usize,
+    to: &mut [T::Acc],
+) {
+    let col = head * shape.qk_dim;
+    pack(kv, schedule.block_rows(block), col..col + shape.qk_dim, to);
+    clear_untouched(schedule, block, shape.qk_dim, to);
+}
+
+/// Packs a block's values `[block, v_dim]`; rows of no piece become 0.
+pub(super) fn pack_values<T: Float>(
+    shape: &AttentionShape,
+    schedule: &Schedule,
+    kv: &Matrix<T>,
+    head: usize,
+    block: usize,
+    to: &mut [T::Acc],
+) {
+    let col = shape.k_width() + head * shape.v_dim;
+    pack(kv, schedule.block_rows(block), col..col + shape.v_dim, to);
+    clear_untouched(schedule, block, shape.v_dim, to);
+}
+
+fn clear_untouched<A: Real>(schedule: &Schedule, block: usize, width: usize, to: &mut [A]) {
+    for (key, to) in schedule.block_rows(block).zip(to.chunks_exact_mut(width)) {
+        if !schedule.touched(key) {
+            to.fill(A::zero());
+        }
+    }
+}
+
+/// What one thread works on: one tile of one query head.
+struct Scratch<A> {
+    /// Queries times scale `[TILE, qk_dim]`.
+    q: Buffer<A>,
+    /// Scores, then unnormalised probabilities `[TILE, BLOCK]`.
+    s: Buffer<A>,
+    /// Sums of probabilities times values `[TILE, v_dim]`, relative to `most`.
+    o: Buffer<A>,
+    /// Largest score so far, per row.
+    most: Buffer<A>,
+    /// Sum of probabilities so far, per row, relative to `most`.
+    sum: Buffer<A>,
+    attended: Vec<Range<usize>>,
+}
+
+impl<A: Real> Scratch<A> {
+    fn new<T: Float<Acc = A>>(device: &Cpu<T>, shape: &AttentionShape) -> Self {
+        Scratch {
+            q: device.empty(TILE * shape.qk_dim),
+            s: device.empty(TILE * BLOCK),
+            o: device.empty(TILE * shape.v_dim),
+            most: device.empty(TILE),
+            sum: device.empty(TILE),
+            attended: Vec::new(),
+        }
+    }
+
+    /// Runs over the key blocks of a tile, online softmax. A row that attends nothing of a block leaves it with the
+    /// bits that it had.
+    fn forward<T: Float<Acc = A>>(
+        &mut self,
+        shape: &AttentionShape,
+        schedule: &Schedule,
+        q: &Matrix<T>,
+        blocks: &[A],
+        tile: usize,
+        head: usize,
+    ) {
+        let Scratch { q: q_tile, s, o, most, sum, attended } = self;
+        let (d, dv) = (shape.qk_dim, shape.v_dim);
+        o.fill(A::zero());
+        most.fill(A::neg_infinity());
+        sum.fill(A::zero());
+        let tile_rows = schedule.tile_rows(tile);
+        let visits = schedule.of_tile(tile);
+        let from = visits.iter().map(|visit| visit.rows.start).min().unwrap_or(0);
+        let to = visits.iter().map(|visit| visit.rows.end).max().unwrap_or(0);
+        let at = |row: usize| row - tile_rows.start;
+        if from < to {
+            let columns = head * d..(head + 1) * d;
+            pack_scaled(q, from..to, columns, A::from_f64(shape.scale), &mut q_tile[at(from) * d..]);
+        }
+        for visit in visits {
+            let block = schedule.block_rows(visit.block);
+            let pack = &blocks[visit.block * BLOCK * (d + dv)..][..BLOCK * (d + dv)];
+            let (k, v) = pack.split_at(BLOCK * d);
+            let first = visit.keys.start - block.start;
+            let (rows, keys) = (visit.rows.len(), visit.keys.len());
+            let tile_at = at(visit.rows.start);
+            gemm(
+                ViewMut::new(s, rows, keys, keys),
+                View::new(&q_tile[tile_at * d..], rows, d, d),
+                View::new(&k[first..], d, keys, block.len()),
+                false,
+                1,
+            );
+            for (row, scores) in visit.rows.clone().zip(s.chunks_exact_mut(keys)) {
+                if !visit.full {
+                    schedule.mask(visit, row, scores, attended);
+                }
+                let (most, sum) = (&mut most[at(row)], &mut sum[at(row)]);
+                let larger = simd::max(scores).max(*most);
+                // NaN scores are no maximum either, but must not pass for an empty row.
+                if larger == A::neg_infinity() && scores.iter().all(|&score| score == larger) {
+                    scores.fill(A::zero());
+                    continue;
+                }
+                if larger > *most {
+                    let factor = num_traits::Float::exp(*most - larger);
+                    *sum *= factor;
+                    o[at(row) * dv..][..dv].iter_mut().for_each(|o| *o *= factor);
+                    *most = larger;
+                }
+                *sum += simd::exp_sum(scores, larger);
+            }
+            gemm(
+                ViewMut::new(&mut o[tile_at * dv..], rows, dv, dv),
+                View::new(s, rows, keys, keys),
+                View::new(&v[first * dv..], keys, dv, dv),
+                true,
+                1,
+            );
+        }
+    }
+
+    /// Writes a tile's outputs and log-sum-exps of one head.
+    fn write(
+        &self,
+        shape: &AttentionShape,
+        schedule: &Schedule,
+        tile: usize,
+        head: usize,
+        out: &mut [A],
+        lse: &mut [A],
+    ) {
+        let dv = shape.v_dim;
+        for row in 0..schedule.tile_rows(tile).len() {
+            let out = &mut out[row * shape.out_width() + head * dv..][..dv];
+            let sum = self.sum[row];
+            if sum == A::zero() {
+                out.fill(A::zero());
+                lse[row * shape.q_heads + head] = A::neg_infinity();
+                continue;
+            }
+            // A zero has no sign here, whatever underflowed on the way to it.
+            let o = &self.o[row * dv..][..dv];
+            out.iter_mut().zip(o).for_each(|(out, &o)| *out = o / sum + A::zero());
+            lse[row * shape.q_heads + head] = self.most[row] + num_traits::Float::ln(sum);
+        }
+    }
+}
+
+#[cfg(test)]
+#[path = "tests.rs"]
+mod tests;

@@ -1,0 +1,202 @@
+//! Which query tile meets which key block: made once per call from the pieces, used by every head.
+
+use std::ops::Range;
+
+use crate::ops::matmul::CUT;
+use crate::plan::Piece;
+use crate::tensor::Real;
+
+/// Rows of a query tile.
+pub(super) const TILE: usize = 128;
+
+/// Rows of a key block; blocks begin at multiples of it, so that they are the same for every buffer of queries.
+pub(super) const BLOCK: usize = CUT;
+
+/// Columns of a block that are left out together where no row of the tile attends any of them.
+const STRIP: usize = 64;
+
+/// Fewest columns that are computed of a block that has more: below 3 the product would round differently.
+const NARROWEST: usize = 16;
+
+/// A query tile meets a key block.
+pub(super) struct Visit {
+    /// Index of the tile.
+    pub(super) tile: usize,
+    /// Index of the block.
+    pub(super) block: usize,
+    /// Query rows, from the first that attends a key of the block to the last.
+    pub(super) rows: Range<usize>,
+    /// Key rows: the block without strips, at its ends, that none of these rows attends. What is left out would
+    /// add exact zeros, so it does not change a bit.
+    pub(super) keys: Range<usize>,
+    /// Whether every one of these rows attends every one of these keys.
+    pub(super) full: bool,
+}
+
+/// The visits of one attention call.
+pub(super) struct Schedule<'a> {
+    pieces: &'a [Piece],
+    /// Pieces that have rows of a tile.
+    tile_pieces: Vec<Vec<usize>>,
+    /// Sorted by tile, then by block.
+    visits: Vec<Visit>,
+    /// Where the visits of each tile begin, and the end.
+    tile_starts: Vec<usize>,
+    /// Indices of visits, sorted by block, then by tile.
+    by_block: Vec<usize>,
+    /// Where the visits of each block begin in `by_block`, and the end.
+    block_starts: Vec<usize>,
+    /// Whether some piece has this key row.
+    touched: Vec<bool>,
+    queries: usize,
+}
+
+/// What the rows of one tile attend of one block.
+#[derive(Clone)]
+struct Met {
+    area: usize,
+    rows: Range<usize>,
+    keys: Range<usize>,
+}
+
+impl<'a> Schedule<'a> {
+    /// The schedule for buffers of `queries` and `keys` rows.
+    pub(super) fn new(pieces: &'a [Piece], queries: usize, keys: usize) -> Self {
+        let (tiles, blocks) = (queries.div_ceil(TILE), keys.div_ceil(BLOCK));
+        let mut tile_pieces = vec![Vec::new(); tiles];
+        let mut edges = vec![0isize; keys + 1];
+        for (index, piece) in pieces.iter().enumerate() {
+            let (q, k) = (piece.q_rows(), piece.k_rows());
+            assert!(q.end <= queries && k.end <= keys, "a piece of {q:?} x {k:?} in {queries} x {keys}");
+            if !q.is_empty() && !k.is_empty() {
+                (q.start / TILE..q.end.div_ceil(TILE)).for_each(|tile| tile_pieces[tile].push(index));
+                edges[k.start] += 1;
+                edges[k.end] -= 1;
+            }
+        }
+        let touched = edges[..keys].iter().scan(0, |open, edge| Some(*open += edge).map(|()| *open > 0)).collect();
+
+        let mut schedule = Schedule {
+            pieces,
+            tile_pieces,
+            visits: Vec::new(),
+            tile_starts: vec![0],
+            by_block: Vec::new(),
+            block_starts: vec![0; blocks + 1],
+            touched,
+            queries,
+        };
+        let mut met = vec![Met { area: 0, rows: 0..0, keys: 0..0 }; blocks];
+        for tile in 0..tiles {
+            schedule.visit_tile(tile, &mut met);
+            schedule.tile_starts.push(schedule.visits.len());
+        }
+        schedule.by_block = (0..schedule.visits.len()).collect();
+        schedule.by_block.sort_by_key(|&visit| schedule.visits[visit].block);
+        for block in 0..blocks {
+            let visits = &schedule.visits;
+            schedule.block_starts[block + 1] = schedule.by_block.partition_point(|&visit| visits[visit].block <= block);
+        }
+        schedule
+    }
+
+    fn visit_tile(&mut self, tile: usize, met: &mut [Met]) {
+        let tile_rows = self.tile_rows(tile);
+        for &index in &self.tile_pieces[tile] {
+            let piece = &self.pieces[index];
+            let rows = piece.q_row.max(tile_rows.start)..piece.q_rows().end.min(tile_rows.end);
+            for row in rows {
+                let keys = piece.keys(row - piece.q_row);
+                if keys.is_empty() {
+                    continue;
+                }
+                for block in keys.start / BLOCK..keys.end.div_ceil(BLOCK) {
+                    let from = keys.start.max(block * BLOCK);
+                    let to = keys.end.min((block + 1) * BLOCK);
+                    let met = &mut met[block];
+                    if met.area == 0 {
+                        (met.rows, met.keys) = (row..row + 1, from..to);
+                    }
+                    met.area += to - from;
+                    met.rows = met.rows.start.min(row)..met.rows.end.max(row + 1);
+                    met.keys = met.keys.start.min(from)..met.keys.end.max(to);
+                }
+            }
+        }
+        for (block, met) in met.iter_mut().enumerate().filter(|(_, met)| met.area > 0) {
+            let keys = strips(&met.keys, self.block_rows(block));
+            let full = met.area == met.rows.len() * keys.len();
+            self.visits.push(Visit { tile, block, rows: met.rows.clone(), keys, full });
+            met.area = 0;
+        }
+    }
+
+    /// Number of tiles.
+    pub(super) fn tiles(&self) -> usize {
+        self.tile_pieces.len()
+    }
+
+    /// Number of blocks.
+    pub(super) fn blocks(&self) -> usize {
+        self.block_starts.len() - 1
+    }
+
+    /// Query rows of a tile.
+    pub(super) fn tile_rows(&self, tile: usize) -> Range<usize> {
+        tile * TILE..self.queries.min((tile + 1) * TILE)
+    }
+
+    /// Key rows of a block.
+    pub(super) fn block_rows(&self, block: usize) -> Range<usize> {
+        block * BLOCK..self.touched.len().min((block + 1) * BLOCK)
+    }
+
+    /// The blocks that a tile meets, ascending.
+    pub(super) fn of_tile(&self, tile: usize) -> &[Visit] {
+        &self.visits[self.tile_starts[tile]..self.tile_starts[tile + 1]]
+    }
+
+    /// The tiles that meet a block, ascending.
+    pub(super) fn of_block(&self, block: usize) -> impl ExactSizeIterator<Item = &Visit> {
+        self.by_block[self.block_starts[block]..self.block_starts[block + 1]].iter().map(|&at| &self.visits[at])
+    }
+
+    /// Whether some piece has this key row; only then are its values known to be finite.
+    pub(super) fn touched(&self, key: usize) -> bool {
+        self.touched[key]
+    }
+
+    /// Sets the scores of the keys that query `row` does not attend to `-inf`. `scores` are those of the visit's
+    /// keys; `attended` is scratch.
+    pub(super) fn mask<A: Real>(&self, visit: &Visit, row: usize, scores: &mut [A], attended: &mut Vec<Range<usize>>) {
+        attended.clear();
+        for &index in &self.tile_pieces[visit.tile] {
+            let piece = &self.pieces[index];
+            if piece.q_rows().contains(&row) {
+                let keys = piece.keys(row - piece.q_row);
+                let from = keys.start.clamp(visit.keys.start, visit.keys.end) - visit.keys.start;
+                let to = keys.end.clamp(visit.keys.start, visit.keys.end) - visit.keys.start;
+                if from < to {
+                    attended.push(from..to);
+                }
+            }
+        }
+        attended.sort_unstable_by_key(|keys| keys.start);
+        let mut at = 0;
+        for keys in attended.iter() {
+            scores[at..keys.start].fill(A::neg_infinity());
+            at = keys.end;
+        }
+        scores[at..].fill(A::neg_infinity());
+    }
+}
+
+/// `keys` widened to whole strips of their block.
+fn strips(keys: &Range<usize>, block: Range<usize>) -> Range<usize> {
+    let mut from = block.start + (keys.start - block.start) / STRIP * STRIP;
+    let to = block.end.min(block.start + (keys.end - block.start).next_multiple_of(STRIP));
+    if to - from < NARROWEST && from > block.start {
+        from -= STRIP;
+    }
+    from..to
+}
