@@ -87,7 +87,7 @@ impl RopeConfig {
             return refuse(format!("a rotary percent of {percent}: use a share of the head in 0 (excluded) to 1"));
         }
         let dim = self.rotated();
-        if dim == 0 || dim % 2 != 0 {
+        if dim == 0 || !dim.is_multiple_of(2) {
             return refuse(format!(
                 "rotary embedding of {dim} of {head_dim} features per head (percent {percent}): the number must be even and not 0"
             ));
@@ -132,7 +132,7 @@ impl RopeConfig {
         if sections.iter().try_fold(0usize, |sum, &pairs| sum.checked_add(pairs)) != Some(dim / 2) {
             return refuse(format!("M-RoPE sections {sections:?} for {} pairs: they must add up to that", dim / 2));
         }
-        if sections.len() % 3 != 0 {
+        if !sections.len().is_multiple_of(3) {
             return refuse(format!(
                 "M-RoPE with {} sections: time, height and width take turns, use a multiple of 3",
                 sections.len()
