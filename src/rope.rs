@@ -58,97 +58,6 @@ pub struct RopeConfig {
     pub sections: Option<Vec<usize>>,
 }
 
-impl RopeConfig {
-    /// All features of heads of `head_dim` rotated in halves, without any scaling.
-    pub fn plain(head_dim: usize, base: f64) -> Self {
-        RopeConfig {
-            head_dim,
-            base,
-            percent: 1.0,
-            interleaved: false,
-            interpolation: None,
-            scaling: RopeScaling::None,
-            sections: None,
-        }
-    }
-
-    /// Features that are rotated: `int(head_dim * percent)`.
-    fn rotated(&self) -> usize {
-        (self.head_dim as f64 * self.percent) as usize
-    }
-
-    fn check(&self) -> Result<()> {
-        let RopeConfig { head_dim, base, percent, .. } = *self;
-        let positive = |value: f64| value.is_finite() && value > 0.0;
-        if !positive(base) {
-            return refuse(format!("the rotary base is {base}: use a positive number, such as 10000"));
-        }
-        if !(percent > 0.0 && percent <= 1.0) {
-            return refuse(format!("a rotary percent of {percent}: use a share of the head in 0 (excluded) to 1"));
-        }
-        let dim = self.rotated();
-        if dim == 0 || !dim.is_multiple_of(2) {
-            return refuse(format!(
-                "rotary embedding of {dim} of {head_dim} features per head (percent {percent}): the number must be even and not 0"
-            ));
-        }
-        if let Some(factor) = self.interpolation.filter(|&factor| !positive(factor)) {
-            return refuse(format!("a rotary interpolation factor of {factor}: use a positive number"));
-        }
-        match self.scaling {
-            RopeScaling::None => {}
-            RopeScaling::Llama3 { factor, low, high, original } => {
-                if !positive(factor) || !positive(low) || !high.is_finite() || high <= low || original == 0 {
-                    return refuse(format!(
-                        "llama3 rotary scaling with factor {factor}, low_freq_factor {low}, high_freq_factor {high}, \
-                         original context {original}: all must be positive, and low below high"
-                    ));
-                }
-            }
-            RopeScaling::Yarn { factor, original, beta_fast, beta_slow, mscale, mscale_all_dim } => {
-                if !positive(factor) || !positive(beta_fast) || !positive(beta_slow) || original == 0 {
-                    return refuse(format!(
-                        "yarn rotary scaling with factor {factor}, beta_fast {beta_fast}, beta_slow {beta_slow}, \
-                         original context {original}: all must be positive"
-                    ));
-                }
-                if let Some(scale) = [mscale, mscale_all_dim].into_iter().flatten().find(|m| !m.is_finite()) {
-                    return refuse(format!("yarn rotary scaling with an mscale of {scale}: use a finite number"));
-                }
-                if base <= 1.0 {
-                    return refuse(format!("yarn rotary scaling with base {base}: use a base above 1"));
-                }
-                if percent != 1.0 {
-                    return refuse(format!(
-                        "yarn rotary scaling with percent {percent}: yarn rotates the whole head, use 1"
-                    ));
-                }
-                if self.interleaved {
-                    return refuse("yarn rotary scaling with interleaved pairs: use pairs of halves".into());
-                }
-            }
-        }
-        let Some(sections) = &self.sections else { return Ok(()) };
-        if sections.iter().try_fold(0usize, |sum, &pairs| sum.checked_add(pairs)) != Some(dim / 2) {
-            return refuse(format!("M-RoPE sections {sections:?} for {} pairs: they must add up to that", dim / 2));
-        }
-        if !sections.len().is_multiple_of(3) {
-            return refuse(format!(
-                "M-RoPE with {} sections: time, height and width take turns, use a multiple of 3",
-                sections.len()
-            ));
-        }
-        if self.interleaved || self.scaling != RopeScaling::None {
-            return refuse("M-RoPE with interleaved pairs or long-context scaling: use it without either".into());
-        }
-        Ok(())
-    }
-}
-
-fn refuse<T>(why: String) -> Result<T> {
-    Err(ModelError::Config(why).into())
-}
-
 /// A rotary embedding, ready to give angles. All inverse frequencies and angles are `f32`, as in Megatron-LM and
 /// Hugging Face.
 #[derive(Clone, Debug, PartialEq)]
@@ -320,19 +229,6 @@ impl Rope {
     /// The factor on cosines and sines; 1 except for YaRN.
     pub fn concentration(&self) -> f64 {
         self.concentration
-    }
-
-    /// Identifies everything that a table depends on besides the positions. Two embeddings that differ only in which
-    /// features form a pair have the same tables.
-    pub fn key(&self) -> u64 {
-        let mut hasher = DefaultHasher::new();
-        for frequency in &self.inverse_frequencies {
-            frequency.to_bits().hash(&mut hasher);
-        }
-        self.concentration.to_bits().hash(&mut hasher);
-        self.position_scale().map(f32::to_bits).hash(&mut hasher);
-        self.config.sections.hash(&mut hasher);
-        hasher.finish()
     }
 
     /// Rows for these positions. The angle is an `f32` product; cosine and sine are taken in `R`.
