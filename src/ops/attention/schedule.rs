@@ -74,7 +74,11 @@ impl<'a> Schedule<'a> {
                 edges[k.end] -= 1;
             }
         }
-        let touched = edges[..keys].iter().scan(0, |open, edge| Some(*open += edge).map(|()| *open > 0)).collect();
+        let open = edges[..keys].iter().scan(0, |open, edge| {
+            *open += edge;
+            Some(*open)
+        });
+        let touched = open.map(|open| open > 0).collect();
 
         let mut schedule = Schedule {
             pieces,

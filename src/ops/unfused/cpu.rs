@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use num_traits::{Float as _, Zero as _};
+use num_traits::Zero as _;
 
 use crate::ops::attention::pack::{pack, pack_scaled, transpose};
 use crate::ops::attention::{AttentionShape, mask_row};
@@ -181,6 +181,7 @@ impl<A: Real> Packs<A> {
 #[cfg(test)]
 mod tests {
     use half::bf16;
+    use num_traits::Float as _;
     use rand::{RngExt, SeedableRng};
     use rand_xoshiro::Xoshiro256PlusPlus;
 
