@@ -192,6 +192,21 @@ mod lanes {
         lanes[0]
     }
 
+    /// One step of [`exp_grad_with`]; a function and not a closure, because a closure would be compiled without the
+    /// caller's instruction set.
+    ///
+    /// # Safety
+    /// As for [`Lanes`].
+    #[inline(always)]
+    unsafe fn grad_step<L: Lanes>(p: &mut [f32; WIDTH], ds: &mut [f32; WIDTH], lse: L, delta: L) {
+        // SAFETY: the caller has the instruction set; every pointer is to 16 elements.
+        unsafe {
+            let value = exp(L::load(p.as_ptr()).sub(lse));
+            value.store(p.as_mut_ptr());
+            value.mul(L::load(ds.as_ptr()).sub(delta)).store(ds.as_mut_ptr());
+        }
+    }
+
     /// # Safety
     /// As for [`Lanes`].
     #[inline(always)]
@@ -204,16 +219,11 @@ mod lanes {
         // SAFETY: the caller has the instruction set; every pointer is to 16 elements.
         unsafe {
             let (lse, delta) = (L::splat(lse), L::splat(delta));
-            let step = |p: &mut [f32; WIDTH], ds: &mut [f32; WIDTH]| {
-                let value = exp(L::load(p.as_ptr()).sub(lse));
-                value.store(p.as_mut_ptr());
-                value.mul(L::load(ds.as_ptr()).sub(delta)).store(ds.as_mut_ptr());
-            };
             for (p, ds) in p_steps.iter_mut().zip(ds_steps) {
-                step(p, ds);
+                grad_step(p, ds, lse, delta);
             }
             if !p_rest.is_empty() {
-                step(&mut p_lanes, &mut ds_lanes);
+                grad_step(&mut p_lanes, &mut ds_lanes, lse, delta);
                 p_rest.copy_from_slice(&p_lanes[..p_rest.len()]);
                 ds_rest.copy_from_slice(&ds_lanes[..ds_rest.len()]);
             }

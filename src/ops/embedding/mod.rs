@@ -5,6 +5,20 @@ mod cpu;
 use crate::tensor::{AccMatrix, Buffer, Device, ElemMatrix};
 
 /// Look-up and its gradient.
+///
+/// ```
+/// use context_parallel::ops::embedding::Embedding;
+/// use context_parallel::tensor::{Cpu, Device, Matrix};
+///
+/// let cpu = Cpu::<f32>::default();
+/// let table = Matrix::from_slice(&[0.5, 1.5, 2.5], 3, 1);
+/// let tokens = cpu.upload(&[2, 0, 2, 2, 0]);
+/// assert_eq!(cpu.embed(&table, &tokens)[..], [2.5, 0.5, 2.5, 2.5, 0.5]);
+///
+/// let mut dtable = cpu.zero_matrix(3, 1);
+/// cpu.embed_backward(&tokens, &Matrix::from_slice(&[1.0, 2.0, 3.0, 4.0, 5.0], 5, 1), &mut dtable);
+/// assert_eq!(dtable[..], [7.0, 0.0, 8.0]);
+/// ```
 pub trait Embedding: Device {
     /// Rows of `table [vocab, n]` for `tokens [rows]`. Ids must be in the vocabulary; callers check.
     fn embed(&self, table: &ElemMatrix<Self>, tokens: &Buffer<i64, Self::Storage>) -> ElemMatrix<Self>;

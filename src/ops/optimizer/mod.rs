@@ -24,6 +24,21 @@ pub struct AdamwStep {
 }
 
 /// Updates of master weights in the accumulation type.
+///
+/// ```
+/// use context_parallel::ops::optimizer::{AdamwStep, Optimizer};
+/// use context_parallel::tensor::{Cpu, Device, Matrix};
+///
+/// let cpu = Cpu::<f64>::default();
+/// let (beta1, beta2, eps) = (0.9, 0.95, 0.0);
+/// let step = AdamwStep { lr: 0.25, beta1, beta2, eps, weight_decay: 0.0, step: 1, gradient_scale: 1.0 };
+/// let gradient = Matrix::from_slice(&[0.3, -70.0], 1, 2);
+/// let mut weights = Matrix::from_slice(&[1.0, 1.0], 1, 2);
+/// let (mut mean, mut square) = (cpu.zero_matrix(1, 2), cpu.zero_matrix(1, 2));
+/// cpu.adamw(&step, &gradient, &mut weights, &mut mean, &mut square);
+/// // The first step is lr, whatever the gradient's size.
+/// assert!((weights[0] - 0.75).abs() < 1e-12 && (weights[1] - 1.25).abs() < 1e-12);
+/// ```
 pub trait Optimizer: Device {
     /// Updates `weights`, `mean` and `square` from `gradient`, in PyTorch's order of operations.
     fn adamw(

@@ -5,6 +5,21 @@ mod cpu;
 use crate::tensor::{AccBuffer, AccMatrix, Device, ElemBuffer, ElemMatrix, Element, Matrix, Real};
 
 /// Row movements. `rows` lists index rows of the larger matrix; the smaller one is in list order.
+///
+/// ```
+/// use context_parallel::ops::rows::Rows;
+/// use context_parallel::tensor::{Cpu, Device, Matrix};
+///
+/// let cpu = Cpu::<f32>::default();
+/// let x = Matrix::from_slice(&[1.0f32, 2.0, 3.0, 4.0, 5.0], 5, 1);
+/// let mut part = cpu.matrix(3, 1);
+/// cpu.gather_rows(&x, &[4, 0, 1], &mut part, 0);
+/// assert_eq!(part[..], [5.0, 1.0, 2.0]);
+///
+/// let mut sum = cpu.zero_matrix::<f32>(2, 1);
+/// cpu.scatter_add_rows(&part, &[1, 0, 1], &mut sum);
+/// assert_eq!(sum[..], [1.0, 7.0]);
+/// ```
 pub trait Rows: Device {
     /// Writes row `rows[i]` of `source`, columns all, to row `i` of `target` at column `column`.
     fn gather_rows<T: Element>(
