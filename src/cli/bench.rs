@@ -175,7 +175,7 @@ fn measure<T: Float>(job: &Job) -> Result<(Vec<f64>, Vec<f64>)> {
     let scale = 1.0 / (head_dim as f64).sqrt();
     let shape = AttentionShape { q_heads: heads, kv_heads, qk_dim: head_dim, v_dim: head_dim, scale };
     let mask = if job.causal { Mask::Causal } else { Mask::Full };
-    let mut times = on_ranks(1, |comm| {
+    let mut times = on_ranks(1, &|comm| {
         let device = Cpu::<T>::new(job.threads);
         let handler = CpHandler::<Single, Bshd, Comm>::new(Single, comm)?;
         let placement = handler.place(Bshd::batch_of(&vec![seq; batch])?)?;

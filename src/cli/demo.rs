@@ -144,7 +144,7 @@ fn train(config: &Config, seed: u64) -> Result<f64> {
     let threads = args::threads(None, RANKS)?;
     let stop = AtomicBool::new(false);
     let bar = output::bar(STEPS, "training");
-    let found = on_ranks(RANKS, |comm| {
+    let found = on_ranks(RANKS, &|comm| {
         let rank = comm.rank();
         let device = Cpu::<f32>::new(threads);
         let handler = CpHandler::<Ring, Thd, Comm>::new(Ring::new(Runtime(RANKS)), comm)?;

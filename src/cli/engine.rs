@@ -6,8 +6,9 @@ use context_parallel::error::Result;
 /// What every rank of the program talks through. An exchange costs far more than the virtual call.
 pub type Comm = Box<dyn Communicator>;
 
-/// Runs `body` on `ranks` threads and gives their results by rank.
-pub fn on_ranks<R: Send>(ranks: usize, body: impl Fn(Comm) -> Result<R> + Sync) -> Result<Vec<R>> {
+/// Runs `body` on `ranks` threads and gives their results by rank. The body is behind a pointer so that threads and
+/// their mailboxes are compiled once per result, not once per combination.
+pub fn on_ranks<R: Send>(ranks: usize, body: &(dyn Fn(Comm) -> Result<R> + Sync)) -> Result<Vec<R>> {
     threads::run(ranks, |comm| body(Box::new(comm)))
 }
 

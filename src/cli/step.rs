@@ -106,7 +106,7 @@ impl<T: Float> Visitor for OneStep<'_, T> {
         K: Kernel,
     {
         let Task { config, batch, seed, threads } = self.task;
-        let parts = on_ranks(strategy.degree(), |comm| {
+        let parts = on_ranks(strategy.degree(), &|comm| {
             let device = Cpu::<T>::new(threads);
             let counted = Counted::new(comm);
             let traffic = counted.traffic();

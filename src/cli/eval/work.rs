@@ -57,7 +57,7 @@ impl<T: Float> Visitor for Evaluation<'_, T> {
     {
         let Evaluation { job, ranks, file } = self;
         let bar = output::bar(job.input.batch as u64, "evaluating");
-        let sums = on_ranks(strategy.degree(), |comm| {
+        let sums = on_ranks(strategy.degree(), &|comm| {
             let rank = comm.rank();
             let device = ranks.device(rank);
             let handler = CpHandler::<H, L, _>::new(strategy, comm)?;

@@ -127,7 +127,7 @@ impl<T: Float> Visitor for Training<'_, T> {
         K: Kernel,
     {
         let Job { config, adamw, recompute, .. } = self.job;
-        on_ranks(strategy.degree(), |comm| {
+        on_ranks(strategy.degree(), &|comm| {
             let rank = comm.rank();
             let device = self.ranks.device(rank).clone();
             let handler = CpHandler::<H, L, Comm>::new(strategy, comm)?;

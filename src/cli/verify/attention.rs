@@ -187,7 +187,7 @@ impl<T: Float> Visitor for Attend<'_, T> {
     {
         let Problem { lengths, shape, mask, operands, .. } = self.problem;
         let batch = Arc::new(L::batch_of(lengths)?);
-        let parts = on_ranks(strategy.degree(), |comm| {
+        let parts = on_ranks(strategy.degree(), &|comm| {
             let device = Cpu::<T>::new(self.threads);
             let counted = Counted::new(comm);
             let traffic = counted.traffic();
