@@ -192,14 +192,13 @@ mod lanes {
         lanes[0]
     }
 
-    /// One step of [`exp_grad_with`]; a function and not a closure, because a closure would be compiled without the
-    /// caller's instruction set.
+    /// One step of [`exp_grad_with`]; not a closure, because that would not be compiled for the instruction set.
     ///
     /// # Safety
     /// As for [`Lanes`].
     #[inline(always)]
     unsafe fn grad_step<L: Lanes>(p: &mut [f32; WIDTH], ds: &mut [f32; WIDTH], lse: L, delta: L) {
-        // SAFETY: the caller has the instruction set; every pointer is to 16 elements.
+        // SAFETY: the caller has the instruction set; both pointers are to 16 elements.
         unsafe {
             let value = exp(L::load(p.as_ptr()).sub(lse));
             value.store(p.as_mut_ptr());
@@ -341,8 +340,9 @@ mod lanes {
             #[inline(always)]
             unsafe fn low_bits_to_exponent(self) -> Self {
                 unsafe {
-                    let shift = |x| _mm256_castsi256_ps(_mm256_slli_epi32::<23>(_mm256_castps_si256(x)));
-                    Avx2(shift(self.0), shift(self.1))
+                    let low = _mm256_slli_epi32::<23>(_mm256_castps_si256(self.0));
+                    let high = _mm256_slli_epi32::<23>(_mm256_castps_si256(self.1));
+                    Avx2(_mm256_castsi256_ps(low), _mm256_castsi256_ps(high))
                 }
             }
         }

@@ -5,6 +5,8 @@ mod cpu;
 pub(crate) mod pack;
 mod schedule;
 
+pub(crate) use schedule::mask_row;
+
 use crate::plan::Piece;
 use crate::tensor::{AccMatrix, Device, ElemMatrix};
 

@@ -74,7 +74,11 @@ impl<'a> Schedule<'a> {
                 edges[k.end] -= 1;
             }
         }
-        let touched = edges[..keys].iter().scan(0, |open, edge| Some(*open += edge).map(|()| *open > 0)).collect();
+        let open = edges[..keys].iter().scan(0, |open, edge| {
+            *open += edge;
+            Some(*open)
+        });
+        let touched = open.map(|open| open > 0).collect();
 
         let mut schedule = Schedule {
             pieces,
@@ -166,29 +170,38 @@ impl<'a> Schedule<'a> {
         self.touched[key]
     }
 
-    /// Sets the scores of the keys that query `row` does not attend to `-inf`. `scores` are those of the visit's
-    /// keys; `attended` is scratch.
+    /// Sets the scores of the keys that query `row` does not attend to `-inf`; see [`mask_row`].
     pub(super) fn mask<A: Real>(&self, visit: &Visit, row: usize, scores: &mut [A], attended: &mut Vec<Range<usize>>) {
-        attended.clear();
-        for &index in &self.tile_pieces[visit.tile] {
-            let piece = &self.pieces[index];
-            if piece.q_rows().contains(&row) {
-                let keys = piece.keys(row - piece.q_row);
-                let from = keys.start.clamp(visit.keys.start, visit.keys.end) - visit.keys.start;
-                let to = keys.end.clamp(visit.keys.start, visit.keys.end) - visit.keys.start;
-                if from < to {
-                    attended.push(from..to);
-                }
-            }
-        }
-        attended.sort_unstable_by_key(|keys| keys.start);
-        let mut at = 0;
-        for keys in attended.iter() {
-            scores[at..keys.start].fill(A::neg_infinity());
-            at = keys.end;
-        }
-        scores[at..].fill(A::neg_infinity());
+        let pieces = self.tile_pieces[visit.tile].iter().map(|&index| &self.pieces[index]);
+        mask_row(pieces, row, visit.keys.clone(), scores, attended);
     }
+}
+
+/// Sets the scores of the keys that query `row` attends through none of the pieces to `-inf`. `scores` are those of
+/// the key rows `keys`; `attended` is scratch.
+pub(crate) fn mask_row<'p, A: Real>(
+    pieces: impl Iterator<Item = &'p Piece>,
+    row: usize,
+    keys: Range<usize>,
+    scores: &mut [A],
+    attended: &mut Vec<Range<usize>>,
+) {
+    attended.clear();
+    for piece in pieces.filter(|piece| piece.q_rows().contains(&row)) {
+        let part = piece.keys(row - piece.q_row);
+        let from = part.start.clamp(keys.start, keys.end) - keys.start;
+        let to = part.end.clamp(keys.start, keys.end) - keys.start;
+        if from < to {
+            attended.push(from..to);
+        }
+    }
+    attended.sort_unstable_by_key(|part| part.start);
+    let mut at = 0;
+    for part in attended.iter() {
+        scores[at..part.start].fill(A::neg_infinity());
+        at = part.end;
+    }
+    scores[at..].fill(A::neg_infinity());
 }
 
 /// `keys` widened to whole strips of their block.

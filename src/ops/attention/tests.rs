@@ -32,8 +32,8 @@ impl Case {
     }
 
     fn document(&self, token: usize) -> usize {
-        let ends = self.documents.iter().scan(0, |end, len| Some(*end += len).map(|()| *end));
-        ends.take_while(|&end| end <= token).count()
+        let end = |document: usize| self.documents[..=document].iter().sum::<usize>();
+        (0..self.documents.len()).find(|&document| token < end(document)).unwrap_or(self.documents.len())
     }
 
     fn tokens(runs: &[Run]) -> Vec<usize> {

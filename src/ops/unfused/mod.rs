@@ -1,5 +1,7 @@
 //! Attention with materialised probabilities, for comparison: no tiles, no log-sum-exp.
 
+mod cpu;
+
 use std::ops::Range;
 
 use crate::ops::attention::AttentionShape;

@@ -1,0 +1,301 @@
+//! Unfused attention on the processor: scores, softmax and products one after the other, head by head.
+
+use std::ops::Range;
+
+use num_traits::Zero as _;
+
+use crate::ops::attention::pack::{pack, pack_scaled, transpose};
+use crate::ops::attention::{AttentionShape, mask_row};
+use crate::ops::matmul::{View, ViewMut, gemm};
+use crate::ops::simd;
+use crate::ops::unfused::{Block, Unfused};
+use crate::ops::workers::{install, threads};
+use crate::plan::Piece;
+use crate::tensor::{Buffer, Cpu, Device, Float, Matrix, Real};
+
+impl<T: Float> Unfused for Cpu<T> {
+    fn unfused(
+        &self,
+        shape: &AttentionShape,
+        q: &Matrix<T>,
+        kv: &Matrix<T>,
+        blocks: &[Block],
+        pieces: &[Piece],
+        out: &mut Matrix<T::Acc>,
+    ) -> Buffer<T::Acc> {
+        assert_eq!((q.cols(), kv.cols()), (shape.q_width(), shape.kv_width()), "columns of q and kv");
+        assert_eq!((out.rows(), out.cols()), (q.rows(), shape.out_width()), "shape of out");
+        let (d, width, threads) = (shape.qk_dim, shape.v_dim, threads(self));
+        let mut probabilities = self.empty::<T::Acc>(cells(shape, blocks));
+        let mut rest = &mut probabilities[..];
+        let mut attended = Vec::new();
+        out.fill(T::Acc::zero());
+        for (queries, keys) in blocks.iter().filter(|(queries, keys)| !queries.is_empty() && !keys.is_empty()) {
+            let (rows, cols) = (queries.len(), keys.len());
+            let pieces: Vec<&Piece> = pieces
+                .iter()
+                .filter(|piece| overlap(&piece.q_rows(), queries) && overlap(&piece.k_rows(), keys))
+                .collect();
+            let mut packs = Packs::new(self, shape, rows, cols);
+            for head in 0..shape.q_heads {
+                let p;
+                (p, rest) = rest.split_at_mut(rows * cols);
+                let columns = Columns::new(shape, head);
+                pack_scaled(q, queries.clone(), columns.q, T::Acc::from_f64(shape.scale), &mut packs.q);
+                pack(kv, keys.clone(), columns.k, &mut packs.k);
+                transpose(&packs.k, cols, d, &mut packs.k_transposed);
+                pack(kv, keys.clone(), columns.v, &mut packs.v);
+                let (lhs, rhs) = (View::new(&packs.q, rows, d, d), View::new(&packs.k_transposed, d, cols, cols));
+                install(self, || gemm(ViewMut::new(p, rows, cols, cols), lhs, rhs, false, threads));
+                for (row, scores) in queries.clone().zip(p.chunks_exact_mut(cols)) {
+                    mask_row(pieces.iter().copied(), row, keys.clone(), scores, &mut attended);
+                    softmax(scores);
+                }
+                let out = &mut out[queries.start * shape.out_width() + columns.out.start..];
+                let (lhs, rhs) = (View::new(p, rows, cols, cols), View::new(&packs.v, cols, width, width));
+                install(self, || gemm(ViewMut::new(out, rows, width, shape.out_width()), lhs, rhs, false, threads));
+            }
+        }
+        probabilities
+    }
+
+    fn unfused_backward(
+        &self,
+        shape: &AttentionShape,
+        q: &Matrix<T>,
+        kv: &Matrix<T>,
+        blocks: &[Block],
+        probabilities: &Buffer<T::Acc>,
+        dout: &Matrix<T>,
+        dq: &mut Matrix<T::Acc>,
+        dkv: &mut Matrix<T::Acc>,
+    ) {
+        assert_eq!((dout.rows(), dout.cols()), (q.rows(), shape.out_width()), "shape of dout");
+        assert_eq!((dq.rows(), dq.cols()), (q.rows(), shape.q_width()), "shape of dq");
+        assert_eq!((dkv.rows(), dkv.cols()), (kv.rows(), shape.kv_width()), "shape of dkv");
+        assert_eq!(probabilities.len(), cells(shape, blocks), "probabilities of other blocks");
+        let (d, width, threads) = (shape.qk_dim, shape.v_dim, threads(self));
+        let scale = T::Acc::from_f64(shape.scale);
+        let mut rest = &probabilities[..];
+        for (queries, keys) in blocks.iter().filter(|(queries, keys)| !queries.is_empty() && !keys.is_empty()) {
+            let (rows, cols) = (queries.len(), keys.len());
+            let mut packs = Packs::new(self, shape, rows, cols);
+            let mut ds = self.empty::<T::Acc>(rows * cols);
+            for head in 0..shape.q_heads {
+                let p;
+                (p, rest) = rest.split_at(rows * cols);
+                let columns = Columns::new(shape, head);
+                pack(q, queries.clone(), columns.q.clone(), &mut packs.q);
+                pack(kv, keys.clone(), columns.k.clone(), &mut packs.k);
+                pack(kv, keys.clone(), columns.v.clone(), &mut packs.v);
+                pack(dout, queries.clone(), columns.out, &mut packs.out);
+                let values = View::new(&packs.v, cols, width, width);
+                let dout = View::new(&packs.out, rows, width, width);
+                install(self, || {
+                    gemm(ViewMut::new(&mut ds, rows, cols, cols), dout, values.transposed(), false, threads);
+                });
+                for (p, ds) in p.chunks_exact(cols).zip(ds.chunks_exact_mut(cols)) {
+                    let delta = simd::dot(p, ds);
+                    p.iter().zip(ds).for_each(|(&p, ds)| *ds = scale * p * (*ds - delta));
+                }
+                let p = View::new(p, rows, cols, cols);
+                let ds = View::new(&ds, rows, cols, cols);
+                let (queries_packed, keys_packed) = (View::new(&packs.q, rows, d, d), View::new(&packs.k, cols, d, d));
+                install(self, || {
+                    let dq = &mut dq[queries.start * shape.q_width() + columns.q.start..];
+                    gemm(ViewMut::new(dq, rows, d, shape.q_width()), ds, keys_packed, true, threads);
+                    let first = keys.start * shape.kv_width();
+                    let dk = &mut dkv[first + columns.k.start..];
+                    gemm(ViewMut::new(dk, cols, d, shape.kv_width()), ds.transposed(), queries_packed, true, threads);
+                    let dv = &mut dkv[first + columns.v.start..];
+                    gemm(ViewMut::new(dv, cols, width, shape.kv_width()), p.transposed(), dout, true, threads);
+                });
+            }
+        }
+    }
+}
+
+/// Number of probabilities.
+fn cells(shape: &AttentionShape, blocks: &[Block]) -> usize {
+    blocks.iter().map(|(queries, keys)| queries.len() * keys.len()).sum::<usize>() * shape.q_heads
+}
+
+fn overlap(a: &Range<usize>, b: &Range<usize>) -> bool {
+    a.start < b.end && b.start < a.end
+}
+
+/// Softmax in place; all 0 where every score is `-inf`.
+fn softmax<A: Real>(scores: &mut [A]) {
+    let most = simd::max(scores);
+    if most == A::neg_infinity() && scores.iter().all(|&score| score == most) {
+        scores.fill(A::zero());
+        return;
+    }
+    let sum = simd::exp_sum(scores, most);
+    scores.iter_mut().for_each(|p| *p /= sum);
+}
+
+/// Where a query head finds its columns: in `q`, in `kv` (keys and values), and in `out`.
+struct Columns {
+    q: Range<usize>,
+    k: Range<usize>,
+    v: Range<usize>,
+    out: Range<usize>,
+}
+
+impl Columns {
+    fn new(shape: &AttentionShape, head: usize) -> Self {
+        let kv_head = head / shape.group();
+        let (d, width) = (shape.qk_dim, shape.v_dim);
+        let v = shape.k_width() + kv_head * width;
+        Columns {
+            q: head * d..(head + 1) * d,
+            k: kv_head * d..(kv_head + 1) * d,
+            v: v..v + width,
+            out: head * width..(head + 1) * width,
+        }
+    }
+}
+
+/// One head's rows, contiguous.
+struct Packs<A> {
+    q: Buffer<A>,
+    k: Buffer<A>,
+    k_transposed: Buffer<A>,
+    v: Buffer<A>,
+    out: Buffer<A>,
+}
+
+impl<A: Real> Packs<A> {
+    fn new<T: Float<Acc = A>>(device: &Cpu<T>, shape: &AttentionShape, queries: usize, keys: usize) -> Self {
+        Packs {
+            q: device.empty(queries * shape.qk_dim),
+            k: device.empty(keys * shape.qk_dim),
+            k_transposed: device.empty(keys * shape.qk_dim),
+            v: device.empty(keys * shape.v_dim),
+            out: device.empty(queries * shape.v_dim),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use half::bf16;
+    use num_traits::Float as _;
+    use rand::{RngExt, SeedableRng};
+    use rand_xoshiro::Xoshiro256PlusPlus;
+
+    use super::*;
+    use crate::ops::attention::Attention;
+    use crate::order::Run;
+
+    /// Two sequences of 300 and 70 rows, one of none, causal with a window of 200.
+    const LENGTHS: [usize; 3] = [300, 0, 70];
+
+    fn blocks() -> Vec<Block> {
+        vec![(0..300, 0..300), (300..300, 300..300), (300..370, 300..370)]
+    }
+
+    /// The pieces of the queries `rows`, as rows of a buffer that holds just these.
+    fn pieces(rows: Range<usize>) -> Vec<Piece> {
+        let mut start = 0;
+        let mut pieces = Vec::new();
+        for len in LENGTHS {
+            let q = start.max(rows.start)..(start + len).min(rows.end);
+            if !q.is_empty() {
+                pieces.push(Piece {
+                    q_row: q.start - rows.start,
+                    k_row: start,
+                    q: Run { start: q.start, step: 1, len: q.len() },
+                    k: Run { start, step: 1, len },
+                    d_lo: -200,
+                    d_hi: 0,
+                });
+            }
+            start += len;
+        }
+        pieces
+    }
+
+    fn random<T: Float>(rows: usize, cols: usize, seed: u64) -> Matrix<T> {
+        let mut rng = Xoshiro256PlusPlus::seed_from_u64(seed);
+        let values: Vec<T> = (0..rows * cols).map(|_| T::from_f64(rng.random::<f64>() * 4.0 - 2.0)).collect();
+        Matrix::from_slice(&values, rows, cols)
+    }
+
+    const SHAPE: AttentionShape = AttentionShape { q_heads: 4, kv_heads: 2, qk_dim: 16, v_dim: 24, scale: 0.25 };
+
+    fn run<T: Float>(device: &Cpu<T>) -> [Matrix<T::Acc>; 3] {
+        let (q, kv, dout) =
+            (random(370, SHAPE.q_width(), 1), random(370, SHAPE.kv_width(), 2), random(370, SHAPE.out_width(), 3));
+        let mut out = device.matrix::<T::Acc>(370, SHAPE.out_width());
+        out.fill(T::Acc::nan());
+        let p = device.unfused(&SHAPE, &q, &kv, &blocks(), &pieces(0..370), &mut out);
+        let (mut dq, mut dkv) = (device.zero_matrix(370, SHAPE.q_width()), device.zero_matrix(370, SHAPE.kv_width()));
+        device.unfused_backward(&SHAPE, &q, &kv, &blocks(), &p, &dout, &mut dq, &mut dkv);
+        [out, dq, dkv]
+    }
+
+    fn tiled<T: Float>(device: &Cpu<T>) -> [Matrix<T::Acc>; 3] {
+        let (q, kv, dout) =
+            (random(370, SHAPE.q_width(), 1), random(370, SHAPE.kv_width(), 2), random(370, SHAPE.out_width(), 3));
+        let (mut out, mut lse) = (device.matrix(370, SHAPE.out_width()), device.matrix(370, SHAPE.q_heads));
+        device.attention(&SHAPE, &q, &kv, &pieces(0..370), &mut out, &mut lse);
+        let delta = device.attention_delta(&SHAPE, &out, &dout);
+        let (mut dq, mut dkv) = (device.zero_matrix(370, SHAPE.q_width()), device.zero_matrix(370, SHAPE.kv_width()));
+        let pieces = pieces(0..370);
+        device.attention_backward(&SHAPE, &q, &kv, &pieces, &dout, &lse, &delta, &mut dq, &mut dkv);
+        [out, dq, dkv]
+    }
+
+    fn agrees<T: Float>(bound: f64) {
+        for threads in [1, 2] {
+            let device = Cpu::<T>::new(threads);
+            for (unfused, tiled) in run(&device).iter().zip(&tiled(&device)) {
+                let norm = tiled.iter().map(|x| x.to_f64().powi(2)).sum::<f64>().sqrt();
+                let pairs = unfused.iter().zip(tiled.iter());
+                let error = pairs.map(|(a, b)| (a.to_f64() - b.to_f64()).powi(2)).sum::<f64>().sqrt() / norm;
+                assert!(error < bound, "{} on {threads} threads: {error}", T::DTYPE);
+            }
+        }
+    }
+
+    /// The tiled kernel is held against dense sums in its own tests.
+    #[test]
+    fn agrees_with_the_tiled_kernel() {
+        agrees::<f64>(1e-14);
+        agrees::<f32>(1e-6);
+        agrees::<bf16>(1e-6);
+    }
+
+    #[test]
+    fn probabilities_sum_to_one_and_rows_without_keys_are_zero() {
+        let device = Cpu::<f32>::new(1);
+        let (q, kv) = (random(370, SHAPE.q_width(), 1), random(370, SHAPE.kv_width(), 2));
+        let mut out = device.matrix(370, SHAPE.out_width());
+        out.fill(f32::NAN);
+        let first = &pieces(0..370)[..1];
+        let p = device.unfused(&SHAPE, &q, &kv, &blocks(), first, &mut out);
+        let (whole, rest) = p.split_at(300 * 300 * SHAPE.q_heads);
+        assert!(whole.chunks(300).all(|row| (row.iter().sum::<f32>() - 1.0).abs() < 1e-5));
+        assert!(rest.iter().chain(&out[300 * SHAPE.out_width()..]).all(|x| *x == 0.0));
+    }
+
+    #[test]
+    fn a_query_has_the_same_bits_whatever_other_queries_there_are() {
+        let device = Cpu::<f32>::new(1);
+        let whole = &run(&device)[0];
+        let (q, kv) = (random::<f32>(370, SHAPE.q_width(), 1), random(370, SHAPE.kv_width(), 2));
+        for rows in [0..1, 17..19, 255..300, 100..171] {
+            let some = Matrix::from_slice(
+                &q[rows.start * SHAPE.q_width()..rows.end * SHAPE.q_width()],
+                rows.len(),
+                SHAPE.q_width(),
+            );
+            let mut out = device.matrix(rows.len(), SHAPE.out_width());
+            device.unfused(&SHAPE, &some, &kv, &[(0..rows.len(), 0..300)], &pieces(rows.clone()), &mut out);
+            let expected = &whole[rows.start * SHAPE.out_width()..rows.end * SHAPE.out_width()];
+            assert!(out.iter().zip(expected).all(|(a, b)| a.to_bits() == b.to_bits()), "{rows:?}");
+        }
+    }
+}
