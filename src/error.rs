@@ -37,7 +37,12 @@ pub enum Error {
 impl Error {
     /// Whether the caller's input is wrong (exit code 2), as opposed to a failure at run time (exit code 1).
     pub fn is_input(&self) -> bool {
-        !matches!(self, Error::Comm(_) | Error::Plan(_) | Error::Data(DataError::Write { .. }))
+        let failed_data = |error: &DataError| matches!(error, DataError::Write { .. } | DataError::Diverged { .. });
+        match self {
+            Error::Comm(_) | Error::Plan(_) => false,
+            Error::Data(error) => !failed_data(error),
+            _ => true,
+        }
     }
 }
 
@@ -381,6 +386,18 @@ pub enum DataError {
     /// Data that cannot be used.
     #[error("{0}")]
     Unusable(String),
+    /// Training whose loss or gradient is no longer a number.
+    #[error(
+        "the run diverged at step {step}: loss {loss}, gradient norm {grad_norm}; use a smaller --lr, a longer --warmup or a smaller --clip"
+    )]
+    Diverged {
+        /// The step, from 1.
+        step: u64,
+        /// Its loss.
+        loss: f64,
+        /// Norm of its gradient.
+        grad_norm: f64,
+    },
 }
 
 /// What can be wrong with a plan.

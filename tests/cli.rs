@@ -94,7 +94,7 @@ fn numbers_that_cannot_be() {
     refused("train --data text --cp 0", &["--cp is 0"]);
     refused("train --data text --cp two", &["--cp is \"two\""]);
     refused("train --data text --seq-len 8 --cp 9", &["--cp is 9", "8 tokens", "--cp 8 or less"]);
-    refused("train --data text --strategy single --cp 2", &["--strategy single", "--cp is 2", "--strategy ring"]);
+    refused("train --data text --strategy single --cp 2", &["strategy single", "not on 2", "--cp 1", "ring"]);
     refused("train --data text --threads 0", &["--threads is 0"]);
     refused("train --data text --steps 0", &["--steps is 0"]);
     refused("train --data text --seq-len 0", &["--seq-len is 0"]);

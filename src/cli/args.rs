@@ -2,6 +2,8 @@
 
 use clap::Args;
 use context_parallel::error::{Result, SupportError};
+use context_parallel::strategy::support::{self, Choice};
+use context_parallel::strategy::{CpStrategy, Ring, Single};
 use context_parallel::tensor::DType;
 
 /// How a model is run.
@@ -51,62 +53,18 @@ impl Engine {
     }
 }
 
-/// Strategies of this version.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Strategy {
-    Single,
-    Ring,
-    AllGather,
-}
-
-/// Layouts.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum LayoutName {
-    Bshd,
-    Sbhd,
-    Thd,
-}
-
-/// Token orders.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum OrderName {
-    Zigzag,
-    Striped,
-    Contiguous,
-}
-
-/// Attention kernels.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum KernelName {
-    Flash,
-    Unfused,
-}
-
 /// Choices that exist and go together.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Settings {
-    pub strategy: Strategy,
-    pub layout: LayoutName,
-    pub order: OrderName,
-    pub kernel: KernelName,
-    /// Ranks.
-    pub cp: usize,
+    /// A supported combination, by canonical names, and its ranks.
+    pub choice: Choice,
     /// Threads per rank.
     pub threads: usize,
     pub dtype: DType,
 }
 
-const STRATEGIES: &[(&[&str], Strategy)] = &[
-    (&["single"], Strategy::Single),
-    (&["ring", "p2p"], Strategy::Ring),
-    (&["all-gather", "all_gather"], Strategy::AllGather),
-];
+/// Strategies of later versions, with Megatron's names for them.
 const LATER_STRATEGIES: &[&str] = &["ulysses", "a2a", "ring-ulysses", "a2a+p2p", "magi", "dynamic"];
-const LAYOUTS: &[(&[&str], LayoutName)] =
-    &[(&["bshd"], LayoutName::Bshd), (&["sbhd"], LayoutName::Sbhd), (&["thd"], LayoutName::Thd)];
-const ORDERS: &[(&[&str], OrderName)] =
-    &[(&["zigzag"], OrderName::Zigzag), (&["striped"], OrderName::Striped), (&["contiguous"], OrderName::Contiguous)];
-const KERNELS: &[(&[&str], KernelName)] = &[(&["flash"], KernelName::Flash), (&["unfused"], KernelName::Unfused)];
 const DTYPES: &[(&[&str], DType)] =
     &[(&["f32"], DType::F32), (&["bf16"], DType::Bf16), (&["f16"], DType::F16), (&["f64"], DType::F64)];
 
@@ -114,32 +72,37 @@ impl Choices {
     /// Checks every choice, and those that depend on each other.
     pub fn settings(&self) -> Result<Settings> {
         self.engine.check()?;
-        let named = self.strategy.as_deref().map(|name| pick("strategy", name, STRATEGIES, LATER_STRATEGIES));
-        let named = named.transpose()?;
-        let layout = pick("layout", &self.layout, LAYOUTS, &[])?;
-        let order = pick("order", &self.order, ORDERS, &[])?;
-        let kernel = pick("kernel", &self.kernel, KERNELS, &[])?;
-        let dtype = dtype(&self.dtype)?;
-        let cp = match (&self.cp, named) {
-            (Some(cp), _) => ranks(cp)?,
-            (None, None | Some(Strategy::Single)) => 1,
-            (None, Some(_)) => 2,
-        };
-        let strategy = named.unwrap_or(if cp > 1 { Strategy::Ring } else { Strategy::Single });
-        if strategy == Strategy::Single && cp > 1 {
-            return Err(numbers(format!(
-                "--strategy single runs on 1 rank, but --cp is {cp}: use --cp 1, or --strategy ring"
-            )));
+        if let Some(name) = self.strategy.as_deref().filter(|name| LATER_STRATEGIES.contains(name)) {
+            let known = support::strategies().join(", ");
+            return Err(not_available(format!("--strategy {name}"), format!("choose one of {known}")));
         }
-        let threads = threads(self.threads, cp)?;
-        Ok(Settings { strategy, layout, order, kernel, cp, threads, dtype })
+        let dtype = dtype(&self.dtype)?;
+        let asked = self.cp.as_deref().map(ranks).transpose()?;
+        let strategy = match &self.strategy {
+            Some(strategy) => strategy,
+            None if asked.is_some_and(|cp| cp > 1) => <Ring>::NAME,
+            None => Single::NAME,
+        };
+        let choice = |degree| Choice {
+            strategy: strategy.to_string(),
+            order: self.order.clone(),
+            layout: self.layout.clone(),
+            kernel: self.kernel.clone(),
+            degree,
+        };
+        let mut choice = support::checked(&choice(asked.unwrap_or(1)))?;
+        if asked.is_none() && choice.strategy != Single::NAME {
+            choice.degree = 2;
+        }
+        let threads = threads(self.threads, choice.degree)?;
+        Ok(Settings { choice, threads, dtype })
     }
 }
 
 impl Settings {
     /// Refuses more ranks than a sequence has tokens.
     pub fn check_seq_len(&self, seq_len: usize) -> Result<()> {
-        let cp = self.cp;
+        let cp = self.choice.degree;
         if cp > seq_len {
             return Err(numbers(format!(
                 "--cp is {cp} but sequences have {seq_len} tokens, so ranks would hold none: use --cp {seq_len} or less, \
@@ -248,15 +211,18 @@ mod tests {
                 choices.strategy = strategy.map(str::to_string);
                 choices.cp = cp.map(str::to_string);
             });
-            choices.settings().map(|settings| (settings.strategy, settings.cp)).map_err(|error| error.to_string())
+            choices
+                .settings()
+                .map(|settings| (settings.choice.strategy, settings.choice.degree))
+                .map_err(|error| error.to_string())
         };
-        assert_eq!(strategy_and_cp(None, None), Ok((Strategy::Single, 1)));
-        assert_eq!(strategy_and_cp(None, Some("1")), Ok((Strategy::Single, 1)));
-        assert_eq!(strategy_and_cp(None, Some("3")), Ok((Strategy::Ring, 3)));
-        assert_eq!(strategy_and_cp(Some("ring"), None), Ok((Strategy::Ring, 2)));
-        assert_eq!(strategy_and_cp(Some("p2p"), Some("1")), Ok((Strategy::Ring, 1)));
-        assert_eq!(strategy_and_cp(Some("all_gather"), Some("4")), Ok((Strategy::AllGather, 4)));
-        assert!(strategy_and_cp(Some("single"), Some("2")).unwrap_err().contains("--cp is 2"));
+        assert_eq!(strategy_and_cp(None, None), Ok(("single".to_string(), 1)));
+        assert_eq!(strategy_and_cp(None, Some("1")), Ok(("single".to_string(), 1)));
+        assert_eq!(strategy_and_cp(None, Some("3")), Ok(("ring".to_string(), 3)));
+        assert_eq!(strategy_and_cp(Some("ring"), None), Ok(("ring".to_string(), 2)));
+        assert_eq!(strategy_and_cp(Some("p2p"), Some("1")), Ok(("ring".to_string(), 1)));
+        assert_eq!(strategy_and_cp(Some("all_gather"), Some("4")), Ok(("all-gather".to_string(), 4)));
+        assert!(strategy_and_cp(Some("single"), Some("2")).unwrap_err().contains("--cp 1"));
     }
 
     #[test]

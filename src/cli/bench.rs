@@ -1,12 +1,21 @@
 //! `bench attention`: time and throughput of the attention kernel.
 
 use std::process::ExitCode;
+use std::time::Instant;
 
 use clap::Subcommand;
 use context_parallel::error::Result;
-use context_parallel::tensor::DType;
+use context_parallel::handler::CpHandler;
+use context_parallel::layout::{Bshd, Layout};
+use context_parallel::mask::Mask;
+use context_parallel::model::init::Normal;
+use context_parallel::ops::attention::AttentionShape;
+use context_parallel::order::Shard;
+use context_parallel::strategy::{Flash, Single};
+use context_parallel::tensor::{Cpu, DType, Float, Matrix};
 use serde::Serialize;
 
+use super::engine::{Comm, on_ranks};
 use super::{args, output};
 
 /// Measure a part of the program
@@ -152,10 +161,46 @@ fn median(values: &mut [f64]) -> f64 {
     }
 }
 
-// SECOND TASK: seconds of the forward and of the backward pass, `runs` each, after one that is not timed.
+/// Seconds of the forward and of the backward pass, `runs` each, after one that is not timed.
 fn compute(job: &Job) -> Result<(Vec<f64>, Vec<f64>)> {
-    let _ = (job.dtype, job.kv_heads, job.runs);
-    todo!("the measurement")
+    match job.dtype {
+        DType::Bf16 => measure::<half::bf16>(job),
+        _ => measure::<f32>(job),
+    }
+}
+
+/// Times the handler's attention on one rank, operands unit normal, `[batch * seq, heads * head_dim]`.
+fn measure<T: Float>(job: &Job) -> Result<(Vec<f64>, Vec<f64>)> {
+    let Job { batch, heads, kv_heads, seq, head_dim, .. } = *job;
+    let scale = 1.0 / (head_dim as f64).sqrt();
+    let shape = AttentionShape { q_heads: heads, kv_heads, qk_dim: head_dim, v_dim: head_dim, scale };
+    let mask = if job.causal { Mask::Causal } else { Mask::Full };
+    let mut times = on_ranks(1, &|comm| {
+        let device = Cpu::<T>::new(job.threads);
+        let handler = CpHandler::<Single, Bshd, Comm>::new(Single, comm)?;
+        let placement = handler.place(Bshd::batch_of(&vec![seq; batch])?)?;
+        let mut normal = Normal::new(0, 0);
+        let mut operand = |width: usize| {
+            let values: Vec<T> = (0..batch * seq * width).map(|_| T::from_f64(normal.draw())).collect();
+            Shard::new(Matrix::from_slice(&values, batch * seq, width), placement.clone())
+        };
+        let (q, k, v) = (operand(shape.q_width())?, operand(shape.k_width())?, operand(shape.v_width())?);
+        let dout = operand(shape.out_width())?;
+        let plan = handler.plan(&placement, &mask)?;
+        let (mut forward, mut backward) = (Vec::new(), Vec::new());
+        for run in 0..=job.runs {
+            let started = Instant::now();
+            let (_, core) = handler.core_attn::<Flash, _>(&device, &plan, &shape, &q, &k, &v)?;
+            let between = Instant::now();
+            handler.core_attn_backward(&device, &plan, &q, &k, &v, &core, &dout)?;
+            if run > 0 {
+                forward.push((between - started).as_secs_f64());
+                backward.push(between.elapsed().as_secs_f64());
+            }
+        }
+        Ok((forward, backward))
+    })?;
+    Ok(times.swap_remove(0))
 }
 
 #[cfg(test)]

@@ -6,9 +6,12 @@
 mod args;
 mod bench;
 mod demo;
+mod engine;
 mod eval;
 mod interrupt;
 mod output;
+mod sets;
+mod step;
 mod train;
 mod verify;
 

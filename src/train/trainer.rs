@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use super::data::{Source, TokenBatch};
 use super::schedule::Schedule;
-use crate::error::Result;
+use crate::error::{DataError, Result};
 
 /// What the loop needs from a model on one rank.
 ///
@@ -70,8 +70,12 @@ pub struct StepRecord {
 
 /// Trains until the schedule ends or `stop` is set on any rank, and hands each step's record to `observe`, whose error
 /// ends the run. Returns the records; none if it was stopped before the first step.
+///
+/// # Errors
+/// [`DataError::Diverged`] after a step, observed like any other, whose loss or gradient is not finite; what the
+/// learner and `observe` return.
 pub fn train(
-    learner: &mut impl Learner,
+    learner: &mut (impl Learner + ?Sized),
     source: &Source,
     options: &Options,
     stop: &AtomicBool,
@@ -114,13 +118,16 @@ pub fn train(
         let loss = mean(sum, labels);
         let record = StepRecord { step, loss, grad_norm, lr, tokens_per_second, seconds, held_out_loss };
         observe(&record)?;
+        if !(loss.is_finite() && grad_norm.is_finite()) {
+            return Err(DataError::Diverged { step, loss, grad_norm }.into());
+        }
         records.push(record);
     }
     Ok(records)
 }
 
 /// Mean loss over the labels of `windows`, in nats, `batch` sequences at a time; 0 if there are none.
-pub fn evaluate(learner: &mut impl Learner, windows: &TokenBatch, batch: usize) -> Result<f64> {
+pub fn evaluate(learner: &mut (impl Learner + ?Sized), windows: &TokenBatch, batch: usize) -> Result<f64> {
     let mut sum = 0.0;
     for batch in windows.chunks(batch) {
         sum += learner.evaluate(&batch)?;
@@ -135,7 +142,6 @@ fn mean(sum: f64, count: usize) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::error::DataError;
     use crate::train::data::{IGNORED, Recall};
 
     /// Predicts one number for every label; its loss is the squared distance. The gradient is exact.

@@ -2,21 +2,22 @@
 
 use std::sync::Arc;
 
-use context_parallel::comm::threads;
-use context_parallel::comm::traffic::{Counted, Traffic};
+use context_parallel::comm::traffic::Counted;
 use context_parallel::error::Result;
 use context_parallel::handler::CpHandler;
 use context_parallel::layout::{Batch, Layout};
 use context_parallel::mask::Mask;
 use context_parallel::model::init::Normal;
-use context_parallel::ops::Ops;
 use context_parallel::ops::attention::AttentionShape;
 use context_parallel::oracle::{self, relative_error};
 use context_parallel::order::{Full, Placement};
+use context_parallel::strategy::support::{self, Choice, Visitor};
 use context_parallel::strategy::{CpStrategy, Kernel, Single, Supports};
-use context_parallel::tensor::{Cpu, Device, ElemMatrix, Float, Matrix};
+use context_parallel::tensor::{Cpu, DType, Float, Matrix};
 
-/// Relative errors of out, dq, dk and dv, the worst over masks and batches, and bytes of all ranks.
+use super::super::engine::{Comm, on_ranks, with_storage_type};
+
+/// Relative errors of out, dq, dk and dv, the worst over masks, and bytes of all ranks over all masks.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Outcome {
     pub errors: [f64; 4],
@@ -34,124 +35,168 @@ impl Outcome {
     }
 }
 
-/// Lengths of documents: edges of what divides by the ranks; of one length where the layout is dense.
-fn lengths<L: Layout>(cp: usize) -> Vec<usize> {
-    let ragged = [0, 1, 2 * cp - 1, 2 * cp + 1, 37];
-    match L::batch_of(&ragged) {
-        Ok(_) => ragged.to_vec(),
-        Err(_) => vec![37; 2],
-    }
-}
-
-/// Head counts that every strategy can share out over `cp` ranks.
+/// Query and key/value heads that every strategy can share out over `cp` ranks.
 pub fn heads(cp: usize) -> (usize, usize) {
     (if cp == 1 { 4 } else { 2 * cp }, 2)
 }
 
-/// Runs `H` on `cp` threads and `Single` on one, on the same numbers; gives both outcomes.
-pub fn check<H, L, K, T>(strategy: H, cp: usize) -> Result<(Outcome, Outcome)>
-where
-    H: Supports<L, K>,
-    L: Layout,
-    K: Kernel,
-    T: Float,
-    Cpu<T>: Ops + Device<Elem = T, Acc = T::Acc, Storage = context_parallel::tensor::Host>,
-    Single: Supports<L, K>,
-{
-    let (mut total, mut alone) = (Outcome::default(), Outcome::default());
+/// Runs `choice`, and for 16-bit types `Single` with the same layout and kernel, on the same numbers.
+pub fn check(choice: &Choice, dtype: DType, threads: usize) -> Result<(Outcome, Option<Outcome>)> {
+    with_storage_type!(dtype, T => check_as::<T>(choice, threads))
+}
+
+fn check_as<T: Float>(choice: &Choice, threads: usize) -> Result<(Outcome, Option<Outcome>)> {
+    let cp = choice.degree;
+    let single = Choice { strategy: Single::NAME.to_string(), degree: 1, ..choice.clone() };
+    let measured = matches!(T::DTYPE, DType::Bf16 | DType::F16);
     let (q_heads, kv_heads) = heads(cp);
     let shape = AttentionShape { q_heads, kv_heads, qk_dim: 16, v_dim: 24, scale: 0.25 };
-    let batch = Arc::new(L::batch_of(&lengths::<L>(cp))?);
+    let (lengths, owners) = support::select(choice, Owners)?;
+    let (mut found, mut alone) = (Outcome::default(), Outcome::default());
     let masks = [Mask::Causal, Mask::Window { left: Some(5), right: Some(2) }, Mask::Full];
-    for (case, mask) in masks.into_iter().enumerate() {
-        let problem = Problem::<T>::new::<H, L>(&batch, &shape, cp, case)?;
-        let expected = problem.expected(&*batch, &shape, &mask);
-        total = total.worst(problem.run::<H, L, K>(strategy, cp, &batch, &shape, &mask, &expected)?);
-        alone = alone.worst(problem.run::<Single, L, K>(Single, 1, &batch, &shape, &mask, &expected)?);
+    for (case, mask) in masks.iter().enumerate() {
+        let problem = Problem::<T>::new(&lengths, &owners, shape, mask, case as u64);
+        let run = |choice: &Choice| {
+            let tensors = support::select(choice, Attend { problem: &problem, threads })?;
+            Ok::<_, context_parallel::error::Error>(problem.judge(tensors))
+        };
+        found = found.worst(run(choice)?);
+        if measured {
+            alone = alone.worst(run(&single)?);
+        }
     }
-    Ok((total, alone))
+    Ok((found, measured.then_some(alone)))
 }
 
-/// Queries, keys, values and the gradient of the output, `[tokens, features]` in natural order.
-struct Problem<T> {
-    operands: [Vec<T>; 4],
-}
+/// The lengths of the documents, and the rank of each token.
+struct Owners;
 
-/// Out, dq, dk, dv of the oracle, and the norm of the output gradient.
-struct Expected {
-    tensors: [Vec<f64>; 4],
-    dout_norm: f64,
-}
+impl Visitor for Owners {
+    type Output = (Vec<usize>, Vec<usize>);
 
-impl<T: Float> Problem<T>
-where
-    Cpu<T>: Ops + Device<Elem = T, Acc = T::Acc, Storage = context_parallel::tensor::Host>,
-{
-    /// Queries and keys are unit normal; values and output gradients are larger on higher ranks, so that a row from
-    /// the wrong rank shows.
-    fn new<H: CpStrategy, L: Layout>(
-        batch: &Arc<L::Batch>,
-        shape: &AttentionShape,
-        cp: usize,
-        case: usize,
-    ) -> Result<Self> {
-        let placement = Placement::<H::Order, L>::new(batch.clone(), cp, 0)?;
-        let tokens = batch.tokens();
-        let amplitudes: Vec<f64> = (0..tokens).map(|token| 1.0 + placement.locate(token).0 as f64).collect();
-        let mut normal = Normal::new(case as u64, 0);
-        let mut draw = |width: usize, grows: bool| -> Vec<T> {
-            let row = |token: usize| if grows { amplitudes[token] } else { 1.0 };
-            (0..tokens * width).map(|i| T::from_f64(row(i / width) * normal.draw())).collect()
-        };
-        let q = draw(shape.q_width(), false);
-        let k = draw(shape.k_width(), false);
-        Ok(Problem { operands: [q, k, draw(shape.v_width(), true), draw(shape.out_width(), true)] })
-    }
-
-    fn expected<B: Batch>(&self, batch: &B, shape: &AttentionShape, mask: &Mask) -> Expected {
-        let lengths: Vec<usize> = (0..batch.documents()).map(|i| batch.document(i).stored).collect();
-        let documents = oracle::documents(&lengths, &lengths);
-        let attends: Box<dyn Fn(usize, usize) -> bool> = match mask {
-            Mask::Causal => Box::new(oracle::causal(&documents)),
-            Mask::Window { left, right } => Box::new(oracle::window(&documents, *left, *right)),
-            _ => Box::new(oracle::full(&documents)),
-        };
-        let [q, k, v, dout] = self.operands.each_ref().map(|x| x.iter().map(|x| x.to_f64()).collect::<Vec<f64>>());
-        let heads = oracle::Heads {
-            query: shape.q_heads,
-            key_value: shape.kv_heads,
-            qk_dim: shape.qk_dim,
-            v_dim: shape.v_dim,
-            scale: shape.scale,
-        };
-        let problem = oracle::Problem { tokens: batch.tokens(), heads, q: &q, k: &k, v: &v, attends: &*attends };
-        let out = oracle::attention(&problem).out;
-        let oracle::Gradients { dq, dk, dv } = oracle::attention_backward(&problem, &dout);
-        Expected { tensors: [out, dq, dk, dv], dout_norm: oracle::norm(&dout) }
-    }
-
-    fn run<H, L, K>(
-        &self,
-        strategy: H,
-        ranks: usize,
-        batch: &Arc<L::Batch>,
-        shape: &AttentionShape,
-        mask: &Mask,
-        expected: &Expected,
-    ) -> Result<Outcome>
+    fn visit<H, L, K>(self, strategy: H) -> Result<Self::Output>
     where
         H: Supports<L, K>,
         L: Layout,
         K: Kernel,
     {
-        let traffic = Arc::new(Traffic::new(ranks));
-        let by_rank = threads::run(ranks, |comm| {
-            let device = Cpu::<T>::new(1);
-            let handler = CpHandler::<H, L, _>::new(strategy, Counted::new(comm, traffic.clone()))?;
+        let cp = strategy.degree();
+        // Edges of what divides by the ranks; of one length where the layout is dense.
+        let ragged = vec![0, 1, 2 * cp - 1, 2 * cp + 1, 37];
+        let (lengths, batch) = match L::batch_of(&ragged) {
+            Ok(batch) => (ragged, batch),
+            Err(_) => (vec![37; 2], L::batch_of(&[37; 2])?),
+        };
+        let tokens = batch.tokens();
+        let placement = Placement::<H::Order, L>::new(Arc::new(batch), cp, 0)?;
+        Ok((lengths, (0..tokens).map(|token| placement.locate(token).0).collect()))
+    }
+}
+
+/// Queries, keys, values and the gradient of the output, `[tokens, features]` in natural order, with what the oracle
+/// makes of them.
+struct Problem<T> {
+    lengths: Vec<usize>,
+    shape: AttentionShape,
+    mask: Mask,
+    operands: [Vec<T>; 4],
+    /// Out, dq, dk, dv.
+    expected: [Vec<f64>; 4],
+}
+
+impl<T: Float> Problem<T> {
+    /// Queries and keys are unit normal; values and output gradients are larger on higher ranks, so that a row from
+    /// the wrong rank shows.
+    fn new(lengths: &[usize], owners: &[usize], shape: AttentionShape, mask: &Mask, seed: u64) -> Self {
+        let tokens = owners.len();
+        let mut normal = Normal::new(seed, 0);
+        let mut draw = |width: usize, grows: bool| -> Vec<T> {
+            let amplitude = |token: usize| if grows { 1.0 + owners[token] as f64 } else { 1.0 };
+            (0..tokens * width).map(|i| T::from_f64(amplitude(i / width) * normal.draw())).collect()
+        };
+        let (q, k) = (draw(shape.q_width(), false), draw(shape.k_width(), false));
+        let operands = [q, k, draw(shape.v_width(), true), draw(shape.out_width(), true)];
+        let expected = expected(&operands, lengths, &shape, mask);
+        Problem { lengths: lengths.to_vec(), shape, mask: mask.clone(), operands, expected }
+    }
+
+    fn judge(&self, attended: Attended) -> Outcome {
+        let Attended { tensors, predicted, counted } = attended;
+        let dout: Vec<f64> = self.operands[3].iter().map(|x| x.to_f64()).collect();
+        let dout_norm = oracle::norm(&dout);
+        let error = |i: usize| {
+            let scale = if i == 0 { 0.0 } else { dout_norm };
+            relative_error(&tensors[i], &self.expected[i], scale)
+        };
+        Outcome { errors: std::array::from_fn(error), predicted, counted }
+    }
+}
+
+fn expected<T: Float>(operands: &[Vec<T>; 4], lengths: &[usize], shape: &AttentionShape, mask: &Mask) -> [Vec<f64>; 4] {
+    let documents = oracle::documents(lengths, lengths);
+    let attends: Box<dyn Fn(usize, usize) -> bool> = match mask {
+        Mask::Causal => Box::new(oracle::causal(&documents)),
+        Mask::Window { left, right } => Box::new(oracle::window(&documents, *left, *right)),
+        _ => Box::new(oracle::full(&documents)),
+    };
+    let [q, k, v, dout] = operands.each_ref().map(|x| x.iter().map(|x| x.to_f64()).collect::<Vec<f64>>());
+    let heads = oracle::Heads {
+        query: shape.q_heads,
+        key_value: shape.kv_heads,
+        qk_dim: shape.qk_dim,
+        v_dim: shape.v_dim,
+        scale: shape.scale,
+    };
+    let tokens = lengths.iter().sum();
+    let problem = oracle::Problem { tokens, heads, q: &q, k: &k, v: &v, attends: &*attends };
+    let out = oracle::attention(&problem).out;
+    let oracle::Gradients { dq, dk, dv } = oracle::attention_backward(&problem, &dout);
+    [out, dq, dk, dv]
+}
+
+/// One combination's run of a problem.
+struct Attend<'a, T> {
+    problem: &'a Problem<T>,
+    threads: usize,
+}
+
+/// Out, dq, dk, dv in natural order, and bytes of all ranks.
+struct Attended {
+    tensors: [Vec<f64>; 4],
+    predicted: u64,
+    counted: u64,
+}
+
+/// One rank's tensors.
+struct Part<T> {
+    /// Memory row in the whole batch of each of the rank's rows.
+    rows: Vec<usize>,
+    tensors: [Matrix<T>; 4],
+    predicted: u64,
+    counted: u64,
+}
+
+impl<T: Float> Visitor for Attend<'_, T> {
+    type Output = Attended;
+
+    fn visit<H, L, K>(self, strategy: H) -> Result<Attended>
+    where
+        H: Supports<L, K>,
+        L: Layout,
+        K: Kernel,
+    {
+        let Problem { lengths, shape, mask, operands, .. } = self.problem;
+        let batch = Arc::new(L::batch_of(lengths)?);
+        let parts = on_ranks(strategy.degree(), &|comm| {
+            let device = Cpu::<T>::new(self.threads);
+            let counted = Counted::new(comm);
+            let traffic = counted.traffic();
+            let comm: Comm = Box::new(counted);
+            let handler = CpHandler::<H, L, _>::new(strategy, comm)?;
             let placement = handler.place(batch.clone())?;
             let widths = [shape.q_width(), shape.k_width(), shape.v_width(), shape.out_width()];
             let mut shards = Vec::new();
-            for (values, width) in self.operands.iter().zip(widths) {
+            for (values, width) in operands.iter().zip(widths) {
                 let full = Full::<L, T>::from_batch_first(values, width, batch.clone())?;
                 shards.push(handler.dispatch(&device, &placement, &full)?);
             }
@@ -160,25 +205,28 @@ where
             let (out, core) = handler.core_attn::<K, Cpu<T>>(&device, &plan, shape, q, k, v)?;
             let [dq, dk, dv] = handler.core_attn_backward(&device, &plan, q, k, v, &core, dout)?;
             let (forward, backward) = plan.bytes_sent::<Cpu<T>>(shape);
-            let mut tensors = Vec::new();
-            for shard in [out, dq, dk, dv] {
-                tensors.push((placement.full_rows_of(handler.rank()), shard.into_matrix()));
-            }
-            Ok((tensors, forward + backward))
+            let tensors = [out, dq, dk, dv].map(|shard| shard.into_matrix());
+            let rows = placement.full_rows_of(handler.rank());
+            Ok(Part { rows, tensors, predicted: (forward + backward) as u64, counted: traffic.bytes() })
         })?;
-        let mut outcome = Outcome { counted: traffic.bytes(), ..Outcome::default() };
-        for (tensor, reference) in expected.tensors.iter().enumerate() {
-            let width = reference.len() / batch.tokens().max(1);
-            let mut whole: ElemMatrix<Cpu<T>> = Matrix::from_slice(&vec![T::default(); reference.len()], batch.tokens(), width);
-            for (tensors, _) in &by_rank {
-                let (rows, part) = &tensors[tensor];
-                rows.iter().enumerate().for_each(|(i, &row)| whole.row_mut(row).copy_from_slice(part.row(i)));
-            }
-            let whole = Full::<L, T>::new(whole, batch.clone())?.to_batch_first();
-            let found: Vec<f64> = whole.into_iter().map(T::to_f64).collect();
-            outcome.errors[tensor] = relative_error(&found, reference, if tensor == 0 { 0.0 } else { expected.dout_norm });
-        }
-        outcome.predicted = by_rank.iter().map(|(_, bytes)| *bytes as u64).sum();
-        Ok(outcome)
+        whole::<L, T>(&parts, &batch)
     }
+}
+
+/// Puts the rows of all ranks together, without the library's `combine`, which is not what is checked here.
+fn whole<L: Layout, T: Float>(parts: &[Part<T>], batch: &Arc<L::Batch>) -> Result<Attended> {
+    let mut tensors: [Vec<f64>; 4] = Default::default();
+    for (index, target) in tensors.iter_mut().enumerate() {
+        let width = parts.iter().map(|part| part.tensors[index].cols()).max().unwrap_or(0);
+        let blank = vec![T::default(); batch.tokens() * width];
+        let mut whole: Matrix<T> = Matrix::from_slice(&blank, batch.tokens(), width);
+        for part in parts {
+            for (i, &row) in part.rows.iter().enumerate() {
+                whole.row_mut(row).copy_from_slice(part.tensors[index].row(i));
+            }
+        }
+        *target = Full::<L, T>::new(whole, batch.clone())?.to_batch_first().into_iter().map(T::to_f64).collect();
+    }
+    let sum = |of: fn(&Part<T>) -> u64| parts.iter().map(of).sum();
+    Ok(Attended { tensors, predicted: sum(|part| part.predicted), counted: sum(|part| part.counted) })
 }

@@ -1,108 +1,83 @@
 //! A small model's loss and gradients at fresh weights, under one combination and under `Single`.
 
-use std::sync::Arc;
+use std::collections::HashMap;
 
-use context_parallel::comm::{Communicator, threads};
 use context_parallel::error::Result;
-use context_parallel::handler::CpHandler;
-use context_parallel::layout::{Layout, Thd};
-use context_parallel::model::inputs::Inputs;
-use context_parallel::model::{Config, Master, ParameterList, Sizes, init};
-use context_parallel::ops::Ops;
-use context_parallel::oracle::{norm, relative_error};
-use context_parallel::strategy::{Flash, Kernel, Single, Supports};
-use context_parallel::tensor::{Cpu, Device, Float, Host};
-use context_parallel::train::data::IGNORED;
-use context_parallel::train::learner::{AdamwOptions, GptLearner, global_sum};
+use context_parallel::model::{Config, Sizes};
+use context_parallel::strategy::support::Choice;
+use context_parallel::strategy::{CpStrategy, Single};
+use context_parallel::tensor::DType;
+use context_parallel::train::data::{IGNORED, TokenBatch};
 
-/// What one step at fresh weights gives: the mean loss, and each parameter's gradient.
-#[derive(Clone, Debug)]
-pub struct Step {
-    pub loss: f64,
-    pub gradients: Vec<Vec<f64>>,
+use super::super::step::{Step, Task, step};
+use super::attention;
+
+const VOCAB: usize = 61;
+const SEQ: usize = 37;
+const SEQUENCES: usize = 2;
+
+/// What `Single` gives, by (query heads, layout, kernel, type): computed once.
+pub struct References {
+    dtype: DType,
+    steps: HashMap<(usize, String, String, DType), Step>,
 }
 
-impl Step {
-    /// Relative difference of the loss, and of the parameter whose gradient differs most.
-    pub fn difference(&self, reference: &Step) -> (f64, f64) {
-        let loss = relative_error(&[self.loss], &[reference.loss], 0.0);
-        let all: f64 = reference.gradients.iter().map(|gradient| norm(gradient).powi(2)).sum::<f64>().sqrt();
-        let worst = self.gradients.iter().zip(&reference.gradients);
-        (loss, worst.map(|(found, reference)| relative_error(found, reference, 1e-3 * all)).fold(0.0, f64::max))
+impl References {
+    pub fn new(dtype: DType) -> Self {
+        References { dtype, steps: HashMap::new() }
+    }
+
+    /// Relative errors of loss and worst gradient of `choice`, and for 16-bit types those of `Single` with the same
+    /// layout and kernel. The reference is `Single` with thd and flash in `f32`, or in `f64` where that is checked.
+    pub fn check(&mut self, choice: &Choice, threads: usize) -> Result<([f64; 2], Option<[f64; 2]>)> {
+        let heads = attention::heads(choice.degree).0;
+        let half = matches!(self.dtype, DType::Bf16 | DType::F16);
+        let reference = self.single(heads, "thd", "flash", if half { DType::F32 } else { self.dtype })?;
+        let errors = |step: &Step| [step.loss_difference(&reference), step.worst_gradient_difference(&reference)];
+        let found = run(choice, heads, self.dtype, threads)?;
+        let single = match half {
+            true => Some(errors(&self.single(heads, &choice.layout, &choice.kernel, self.dtype)?)),
+            false => None,
+        };
+        Ok((errors(&found), single))
+    }
+
+    fn single(&mut self, heads: usize, layout: &str, kernel: &str, dtype: DType) -> Result<Step> {
+        let key = (heads, layout.to_string(), kernel.to_string(), dtype);
+        if let Some(step) = self.steps.get(&key) {
+            return Ok(step.clone());
+        }
+        let (strategy, order) = (Single::NAME.to_string(), "natural".to_string());
+        let choice = Choice { strategy, order, layout: layout.to_string(), kernel: kernel.to_string(), degree: 1 };
+        let step = run(&choice, heads, dtype, 1)?;
+        self.steps.insert(key, step.clone());
+        Ok(step)
     }
 }
 
-/// The model: two layers, one of them with a sliding window, grouped queries, biases.
-fn config(heads: usize, kv_heads: usize) -> Result<Config> {
-    let sizes =
-        Sizes { vocab_size: 61, hidden_size: 8 * heads, intermediate_size: 48, layers: 2, heads, kv_heads };
-    Config::llama(sizes)
-}
-
-/// One forward and backward pass of `H` on `cp` threads.
-pub fn step<H, L, K, T>(strategy: H, cp: usize, (heads, kv_heads): (usize, usize)) -> Result<Step>
-where
-    H: Supports<L, K>,
-    L: Layout,
-    K: Kernel,
-    T: Float,
-    Cpu<T>: Ops + Device<Elem = T, Acc = T::Acc, Storage = Host>,
-{
-    let config = config(heads, kv_heads)?;
-    let lengths = vec![37; 2];
-    let tokens: Vec<i64> = (0..74).map(|i| (i * i * 7 + 3 * i) % 61).collect();
-    // Labels that count are spread unevenly, so that a mean of means would show.
-    let label = |i: usize| if i.is_multiple_of(7) || (20..31).contains(&i) { IGNORED } else { tokens[(i + 1) % 74] };
-    let labels: Vec<i64> = (0..74).map(label).collect();
-    let counted = labels.iter().filter(|&&label| label != IGNORED).count();
-    let mut steps = threads::run(cp, |comm| {
-        let device = Cpu::<T>::new(1);
-        let handler = CpHandler::<H, L, _>::new(strategy, comm)?;
-        let list = ParameterList::new(&config);
-        let master: Master<Cpu<T>> = init::fresh(&device, &config, &list, 1)?;
-        let batch = Arc::new(L::batch_of(&lengths)?);
-        let learner = GptLearner::<H, L, K, _, _>::new(
-            device.clone(),
-            &config,
-            master,
-            handler,
-            AdamwOptions::default(),
-            false,
-        )?;
-        one_step(learner, &device, batch, &tokens, &labels, counted)
+fn run(choice: &Choice, heads: usize, dtype: DType, threads: usize) -> Result<Step> {
+    let mut config = Config::llama(Sizes {
+        vocab_size: VOCAB,
+        hidden_size: 8 * heads,
+        intermediate_size: 48,
+        layers: 2,
+        heads,
+        kv_heads: 2,
     })?;
-    Ok(steps.swap_remove(0))
+    // Larger than usual, so that attention is not nearly uniform at fresh weights.
+    config.initializer_range = 0.2;
+    step(choice, dtype, Task { config: &config, batch: &batch(), seed: 1, threads })
 }
 
-fn one_step<H, L, K, T, C>(
-    mut learner: GptLearner<H, L, K, Cpu<T>, C>,
-    device: &Cpu<T>,
-    batch: Arc<L::Batch>,
-    tokens: &[i64],
-    labels: &[i64],
-    counted: usize,
-) -> Result<Step>
-where
-    H: Supports<L, K>,
-    L: Layout,
-    K: Kernel,
-    T: Float,
-    Cpu<T>: Ops + Device<Elem = T, Acc = T::Acc, Storage = Host>,
-    C: Communicator,
-{
-    let inputs = Inputs::new(learner.handler(), device, batch, tokens, labels)?;
-    let sum = learner.accumulate_inputs(&inputs, 1.0 / counted as f64)?;
-    learner.reduce_gradients()?;
-    let loss = global_sum(device, learner.handler().comm(), sum)? / counted as f64;
-    let gradients = learner.gradients().values().iter();
-    let gradients = gradients.map(|gradient| gradient.iter().map(|&x| x.to_f64()).collect()).collect();
-    Ok(Step { loss, gradients })
-}
-
-/// The reference: `Single` in `f32`, or in `f64` where that is checked.
-pub fn reference(double: bool, heads: (usize, usize)) -> Result<Step> {
-    match double {
-        true => step::<Single, Thd, Flash, f64>(Single, 1, heads),
-        false => step::<Single, Thd, Flash, f32>(Single, 1, heads),
+/// Labels that count are spread unevenly, so that a mean of means would show.
+fn batch() -> TokenBatch {
+    let count = (SEQUENCES * SEQ) as i64;
+    let token = |i: i64| (i * i * 7 + 3 * i) % VOCAB as i64;
+    let ignored = |i: i64| i % 7 == 0 || (20..31).contains(&i);
+    TokenBatch {
+        tokens: (0..count).map(token).collect(),
+        labels: (0..count).map(|i| if ignored(i) { IGNORED } else { token(i + 1) }).collect(),
+        batch: SEQUENCES,
+        seq: SEQ,
     }
 }

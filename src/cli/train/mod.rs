@@ -2,18 +2,24 @@
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::sync::atomic::AtomicBool;
 
-use context_parallel::error::{DataError, Result, SupportError};
+use context_parallel::error::{DataError, Result};
+use context_parallel::model::Config;
 use context_parallel::tensor::DType;
 use context_parallel::train::data::{Recall, Source, Text, check_validation};
-use context_parallel::train::run_folder::{RunFolder, Vacant};
+use context_parallel::train::learner::AdamwOptions;
+use context_parallel::train::run_folder::Vacant;
 use context_parallel::train::schedule::Schedule;
 use context_parallel::train::trainer::{Options, StepRecord};
 use serde::Serialize;
 
 use super::args::{self, Choices, Settings};
-use super::{interrupt, output};
+use super::output;
+
+mod memory;
+mod work;
+
+use work::Finished;
 
 /// The value of `--data` that means the recall task; a file of this name is `./recall`.
 pub const RECALL: &str = "recall";
@@ -21,7 +27,6 @@ pub const RECALL: &str = "recall";
 pub const RECALL_VOCAB: usize = 64;
 /// Tokens of a held-out evaluation, about.
 const HELD_OUT_TOKENS: usize = 32_768;
-const PRESETS: &[&str] = &["tiny"];
 
 /// Train a model on a text or on the recall task
 #[derive(clap::Args, Clone, Debug)]
@@ -70,6 +75,9 @@ pub struct Arguments {
     /// Steps between validations
     #[arg(long, value_name = "N", default_value_t = 100)]
     validate_every: u64,
+    /// Compute the inside of each block again in the backward pass, instead of keeping it: slower, less memory
+    #[arg(long)]
+    recompute: bool,
     /// Seed of fresh weights and of the data
     #[arg(long, value_name = "N", default_value_t = 0)]
     seed: u64,
@@ -87,23 +95,17 @@ pub struct Arguments {
     json: bool,
 }
 
-/// What to train.
-#[derive(Clone, Debug)]
-enum Start {
-    Folder(PathBuf),
-    Preset(String),
-}
-
 /// Everything checked, nothing written.
 #[derive(Clone, Debug)]
 struct Job {
-    start: Start,
+    config: Config,
+    /// The folder with the weights; fresh ones without it.
+    weights: Option<PathBuf>,
     source: Source,
     settings: Settings,
     options: Options,
-    weight_decay: f64,
-    /// Largest norm of the gradient, if it is limited.
-    clip: Option<f64>,
+    adamw: AdamwOptions,
+    recompute: bool,
     out: Option<Vacant>,
 }
 
@@ -123,28 +125,9 @@ struct Report {
 
 pub fn run(arguments: Arguments) -> Result<ExitCode> {
     let job = prepare(&arguments)?;
-    let stop = interrupt::watch();
     let steps = job.options.schedule.steps();
-    let bar = output::bar(steps, "training");
-    let mut folder = job.out.clone().map(Vacant::create).transpose()?;
-    let observe = |record: &StepRecord| {
-        if let Some(folder) = &mut folder {
-            folder.log(record)?;
-        }
-        if !arguments.json {
-            bar.suspend(|| output::line(describe(record, steps)));
-        }
-        bar.set_message(format!("loss {:.4}", record.loss));
-        bar.set_position(record.step);
-        Ok(())
-    };
-    let (records, peak_bytes_per_rank) = compute(&job, &stop, observe)?;
-    bar.finish_and_clear();
-
-    let out = folder.as_ref().map(|folder: &RunFolder| folder.path().display().to_string());
-    if let Some(folder) = folder {
-        folder.finish(&records)?;
-    }
+    let Finished { records, peak_bytes_per_rank, out } = work::run(&job, arguments.json)?;
+    let out = out.map(|path| path.display().to_string());
     let report = report(&records, peak_bytes_per_rank, out, steps);
     if arguments.json {
         output::json(&report);
@@ -175,37 +158,44 @@ fn prepare(arguments: &Arguments) -> Result<Job> {
     let (lr, min_lr) = (arguments.lr, arguments.min_lr.unwrap_or(0.1 * arguments.lr));
     let schedule = Schedule::new(lr, min_lr, arguments.warmup.unwrap_or(Schedule::default_warmup(steps)), steps)?;
     let weight_decay = args::not_negative("--weight-decay", arguments.weight_decay)?;
-    let clip = Some(args::not_negative("--clip", arguments.clip)?).filter(|&norm| norm > 0.0);
+    let clip = args::not_negative("--clip", arguments.clip)?;
     if arguments.validate_every == 0 {
         return Err(args::numbers("--validate-every is 0: use at least 1".to_string()));
     }
     check_validation(arguments.validation)?;
     let out = arguments.out.as_deref().map(Vacant::check).transpose()?;
-    let start = start(arguments)?;
-    let source = if arguments.data == Path::new(RECALL) {
-        Source::Recall(Recall::new(RECALL_VOCAB, seq_len)?)
-    } else {
-        if let Start::Folder(folder) = &start {
-            refuse_tokenizer(folder)?;
-        }
-        Source::Text(Text::read(&arguments.data, seq_len, arguments.validation)?)
+    let weights = arguments.model.as_deref().map(model_folder).transpose()?;
+    let is_recall = arguments.data == Path::new(RECALL);
+    if let Some(folder) = weights.as_deref().filter(|_| !is_recall) {
+        refuse_tokenizer(folder)?;
+    }
+    let config = match (&weights, &arguments.preset) {
+        (Some(folder), _) => Config::read(folder)?,
+        (None, name) => Config::preset(name.as_deref().unwrap_or(Config::PRESETS[0]))?,
     };
+    let source = match is_recall {
+        true => Source::Recall(Recall::new(RECALL_VOCAB.min(config.vocab_size), seq_len)?),
+        false => Source::Text(Text::read(&arguments.data, seq_len, arguments.validation)?),
+    };
+    check_vocab(&config, &source)?;
     let held_out = if arguments.validation > 0.0 { HELD_OUT_TOKENS.div_ceil(seq_len) } else { 0 };
     let (seed, validate_every) = (arguments.seed, arguments.validate_every);
     let options = Options { schedule, seed, batch, accumulate, seq_len, held_out, validate_every };
-    Ok(Job { start, source, settings, options, weight_decay, clip, out })
+    let adamw = AdamwOptions { weight_decay, clip, ..AdamwOptions::default() };
+    Ok(Job { config, weights, source, settings, options, adamw, recompute: arguments.recompute, out })
 }
 
-fn start(arguments: &Arguments) -> Result<Start> {
-    if let Some(folder) = &arguments.model {
-        return Ok(Start::Folder(model_folder(folder)?));
+/// Refuses a model that has no ids for all tokens of the data.
+fn check_vocab(config: &Config, source: &Source) -> Result<()> {
+    let (has, needs) = (config.vocab_size, source.vocab());
+    if has >= needs {
+        return Ok(());
     }
-    let name = arguments.preset.as_deref().unwrap_or(PRESETS[0]);
-    if PRESETS.contains(&name) {
-        return Ok(Start::Preset(name.to_string()));
-    }
-    let known = PRESETS.join(", ");
-    Err(SupportError::Unknown { what: "preset", name: name.to_string(), known }.into())
+    Err(args::numbers(format!(
+        "the model has a vocabulary of {has}, the data has token ids up to {}: use a model with a vocabulary of at \
+         least {needs}, or --data recall",
+        needs - 1
+    )))
 }
 
 /// Refuses a model that is not a folder with a `config.json`.
@@ -272,17 +262,6 @@ fn print(report: &Report) {
     if let Some(out) = &report.out {
         output::line(format!("model, log and chart are in {out}"));
     }
-}
-
-// SECOND TASK: check start and settings together (heads, vocabulary, support table) before the folder is made, print
-// the memory estimate, run `trainer::train` on `settings.cp` ranks, save the model into the folder.
-fn compute(
-    job: &Job,
-    stop: &AtomicBool,
-    observe: impl FnMut(&StepRecord) -> Result<()>,
-) -> Result<(Vec<StepRecord>, u64)> {
-    let _ = (job, stop, observe);
-    todo!("the training")
 }
 
 #[cfg(test)]

@@ -3,11 +3,17 @@
 use std::process::ExitCode;
 
 use context_parallel::error::Result;
+use context_parallel::strategy::support::{self, Choice};
+use context_parallel::strategy::{CpStrategy, Single};
 use context_parallel::tensor::DType;
 use serde::Serialize;
 
 use super::args::{self, Engine};
 use super::output;
+
+mod attention;
+mod bounds;
+mod model;
 
 /// Check every supported strategy x layout x kernel against a float64 oracle and a single rank
 #[derive(clap::Args, Clone, Debug)]
@@ -109,9 +115,58 @@ fn print(report: &Report) {
     });
 }
 
-// SECOND TASK: one row per supported strategy x order x layout x kernel and number of ranks.
+/// One row per supported strategy x order x layout x kernel and number of ranks.
 fn compute(job: &Job) -> Result<Vec<Row>> {
-    let Job { cp, dtype, threads, transport } = job;
-    let _ = (cp, dtype, threads, transport);
-    todo!("the checks")
+    let mut choices: Vec<Choice> = Vec::new();
+    for &degree in &job.cp {
+        for (strategy, layout, kernel) in support::combinations() {
+            if strategy == Single::NAME && degree != 1 {
+                continue;
+            }
+            let [strategy, layout, kernel] = [strategy, layout, kernel].map(str::to_string);
+            for &order in support::orders(&strategy) {
+                let (strategy, layout, kernel) = (strategy.clone(), layout.clone(), kernel.clone());
+                choices.push(Choice { strategy, order: order.to_string(), layout, kernel, degree });
+            }
+        }
+    }
+    let bar = output::bar(choices.len() as u64, "verifying");
+    let mut references = model::References::new(job.dtype);
+    let rows = choices.iter().map(|choice| {
+        bar.set_message(format!("{} {} {} on {}", choice.strategy, choice.order, choice.layout, choice.degree));
+        let row = row(job, choice, &mut references);
+        bar.inc(1);
+        row
+    });
+    let rows = rows.collect();
+    bar.finish_and_clear();
+    rows
+}
+
+fn row(job: &Job, choice: &Choice, references: &mut model::References) -> Result<Row> {
+    let threads = args::threads(job.threads, choice.degree)?;
+    let (attended, alone) = attention::check(choice, job.dtype, threads)?;
+    let (model, model_alone) = references.check(choice, threads)?;
+    let [err_out, err_dq, err_dk, err_dv] = attended.errors;
+    let [err_loss, err_grad] = model;
+    let within = bounds::attention(job.dtype, attended.errors, alone.map(|alone| alone.errors))
+        && bounds::model(job.dtype, model, model_alone);
+    Ok(Row {
+        strategy: choice.strategy.clone(),
+        order: choice.order.clone(),
+        layout: choice.layout.clone(),
+        kernel: choice.kernel.clone(),
+        cp: choice.degree,
+        dtype: job.dtype.to_string(),
+        transport: job.transport.clone(),
+        err_out,
+        err_dq,
+        err_dk,
+        err_dv,
+        err_loss,
+        err_grad,
+        bytes_predicted: attended.predicted,
+        bytes_counted: attended.counted,
+        ok: within && attended.predicted == attended.counted,
+    })
 }

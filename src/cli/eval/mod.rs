@@ -5,6 +5,7 @@ use std::process::ExitCode;
 
 use clap::ArgGroup;
 use context_parallel::error::{DataError, Result};
+use context_parallel::model::Config;
 use context_parallel::train::data::{Recall, Source, TokenBatch, read_bytes, windows};
 use context_parallel::train::tokens::read_tokens;
 use serde::Serialize;
@@ -12,6 +13,9 @@ use serde::Serialize;
 use super::args::{self, Choices, Settings};
 use super::output;
 use super::train::{RECALL, RECALL_VOCAB, model_folder, refuse_tokenizer};
+
+mod logits;
+mod work;
 
 /// Tokens of a sequence where neither the user nor a short text says so.
 const SEQ_LEN: usize = 512;
@@ -54,6 +58,7 @@ pub struct Arguments {
 #[derive(Clone, Debug)]
 struct Job {
     model: PathBuf,
+    config: Config,
     settings: Settings,
     /// Every sequence to run; labels where something is to be predicted.
     input: TokenBatch,
@@ -72,7 +77,7 @@ struct Report {
 
 pub fn run(arguments: Arguments) -> Result<ExitCode> {
     let job = prepare(&arguments)?;
-    let loss = compute(&job)?;
+    let loss = work::run(&job)?;
     let report = Report { loss, perplexity: loss.exp(), tokens: job.input.counted() };
     if arguments.json {
         output::json(&report);
@@ -98,11 +103,15 @@ fn prepare(arguments: &Arguments) -> Result<Job> {
         check_writable(path)?;
     }
     let model = model_folder(&arguments.model)?;
+    if arguments.data.as_deref().is_some_and(|data| data != Path::new(RECALL)) {
+        refuse_tokenizer(&model)?;
+    }
+    let config = Config::read(&model)?;
     let input = match (&arguments.tokens, &arguments.data) {
         (Some(tokens), _) => read_tokens(tokens)?,
         (None, Some(data)) if data == Path::new(RECALL) => {
             let seq_len = seq_len.unwrap_or(SEQ_LEN);
-            let source = Source::Recall(Recall::new(RECALL_VOCAB, seq_len)?);
+            let source = Source::Recall(Recall::new(RECALL_VOCAB.min(config.vocab_size), seq_len)?);
             source.held_out(arguments.seed.unwrap_or(0), seq_len, RECALL_SEQUENCES)
         }
         (None, Some(data)) => {
@@ -111,13 +120,13 @@ fn prepare(arguments: &Arguments) -> Result<Job> {
                     "--seed is for --data recall: a text has nothing random, leave it out".into(),
                 ));
             }
-            refuse_tokenizer(&model)?;
             read_text(data, seq_len)?
         }
         (None, None) => return Err(args::numbers("nothing to evaluate: pass --data FILE or --tokens FILE".into())),
     };
     settings.check_seq_len(input.seq)?;
-    Ok(Job { model, settings, input, batch, logits: arguments.logits.clone() })
+    input.check_vocab(config.vocab_size)?;
+    Ok(Job { model, config, settings, input, batch, logits: arguments.logits.clone() })
 }
 
 /// A text as consecutive sequences; one of the length asked for must fit.
@@ -148,12 +157,4 @@ fn check_writable(path: &Path) -> Result<()> {
         return Err(DataError::Unusable(message).into());
     }
     Ok(())
-}
-
-// SECOND TASK: read the model, `input.check_vocab(vocab)`, support table; forward in batches over `settings.cp` ranks;
-// logits [B, S, V] f32 to `run_folder::part_of(path)`, then rename. Returns the mean loss (0 without labels).
-fn compute(job: &Job) -> Result<f64> {
-    let Job { model, settings, input, batch, logits } = job;
-    let _ = (model, settings, input, batch, logits);
-    todo!("the evaluation")
 }

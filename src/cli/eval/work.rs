@@ -1,0 +1,95 @@
+//! The evaluation itself: forward passes over all ranks.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use context_parallel::error::Result;
+use context_parallel::handler::CpHandler;
+use context_parallel::layout::Layout;
+use context_parallel::model::inputs::Inputs;
+use context_parallel::model::parameters::WorkingRole;
+use context_parallel::model::{GptModel, ParameterList, weights};
+use context_parallel::order::Shard;
+use context_parallel::strategy::support::{self, Visitor};
+use context_parallel::strategy::{Kernel, Supports};
+use context_parallel::tensor::{Cpu, Float};
+use context_parallel::train::learner::global_sum;
+
+use super::super::engine::{on_ranks, with_storage_type};
+use super::super::output;
+use super::super::sets::Ranks;
+use super::Job;
+use super::logits::LogitsFile;
+
+/// The mean loss in nats, 0 without labels; writes the logits if they are asked for.
+pub fn run(job: &Job) -> Result<f64> {
+    with_storage_type!(job.settings.dtype, T => run_as::<T>(job))
+}
+
+fn run_as<T: Float>(job: &Job) -> Result<f64> {
+    let list = ParameterList::new(&job.config);
+    let (ranks, threads) = (job.settings.choice.degree, job.settings.threads);
+    let ranks = Ranks::new(ranks, threads, |device: &Cpu<T>| weights::load(device, &job.model, &list))?;
+    let shape = [job.input.batch, job.input.seq, job.config.vocab_size];
+    let file = job.logits.as_deref().map(|path| LogitsFile::create(path, shape)).transpose()?;
+    let file = Mutex::new(file);
+    let sum = support::select(&job.settings.choice, Evaluation::<T> { job, ranks: &ranks, file: &file })?;
+    if let Some(file) = file.into_inner().unwrap_or_else(PoisonError::into_inner) {
+        file.finish()?;
+    }
+    Ok(sum / job.input.counted().max(1) as f64)
+}
+
+struct Evaluation<'a, T: Float> {
+    job: &'a Job,
+    ranks: &'a Ranks<T, WorkingRole, T>,
+    file: &'a Mutex<Option<LogitsFile>>,
+}
+
+impl<T: Float> Visitor for Evaluation<'_, T> {
+    /// The sum of the losses.
+    type Output = f64;
+
+    fn visit<H, L, K>(self, strategy: H) -> Result<f64>
+    where
+        H: Supports<L, K>,
+        L: Layout,
+        K: Kernel,
+    {
+        let Evaluation { job, ranks, file } = self;
+        let bar = output::bar(job.input.batch as u64, "evaluating");
+        let sums = on_ranks(strategy.degree(), &|comm| {
+            let rank = comm.rank();
+            let device = ranks.device(rank);
+            let handler = CpHandler::<H, L, _>::new(strategy, comm)?;
+            let model = GptModel::<H, L, K, Cpu<T>>::from_parameters(device.clone(), &job.config, ranks.take(rank))?;
+            let mut sum = 0.0;
+            for batch in job.input.chunks(job.batch) {
+                let shape = Arc::new(L::batch_of(&vec![batch.seq; batch.batch])?);
+                let Inputs { tokens, labels, weights } =
+                    Inputs::new(&handler, device, shape, &batch.tokens, &batch.labels)?;
+                let activations = model.forward(&handler, &tokens)?;
+                sum += global_sum(device, handler.comm(), model.loss_sum(&activations, &labels, &weights)?)?;
+                if job.logits.is_some() {
+                    let logits = Shard::new(model.logits(&activations), tokens.placement().clone())?;
+                    let whole = handler.combine(device, &logits)?;
+                    if rank == 0 {
+                        write(file, whole.to_batch_first())?;
+                    }
+                }
+                if rank == 0 {
+                    bar.inc(batch.batch as u64);
+                }
+            }
+            Ok(sum)
+        })?;
+        bar.finish_and_clear();
+        Ok(sums.into_iter().next().unwrap_or(0.0))
+    }
+}
+
+fn write<T: Float>(file: &Mutex<Option<LogitsFile>>, logits: Vec<T>) -> Result<()> {
+    match &mut *file.lock().unwrap_or_else(PoisonError::into_inner) {
+        Some(file) => file.append(logits.into_iter().map(|value| value.to_f64() as f32)),
+        None => Ok(()),
+    }
+}

@@ -1,0 +1,152 @@
+//! One training step of any combination at fresh weights: what `demo` and `verify` compare.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use context_parallel::comm::traffic::Counted;
+use context_parallel::error::Result;
+use context_parallel::handler::CpHandler;
+use context_parallel::layout::Layout;
+use context_parallel::model::inputs::Inputs;
+use context_parallel::model::{Config, ParameterList, init};
+use context_parallel::oracle::{norm, relative_error};
+use context_parallel::strategy::support::{self, Choice, Visitor};
+use context_parallel::strategy::{Kernel, Supports};
+use context_parallel::tensor::{Cpu, DType, Float};
+use context_parallel::train::data::TokenBatch;
+use context_parallel::train::learner::{AdamwOptions, GptLearner, global_sum};
+
+use super::engine::{Comm, on_ranks, with_storage_type};
+
+/// What to compute: a model's fresh weights, and a batch.
+#[derive(Clone, Copy, Debug)]
+pub struct Task<'a> {
+    pub config: &'a Config,
+    pub batch: &'a TokenBatch,
+    /// Seed of the weights.
+    pub seed: u64,
+    /// Threads per rank.
+    pub threads: usize,
+}
+
+/// What one step gives: the mean loss, each parameter's gradient, and what it took.
+#[derive(Clone, Debug, Default)]
+pub struct Step {
+    pub loss: f64,
+    /// By parameter.
+    pub gradients: Vec<Vec<f64>>,
+    /// Bytes that each rank handed to the communicator for others, the sum of the gradients over ranks included.
+    pub bytes: Vec<u64>,
+    /// Attended cells of each rank, in the first layer.
+    pub areas: Vec<u64>,
+    /// Of the slowest rank.
+    pub seconds: f64,
+}
+
+impl Step {
+    /// Relative difference of the loss.
+    pub fn loss_difference(&self, reference: &Step) -> f64 {
+        relative_error(&[self.loss], &[reference.loss], 0.0)
+    }
+
+    /// Norm of the difference of the whole gradient over the norm of the reference's.
+    pub fn gradient_difference(&self, reference: &Step) -> f64 {
+        relative_error(&self.gradients.concat(), &reference.gradients.concat(), 0.0)
+    }
+
+    /// Relative difference of the parameter whose gradient differs most. Where a gradient is below
+    /// 1e-6 of the whole one, 1e-3 of that takes its place.
+    pub fn worst_gradient_difference(&self, reference: &Step) -> f64 {
+        let whole = norm(&reference.gradients.concat());
+        let pairs = self.gradients.iter().zip(&reference.gradients);
+        pairs.map(|(found, reference)| relative_error(found, reference, 1e-3 * whole)).fold(0.0, f64::max)
+    }
+
+    /// Mean over the largest number of attended cells of a rank; 1 where nothing is attended.
+    pub fn balance(&self) -> f64 {
+        let largest = self.areas.iter().copied().max().unwrap_or(0);
+        match largest {
+            0 => 1.0,
+            largest => self.areas.iter().sum::<u64>() as f64 / self.areas.len() as f64 / largest as f64,
+        }
+    }
+
+    /// Mean over ranks.
+    pub fn bytes_per_rank(&self) -> u64 {
+        (self.bytes.iter().sum::<u64>() as f64 / self.bytes.len().max(1) as f64).round() as u64
+    }
+}
+
+/// One step of `choice`, stored as `dtype`.
+pub fn step(choice: &Choice, dtype: DType, task: Task) -> Result<Step> {
+    with_storage_type!(dtype, T => support::select(choice, OneStep::<T> { task, dtype: std::marker::PhantomData }))
+}
+
+struct OneStep<'a, T> {
+    task: Task<'a>,
+    dtype: std::marker::PhantomData<fn() -> T>,
+}
+
+/// What one rank found.
+struct Part {
+    loss: f64,
+    gradients: Vec<Vec<f64>>,
+    bytes: u64,
+    area: u64,
+    seconds: f64,
+}
+
+impl<T: Float> Visitor for OneStep<'_, T> {
+    type Output = Step;
+
+    fn visit<H, L, K>(self, strategy: H) -> Result<Step>
+    where
+        H: Supports<L, K>,
+        L: Layout,
+        K: Kernel,
+    {
+        let Task { config, batch, seed, threads } = self.task;
+        let parts = on_ranks(strategy.degree(), &|comm| {
+            let device = Cpu::<T>::new(threads);
+            let counted = Counted::new(comm);
+            let traffic = counted.traffic();
+            let comm: Comm = Box::new(counted);
+            let handler = CpHandler::<H, L, _>::new(strategy, comm)?;
+            let master = init::fresh(&device, config, &ParameterList::new(config), seed)?;
+            let options = AdamwOptions::default();
+            let mut learner =
+                GptLearner::<H, L, K, _, _>::new(device.clone(), config, master, handler, options, false)?;
+            let shape = Arc::new(L::batch_of(&vec![batch.seq; batch.batch])?);
+            let inputs = Inputs::new(learner.handler(), &device, shape, &batch.tokens, &batch.labels)?;
+            // Makes plans and memory; with a scale of 0 it adds nothing to the gradient.
+            learner.accumulate_inputs(&inputs, 0.0)?;
+            let plan = learner.handler().plan(inputs.tokens.placement(), &learner.model().masks()[0])?;
+            learner.handler().comm().barrier()?;
+            traffic.reset();
+            let started = Instant::now();
+            let counted = batch.counted().max(1) as f64;
+            let sum = learner.accumulate_inputs(&inputs, 1.0 / counted)?;
+            learner.reduce_gradients()?;
+            let (seconds, bytes) = (started.elapsed().as_secs_f64(), traffic.bytes());
+            let loss = global_sum(&device, learner.handler().comm(), sum)? / counted;
+            let gradients = learner.gradients().values().iter();
+            let gradients = gradients.map(|gradient| gradient.iter().map(|&x| x.to_f64()).collect()).collect();
+            Ok(Part { loss, gradients, bytes, area: plan.forward().area(), seconds })
+        })?;
+        Ok(gather(parts))
+    }
+}
+
+fn gather(mut parts: Vec<Part>) -> Step {
+    let mut step = Step {
+        bytes: parts.iter().map(|part| part.bytes).collect(),
+        areas: parts.iter().map(|part| part.area).collect(),
+        seconds: parts.iter().map(|part| part.seconds).fold(0.0, f64::max),
+        ..Step::default()
+    };
+    // Every rank has the same loss and, after the sum over ranks, the same gradient.
+    if let Some(part) = parts.pop() {
+        (step.loss, step.gradients) = (part.loss, part.gradients);
+    }
+    step
+}

@@ -1,0 +1,175 @@
+//! The training itself: the trainer on every rank, the run folder on one.
+
+use std::path::PathBuf;
+use std::sync::atomic::AtomicBool;
+use std::sync::{Mutex, PoisonError};
+
+use context_parallel::error::Result;
+use context_parallel::handler::CpHandler;
+use context_parallel::layout::Layout;
+use context_parallel::model::parameters::MasterRole;
+use context_parallel::model::{Master, ParameterList, init, weights};
+use context_parallel::rope::Rope;
+use context_parallel::strategy::support::{self, Visitor};
+use context_parallel::strategy::{Kernel, Supports};
+use context_parallel::tensor::{Cpu, Device, Float};
+use context_parallel::train::learner::GptLearner;
+use context_parallel::train::run_folder::{RunFolder, Vacant};
+use context_parallel::train::trainer::{self, Learner, StepRecord};
+use indicatif::ProgressBar;
+
+use super::super::engine::{Comm, on_ranks, with_storage_type};
+use super::super::sets::Ranks;
+use super::super::{interrupt, output};
+use super::memory::{self, Load};
+use super::{Job, describe};
+
+/// Lines of progress where there is no bar.
+const NOTES: u64 = 20;
+
+/// What a run leaves.
+pub struct Finished {
+    pub records: Vec<StepRecord>,
+    pub peak_bytes_per_rank: u64,
+    pub out: Option<PathBuf>,
+}
+
+/// Trains, and writes log, chart and model into the job's folder. `quiet` leaves stdout alone.
+pub fn run(job: &Job, quiet: bool) -> Result<Finished> {
+    with_storage_type!(job.settings.dtype, T => run_as::<T>(job, quiet))
+}
+
+fn run_as<T: Float>(job: &Job, quiet: bool) -> Result<Finished> {
+    // Everything that can be wrong with the input has been found before the folder is made.
+    Rope::new(job.config.rope.clone())?;
+    let list = ParameterList::new(&job.config);
+    let choice = &job.settings.choice;
+    let ranks = Ranks::new(choice.degree, job.settings.threads, |device: &Cpu<T>| match &job.weights {
+        Some(folder) => weights::load_master(device, folder, &list),
+        None => init::fresh(device, &job.config, &list, job.options.seed),
+    })?;
+    let load = Load {
+        tokens: job.options.batch * job.options.seq_len,
+        ranks: choice.degree,
+        elem: size_of::<T>(),
+        acc: size_of::<T::Acc>(),
+        recompute: job.recompute,
+    };
+    output::note(format!(
+        "{} parameters, {} with {} on {}, about {} of memory per rank",
+        output::count(list.elements() as u64),
+        choice.strategy,
+        choice.layout,
+        match choice.degree {
+            1 => "1 rank".to_string(),
+            ranks => format!("{ranks} ranks"),
+        },
+        output::bytes(memory::estimate(&job.config, load)),
+    ));
+    let stop = interrupt::watch();
+    let folder = job.out.clone().map(Vacant::create).transpose()?;
+    let out = folder.as_ref().map(|folder| folder.path().to_path_buf());
+    let steps = job.options.schedule.steps();
+    let progress = Progress { folder, records: Vec::new(), bar: output::bar(steps, "training"), steps, quiet };
+    let progress = Mutex::new(progress);
+    let training = Training { job, ranks: &ranks, stop: &stop, progress: &progress };
+    let trained = support::select(choice, training);
+    let Progress { folder, records, bar, .. } = progress.into_inner().unwrap_or_else(PoisonError::into_inner);
+    bar.finish_and_clear();
+    // A run that failed leaves its log and chart too.
+    let drawn = folder.map_or(Ok(()), |folder| folder.finish(&records));
+    trained.and(drawn)?;
+    let peak = ranks.devices().iter().map(|device| device.memory().peak).max();
+    Ok(Finished { records, peak_bytes_per_rank: peak.unwrap_or(0) as u64, out })
+}
+
+/// What the first rank reports to.
+struct Progress {
+    folder: Option<RunFolder>,
+    records: Vec<StepRecord>,
+    bar: ProgressBar,
+    steps: u64,
+    quiet: bool,
+}
+
+impl Progress {
+    fn observe(&mut self, record: &StepRecord) -> Result<()> {
+        self.records.push(record.clone());
+        if let Some(folder) = &mut self.folder {
+            folder.log(record)?;
+        }
+        let line = || describe(record, self.steps);
+        if !self.quiet {
+            self.bar.suspend(|| output::line(line()));
+        } else if self.bar.is_hidden() && record.step.is_multiple_of(self.steps.div_ceil(NOTES)) {
+            output::note(line());
+        }
+        self.bar.set_message(format!("loss {:.4}", record.loss));
+        self.bar.set_position(record.step);
+        Ok(())
+    }
+}
+
+struct Training<'a, T: Float> {
+    job: &'a Job,
+    ranks: &'a Ranks<T, MasterRole, T::Acc>,
+    stop: &'a AtomicBool,
+    progress: &'a Mutex<Progress>,
+}
+
+impl<T: Float> Visitor for Training<'_, T> {
+    type Output = ();
+
+    fn visit<H, L, K>(self, strategy: H) -> Result<()>
+    where
+        H: Supports<L, K>,
+        L: Layout,
+        K: Kernel,
+    {
+        let Job { config, adamw, recompute, .. } = self.job;
+        on_ranks(strategy.degree(), &|comm| {
+            let rank = comm.rank();
+            let device = self.ranks.device(rank).clone();
+            let handler = CpHandler::<H, L, Comm>::new(strategy, comm)?;
+            let master = self.ranks.take(rank);
+            let mut learner = GptLearner::<H, L, K, _, _>::new(device, config, master, handler, *adamw, *recompute)?;
+            self.rank(rank, &mut learner)
+        })?;
+        Ok(())
+    }
+}
+
+/// A learner that can be saved.
+trait Trainee<T: Float>: Learner {
+    fn weights(&self) -> &Master<Cpu<T>>;
+}
+
+impl<H, L, K, T: Float> Trainee<T> for GptLearner<H, L, K, Cpu<T>, Comm>
+where
+    H: Supports<L, K>,
+    L: Layout,
+    K: Kernel,
+{
+    fn weights(&self) -> &Master<Cpu<T>> {
+        self.master()
+    }
+}
+
+impl<T: Float> Training<'_, T> {
+    /// One rank's run; the first one reports and saves.
+    fn rank(&self, rank: usize, learner: &mut dyn Trainee<T>) -> Result<()> {
+        let Job { config, source, options, settings, .. } = self.job;
+        let progress = || self.progress.lock().unwrap_or_else(PoisonError::into_inner);
+        let observe = |record: &StepRecord| if rank == 0 { progress().observe(record) } else { Ok(()) };
+        trainer::train(learner, source, options, self.stop, observe)?;
+        if rank != 0 {
+            return Ok(());
+        }
+        match &progress().folder {
+            Some(folder) => {
+                weights::save(self.ranks.device(0), folder.path(), config, learner.weights(), settings.dtype)
+            }
+            None => Ok(()),
+        }
+    }
+}
