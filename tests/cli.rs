@@ -1,8 +1,12 @@
-//! The program from outside: what it refuses, with which words and exit codes, and that it then writes nothing.
+//! The program from outside: what it does, and what it refuses, with which words and exit codes, writing nothing then.
 
 use std::fs;
 use std::path::Path;
 use std::process::{Command, Output};
+
+use context_parallel::model::{Config, Sizes};
+use safetensors::{Dtype, SafeTensors, tensor::TensorView};
+use serde_json::Value;
 
 fn run(folder: &Path, arguments: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_context-parallel")).args(arguments).current_dir(folder).output().unwrap()
@@ -20,7 +24,8 @@ fn refused(arguments: &str, expected: &[&str]) {
     fs::write(path.join("old/log.jsonl"), "{}\n").unwrap();
     for (model, tokenizer) in [("bpe", "tokenizer.json"), ("sp", "tokenizer.model")] {
         fs::create_dir(path.join(model)).unwrap();
-        fs::write(path.join(model).join("config.json"), "{}").unwrap();
+        let config = Config::preset("tiny").unwrap().to_json().unwrap();
+        fs::write(path.join(model).join("config.json"), config).unwrap();
         fs::write(path.join(model).join(tokenizer), "{}").unwrap();
     }
     let before = listing(path);
@@ -84,6 +89,7 @@ fn what_is_not_there_says_what_works() {
     }
     refused("train --data text --cp 2x2", &["--cp 2x2", "not available", "--cp 2"]);
     refused("train --data text --dtype f16", &["--dtype f16 for train is not available", "bf16"]);
+    refused("train --data text --dtype f64", &["--dtype f64 for train is not available", "f32"]);
     refused("train --data text --model bpe", &["tokenizer.json", "not available", "eval --tokens"]);
     refused("train --data text --model sp", &["tokenizer.model", "not available"]);
     refused("eval --data text --model sp", &["tokenizer.model", "not available"]);
@@ -116,6 +122,8 @@ fn numbers_that_cannot_be() {
 
 #[test]
 fn data_that_cannot_be_used() {
+    refused("eval --model bpe --data recall", &["bpe/model.safetensors"]);
+    refused("train --model bpe --data recall --out new", &["bpe/model.safetensors"]);
     refused("train", &["--data"]);
     refused("train --data missing", &["cannot read missing"]);
     refused("train --data old", &["cannot read old"]);
@@ -149,5 +157,186 @@ fn help_and_version_are_fine() {
         let output = run(folder.path(), arguments);
         assert_eq!(output.status.code(), Some(0));
         assert!(!output.stdout.is_empty() && output.stderr.is_empty());
+    }
+}
+
+/// Runs something that must work; its JSON object.
+fn json(folder: &Path, arguments: &str) -> Value {
+    let output = run(folder, &arguments.split_whitespace().collect::<Vec<_>>());
+    let message = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(0), "{arguments}: {message}");
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert_eq!(text.lines().count(), 1, "{arguments} prints one line");
+    serde_json::from_str(&text).unwrap()
+}
+
+fn numbers(value: &Value) -> Vec<f64> {
+    value.as_array().unwrap().iter().map(|number| number.as_f64().unwrap()).collect()
+}
+
+fn close(found: f64, expected: f64, bound: f64) {
+    assert!((found - expected).abs() <= bound * expected.abs(), "{found} is not {expected}");
+}
+
+#[test]
+fn a_run_leaves_a_model_that_can_be_used() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path();
+    let train = "train --data recall --seq-len 16 --batch 2 --threads 1 --steps 3 --warmup 0 --json";
+    let report = json(path, &format!("{train} --cp 2 --validation 0.1 --out run"));
+    let losses = numbers(&report["loss"]);
+    assert_eq!((losses.len(), numbers(&report["grad_norm"]).len()), (3, 3));
+    assert!(report["tokens_per_second"].as_f64().unwrap() > 0.0);
+    assert!(report["peak_bytes_per_rank"].as_u64().unwrap() > 1 << 20);
+    assert_eq!((report["out"].as_str(), report["interrupted"].as_bool()), (Some("run"), Some(false)));
+
+    let mut names: Vec<_> = fs::read_dir(path.join("run")).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    names.sort();
+    assert_eq!(names, ["config.json", "log.jsonl", "loss.svg", "model.safetensors"]);
+    let log = fs::read_to_string(path.join("run/log.jsonl")).unwrap();
+    let log: Vec<Value> = log.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!(log.iter().map(|line| line["loss"].as_f64().unwrap()).collect::<Vec<_>>(), losses);
+
+    // What it was trained to is what was saved, however it is run.
+    let held_out = report["held_out_loss"].as_f64().unwrap();
+    assert!(held_out < losses[0]);
+    let whole = "--model run --data recall --seq-len 16 --json --threads 1";
+    let alone = json(path, &format!("eval {whole}"))["loss"].as_f64().unwrap();
+    for choices in
+        ["--strategy all-gather --cp 3 --layout sbhd --kernel unfused", "--cp 2 --order striped --layout bshd"]
+    {
+        let report = json(path, &format!("eval {whole} {choices}"));
+        close(report["loss"].as_f64().unwrap(), alone, 1e-6);
+        close(report["perplexity"].as_f64().unwrap(), alone.exp(), 1e-5);
+        assert_eq!(report["tokens"], 64 * 8);
+    }
+
+    // The same steps on one rank, with the inside of blocks computed twice.
+    let single = json(path, &format!("{train} --recompute"));
+    numbers(&single["loss"]).iter().zip(&losses).for_each(|(&found, &expected)| close(found, expected, 1e-5));
+
+    // A second run there is refused, and what is there stays.
+    let before = listing(&path.join("run"));
+    let again = run(path, &["train", "--data", "recall", "--out", "run"]);
+    assert_eq!(again.status.code(), Some(2));
+    assert_eq!(listing(&path.join("run")), before);
+
+    // A truncated file is refused before anything is written.
+    let weights = fs::read(path.join("run/model.safetensors")).unwrap();
+    fs::write(path.join("run/model.safetensors"), &weights[..weights.len() - 5]).unwrap();
+    let before = listing(path);
+    for command in ["train --model run --data recall --out new", "eval --model run --data recall --logits logits"] {
+        let output = run(path, &command.split(' ').collect::<Vec<_>>());
+        assert_eq!(output.status.code(), Some(2));
+        assert!(String::from_utf8_lossy(&output.stderr).contains("model.safetensors"));
+        assert_eq!(listing(path), before);
+    }
+}
+
+#[test]
+fn a_run_that_diverges_fails_and_keeps_its_log() {
+    let folder = tempfile::tempdir().unwrap();
+    let arguments =
+        "train --data recall --seq-len 16 --batch 1 --threads 1 --steps 9 --lr 1e30 --warmup 0 --out run --cp 2";
+    let output = run(folder.path(), &arguments.split(' ').collect::<Vec<_>>());
+    let message = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{message}");
+    assert!(message.contains("diverged at step"), "{message}");
+    assert!(folder.path().join("run/log.jsonl").metadata().unwrap().len() > 0);
+    assert!(folder.path().join("run/loss.svg").exists() && !folder.path().join("run/model.safetensors").exists());
+}
+
+#[test]
+fn a_vocabulary_too_small_for_bytes_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path();
+    let (vocab_size, hidden_size, intermediate_size) = (100, 8, 8);
+    let sizes = Sizes { vocab_size, hidden_size, intermediate_size, layers: 1, heads: 1, kv_heads: 1 };
+    fs::create_dir(path.join("model")).unwrap();
+    fs::write(path.join("model/config.json"), Config::llama(sizes).unwrap().to_json().unwrap()).unwrap();
+    fs::write(path.join("text"), "a text of some length").unwrap();
+    let output = run(path, &["train", "--model", "model", "--data", "text", "--seq-len", "8", "--out", "new"]);
+    let message = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(2), "{message}");
+    assert!(message.contains("vocabulary of 100") && message.contains("up to 255"), "{message}");
+    assert!(!path.join("new").exists());
+}
+
+#[test]
+fn logits_are_those_of_transformers() {
+    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/hf/llama_gqa");
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path();
+    let expected = fs::read(golden.join("expected.safetensors")).unwrap();
+    let expected = SafeTensors::deserialize(&expected).unwrap();
+    let tokens = expected.tensor("dense.tokens").unwrap();
+    let write = |name: &str, data: &[u8]| {
+        let view = TensorView::new(Dtype::I64, tokens.shape().to_vec(), data).unwrap();
+        fs::write(path.join(name), safetensors::serialize([("tokens", view)], None).unwrap()).unwrap();
+    };
+    write("tokens", tokens.data());
+    let values =
+        |data: &[u8]| -> Vec<f32> { data.as_chunks::<4>().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect() };
+    let eval = format!("eval --model {} --threads 1 --batch 1 --json", golden.display());
+    for choices in ["", "--cp 3 --layout sbhd", "--strategy all-gather --cp 2 --layout bshd --kernel unfused"] {
+        fs::write(path.join("logits"), "what was there before").unwrap();
+        let report = json(path, &format!("{eval} --tokens tokens --logits logits {choices}"));
+        assert_eq!(report["tokens"], 2 * 47);
+        let file = fs::read(path.join("logits")).unwrap();
+        let file = SafeTensors::deserialize(&file).unwrap();
+        let logits = file.tensor("logits").unwrap();
+        let reference = expected.tensor("dense.logits").unwrap();
+        assert_eq!((logits.dtype(), logits.shape()), (Dtype::F32, reference.shape()));
+        for (found, expected) in values(logits.data()).into_iter().zip(values(reference.data())) {
+            assert!((found - expected).abs() < 2e-5, "{found} is not {expected} with {choices}");
+        }
+    }
+    // A token that the model does not have: nothing is written.
+    let mut wrong = tokens.data().to_vec();
+    wrong[8 * 50..8 * 51].copy_from_slice(&4000i64.to_le_bytes());
+    write("wrong", &wrong);
+    let before = listing(path);
+    let arguments = format!("{eval} --tokens wrong --logits new");
+    let output = run(path, &arguments.split(' ').collect::<Vec<_>>());
+    let message = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(2), "{message}");
+    assert!(message.contains("token 4000") && message.contains("position 2"), "{message}");
+    assert_eq!(listing(path), before);
+}
+
+#[test]
+fn every_combination_is_verified() {
+    let folder = tempfile::tempdir().unwrap();
+    for (dtype, bound) in [("f32", 2e-6), ("f64", 1e-12), ("bf16", 1e-1), ("f16", 1e-2)] {
+        let report = json(folder.path(), &format!("verify --cp 1,2 --dtype {dtype} --threads 1 --json"));
+        assert_eq!(report["ok"], true);
+        let rows = report["rows"].as_array().unwrap();
+        let orders = |name: &str| if name == "single" { 1 } else { 3 };
+        let table = context_parallel::strategy::support::combinations();
+        let expected: usize = table.map(|(name, ..)| if name == "single" { 1 } else { 2 } * orders(name)).sum();
+        assert_eq!(rows.len(), expected);
+        for row in rows {
+            for key in ["err_out", "err_dq", "err_dk", "err_dv"] {
+                assert!(row[key].as_f64().unwrap() < bound, "{key} of {row}");
+            }
+            for key in ["err_loss", "err_grad", "bytes_predicted", "cp"] {
+                assert!(row[key].is_number(), "{key} of {row}");
+            }
+            assert_eq!(row["bytes_predicted"], row["bytes_counted"]);
+            assert_eq!(row["bytes_counted"].as_u64() == Some(0), row["cp"] == 1, "{row}");
+            assert_eq!((row["dtype"].as_str(), row["transport"].as_str()), (Some(dtype), Some("threads")));
+        }
+    }
+}
+
+#[test]
+fn attention_is_measured() {
+    let folder = tempfile::tempdir().unwrap();
+    for choices in ["--causal --dtype bf16", "--kv-heads 1 --batch 2"] {
+        let report = json(folder.path(), &format!("bench attention --seq 64 --heads 2 --runs 2 --json {choices}"));
+        for key in ["forward_ms", "backward_ms", "forward_gflops", "backward_gflops"] {
+            assert!(report[key].as_f64().unwrap() > 0.0);
+        }
+        assert_eq!(report["runs"], 2);
     }
 }

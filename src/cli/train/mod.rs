@@ -146,9 +146,15 @@ fn prepare(arguments: &Arguments) -> Result<Job> {
         return Err(args::not_available("--mtp-depth", "leave it out: models predict the next token only"));
     }
     let settings = arguments.choices.settings()?;
-    if settings.dtype == DType::F16 {
-        let instead = "training in f16 needs loss scaling; use --dtype bf16 or f32 (eval and verify take f16)";
-        return Err(args::not_available("--dtype f16 for train", instead));
+    let reason = match settings.dtype {
+        DType::F16 => Some("training in f16 needs loss scaling"),
+        DType::F64 => Some("f64 is for checks"),
+        _ => None,
+    };
+    if let Some(reason) = reason {
+        let what = format!("--dtype {} for train", settings.dtype);
+        let instead = format!("{reason}; use --dtype bf16 or f32 (eval and verify take f16 and f64)");
+        return Err(args::not_available(what, instead));
     }
     let seq_len = args::positive("--seq-len", arguments.seq_len)?;
     settings.check_seq_len(seq_len)?;

@@ -12,13 +12,13 @@ use context_parallel::model::{Master, ParameterList, init, weights};
 use context_parallel::rope::Rope;
 use context_parallel::strategy::support::{self, Visitor};
 use context_parallel::strategy::{Kernel, Supports};
-use context_parallel::tensor::{Cpu, Device, Float};
+use context_parallel::tensor::{Cpu, DType, Device, Float};
 use context_parallel::train::learner::GptLearner;
 use context_parallel::train::run_folder::{RunFolder, Vacant};
 use context_parallel::train::trainer::{self, Learner, StepRecord};
 use indicatif::ProgressBar;
 
-use super::super::engine::{Comm, on_ranks, with_storage_type};
+use super::super::engine::{Comm, on_ranks};
 use super::super::sets::Ranks;
 use super::super::{interrupt, output};
 use super::memory::{self, Load};
@@ -36,7 +36,11 @@ pub struct Finished {
 
 /// Trains, and writes log, chart and model into the job's folder. `quiet` leaves stdout alone.
 pub fn run(job: &Job, quiet: bool) -> Result<Finished> {
-    with_storage_type!(job.settings.dtype, T => run_as::<T>(job, quiet))
+    match job.settings.dtype {
+        DType::Bf16 => run_as::<half::bf16>(job, quiet),
+        // What else there is has been refused.
+        _ => run_as::<f32>(job, quiet),
+    }
 }
 
 fn run_as<T: Float>(job: &Job, quiet: bool) -> Result<Finished> {
