@@ -5,10 +5,10 @@
 
 use std::hint::black_box;
 
+use context_parallel::degree::Runtime;
 use context_parallel::error::Result;
 use context_parallel::layout::{Layout, Thd};
 use context_parallel::strategy::{AllGather, Flash, Ring, Single, Supports};
-use context_parallel::degree::Runtime;
 use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
 
 mod common;

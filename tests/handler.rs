@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use context_parallel::comm::threads;
-use context_parallel::error::Result;
 use context_parallel::degree::Runtime;
+use context_parallel::error::Result;
 use context_parallel::handler::{CpHandler, Partial, Replicated, Roll};
 use context_parallel::layout::{Batch, Bshd, Layout, Packed, Sbhd, Thd};
 use context_parallel::oracle;
@@ -67,7 +67,10 @@ fn dot(x: &[f32], y: &[f32]) -> f64 {
 
 type Handler<O, L> = CpHandler<Ring<Runtime, O>, L, threads::ThreadComm>;
 
-fn on_ranks<O: TokenOrder, L: Layout, R: Send>(ranks: usize, body: impl Fn(Handler<O, L>) -> Result<R> + Sync) -> Vec<R> {
+fn on_ranks<O: TokenOrder, L: Layout, R: Send>(
+    ranks: usize,
+    body: impl Fn(Handler<O, L>) -> Result<R> + Sync,
+) -> Vec<R> {
     threads::run(ranks, |comm| body(CpHandler::new(Ring::new(Runtime(ranks)), comm)?)).unwrap()
 }
 
@@ -96,13 +99,15 @@ fn adjoints<O: TokenOrder, L: Layout>(case: &Case, batch: &L::Batch) {
         let full = Full::<L, f32>::from_batch_first(&x, n, batch.clone())?;
         let shard = handler.dispatch(&device, &placement, &full)?;
         let local = case.values(placement.rows() * n, 3 + handler.rank() as u64);
-        let y = context_parallel::order::Shard::new(Matrix::from_slice(&local, placement.rows(), n), placement.clone())?;
+        let y =
+            context_parallel::order::Shard::new(Matrix::from_slice(&local, placement.rows(), n), placement.clone())?;
         let forward = dot(shard.matrix(), y.matrix());
         let Replicated(gathered) = handler.dispatch_adjoint(&device, &y)?;
         let backward = dot(full.matrix(), gathered.matrix());
 
         // Combine: every rank holds another summand of the gradient, or the same whole.
-        let mine = Full::<L, f32>::from_batch_first(&case.values(x.len(), 50 + handler.rank() as u64), n, batch.clone())?;
+        let mine =
+            Full::<L, f32>::from_batch_first(&case.values(x.len(), 50 + handler.rank() as u64), n, batch.clone())?;
         let summed = handler.combine_adjoint(&device, &placement, Partial(&mine))?;
         let whole = handler.combine(&device, &y)?;
         let partial = (dot(whole.matrix(), mine.matrix()), dot(y.matrix(), summed.matrix()));
@@ -140,7 +145,8 @@ fn rolls<O: TokenOrder, L: Layout>(case: &Case, batch: &L::Batch, offset: i64) {
 
         let rolled = handler.roll(&device, &values, offset, 0.0)?;
         let local = case.values(placement.rows() * n, 5 + handler.rank() as u64);
-        let y = context_parallel::order::Shard::new(Matrix::from_slice(&local, placement.rows(), n), placement.clone())?;
+        let y =
+            context_parallel::order::Shard::new(Matrix::from_slice(&local, placement.rows(), n), placement.clone())?;
         let back = handler.roll_adjoint(&device, &y, offset)?;
         Ok((dot(rolled.matrix(), y.matrix()), dot(values.matrix(), back.matrix())))
     });

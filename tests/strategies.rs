@@ -217,14 +217,7 @@ fn without_the_exchange_attention_is_wrong() {
 fn recall<H: Supports<Thd, Flash>>(strategy: H, steps: u64) -> f64 {
     const SEQ: usize = 16;
     const VOCAB: usize = 8;
-    let sizes = Sizes {
-        vocab_size: VOCAB,
-        hidden_size: 64,
-        intermediate_size: 128,
-        layers: 2,
-        heads: 2,
-        kv_heads: 2,
-    };
+    let sizes = Sizes { vocab_size: VOCAB, hidden_size: 64, intermediate_size: 128, layers: 2, heads: 2, kv_heads: 2 };
     let config = Config::llama(sizes).unwrap();
     let source = Source::Recall(Recall::new(VOCAB, SEQ).unwrap());
     let rights = threads::run(strategy.degree(), |comm| {
@@ -268,6 +261,36 @@ fn recall_is_learned_across_ranks_and_only_with_the_exchange() {
 }
 
 #[test]
+fn recomputing_blocks_changes_no_bit_of_the_gradient() {
+    let config = config();
+    let batch = Source::Recall(Recall::new(41, 32).unwrap()).batch(0, 0, 0..2, 32);
+    let gradients = |recompute: bool| {
+        threads::run(3, |comm| {
+            let device = Cpu::<f32>::new(1);
+            let handler = CpHandler::<Ring, Thd, _>::new(Ring::new(Runtime(3)), comm)?;
+            let weights = init::fresh(&device, &config, &ParameterList::new(&config), 0)?;
+            let options = AdamwOptions::default();
+            let mut learner = GptLearner::<Ring, Thd, Flash, _, _>::new(
+                device.clone(),
+                &config,
+                weights,
+                handler,
+                options,
+                recompute,
+            )?;
+            learner.accumulate(&batch, batch.counted())?;
+            let bits = learner.gradients().values().iter().flat_map(|value| value.iter().map(|x| x.to_bits()));
+            Ok((bits.collect::<Vec<u32>>(), device.pool().stats().peak))
+        })
+        .unwrap()
+    };
+    for ((kept, kept_peak), (again, again_peak)) in gradients(false).into_iter().zip(gradients(true)) {
+        assert_eq!(kept, again);
+        assert!(again_peak < kept_peak, "{again_peak} bytes with recomputation, {kept_peak} without");
+    }
+}
+
+#[test]
 fn a_training_step_allocates_nothing_once_shapes_are_known() {
     let source = Source::Recall(Recall::new(32, 64).unwrap());
     let config = config();
@@ -276,7 +299,8 @@ fn a_training_step_allocates_nothing_once_shapes_are_known() {
         let handler = CpHandler::<Ring, Thd, _>::new(Ring::new(Runtime(2)), comm)?;
         let weights = init::fresh(&device, &config, &ParameterList::new(&config), 0)?;
         let options = AdamwOptions::default();
-        let mut learner = GptLearner::<Ring, Thd, Flash, _, _>::new(device.clone(), &config, weights, handler, options, false)?;
+        let mut learner =
+            GptLearner::<Ring, Thd, Flash, _, _>::new(device.clone(), &config, weights, handler, options, false)?;
         let mut step = |batch: &TokenBatch| -> Result<u64> {
             learner.accumulate(batch, batch.counted())?;
             learner.update(1e-3)?;

@@ -1,14 +1,15 @@
 //! The support table, and everything that is derived from it, agree.
 
+use context_parallel::comm::threads::ThreadComm;
 use context_parallel::degree::{Fixed, Runtime};
 use context_parallel::error::Result;
 use context_parallel::handler::CpHandler;
 use context_parallel::layout::{Bshd, Layout, Sbhd, Thd};
-use context_parallel::comm::threads::ThreadComm;
 use context_parallel::order::{Natural, Striped, Zigzag};
 use context_parallel::strategy::support::{self, Choice, TABLE, Visitor};
 use context_parallel::strategy::{
-    AllGather, CpStrategy, Flash, GatherKv, Kernel, LocalKv, LogSumExp, Ring, RingKv, Row, RunsOn, Single, Supports, Unfused,
+    AllGather, CpStrategy, Flash, GatherKv, Kernel, LocalKv, LogSumExp, Ring, RingKv, Row, RunsOn, Single, Supports,
+    Unfused,
 };
 use static_assertions::{assert_eq_size, assert_impl_all, assert_not_impl_any};
 

@@ -135,7 +135,7 @@ impl<H: CpStrategy, L: Layout, C> CpHandler<H, L, C> {
         C: Communicator<D::Storage>,
     {
         let qkv = self.operands::<D>(plan, shape, q, k, v)?;
-        let (out, saved) = H::Executor::forward(device, &self.comm, plan, shape, qkv)?;
+        let (out, saved) = H::Executor::forward(device, &self.comm, plan.rank_plan(), shape, qkv)?;
         let out = Shard::new(out, plan.placement().clone())?;
         Ok((out, CoreAttention { shape: *shape, saved }))
     }
@@ -162,7 +162,8 @@ impl<H: CpStrategy, L: Layout, C> CpHandler<H, L, C> {
         let qkv = self.operands::<D>(plan, shape, q, k, v)?;
         plan.placement().expect_same("the plan", dout.placement(), "the output gradient")?;
         expect_features("the output gradient", shape.out_width(), dout.matrix().cols())?;
-        let gradients = H::Executor::backward(device, &self.comm, plan, shape, qkv, &forward.saved, dout.matrix())?;
+        let gradients =
+            H::Executor::backward(device, &self.comm, plan.rank_plan(), shape, qkv, &forward.saved, dout.matrix())?;
         let [dq, dk, dv] = gradients.map(|gradient| Shard::new(gradient, plan.placement().clone()));
         Ok([dq?, dk?, dv?])
     }

@@ -20,19 +20,33 @@ use crate::tensor::{AccMatrix, Device, ElemMatrix, Element, Matrix};
 #[derive(Debug)]
 pub struct AttentionPlan<O: TokenOrder, L: Layout> {
     placement: Arc<Placement<O, L>>,
+    rank_plan: RankPlan,
+}
+
+/// A plan without the types that it was made from: what the executor reads, compiled once for all of them.
+#[derive(Debug)]
+pub struct RankPlan {
+    rank: usize,
     forward: Program,
     backward: Program,
+    /// Rows of the rank, padding included.
+    stored: usize,
     /// Memory row of each valid row.
     rows: Vec<usize>,
+    /// Whether memory rows are just the valid rows, so that queries need no packing.
+    in_place: bool,
     blocks: Vec<Block>,
 }
 
 impl<O: TokenOrder, L: Layout> AttentionPlan<O, L> {
     /// The plan of exchange `X` for the placement's rank.
+    ///
+    /// # Errors
+    /// If the mask does not fit the batch.
     pub fn new<X: KvExchange>(placement: &Arc<Placement<O, L>>, mask: &Mask) -> Result<Self> {
         let batch = placement.batch();
         let view = View::new(placement, mask.lower(&**batch)?);
-        let rank = placement.rank();
+        let (rank, stored) = (placement.rank(), placement.rows());
         let held = placement.valid_runs_of(rank);
         let rows = held.iter().flat_map(|(local, run)| (*local..local + run.len).map(|at| placement.row_of(rank, at)));
         let rows: Vec<usize> = rows.collect();
@@ -44,7 +58,9 @@ impl<O: TokenOrder, L: Layout> AttentionPlan<O, L> {
             None => Vec::new(),
         };
         let (forward, backward) = (X::forward(&view), X::backward(&view));
-        Ok(AttentionPlan { placement: placement.clone(), forward, backward, rows, blocks })
+        let in_place = L::TOKEN_MAJOR && rows.len() == stored;
+        let rank_plan = RankPlan { rank, forward, backward, stored, rows, in_place, blocks };
+        Ok(AttentionPlan { placement: placement.clone(), rank_plan })
     }
 
     /// Where the tokens are.
@@ -52,30 +68,30 @@ impl<O: TokenOrder, L: Layout> AttentionPlan<O, L> {
         &self.placement
     }
 
+    /// What the executor reads.
+    pub fn rank_plan(&self) -> &RankPlan {
+        &self.rank_plan
+    }
+
     /// The forward steps.
     pub fn forward(&self) -> &Program {
-        &self.forward
+        &self.rank_plan.forward
     }
 
     /// The backward steps.
     pub fn backward(&self) -> &Program {
-        &self.backward
+        &self.rank_plan.backward
     }
 
     /// Bytes that one forward and one backward pass hand to other ranks.
     pub fn bytes_sent<D: Device>(&self, shape: &AttentionShape) -> (usize, usize) {
-        let rank = self.placement.rank();
+        let rank = self.rank_plan.rank;
         let bytes = |program: &Program| {
             let elem = program.rows_sent(rank, Content::Keys) * size_of::<D::Elem>();
             let acc = program.rows_sent(rank, Content::Gradients) * size_of::<D::Acc>();
             (elem + acc) * shape.kv_width()
         };
-        (bytes(&self.forward), bytes(&self.backward))
-    }
-
-    /// Whether memory rows are just the valid rows, so that queries need no packing.
-    fn in_place(&self) -> bool {
-        L::TOKEN_MAJOR && self.rows.len() == self.placement.rows()
+        (bytes(self.forward()), bytes(self.backward()))
     }
 }
 
@@ -98,24 +114,22 @@ impl<D: Device, K: Kernel> AttentionSaved<D, K> {
 pub trait Execute<K: Kernel> {
     /// Attention of this rank's queries. `q [rows, q_width]`, `k [rows, k_width]`, `v [rows, v_width]`; returns the
     /// output `[rows, out_width]`, 0 for padding.
-    fn forward<D, C, O, L>(
+    fn forward<D, C>(
         device: &D,
         comm: &C,
-        plan: &AttentionPlan<O, L>,
+        plan: &RankPlan,
         shape: &AttentionShape,
         qkv: [&ElemMatrix<D>; 3],
     ) -> Result<(ElemMatrix<D>, AttentionSaved<D, K>)>
     where
         D: Ops,
-        C: Communicator<D::Storage> + ?Sized,
-        O: TokenOrder,
-        L: Layout;
+        C: Communicator<D::Storage> + ?Sized;
 
     /// Gradients of queries, keys and values from that of the output. Operands as in [`Execute::forward`].
-    fn backward<D, C, O, L>(
+    fn backward<D, C>(
         device: &D,
         comm: &C,
-        plan: &AttentionPlan<O, L>,
+        plan: &RankPlan,
         shape: &AttentionShape,
         qkv: [&ElemMatrix<D>; 3],
         saved: &AttentionSaved<D, K>,
@@ -123,9 +137,7 @@ pub trait Execute<K: Kernel> {
     ) -> Result<[ElemMatrix<D>; 3]>
     where
         D: Ops,
-        C: Communicator<D::Storage> + ?Sized,
-        O: TokenOrder,
-        L: Layout;
+        C: Communicator<D::Storage> + ?Sized;
 }
 
 /// Walks through the plan's programs, computing tiles with kernel `K`.
@@ -133,23 +145,21 @@ pub trait Execute<K: Kernel> {
 pub struct Executor<K>(PhantomData<K>);
 
 impl<K: Kernel> Execute<K> for Executor<K> {
-    fn forward<D, C, O, L>(
+    fn forward<D, C>(
         device: &D,
         comm: &C,
-        plan: &AttentionPlan<O, L>,
+        plan: &RankPlan,
         shape: &AttentionShape,
         [q, k, v]: [&ElemMatrix<D>; 3],
     ) -> Result<(ElemMatrix<D>, AttentionSaved<D, K>)>
     where
         D: Ops,
         C: Communicator<D::Storage> + ?Sized,
-        O: TokenOrder,
-        L: Layout,
     {
         let queries = packed(device, plan, q);
         let rows = queries.matrix().rows();
-        let mut walk = Walk::new(device, comm, &plan.forward, plan.placement.rank(), shape.kv_width());
-        walk.keys[0] = Some(packed_kv::<D, O, L>(device, plan, shape, k, v));
+        let mut walk = Walk::new(device, comm, &plan.forward, plan.rank, shape.kv_width());
+        walk.keys[0] = Some(packed_kv(device, plan, shape, k, v));
         let result = || (device.matrix(rows, shape.out_width()), device.zero_matrix(rows, shape.q_heads));
         let (mut out, mut lse): (AccMatrix<D>, AccMatrix<D>) = result();
         let mut part: Option<(AccMatrix<D>, AccMatrix<D>)> = None;
@@ -180,10 +190,10 @@ impl<K: Kernel> Execute<K> for Executor<K> {
         Ok((full, AttentionSaved { out, lse, tiles }))
     }
 
-    fn backward<D, C, O, L>(
+    fn backward<D, C>(
         device: &D,
         comm: &C,
-        plan: &AttentionPlan<O, L>,
+        plan: &RankPlan,
         shape: &AttentionShape,
         [q, k, v]: [&ElemMatrix<D>; 3],
         saved: &AttentionSaved<D, K>,
@@ -192,15 +202,13 @@ impl<K: Kernel> Execute<K> for Executor<K> {
     where
         D: Ops,
         C: Communicator<D::Storage> + ?Sized,
-        O: TokenOrder,
-        L: Layout,
     {
         let queries = packed(device, plan, q);
         let dout = packed(device, plan, dout);
         let delta = device.attention_delta(shape, &saved.out, dout.matrix());
         let mut dq: AccMatrix<D> = device.zero_matrix(queries.matrix().rows(), shape.q_width());
-        let mut walk = Walk::new(device, comm, &plan.backward, plan.placement.rank(), shape.kv_width());
-        walk.keys[0] = Some(packed_kv::<D, O, L>(device, plan, shape, k, v));
+        let mut walk = Walk::new(device, comm, &plan.backward, plan.rank, shape.kv_width());
+        walk.keys[0] = Some(packed_kv(device, plan, shape, k, v));
         let mut tiles = saved.tiles.iter();
         for step in &plan.backward.steps {
             match step {
@@ -248,12 +256,8 @@ impl<D: Device> Packed<'_, D> {
     }
 }
 
-fn packed<'a, D: Ops, O: TokenOrder, L: Layout>(
-    device: &D,
-    plan: &AttentionPlan<O, L>,
-    x: &'a ElemMatrix<D>,
-) -> Packed<'a, D> {
-    if plan.in_place() {
+fn packed<'a, D: Ops>(device: &D, plan: &RankPlan, x: &'a ElemMatrix<D>) -> Packed<'a, D> {
+    if plan.in_place {
         return Packed::Original(x);
     }
     let mut copy = device.matrix(plan.rows.len(), x.cols());
@@ -261,9 +265,9 @@ fn packed<'a, D: Ops, O: TokenOrder, L: Layout>(
     Packed::Copy(copy)
 }
 
-fn packed_kv<D: Ops, O: TokenOrder, L: Layout>(
+fn packed_kv<D: Ops>(
     device: &D,
-    plan: &AttentionPlan<O, L>,
+    plan: &RankPlan,
     shape: &AttentionShape,
     k: &ElemMatrix<D>,
     v: &ElemMatrix<D>,
@@ -275,19 +279,15 @@ fn packed_kv<D: Ops, O: TokenOrder, L: Layout>(
 }
 
 /// A matrix of all rows that [`unpacked`] rows are written into: zero where there is padding.
-fn blank<D: Ops, O: TokenOrder, L: Layout>(device: &D, plan: &AttentionPlan<O, L>, cols: usize) -> ElemMatrix<D> {
-    match plan.rows.len() == plan.placement.rows() {
-        true => device.matrix(plan.placement.rows(), cols),
-        false => device.zero_matrix(plan.placement.rows(), cols),
+fn blank<D: Ops>(device: &D, plan: &RankPlan, cols: usize) -> ElemMatrix<D> {
+    match plan.rows.len() == plan.stored {
+        true => device.matrix(plan.stored, cols),
+        false => device.zero_matrix(plan.stored, cols),
     }
 }
 
-fn unpacked<D: Ops, O: TokenOrder, L: Layout>(
-    device: &D,
-    plan: &AttentionPlan<O, L>,
-    x: ElemMatrix<D>,
-) -> ElemMatrix<D> {
-    if plan.in_place() {
+fn unpacked<D: Ops>(device: &D, plan: &RankPlan, x: ElemMatrix<D>) -> ElemMatrix<D> {
+    if plan.in_place {
         return x;
     }
     let mut whole = blank(device, plan, x.cols());
