@@ -64,3 +64,8 @@ pub mod rope;
 pub mod strategy;
 pub mod tensor;
 pub mod train;
+
+/// Compiles and runs the examples of the README.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

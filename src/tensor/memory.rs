@@ -1,0 +1,309 @@
+//! Buffers and the arena that they come from.
+
+use std::fmt;
+use std::marker::PhantomData;
+use std::ops::{Deref, DerefMut, Range};
+use std::sync::{Arc, Mutex};
+
+use bytemuck::{Pod, Zeroable};
+
+use crate::tensor::{Element, Real};
+
+/// Untyped memory on some device; what a communicator moves.
+pub trait Storage: Send + Sync + Sized + fmt::Debug + 'static {
+    /// Usable bytes.
+    fn capacity(&self) -> usize;
+
+    /// A copy of a range of elements, in memory from the same place.
+    fn part<T: Element>(source: &Buffer<T, Self>, range: Range<usize>) -> Buffer<T, Self>;
+
+    /// Overwrites the elements from `at` on.
+    fn write<T: Element>(target: &mut Buffer<T, Self>, at: usize, from: &Buffer<T, Self>);
+
+    /// Adds to the elements from `at` on, one rounding each.
+    fn add<T: Real>(target: &mut Buffer<T, Self>, at: usize, from: &Buffer<T, Self>);
+}
+
+/// One cache line; gives host memory the alignment of vector loads.
+#[derive(Clone, Copy, Pod, Zeroable)]
+#[repr(C, align(64))]
+struct Line([u8; 64]);
+
+const LINE: usize = 64;
+
+/// Host memory, aligned to 64 bytes, that returns to its [`Pool`] when dropped.
+pub struct Host {
+    lines: Vec<Line>,
+    pool: Option<Arc<Pool>>,
+}
+
+impl Storage for Host {
+    fn capacity(&self) -> usize {
+        self.lines.len() * LINE
+    }
+
+    fn part<T: Element>(source: &Buffer<T>, range: Range<usize>) -> Buffer<T> {
+        let mut copy = match &source.storage.pool {
+            Some(pool) => Buffer::empty(pool, range.len()),
+            None => return Buffer::from_slice(&source[range]),
+        };
+        copy.copy_from_slice(&source[range]);
+        copy
+    }
+
+    fn write<T: Element>(target: &mut Buffer<T>, at: usize, from: &Buffer<T>) {
+        target[at..at + from.len()].copy_from_slice(from);
+    }
+
+    fn add<T: Real>(target: &mut Buffer<T>, at: usize, from: &Buffer<T>) {
+        let len = from.len();
+        target[at..at + len].iter_mut().zip(from.iter()).for_each(|(sum, &value)| *sum += value);
+    }
+}
+
+impl fmt::Debug for Host {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Host({} bytes)", self.capacity())
+    }
+}
+
+impl Drop for Host {
+    fn drop(&mut self) {
+        if let Some(pool) = self.pool.take() {
+            pool.put(std::mem::take(&mut self.lines));
+        }
+    }
+}
+
+/// The arena of one rank: blocks of host memory that are handed out, come back on drop, and are handed out again.
+#[derive(Default)]
+pub struct Pool {
+    state: Mutex<PoolState>,
+}
+
+#[derive(Default)]
+struct PoolState {
+    /// Free blocks, sorted by length.
+    free: Vec<Vec<Line>>,
+    owned: usize,
+    live: usize,
+    peak: usize,
+    allocations: u64,
+    sealed: bool,
+}
+
+/// What a [`Pool`] has done so far.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PoolStats {
+    /// Blocks that had to be requested from the system.
+    pub allocations: u64,
+    /// Bytes requested from the system and still owned.
+    pub owned: usize,
+    /// Most bytes in use at one time.
+    pub peak: usize,
+}
+
+impl Pool {
+    /// An empty pool.
+    pub fn new() -> Arc<Self> {
+        Arc::default()
+    }
+
+    /// From now on a request is served by any free block that is large enough, however much larger, before the
+    /// system is asked. Call it when every shape has been seen once.
+    pub fn seal(&self) {
+        self.lock().sealed = true;
+    }
+
+    /// Allocations, bytes owned and the peak in use.
+    pub fn stats(&self) -> PoolStats {
+        let state = self.lock();
+        PoolStats { allocations: state.allocations, owned: state.owned * LINE, peak: state.peak * LINE }
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, PoolState> {
+        self.state.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    fn take(&self, lines: usize) -> Vec<Line> {
+        let mut state = self.lock();
+        let at = state.free.partition_point(|block| block.len() < lines);
+        let fits = state.free.get(at).is_some_and(|block| state.sealed || block.len() <= 2 * lines);
+        let block = if fits {
+            state.free.remove(at)
+        } else {
+            state.allocations += 1;
+            state.owned += lines;
+            vec![Line([0; LINE]); lines]
+        };
+        state.live += block.len();
+        state.peak = state.peak.max(state.live);
+        block
+    }
+
+    fn put(&self, block: Vec<Line>) {
+        let mut state = self.lock();
+        state.live -= block.len();
+        let at = state.free.partition_point(|other| other.len() < block.len());
+        state.free.insert(at, block);
+    }
+}
+
+/// An owned run of `len` elements of `T` in device memory.
+///
+/// On the host it derefs to a slice. Its storage returns to the pool that it came from when dropped, on whichever
+/// rank that happens.
+pub struct Buffer<T, S = Host> {
+    storage: S,
+    len: usize,
+    marker: PhantomData<T>,
+}
+
+impl<T: Element, S: Storage> Buffer<T, S> {
+    /// Reads `storage` as `len` elements.
+    ///
+    /// # Panics
+    /// If the storage is too small.
+    pub fn from_storage(storage: S, len: usize) -> Self {
+        assert!(len * size_of::<T>() <= storage.capacity(), "a buffer of {len} elements does not fit its storage");
+        Buffer { storage, len, marker: PhantomData }
+    }
+
+    /// Gives up the type; the elements stay where they are.
+    pub fn into_storage(self) -> S {
+        self.storage
+    }
+
+    /// The storage behind the elements.
+    pub fn storage(&self) -> &S {
+        &self.storage
+    }
+
+    /// Number of elements.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether there are no elements.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Bytes of the elements.
+    pub fn bytes(&self) -> usize {
+        self.len * size_of::<T>()
+    }
+}
+
+impl<T: Element> Buffer<T, Host> {
+    /// Memory from `pool`, its contents unspecified; in debug builds every byte is 0xFF, which reads as NaN, so
+    /// that a use before a write shows.
+    pub fn empty(pool: &Arc<Pool>, len: usize) -> Self {
+        let mut lines = pool.take((len * size_of::<T>()).div_ceil(LINE));
+        if cfg!(debug_assertions) {
+            lines.fill(Line([0xFF; LINE]));
+        }
+        Buffer::from_storage(Host { lines, pool: Some(pool.clone()) }, len)
+    }
+
+    /// Memory from `pool`, every element zero.
+    pub fn zeros(pool: &Arc<Pool>, len: usize) -> Self {
+        let mut buffer = Self::empty(pool, len);
+        buffer.fill(T::zeroed());
+        buffer
+    }
+
+    /// A copy of `values` that belongs to no pool.
+    pub fn from_slice(values: &[T]) -> Self {
+        let lines = vec![Line([0; LINE]); size_of_val(values).div_ceil(LINE)];
+        let mut buffer = Buffer::from_storage(Host { lines, pool: None }, values.len());
+        buffer.copy_from_slice(values);
+        buffer
+    }
+}
+
+impl<T: Element> Deref for Buffer<T, Host> {
+    type Target = [T];
+    fn deref(&self) -> &[T] {
+        &bytemuck::cast_slice::<Line, T>(&self.storage.lines)[..self.len]
+    }
+}
+
+impl<T: Element> DerefMut for Buffer<T, Host> {
+    fn deref_mut(&mut self) -> &mut [T] {
+        &mut bytemuck::cast_slice_mut::<Line, T>(&mut self.storage.lines)[..self.len]
+    }
+}
+
+impl<T: Element> Clone for Buffer<T, Host> {
+    fn clone(&self) -> Self {
+        match &self.storage.pool {
+            Some(pool) => {
+                let mut copy = Buffer::empty(pool, self.len);
+                copy.copy_from_slice(self);
+                copy
+            }
+            None => Buffer::from_slice(self),
+        }
+    }
+}
+
+impl<T: Element, S: Storage> fmt::Debug for Buffer<T, S> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Buffer<{}>[{}]", T::DTYPE, self.len)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn memory_is_aligned_poisoned_and_comes_back() {
+        let pool = Pool::new();
+        let buffer = Buffer::<f32>::empty(&pool, 100);
+        assert_eq!(buffer.as_ptr() as usize % 64, 0);
+        assert!(!cfg!(debug_assertions) || buffer.iter().all(|x| x.is_nan()));
+        drop(buffer);
+        let zeros = Buffer::<f64>::zeros(&pool, 50);
+        assert!(zeros.iter().all(|&x| x == 0.0));
+        assert_eq!(pool.stats().allocations, 1, "the block of the first buffer serves the second");
+        assert_eq!(pool.stats().owned, 448);
+    }
+
+    #[test]
+    fn a_sealed_pool_uses_larger_blocks_before_it_asks_for_more() {
+        let pool = Pool::new();
+        drop(Buffer::<u8>::empty(&pool, 64 * 100));
+        drop(Buffer::<u8>::empty(&pool, 64));
+        assert_eq!(pool.stats().allocations, 2, "a block of 100 lines is too good for one line");
+        pool.seal();
+        let (first, second) = (Buffer::<u8>::empty(&pool, 64), Buffer::<u8>::empty(&pool, 64));
+        assert_eq!(pool.stats().allocations, 2);
+        let third = Buffer::<u8>::empty(&pool, 64);
+        assert_eq!(pool.stats().allocations, 3);
+        assert_eq!(pool.stats().peak, 64 * 102);
+        drop((first, second, third));
+    }
+
+    #[test]
+    fn a_buffer_returns_to_its_pool_from_any_thread() {
+        let pool = Pool::new();
+        let buffer = Buffer::<i64>::zeros(&pool, 3);
+        std::thread::spawn(move || drop(buffer)).join().unwrap();
+        drop(Buffer::<i64>::zeros(&pool, 3));
+        assert_eq!(pool.stats().allocations, 1);
+    }
+
+    #[test]
+    fn parts_are_written_and_added() {
+        let pool = Pool::new();
+        let mut target = Buffer::<f32>::zeros(&pool, 4);
+        let from = Buffer::from_slice(&[1.0f32, -0.0]);
+        Host::write(&mut target, 2, &from);
+        Host::add(&mut target, 1, &from);
+        assert_eq!(target[..], [0.0, 1.0, 1.0, 0.0]);
+        assert_eq!(Host::part(&target, 1..3)[..], [1.0, 1.0]);
+        assert!(target[3].is_sign_negative());
+    }
+}

@@ -1,0 +1,236 @@
+//! Memory: element types, pooled buffers, matrices, and the trait that names a device.
+//!
+//! Everything larger than a few numbers lives in a [`Buffer`], which comes from a per-rank [`Pool`] and goes back
+//! to it when dropped, so that a training step allocates nothing once every shape has been seen.
+
+mod matrix;
+mod memory;
+
+pub use matrix::Matrix;
+pub use memory::{Buffer, Host, Pool, PoolStats, Storage};
+
+use std::fmt;
+use std::marker::PhantomData;
+use std::sync::Arc;
+
+use bytemuck::Pod;
+use half::{bf16, f16};
+
+/// The element types that buffers, files and messages can hold.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum DType {
+    /// IEEE single precision.
+    F32,
+    /// IEEE double precision.
+    F64,
+    /// bfloat16: the exponent of `f32`, 8 bits of significand.
+    Bf16,
+    /// IEEE half precision.
+    F16,
+    /// Token ids, labels, positions.
+    I64,
+    /// Cumulative sequence lengths as other systems write them.
+    I32,
+    /// Bytes and boolean masks.
+    U8,
+}
+
+impl DType {
+    /// Bytes of one element.
+    pub const fn size(self) -> usize {
+        match self {
+            DType::U8 => 1,
+            DType::Bf16 | DType::F16 => 2,
+            DType::F32 | DType::I32 => 4,
+            DType::F64 | DType::I64 => 8,
+        }
+    }
+
+    /// The name used on the command line and in messages.
+    pub const fn name(self) -> &'static str {
+        match self {
+            DType::F32 => "f32",
+            DType::F64 => "f64",
+            DType::Bf16 => "bf16",
+            DType::F16 => "f16",
+            DType::I64 => "i64",
+            DType::I32 => "i32",
+            DType::U8 => "u8",
+        }
+    }
+}
+
+impl fmt::Display for DType {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// A plain value that buffers hold and ranks exchange.
+pub trait Element: Pod + PartialEq + fmt::Debug + Send + Sync + 'static {
+    /// The run-time name of the type.
+    const DTYPE: DType;
+}
+
+macro_rules! elements {
+    ($($t:ty => $d:ident),*) => { $(impl Element for $t { const DTYPE: DType = DType::$d; })* };
+}
+elements!(f32 => F32, f64 => F64, bf16 => Bf16, f16 => F16, i64 => I64, i32 => I32, u8 => U8);
+
+/// A floating-point storage type. Sums of it are held in [`Float::Acc`].
+#[diagnostic::on_unimplemented(message = "`{Self}` is not a type to compute with: use `f32`, `f64`, `bf16` or `f16`")]
+pub trait Float: Element + Default {
+    /// What products are summed in: `f32`, or `f64` for `f64`.
+    type Acc: Real;
+    /// Widens (exact).
+    fn to_acc(self) -> Self::Acc;
+    /// Rounds to nearest even.
+    fn from_acc(acc: Self::Acc) -> Self;
+    /// Widens to `f64` (exact).
+    fn to_f64(self) -> f64;
+    /// Rounds to nearest even.
+    fn from_f64(value: f64) -> Self;
+}
+
+/// An accumulation type: `f32` or `f64`.
+pub trait Real: Float<Acc = Self> + num_traits::Float + num_traits::NumAssign + std::iter::Sum + fmt::Display {}
+impl Real for f32 {}
+impl Real for f64 {}
+
+macro_rules! floats {
+    ($($t:ty, $acc:ty, $to:expr, $from:expr, $to64:expr, $from64:expr);*) => {
+        $(impl Float for $t {
+            type Acc = $acc;
+            #[inline(always)]
+            fn to_acc(self) -> $acc { $to(self) }
+            #[inline(always)]
+            fn from_acc(acc: $acc) -> Self { $from(acc) }
+            #[inline(always)]
+            fn to_f64(self) -> f64 { $to64(self) }
+            #[inline(always)]
+            fn from_f64(value: f64) -> Self { $from64(value) }
+        })*
+    };
+}
+floats!(
+    f32, f32, |x| x, |x| x, |x| x as f64, |x| x as f32;
+    f64, f64, |x| x, |x| x, |x| x, |x| x;
+    bf16, f32, bf16::to_f32, bf16::from_f32, bf16::to_f64, bf16::from_f64;
+    f16, f32, f16::to_f32, f16::from_f32, f16::to_f64, f16::from_f64
+);
+
+/// A device together with the type that it stores activations and weights in.
+///
+/// It owns no data but hands out memory; what it can compute is said by one trait per op in [`crate::ops`].
+pub trait Device: Clone + Send + Sync + 'static {
+    /// Storage type of activations and of the working copy of the weights.
+    type Elem: Float<Acc = Self::Acc>;
+    /// Type of sums: partial attention results, gradients, master weights.
+    type Acc: Real;
+    /// Where buffers live.
+    type Storage: Storage;
+
+    /// Memory with unspecified contents.
+    fn empty<T: Element>(&self, len: usize) -> Buffer<T, Self::Storage>;
+    /// Zeroed memory.
+    fn zeros<T: Element>(&self, len: usize) -> Buffer<T, Self::Storage>;
+    /// Copies from the host.
+    fn upload<T: Element>(&self, values: &[T]) -> Buffer<T, Self::Storage>;
+    /// Copies to the host.
+    fn download<T: Element>(&self, buffer: &Buffer<T, Self::Storage>) -> Vec<T>;
+    /// Copies on the device.
+    fn duplicate<T: Element>(&self, buffer: &Buffer<T, Self::Storage>) -> Buffer<T, Self::Storage>;
+    /// What the device's arena has done so far.
+    fn memory(&self) -> PoolStats;
+    /// Every shape has been seen: see [`Pool::seal`].
+    fn seal(&self);
+
+    /// A matrix with unspecified contents.
+    fn matrix<T: Element>(&self, rows: usize, cols: usize) -> Matrix<T, Self::Storage> {
+        Matrix::new(self.empty(rows * cols), rows, cols)
+    }
+
+    /// A zeroed matrix.
+    fn zero_matrix<T: Element>(&self, rows: usize, cols: usize) -> Matrix<T, Self::Storage> {
+        Matrix::new(self.zeros(rows * cols), rows, cols)
+    }
+}
+
+/// A buffer of `D`'s storage type.
+pub type ElemBuffer<D> = Buffer<<D as Device>::Elem, <D as Device>::Storage>;
+/// A buffer of `D`'s accumulation type.
+pub type AccBuffer<D> = Buffer<<D as Device>::Acc, <D as Device>::Storage>;
+/// A matrix of `D`'s storage type.
+pub type ElemMatrix<D> = Matrix<<D as Device>::Elem, <D as Device>::Storage>;
+/// A matrix of `D`'s accumulation type.
+pub type AccMatrix<D> = Matrix<<D as Device>::Acc, <D as Device>::Storage>;
+
+/// The processor, storing `T`; the default device.
+#[derive(Clone)]
+pub struct Cpu<T = f32> {
+    pool: Arc<Pool>,
+    workers: Option<Arc<rayon::ThreadPool>>,
+    marker: PhantomData<T>,
+}
+
+impl<T: Float> Cpu<T> {
+    /// One rank's share of the processor: `threads` threads (at least 1), the caller's among them.
+    pub fn new(threads: usize) -> Self {
+        let workers = (threads > 1)
+            .then(|| rayon::ThreadPoolBuilder::new().num_threads(threads).build().ok().map(Arc::new))
+            .flatten();
+        Cpu { pool: Pool::new(), workers, marker: PhantomData }
+    }
+
+    /// The arena that buffers come from.
+    pub fn pool(&self) -> &Arc<Pool> {
+        &self.pool
+    }
+
+    /// The threads to spread work over, if more than one.
+    pub fn workers(&self) -> Option<&rayon::ThreadPool> {
+        self.workers.as_deref()
+    }
+}
+
+impl<T: Float> Default for Cpu<T> {
+    fn default() -> Self {
+        Cpu::new(1)
+    }
+}
+
+impl<T: Float> Device for Cpu<T> {
+    type Elem = T;
+    type Acc = T::Acc;
+    type Storage = Host;
+
+    fn empty<E: Element>(&self, len: usize) -> Buffer<E> {
+        Buffer::empty(&self.pool, len)
+    }
+
+    fn zeros<E: Element>(&self, len: usize) -> Buffer<E> {
+        Buffer::zeros(&self.pool, len)
+    }
+
+    fn upload<E: Element>(&self, values: &[E]) -> Buffer<E> {
+        let mut buffer = Buffer::empty(&self.pool, values.len());
+        buffer.copy_from_slice(values);
+        buffer
+    }
+
+    fn download<E: Element>(&self, buffer: &Buffer<E>) -> Vec<E> {
+        buffer.to_vec()
+    }
+
+    fn duplicate<E: Element>(&self, buffer: &Buffer<E>) -> Buffer<E> {
+        self.upload(buffer)
+    }
+
+    fn memory(&self) -> PoolStats {
+        self.pool.stats()
+    }
+
+    fn seal(&self) {
+        self.pool.seal();
+    }
+}

@@ -1,0 +1,118 @@
+//! The support table, and everything that is derived from it, agree.
+
+use context_parallel::degree::{Fixed, Runtime};
+use context_parallel::error::Result;
+use context_parallel::handler::CpHandler;
+use context_parallel::layout::{Bshd, Layout, Sbhd, Thd};
+use context_parallel::comm::threads::ThreadComm;
+use context_parallel::order::{Natural, Striped, Zigzag};
+use context_parallel::strategy::support::{self, Choice, TABLE, Visitor};
+use context_parallel::strategy::{
+    AllGather, CpStrategy, Flash, GatherKv, Kernel, LocalKv, LogSumExp, Ring, RingKv, Row, RunsOn, Single, Supports, Unfused,
+};
+use static_assertions::{assert_eq_size, assert_impl_all, assert_not_impl_any};
+
+// Markers and strategies of fixed degree take no space.
+assert_eq_size!(Bshd, Sbhd, Thd, Flash, Unfused, Zigzag, Natural, Striped<4>, Single, ());
+assert_eq_size!(Ring<Fixed<4>>, AllGather<Fixed<8>, Striped>, Fixed<2>, ());
+// Handlers can be moved to the thread of their rank.
+assert_impl_all!(CpHandler<Ring, Thd, ThreadComm>: Send);
+assert_impl_all!(CpHandler<AllGather, Sbhd, ThreadComm>: Send);
+// What must not exist.
+assert_not_impl_any!(Unfused: LogSumExp);
+assert_not_impl_any!(RingKv: RunsOn<Unfused>);
+assert_not_impl_any!(Ring: Row<Bshd, Unfused>, Row<Thd, Unfused>, Supports<Bshd, Unfused>);
+assert_not_impl_any!(AllGather: Supports<Thd, Unfused>);
+assert_not_impl_any!(Single: Supports<Thd, Unfused>);
+assert_impl_all!(LocalKv: RunsOn<Unfused>, RunsOn<Flash>);
+assert_impl_all!(GatherKv: RunsOn<Unfused>);
+
+fn choice(strategy: &str, order: &str, layout: &str, kernel: &str, degree: usize) -> Choice {
+    let name = str::to_string;
+    Choice { strategy: name(strategy), order: name(order), layout: name(layout), kernel: name(kernel), degree }
+}
+
+/// Says which types it was run with.
+struct Names;
+
+impl Visitor for Names {
+    type Output = (String, usize);
+
+    fn visit<H, L, K>(self, strategy: H) -> Result<(String, usize)>
+    where
+        H: Supports<L, K>,
+        L: Layout,
+        K: Kernel,
+    {
+        use context_parallel::order::TokenOrder;
+        Ok((format!("{} {} {} {}", H::NAME, H::Order::NAME, L::NAME, K::NAME), strategy.degree()))
+    }
+}
+
+#[test]
+fn every_line_is_selected_by_its_names() {
+    let mut selected = 0;
+    for line in TABLE {
+        for order in line.orders {
+            for (layout, kernel) in line.works {
+                let degree = if line.strategy == "single" { 1 } else { 3 };
+                let found = support::select(&choice(line.strategy, order, layout, kernel, degree), Names).unwrap();
+                assert_eq!(found, (format!("{} {order} {layout} {kernel}", line.strategy), degree));
+                selected += 1;
+            }
+        }
+    }
+    assert_eq!(selected, 5 + 3 * 3 + 3 * 5);
+}
+
+#[test]
+fn names_of_other_systems_are_known() {
+    let names = |strategy| support::select(&choice(strategy, "zigzag", "thd", "flash", 2), Names).unwrap().0;
+    assert_eq!(names("p2p"), "ring zigzag thd flash");
+    assert_eq!(names("all_gather"), "all-gather zigzag thd flash");
+    assert_eq!(names("All-Gather"), "all-gather zigzag thd flash");
+}
+
+#[test]
+fn what_is_not_in_the_table_is_refused_with_the_nearest_that_works() {
+    for strategy in support::strategies() {
+        for layout in support::layouts() {
+            for kernel in support::kernels() {
+                let degree = if strategy == "single" { 1 } else { 2 };
+                let order = support::orders(strategy)[0];
+                let found = support::select(&choice(strategy, order, layout, kernel, degree), Names);
+                match support::works(strategy, layout, kernel) {
+                    true => assert!(found.is_ok(), "{strategy} {layout} {kernel}"),
+                    false => {
+                        let message = found.unwrap_err().to_string();
+                        let nearest = format!("{strategy} with layout {layout} and kernel flash works");
+                        assert!(message.ends_with(&nearest), "{message}");
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn unknown_names_list_what_exists() {
+    let message = |choice: Choice| support::select(&choice, Names).unwrap_err().to_string();
+    assert!(message(choice("mesh", "zigzag", "thd", "flash", 2)).contains("single, ring, all-gather"));
+    assert!(message(choice("ring", "zigzag", "bhsd", "flash", 2)).contains("bshd, sbhd, thd"));
+    assert!(message(choice("ring", "spiral", "thd", "flash", 2)).contains("zigzag, striped, contiguous"));
+    assert!(message(choice("ring", "zigzag", "thd", "fast", 2)).contains("flash, unfused"));
+    assert!(message(choice("single", "zigzag", "thd", "flash", 2)).contains("1 rank, not on 2"));
+}
+
+#[test]
+fn a_fixed_degree_is_a_type() {
+    assert_eq!(Ring::<Fixed<4>>::default().degree(), 4);
+    assert_eq!(AllGather::<Runtime>::new(Runtime(3)).degree(), 3);
+}
+
+#[test]
+fn the_readme_has_the_table() {
+    let readme = include_str!("../README.md");
+    let table = support::markdown();
+    assert!(readme.contains(&table), "put this table into README.md:\n\n{table}");
+}
