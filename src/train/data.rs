@@ -56,12 +56,12 @@ impl TokenBatch {
 
     /// Refuses ids (and labels that count) outside `0..vocab`, naming the first.
     pub fn check_vocab(&self, vocab: usize) -> Result<()> {
-        let fits = |id: i64| usize::try_from(id).is_ok_and(|id| id < vocab);
-        let bad = |(index, (&token, &label)): (usize, (&i64, &i64))| {
-            let token = if !fits(token) { Some(token) } else { (label != IGNORED && !fits(label)).then_some(label) };
-            token.map(|token| (index, token))
-        };
-        match self.tokens.iter().zip(&self.labels).enumerate().find_map(bad) {
+        let outside = |id: &i64| !usize::try_from(*id).is_ok_and(|id| id < vocab);
+        // Tokens first: a label is the token after it, and would be found one position early.
+        let token = self.tokens.iter().position(outside).map(|index| (index, self.tokens[index]));
+        let counts = |label: &i64| *label != IGNORED && outside(label);
+        let label = || self.labels.iter().position(counts).map(|index| (index, self.labels[index]));
+        match token.or_else(label) {
             None => Ok(()),
             Some((index, token)) => {
                 let (sequence, position) = (index / self.seq, index % self.seq);
@@ -381,8 +381,9 @@ mod tests {
         let batch = TokenBatch::next_token(vec![1, 2, 3, 4, 9, 6], 2, 3);
         batch.check_vocab(10).unwrap();
         let error = batch.check_vocab(9).unwrap_err();
-        // The label before it is found first.
-        assert_eq!(error, ModelError::Token { token: 9, sequence: 1, position: 0, vocab: 9 }.into());
+        assert_eq!(error, ModelError::Token { token: 9, sequence: 1, position: 1, vocab: 9 }.into());
+        let labels = TokenBatch { tokens: vec![1, 2], labels: vec![IGNORED, 9], batch: 1, seq: 2 };
+        assert!(labels.check_vocab(10).is_ok() && labels.check_vocab(9).is_err());
         assert!(TokenBatch::next_token(vec![0, -1], 1, 2).check_vocab(9).is_err());
     }
 
