@@ -3,6 +3,9 @@
 //! `.ci/instructions` runs this and fails if the two differ by 0.1 % or more. Needs valgrind and `gungraun-runner` of
 //! the version in `Cargo.lock`.
 
+// The macros of gungraun write modules without documentation.
+#![allow(missing_docs)]
+
 use std::hint::black_box;
 
 use context_parallel::layout::Thd;

@@ -118,7 +118,7 @@ impl<H: CpStrategy, L: Layout, C> CpHandler<H, L, C> {
     /// # Errors
     /// Shards of another placement than the plan's, widths that do not fit the shape, heads that cannot be shared
     /// out, and failures of other ranks.
-    #[allow(clippy::too_many_arguments)]
+    #[allow(clippy::too_many_arguments, clippy::type_complexity)]
     pub fn core_attn<K, D>(
         &self,
         device: &D,

@@ -9,7 +9,7 @@ use context_parallel::layout::{Batch, Layout};
 use context_parallel::mask::Mask;
 use context_parallel::model::init::Normal;
 use context_parallel::ops::attention::AttentionShape;
-use context_parallel::order::{Full, Placement};
+use context_parallel::order::Full;
 use context_parallel::strategy::executor::AttentionPlan;
 use context_parallel::strategy::{CpStrategy, Flash, Supports};
 use context_parallel::tensor::Cpu;
@@ -18,7 +18,6 @@ use context_parallel::tensor::Cpu;
 pub struct AttentionLayer<H: CpStrategy, L: Layout> {
     pub device: Cpu<f32>,
     pub handler: CpHandler<H, L, ThreadComm>,
-    pub placement: Arc<Placement<H::Order, L>>,
     pub plan: Arc<AttentionPlan<H::Order, L>>,
     pub shape: AttentionShape,
     pub qkv: [ElemShard<H, L, Cpu<f32>>; 3],
@@ -40,7 +39,7 @@ impl<H: Supports<L, Flash>, L: Layout> AttentionLayer<H, L> {
             handler.dispatch(&device, &placement, &Full::from_batch_first(&values, width, batch.clone())?)
         };
         let qkv = [shard(shape.q_width())?, shard(shape.k_width())?, shard(shape.v_width())?];
-        Ok(AttentionLayer { device, handler, placement, plan, shape, qkv })
+        Ok(AttentionLayer { device, handler, plan, shape, qkv })
     }
 
     /// Attention of the layer; gives one number of the output.
@@ -48,10 +47,5 @@ impl<H: Supports<L, Flash>, L: Layout> AttentionLayer<H, L> {
         let [q, k, v] = &self.qkv;
         let (out, _) = self.handler.core_attn::<Flash, _>(&self.device, &self.plan, &self.shape, q, k, v)?;
         Ok(out.matrix()[0])
-    }
-
-    /// The queries rolled by one token; gives one number of the result.
-    pub fn roll(&self) -> Result<f32> {
-        Ok(self.handler.roll(&self.device, &self.qkv[0], 1, 0.0)?.matrix()[0])
     }
 }
