@@ -6,7 +6,7 @@
 //! - A [batch](layout) is documents one after another: dense (`Bshd`, `Sbhd`) or packed (`Thd`).
 //! - A [token order](order) says which rank holds which token, in which row. Positions, slices of a batch, roll
 //!   neighbours, attention tiles and messages are all derived from it; nothing else knows where a token is.
-//! - A [mask](mask) is a list of bands in the batch's token coordinates, whatever it looks like.
+//! - A [mask] is a list of bands in the batch's token coordinates, whatever it looks like.
 //! - A [strategy] is a composition of three types: a token order, what happens to heads, and how keys and values
 //!   reach the queries. The last one writes a [program of steps](plan) per rank; one executor runs all programs.
 //! - The [handler] stands between a model and a strategy: dispatch and combine, rotary embedding, roll, attention,
