@@ -60,6 +60,69 @@ impl Degree for Runtime {
 
 static_assertions::assert_eq_size!(Fixed<8>, ());
 
+/// Ranks as a grid: `outer` groups of `inner` ranks each.
+///
+/// Token orders and exchanges count *logical* ranks, group by group: logical rank `o * inner + i` is member `i` of
+/// group `o`. The grid says which rank of the communicator that is, so that either level can be placed on
+/// neighbouring ranks (the cheaper links).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Grid {
+    /// Number of groups.
+    pub outer: usize,
+    /// Ranks of a group.
+    pub inner: usize,
+    /// Whether the ranks of a group are neighbours in the communicator; else the groups' members of one index are.
+    pub inner_adjacent: bool,
+}
+
+impl Grid {
+    /// Ranks that form groups of one.
+    pub fn line(ranks: usize) -> Self {
+        Grid { outer: ranks, inner: 1, inner_adjacent: true }
+    }
+
+    /// The most even factorisation of `ranks` whose inner part divides `q_heads`; of two, that with the larger inner
+    /// part.
+    pub fn most_even(ranks: usize, q_heads: usize) -> Self {
+        let fits = |&inner: &usize| ranks.is_multiple_of(inner) && q_heads.is_multiple_of(inner);
+        let uneven = |&inner: &usize| (inner.max(ranks / inner) / inner.min(ranks / inner), usize::MAX - inner);
+        let inner = (1..=ranks).filter(fits).min_by_key(uneven).unwrap_or(1);
+        Grid { outer: ranks / inner, inner, inner_adjacent: true }
+    }
+
+    /// Number of ranks.
+    pub fn ranks(self) -> usize {
+        self.outer * self.inner
+    }
+
+    /// Group and place in the group of a rank.
+    pub fn place(self, rank: usize) -> (usize, usize) {
+        match self.inner_adjacent {
+            true => (rank / self.inner, rank % self.inner),
+            false => (rank % self.outer, rank / self.outer),
+        }
+    }
+
+    /// The rank at place `inner` of group `outer`.
+    pub fn rank(self, outer: usize, inner: usize) -> usize {
+        match self.inner_adjacent {
+            true => outer * self.inner + inner,
+            false => inner * self.outer + outer,
+        }
+    }
+
+    /// The number that token orders give a rank.
+    pub fn logical(self, rank: usize) -> usize {
+        let (outer, inner) = self.place(rank);
+        outer * self.inner + inner
+    }
+
+    /// The rank that token orders give this number.
+    pub fn of_logical(self, logical: usize) -> usize {
+        self.rank(logical / self.inner, logical % self.inner)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -70,5 +133,40 @@ mod tests {
         assert_eq!(Runtime::of(3), Some(Runtime(3)));
         assert_eq!((Fixed::<4>.checked(), Runtime(5).checked()), (Ok(4), Ok(5)));
         assert!(Fixed::<0>.checked().is_err() && Runtime(0).checked().is_err());
+    }
+
+    #[test]
+    fn a_grid_places_either_level_on_neighbours() {
+        let inner = Grid { outer: 3, inner: 2, inner_adjacent: true };
+        let outer = Grid { inner_adjacent: false, ..inner };
+        assert_eq!(
+            Vec::from_iter((0..6).map(|rank| inner.place(rank))),
+            [(0, 0), (0, 1), (1, 0), (1, 1), (2, 0), (2, 1)]
+        );
+        assert_eq!(
+            Vec::from_iter((0..6).map(|rank| outer.place(rank))),
+            [(0, 0), (1, 0), (2, 0), (0, 1), (1, 1), (2, 1)]
+        );
+        for grid in [inner, outer, Grid::line(6)] {
+            for rank in 0..6 {
+                let (o, i) = grid.place(rank);
+                assert_eq!((grid.rank(o, i), grid.of_logical(grid.logical(rank))), (rank, rank));
+            }
+        }
+        assert_eq!(Vec::from_iter((0..6).map(|rank| inner.logical(rank))), Vec::from_iter(0..6));
+    }
+
+    #[test]
+    fn the_most_even_grid_has_an_inner_part_that_divides_the_heads() {
+        let split = |ranks, heads| {
+            let grid = Grid::most_even(ranks, heads);
+            (grid.outer, grid.inner)
+        };
+        assert_eq!(split(4, 8), (2, 2));
+        assert_eq!(split(6, 8), (3, 2));
+        assert_eq!(split(6, 6), (2, 3), "the larger inner part where both are as even");
+        assert_eq!(split(8, 8), (2, 4));
+        assert_eq!(split(8, 2), (4, 2));
+        assert_eq!((split(5, 4), split(5, 5), split(1, 3)), ((5, 1), (1, 5), (1, 1)));
     }
 }

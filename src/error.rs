@@ -318,6 +318,19 @@ pub enum SupportError {
         /// The smallest change that works.
         suggestion: String,
     },
+    /// Query heads that ranks cannot exchange evenly.
+    #[error(
+        "{strategy} cannot run a model with {q_heads} query heads on {ranks} ranks that exchange heads: the number of \
+         query heads must be a multiple of the degree of the head exchange; `ring` and `all-gather` take any number"
+    )]
+    Heads {
+        /// The strategy.
+        strategy: &'static str,
+        /// Query heads.
+        q_heads: usize,
+        /// Ranks that exchange heads.
+        ranks: usize,
+    },
     /// Something that this version does not have.
     #[error("{what} is not available: {instead}")]
     NotAvailable {

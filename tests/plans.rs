@@ -35,7 +35,7 @@ fn view<O: TokenOrder, L: Layout>(batch: &L::Batch, ranks: usize, rank: usize, m
 fn programs<X: KvExchange>(view: &View) -> Vec<(Program, Program)> {
     let rank = |rank| {
         let view = view.seen_from(rank);
-        (X::forward(&view), X::backward(&view))
+        (X::default().forward(&view), X::default().backward(&view))
     };
     (0..view.ranks()).map(rank).collect()
 }
@@ -163,7 +163,7 @@ fn the_ring_posts_before_it_computes_and_holds_two_blocks() {
     let batch = Dense { batch: 1, seq: 64 };
     for backward in [false, true] {
         let view = view::<Zigzag, Bshd>(&batch, 8, 3, &Mask::Causal);
-        let program = if backward { RingKv::backward(&view) } else { RingKv::forward(&view) };
+        let program = if backward { RingKv.backward(&view) } else { RingKv.forward(&view) };
         let at = |wanted: &dyn Fn(&Step) -> bool| program.steps.iter().position(wanted).unwrap();
         for hop in 1..8 {
             let post = at(&|step| matches!(step, Step::Post { exchange, .. } if *exchange == hop));
@@ -182,8 +182,8 @@ fn a_windowed_ring_stops_at_the_last_rank_that_needs_a_block() {
     let mask = Mask::Window { left: Some(3), right: Some(0) };
     let view = view::<Contiguous, Bshd>(&batch, 8, 2, &mask);
     // Three rows reach into the next rank, and nothing goes further; their gradients come straight back.
-    assert_eq!(RingKv::forward(&view).rows_sent(2, Content::Keys), 3);
-    assert_eq!(RingKv::backward(&view).rows_sent(2, Content::Gradients), 3);
-    let all = GatherKv::forward(&view).rows_sent(2, Content::Keys);
+    assert_eq!(RingKv.forward(&view).rows_sent(2, Content::Keys), 3);
+    assert_eq!(RingKv.backward(&view).rows_sent(2, Content::Gradients), 3);
+    let all = GatherKv.forward(&view).rows_sent(2, Content::Keys);
     assert_eq!(all, 7 * 8);
 }

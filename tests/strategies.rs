@@ -4,6 +4,7 @@
 use std::sync::Arc;
 
 use context_parallel::comm::threads;
+use context_parallel::comm::traffic::Counted;
 use context_parallel::degree::Runtime;
 use context_parallel::error::Result;
 use context_parallel::handler::CpHandler;
@@ -14,9 +15,10 @@ use context_parallel::model::inputs::Inputs;
 use context_parallel::model::{Config, GptModel, ParameterList, Sizes, init};
 use context_parallel::ops::attention::AttentionShape;
 use context_parallel::oracle::{self, relative_error};
-use context_parallel::order::{Contiguous, Full, Striped, TokenOrder, Zigzag};
+use context_parallel::order::{Contiguous, Full, Striped, Zigzag};
 use context_parallel::strategy::{
-    AllGather, CastKv, CpStrategy, Flash, KeepHeads, Kernel, LocalKv, Ring, Row, Single, Supports, Unfused,
+    AllGather, CastKv, CpStrategy, Flash, KeepHeads, Kernel, LocalKv, Ring, RingUlysses, Row, Single, Supports,
+    Ulysses, Unfused,
 };
 use context_parallel::tensor::Cpu;
 use context_parallel::train::data::{IGNORED, Recall, Source, TokenBatch};
@@ -84,25 +86,37 @@ where
     logits.unwrap().swap_remove(0)
 }
 
-fn same_bits<O: TokenOrder, L: Layout, K: Kernel>(ranks: usize, lengths: &[usize])
+fn same_bits<H, L: Layout, K: Kernel>(strategy: H, lengths: &[usize])
 where
     Single: Supports<L, K>,
-    AllGather<Runtime, O>: Supports<L, K>,
+    H: Supports<L, K>,
 {
     let alone = logits::<Single, L, K>(Single, lengths);
-    let spread = logits::<AllGather<Runtime, O>, L, K>(AllGather::new(Runtime(ranks)), lengths);
+    let spread = logits::<H, L, K>(strategy, lengths);
     let differ = alone.iter().zip(&spread).filter(|(a, b)| a.to_bits() != b.to_bits()).count();
-    assert_eq!(differ, 0, "{} {ranks} ranks of {lengths:?}: {differ} of {} logits differ", O::NAME, alone.len());
+    assert_eq!(differ, 0, "{strategy:?} of {lengths:?}: {differ} of {} logits differ", alone.len());
 }
 
 #[test]
 fn all_gather_has_the_bits_of_a_single_rank() {
-    for ranks in [1, 2, 3, 5, 8] {
-        same_bits::<Zigzag, Thd, Flash>(ranks, &[300, 1, 0, 7, 290]);
-        same_bits::<Striped, Bshd, Flash>(ranks, &[270, 270]);
-        same_bits::<Contiguous, Sbhd, Flash>(ranks, &[270, 270]);
-        same_bits::<Zigzag, Sbhd, Unfused>(ranks, &[40, 40, 40]);
-        same_bits::<Striped, Bshd, Unfused>(ranks, &[300]);
+    for n in [1, 2, 3, 5, 8].map(Runtime) {
+        same_bits::<_, Thd, Flash>(AllGather::<_, Zigzag>::new(n), &[300, 1, 0, 7, 290]);
+        same_bits::<_, Bshd, Flash>(AllGather::<_, Striped>::new(n), &[270, 270]);
+        same_bits::<_, Sbhd, Flash>(AllGather::<_, Contiguous>::new(n), &[270, 270]);
+        same_bits::<_, Sbhd, Unfused>(AllGather::<_, Zigzag>::new(n), &[40, 40, 40]);
+        same_bits::<_, Bshd, Unfused>(AllGather::<_, Striped>::new(n), &[300]);
+    }
+}
+
+#[test]
+fn ulysses_has_the_bits_of_a_single_rank() {
+    // Four query heads, two key/value heads: on 4 ranks neighbours share a key/value head.
+    for n in [1, 2, 4].map(Runtime) {
+        same_bits::<_, Thd, Flash>(Ulysses::<_, Zigzag>::new(n), &[300, 1, 0, 7, 290]);
+        same_bits::<_, Bshd, Flash>(Ulysses::<_, Striped>::new(n), &[270, 270]);
+        same_bits::<_, Sbhd, Flash>(Ulysses::<_, Contiguous>::new(n), &[270, 270]);
+        same_bits::<_, Sbhd, Unfused>(Ulysses::<_, Zigzag>::new(n), &[40, 40, 40]);
+        same_bits::<_, Bshd, Unfused>(Ulysses::<_, Striped>::new(n), &[300]);
     }
 }
 
@@ -121,13 +135,27 @@ fn operands(batch: &Packed, shape: &AttentionShape) -> [Vec<f32>; 4] {
     })
 }
 
-/// Errors of out, dq, dk, dv against the oracle.
+/// What attention is counted under.
+const OPERATIONS: [&str; 4] = ["attention keys", "attention gradients", "attention heads", "attention head gradients"];
+
+/// Errors of out, dq, dk, dv against the oracle; predicted bytes are compared with counted ones on the way.
 fn attention_errors<H: Supports<Thd, Flash>>(strategy: H, batch: &Packed, mask: &Mask) -> [f64; 4] {
-    let shape = AttentionShape { q_heads: 4, kv_heads: 2, qk_dim: 8, v_dim: 12, scale: 0.35 };
+    attention_errors_with(strategy, batch, mask, (4, 2))
+}
+
+fn attention_errors_with<H: Supports<Thd, Flash>>(
+    strategy: H,
+    batch: &Packed,
+    mask: &Mask,
+    (q_heads, kv_heads): (usize, usize),
+) -> [f64; 4] {
+    let shape = AttentionShape { q_heads, kv_heads, qk_dim: 8, v_dim: 12, scale: 0.35 };
     let operands = operands(batch, &shape);
     let batch = Arc::new(batch.clone());
     let found = threads::run(strategy.degree(), |comm| {
         let device = Cpu::<f32>::new(1);
+        let comm = Counted::new(comm);
+        let traffic = comm.traffic();
         let handler = CpHandler::<H, Thd, _>::new(strategy, comm)?;
         let placement = handler.place(batch.clone())?;
         let widths = [shape.q_width(), shape.k_width(), shape.v_width(), shape.out_width()];
@@ -144,6 +172,10 @@ fn attention_errors<H: Supports<Thd, Flash>>(strategy: H, batch: &Packed, mask: 
         for shard in [out, dq, dk, dv] {
             whole.push(handler.combine(&device, &shard)?.to_batch_first());
         }
+        let (forward, backward) = plan.bytes_sent::<Cpu<f32>>(&shape);
+        let moved = |operation| traffic.bytes_in(operation);
+        let counted = OPERATIONS.into_iter().map(moved).sum::<u64>();
+        assert_eq!(counted, (forward + backward) as u64, "bytes of {strategy:?}");
         Ok(whole)
     })
     .unwrap()
@@ -161,7 +193,7 @@ fn attention_errors<H: Supports<Thd, Flash>>(strategy: H, batch: &Packed, mask: 
         let clean = |&x: &f32| if x.is_nan() { 0.0 } else { f64::from(x) };
         x.iter().map(clean).collect::<Vec<f64>>()
     });
-    let heads = oracle::Heads { query: 4, key_value: 2, qk_dim: 8, v_dim: 12, scale: 0.35 };
+    let heads = oracle::Heads { query: q_heads, key_value: kv_heads, qk_dim: 8, v_dim: 12, scale: 0.35 };
     let problem = oracle::Problem { tokens: batch.tokens(), heads, q: &q, k: &k, v: &v, attends: &*attends };
     let oracle::Gradients { dq, dk, dv } = oracle::attention_backward(&problem, &dout);
     let expected = [oracle::attention(&problem).out, dq, dk, dv];
@@ -188,6 +220,45 @@ fn padding_of_nan_never_reaches_a_real_row() {
                 attention_errors(Cast(ranks), &batch, &mask),
             ] {
                 assert!(errors.iter().all(|&error| error < 2e-6), "{mask:?} on {ranks}: {errors:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn heads_are_exchanged_in_every_way() {
+    let batch = Packed::new(&[13, 0, 1, 30, 55], &[16, 3, 1, 37, 55]).unwrap();
+    for mask in masks() {
+        // As many key/value heads as ranks, fewer, one, and a number that does not go with the ranks.
+        for (ranks, heads) in
+            [(2, (4, 2)), (4, (4, 2)), (4, (4, 1)), (3, (6, 2)), (5, (10, 2)), (6, (12, 4)), (8, (8, 8))]
+        {
+            let errors = attention_errors_with(Ulysses::<_, Zigzag>::new(Runtime(ranks)), &batch, &mask, heads);
+            assert!(errors.iter().all(|&error| error < 2e-6), "{mask:?} on {ranks} with {heads:?} heads: {errors:?}");
+        }
+        for (outer, inner, heads) in [
+            (2, 2, (4, 2)),
+            (3, 2, (4, 2)),
+            (2, 4, (4, 2)),
+            (4, 2, (6, 3)),
+            (2, 3, (6, 2)),
+            (1, 4, (8, 2)),
+            (5, 1, (3, 1)),
+        ] {
+            for inner_adjacent in [true, false] {
+                let zigzag = RingUlysses::<_, _, Zigzag>::new(Runtime(outer), Runtime(inner))
+                    .with_inner_adjacent(inner_adjacent);
+                let striped = RingUlysses::<_, _, Striped>::new(Runtime(outer), Runtime(inner))
+                    .with_inner_adjacent(inner_adjacent);
+                for errors in [
+                    attention_errors_with(zigzag, &batch, &mask, heads),
+                    attention_errors_with(striped, &batch, &mask, heads),
+                ] {
+                    assert!(
+                        errors.iter().all(|&error| error < 2e-6),
+                        "{mask:?} on {outer}x{inner} with {heads:?} heads: {errors:?}"
+                    );
+                }
             }
         }
     }

@@ -30,7 +30,14 @@ assert_impl_all!(GatherKv: RunsOn<Unfused>);
 
 fn choice(strategy: &str, order: &str, layout: &str, kernel: &str, degree: usize) -> Choice {
     let name = str::to_string;
-    Choice { strategy: name(strategy), order: name(order), layout: name(layout), kernel: name(kernel), degree }
+    Choice {
+        strategy: name(strategy),
+        order: name(order),
+        layout: name(layout),
+        kernel: name(kernel),
+        degree,
+        grid: None,
+    }
 }
 
 /// Says which types it was run with.
@@ -63,7 +70,7 @@ fn every_line_is_selected_by_its_names() {
             }
         }
     }
-    assert_eq!(selected, 5 + 3 * 3 + 3 * 5);
+    assert_eq!(selected, 5 + 3 * 3 + 3 * 5 + 3 * 5 + 3 * 3);
 }
 
 #[test]
@@ -72,6 +79,8 @@ fn names_of_other_systems_are_known() {
     assert_eq!(names("p2p"), "ring zigzag thd flash");
     assert_eq!(names("all_gather"), "all-gather zigzag thd flash");
     assert_eq!(names("All-Gather"), "all-gather zigzag thd flash");
+    assert_eq!(names("a2a"), "ulysses zigzag thd flash");
+    assert_eq!(names("a2a+p2p"), "ring-ulysses zigzag thd flash");
 }
 
 #[test]

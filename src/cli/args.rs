@@ -1,15 +1,17 @@
 //! The choices that commands share: strategy, layout, order, kernel, ranks, threads, number format, transport, device.
 
 use clap::Args;
+use context_parallel::degree::Grid;
 use context_parallel::error::{Result, SupportError};
 use context_parallel::strategy::support::{self, Choice};
-use context_parallel::strategy::{CpStrategy, Ring, Single};
+use context_parallel::strategy::{CpStrategy, Ring, RingUlysses, Single};
 use context_parallel::tensor::DType;
 
 /// How a model is run.
 #[derive(Args, Clone, Debug, Default)]
 pub struct Choices {
-    /// How sequences are split: single, ring, all-gather [default: ring if --cp is above 1, else single]
+    /// How sequences are split: single, ring, all-gather, ulysses, ring-ulysses, magi, dynamic [default: ring if --cp is
+    /// above 1, else single]
     #[arg(long, value_name = "NAME")]
     pub strategy: Option<String>,
     /// How batches lie in memory: bshd, sbhd, thd
@@ -21,9 +23,13 @@ pub struct Choices {
     /// How attention is computed: flash, unfused
     #[arg(long, value_name = "NAME", default_value = "flash")]
     pub kernel: String,
-    /// Ranks that share a sequence [default: 1, or 2 for a --strategy other than single]
+    /// Ranks that share a sequence; AxB for ring-ulysses: A groups of B ranks that exchange heads [default: 1, or 2 for
+    /// a --strategy other than single]
     #[arg(long, value_name = "N")]
     pub cp: Option<String>,
+    /// Whether ring-ulysses places the ranks that exchange heads next to each other, or those of a ring
+    #[arg(long, value_name = "BOOL", action = clap::ArgAction::Set)]
+    pub inner_adjacent: Option<bool>,
     /// Threads of each rank [default: the machine's cores shared out over the ranks]
     #[arg(long, value_name = "N")]
     pub threads: Option<usize>,
@@ -61,10 +67,10 @@ pub struct Settings {
     /// Threads per rank.
     pub threads: usize,
     pub dtype: DType,
+    /// Whether the ranks of a group that exchanges heads are neighbours.
+    inner_adjacent: bool,
 }
 
-/// Strategies of later versions, with Megatron's names for them.
-const LATER_STRATEGIES: &[&str] = &["ulysses", "a2a", "ring-ulysses", "a2a+p2p", "magi", "dynamic"];
 const DTYPES: &[(&[&str], DType)] =
     &[(&["f32"], DType::F32), (&["bf16"], DType::Bf16), (&["f16"], DType::F16), (&["f64"], DType::F64)];
 
@@ -72,34 +78,62 @@ impl Choices {
     /// Checks every choice, and those that depend on each other.
     pub fn settings(&self) -> Result<Settings> {
         self.engine.check()?;
-        if let Some(name) = self.strategy.as_deref().filter(|name| LATER_STRATEGIES.contains(name)) {
-            let known = support::strategies().join(", ");
-            return Err(not_available(format!("--strategy {name}"), format!("choose one of {known}")));
-        }
         let dtype = dtype(&self.dtype)?;
-        let asked = self.cp.as_deref().map(ranks).transpose()?;
+        let asked = self.cp.as_deref().map(degree).transpose()?;
         let strategy = match &self.strategy {
             Some(strategy) => strategy,
-            None if asked.is_some_and(|cp| cp > 1) => <Ring>::NAME,
-            None => Single::NAME,
+            None => match asked {
+                Some(Degree::Grid(..)) => <RingUlysses>::NAME,
+                Some(Degree::Ranks(cp)) if cp > 1 => <Ring>::NAME,
+                _ => Single::NAME,
+            },
         };
-        let choice = |degree| Choice {
+        let (ranks, grid) = match asked {
+            Some(Degree::Ranks(ranks)) => (ranks, None),
+            Some(Degree::Grid(outer, inner)) => (outer * inner, Some(Grid { outer, inner, inner_adjacent: true })),
+            None => (1, None),
+        };
+        let mut choice = support::checked(&Choice {
             strategy: strategy.to_string(),
             order: self.order.clone(),
             layout: self.layout.clone(),
             kernel: self.kernel.clone(),
-            degree,
-        };
-        let mut choice = support::checked(&choice(asked.unwrap_or(1)))?;
+            degree: ranks,
+            grid,
+        })?;
         if asked.is_none() && choice.strategy != Single::NAME {
             choice.degree = 2;
         }
+        let is_grid = choice.strategy == <RingUlysses>::NAME;
+        if let (Some(cp), Some(_), false) = (&self.cp, grid, is_grid) {
+            let (strategy, ranks) = (&choice.strategy, choice.degree);
+            return Err(numbers(format!(
+                "--cp is {cp}, but {strategy} has one degree: use --cp {ranks}, or --strategy ring-ulysses"
+            )));
+        }
+        if self.inner_adjacent.is_some() && !is_grid {
+            let strategy = &choice.strategy;
+            return Err(numbers(format!(
+                "--inner-adjacent is for ring-ulysses, not for {strategy}: leave it out, or use --strategy ring-ulysses"
+            )));
+        }
+        let inner_adjacent = self.inner_adjacent.unwrap_or(true);
         let threads = threads(self.threads, choice.degree)?;
-        Ok(Settings { choice, threads, dtype })
+        Ok(Settings { choice, threads, dtype, inner_adjacent })
     }
 }
 
 impl Settings {
+    /// Chooses how `ring-ulysses` groups the ranks where the user has not, and refuses heads that cannot be shared out.
+    pub fn fit_heads(&mut self, q_heads: usize) -> Result<()> {
+        let choice = &mut self.choice;
+        if choice.strategy == <RingUlysses>::NAME {
+            let grid = choice.grid.unwrap_or_else(|| Grid::most_even(choice.degree, q_heads));
+            choice.grid = Some(Grid { inner_adjacent: self.inner_adjacent, ..grid });
+        }
+        support::check_heads(choice, q_heads)
+    }
+
     /// Refuses more ranks than a sequence has tokens.
     pub fn check_seq_len(&self, seq_len: usize) -> Result<()> {
         let cp = self.choice.degree;
@@ -131,16 +165,32 @@ pub fn dtype(name: &str) -> Result<DType> {
     pick("dtype", name, DTYPES, &[])
 }
 
-/// A number of ranks; `AxB` is for a strategy that this version does not have.
-fn ranks(text: &str) -> Result<usize> {
+/// A degree as the user writes it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Degree {
+    Ranks(usize),
+    /// Outer and inner degree.
+    Grid(usize, usize),
+}
+
+/// A number of ranks, or an outer and an inner degree.
+fn degree(text: &str) -> Result<Degree> {
     let is_number = |part: &str| !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_digit());
-    if let Some((outer, inner)) = text.split_once(['x', 'X'])
-        && is_number(outer)
-        && is_number(inner)
-    {
-        let what = format!("--cp {text} (outer and inner degree of ring-ulysses)");
-        return Err(not_available(what, "use one number, such as --cp 2".to_string()));
+    match text.split_once(['x', 'X']) {
+        Some((outer, inner)) if is_number(outer) && is_number(inner) => {
+            match (outer.parse::<usize>(), inner.parse::<usize>()) {
+                (Ok(outer @ 1..), Ok(inner @ 1..)) if outer.checked_mul(inner).is_some() => {
+                    Ok(Degree::Grid(outer, inner))
+                }
+                _ => Err(numbers(format!("--cp is {text}: use two degrees of at least 1, such as 2x2"))),
+            }
+        }
+        _ => ranks(text).map(Degree::Ranks),
     }
+}
+
+/// A number of ranks.
+fn ranks(text: &str) -> Result<usize> {
     match text.trim().parse() {
         Ok(0) => Err(numbers("--cp is 0: use at least 1 rank".to_string())),
         Ok(cp) => Ok(cp),

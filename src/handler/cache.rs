@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use crate::error::Result;
 use crate::layout::Layout;
 use crate::mask::Mask;
-use crate::order::Placement;
+use crate::order::{Placement, TokenOrder};
 use crate::strategy::CpStrategy;
 use crate::strategy::executor::AttentionPlan;
 
@@ -46,17 +46,19 @@ type Place<H, L> = Arc<Placement<<H as CpStrategy>::Order, L>>;
 
 /// The cache of one handler.
 pub(super) struct Cache<H: CpStrategy, L: Layout> {
+    strategy: H,
     rank: usize,
     ranks: usize,
-    placements: Recent<Arc<L::Batch>, Place<H, L>>,
+    /// By batch, and by masks where the order depends on them.
+    placements: Recent<(Arc<L::Batch>, Vec<(Mask, u64)>), Place<H, L>>,
     plans: Recent<(u64, Mask), Plan<H, L>>,
     /// By placement hash and content key; the value is whatever the key's owner keeps.
     other: Recent<(u64, u64), Arc<dyn Any + Send + Sync>>,
 }
 
 impl<H: CpStrategy, L: Layout> Cache<H, L> {
-    pub(super) fn new(rank: usize, ranks: usize) -> Self {
-        Cache { rank, ranks, placements: Recent::new(), plans: Recent::new(), other: Recent::new() }
+    pub(super) fn new(strategy: H, rank: usize, ranks: usize) -> Self {
+        Cache { strategy, rank, ranks, placements: Recent::new(), plans: Recent::new(), other: Recent::new() }
     }
 
     pub(super) fn rank(&self) -> usize {
@@ -67,13 +69,21 @@ impl<H: CpStrategy, L: Layout> Cache<H, L> {
         self.ranks
     }
 
-    pub(super) fn placement(&self, batch: Arc<L::Batch>) -> Result<Place<H, L>> {
-        self.placements.get_or_make(batch.clone(), || Placement::new(batch, self.ranks, self.rank))
+    pub(super) fn strategy(&self) -> &H {
+        &self.strategy
+    }
+
+    pub(super) fn placement(&self, batch: Arc<L::Batch>, masks: &[(Mask, u64)]) -> Result<Place<H, L>> {
+        let masks = if H::Order::FROM_MASKS { masks.to_vec() } else { Vec::new() };
+        self.placements.get_or_make((batch.clone(), masks.clone()), || {
+            let table = self.strategy.table(&*batch, &masks)?;
+            Placement::with_table(batch, self.strategy.grid(), self.rank, table)
+        })
     }
 
     pub(super) fn plan(&self, placement: &Place<H, L>, mask: &Mask) -> Result<Plan<H, L>> {
         self.plans.get_or_make((placement.hash(), mask.clone()), || {
-            AttentionPlan::new::<H::Kv>(placement, mask).map(Arc::new)
+            AttentionPlan::new(&self.strategy, placement, mask).map(Arc::new)
         })
     }
 

@@ -35,7 +35,6 @@ pub type ElemShard<H, L, D> = Shard<<H as CpStrategy>::Order, L, <D as Device>::
 ///
 /// It lives as long as the model does; placements and plans come and go with batches and are kept in a small cache.
 pub struct CpHandler<H: CpStrategy, L: Layout, C> {
-    strategy: H,
     comm: C,
     cache: Cache<H, L>,
     layout: PhantomData<L>,
@@ -70,12 +69,12 @@ impl<H: CpStrategy, L: Layout, C> CpHandler<H, L, C> {
         if degree != size {
             return Err(PlacementError::Degree { strategy: H::NAME, degree, size }.into());
         }
-        Ok(CpHandler { strategy, cache: Cache::new(comm.rank(), size), comm, layout: PhantomData })
+        Ok(CpHandler { cache: Cache::new(strategy, comm.rank(), size), comm, layout: PhantomData })
     }
 
     /// The strategy.
     pub fn strategy(&self) -> &H {
-        &self.strategy
+        self.cache.strategy()
     }
 
     /// The communicator.
@@ -93,9 +92,26 @@ impl<H: CpStrategy, L: Layout, C> CpHandler<H, L, C> {
         self.cache.ranks()
     }
 
-    /// Deals a batch out to the ranks. The same batch gives the same placement.
+    /// Deals a batch out to the ranks. The same batch gives the same placement. Orders that depend on what is attended
+    /// take the mask to be causal; see [`CpHandler::place_for`].
+    ///
+    /// # Errors
+    /// If the batch cannot be dealt out.
     pub fn place(&self, batch: impl Into<Arc<L::Batch>>) -> Result<Arc<Placement<H::Order, L>>> {
-        self.cache.placement(batch.into())
+        self.place_for(batch, &[(Mask::Causal, 1)])
+    }
+
+    /// Deals a batch out to the ranks, for a model whose layers attend under `masks`, each with the number of layers
+    /// that use it. Any other mask works with the placement too.
+    ///
+    /// # Errors
+    /// If a mask does not fit the batch, or the batch cannot be dealt out.
+    pub fn place_for(
+        &self,
+        batch: impl Into<Arc<L::Batch>>,
+        masks: &[(Mask, u64)],
+    ) -> Result<Arc<Placement<H::Order, L>>> {
+        self.cache.placement(batch.into(), masks)
     }
 
     /// How this rank attends under `mask`: one plan per mask serves all layers with that mask.
@@ -184,7 +200,7 @@ impl<H: CpStrategy, L: Layout, C> CpHandler<H, L, C> {
             ))
             .into());
         }
-        H::Heads::heads_per_rank(shape.q_heads, self.ranks())?;
+        H::Heads::heads_per_rank(H::NAME, shape.q_heads, self.strategy().grid().inner)?;
         let widths = [shape.q_width(), shape.k_width(), shape.v_width()];
         for ((name, shard), width) in [("queries", q), ("keys", k), ("values", v)].into_iter().zip(widths) {
             plan.placement().expect_same("the plan", shard.placement(), name)?;

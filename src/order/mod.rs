@@ -50,13 +50,17 @@ impl Run {
 /// A rule that deals the tokens of a batch out to ranks.
 ///
 /// Within a rank, tokens lie in ascending order. A dense batch is dealt out alike in every sequence, so that a rank
-/// holds equally many rows of each. `ranks` is at least 1 and `rank` less than it. Every rank can compute every other rank's tokens without communication.
+/// holds equally many rows of each. `ranks` is at least 1 and `rank` less than it. Every rank can compute every other
+/// rank's tokens without communication.
 pub trait TokenOrder: Copy + Default + fmt::Debug + PartialEq + Eq + Send + Sync + 'static {
     /// Name on the command line and in messages.
     const NAME: &'static str;
 
     /// What tells orders of the same name apart.
     const VARIANT: usize = 0;
+
+    /// Whether the rule's table depends on what is attended, not on the batch alone.
+    const FROM_MASKS: bool = false;
 
     /// What the rule needs to know about a batch beyond arithmetic; made once per batch.
     type Table: Clone + fmt::Debug + PartialEq + Eq + Hash + Send + Sync;

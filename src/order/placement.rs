@@ -4,6 +4,7 @@ use std::fmt;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 
+use crate::degree::Grid;
 use crate::error::{CommError, PlacementError, Result};
 use crate::layout::{Batch, Document, Layout};
 use crate::order::{Run, TokenOrder};
@@ -12,7 +13,7 @@ use crate::order::{Run, TokenOrder};
 #[derive(Debug)]
 pub struct Placement<O: TokenOrder, L: Layout> {
     batch: Arc<L::Batch>,
-    ranks: usize,
+    grid: Grid,
     rank: usize,
     table: O::Table,
     rows: usize,
@@ -28,15 +29,27 @@ impl<O: TokenOrder, L: Layout> Placement<O, L> {
         if ranks == 0 {
             return Err(PlacementError::ZeroDegree.into());
         }
+        let table = O::table(&*batch, ranks);
+        Self::with_table(batch, Grid::line(ranks), rank, table)
+    }
+
+    /// The same on a grid of ranks, with a table that was made elsewhere.
+    ///
+    /// # Errors
+    /// [`PlacementError::ZeroDegree`] without ranks, [`CommError::NoSuchRank`] where `rank` is not one of them.
+    pub fn with_table(batch: Arc<L::Batch>, grid: Grid, rank: usize, table: O::Table) -> Result<Arc<Self>> {
+        let ranks = grid.ranks();
+        if ranks == 0 {
+            return Err(PlacementError::ZeroDegree.into());
+        }
         if rank >= ranks {
             return Err(CommError::NoSuchRank { rank, size: ranks }.into());
         }
-        let table = O::table(&*batch, ranks);
-        let rows = O::rows(&*batch, &table, ranks, rank);
+        let rows = O::rows(&*batch, &table, ranks, grid.logical(rank));
         // A hasher with fixed keys: ranks that run the same program agree.
         let mut hasher = DefaultHasher::new();
-        (O::NAME, O::VARIANT, L::NAME, &*batch, ranks, &table).hash(&mut hasher);
-        Ok(Arc::new(Placement { batch, ranks, rank, table, rows, hash: hasher.finish() }))
+        (O::NAME, O::VARIANT, L::NAME, &*batch, grid, &table).hash(&mut hasher);
+        Ok(Arc::new(Placement { batch, grid, rank, table, rows, hash: hasher.finish() }))
     }
 
     /// The batch.
@@ -46,7 +59,17 @@ impl<O: TokenOrder, L: Layout> Placement<O, L> {
 
     /// Number of ranks.
     pub fn ranks(&self) -> usize {
-        self.ranks
+        self.grid.ranks()
+    }
+
+    /// How the ranks are grouped.
+    pub fn grid(&self) -> Grid {
+        self.grid
+    }
+
+    /// The order's data for this batch.
+    pub fn table(&self) -> &O::Table {
+        &self.table
     }
 
     /// The rank that this placement is seen from.
@@ -61,7 +84,7 @@ impl<O: TokenOrder, L: Layout> Placement<O, L> {
 
     /// Rows of any rank.
     pub fn rows_of(&self, rank: usize) -> usize {
-        O::rows(&*self.batch, &self.table, self.ranks, rank)
+        O::rows(&*self.batch, &self.table, self.ranks(), self.grid.logical(rank))
     }
 
     /// Identifies batch, order, degree and their data, the same on every rank.
@@ -72,7 +95,7 @@ impl<O: TokenOrder, L: Layout> Placement<O, L> {
     /// The tokens of any rank, in local order. No run crosses a document.
     pub fn runs_of(&self, rank: usize) -> Vec<Run> {
         let mut runs = Vec::new();
-        O::runs(&*self.batch, &self.table, self.ranks, rank, |run| runs.push(run));
+        O::runs(&*self.batch, &self.table, self.ranks(), self.grid.logical(rank), |run| runs.push(run));
         runs
     }
 
@@ -92,7 +115,7 @@ impl<O: TokenOrder, L: Layout> Placement<O, L> {
     fn for_each_run(&self, rank: usize, mut each: impl FnMut(usize, Document, Run)) {
         let batch = &*self.batch;
         let (mut local, mut index) = (0, 0);
-        O::runs(batch, &self.table, self.ranks, rank, |run| {
+        O::runs(batch, &self.table, self.ranks(), self.grid.logical(rank), |run| {
             while batch.document(index).stored_range().end <= run.start {
                 index += 1;
             }
@@ -115,12 +138,13 @@ impl<O: TokenOrder, L: Layout> Placement<O, L> {
 
     /// The rank that holds `token`, and its index there.
     pub fn locate(&self, token: usize) -> (usize, usize) {
-        O::locate(&*self.batch, &self.table, self.ranks, token)
+        let (logical, local) = O::locate(&*self.batch, &self.table, self.ranks(), token);
+        (self.grid.of_logical(logical), local)
     }
 
     /// The token at local index `local` of any rank.
     pub fn token_of(&self, rank: usize, local: usize) -> usize {
-        O::token(&*self.batch, &self.table, self.ranks, rank, local)
+        O::token(&*self.batch, &self.table, self.ranks(), self.grid.logical(rank), local)
     }
 
     /// The memory row of local index `local` of any rank, as the layout says.
@@ -167,7 +191,7 @@ impl<O: TokenOrder, L: Layout> Placement<O, L> {
         other: &Arc<Self>,
         other_name: &'static str,
     ) -> Result<()> {
-        let same = (self.hash, self.ranks, self.rank) == (other.hash, other.ranks, other.rank);
+        let same = (self.hash, self.rank) == (other.hash, other.rank);
         if Arc::ptr_eq(self, other) || same {
             return Ok(());
         }
@@ -197,6 +221,6 @@ impl<O: TokenOrder, L: Layout> fmt::Display for Placement<O, L> {
             (None, 1) => "document",
             (None, _) => "documents",
         };
-        write!(f, "{} of {documents} {what} ({tokens} tokens), rank {} of {}", O::NAME, self.rank, self.ranks)
+        write!(f, "{} of {documents} {what} ({tokens} tokens), rank {} of {}", O::NAME, self.rank, self.ranks())
     }
 }

@@ -71,6 +71,15 @@ pub struct Program {
 }
 
 impl Program {
+    /// Gives every peer of a transfer another number.
+    pub fn rename_peers(&mut self, name: impl Fn(usize) -> usize) {
+        for step in &mut self.steps {
+            if let Step::Post { sends, receives, .. } = step {
+                sends.iter_mut().chain(receives).for_each(|transfer| transfer.peer = name(transfer.peer));
+            }
+        }
+    }
+
     /// Rows that this rank hands to other ranks.
     pub fn rows_sent(&self, rank: usize, content: Content) -> usize {
         let sent = |step: &Step| match step {

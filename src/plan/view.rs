@@ -35,6 +35,22 @@ impl View {
         View { rank: placement.rank(), held: (0..ranks).map(valid_rows).collect(), bands, needs }
     }
 
+    /// The view in which each group of the placement's grid is one rank that holds the rows of all its members, seen
+    /// from this rank's group, and for each member of it the group's row of each of its valid rows.
+    ///
+    /// The group's rows are in natural order where that takes no more runs than one member after another.
+    pub fn grouped<O: TokenOrder, L: Layout>(placement: &Placement<O, L>, bands: Bands) -> (Self, Vec<Vec<usize>>) {
+        let (grid, by_rank) = (placement.grid(), View::new(placement, bands));
+        let group = |outer| {
+            let members = (0..grid.inner).map(|inner| by_rank.held(grid.rank(outer, inner)));
+            joined(&members.collect::<Vec<_>>())
+        };
+        let (held, mut places): (Vec<_>, Vec<_>) = (0..grid.outer).map(group).unzip();
+        let rank = grid.place(placement.rank()).0;
+        let needs = (0..grid.outer * grid.outer).map(|_| OnceLock::new()).collect();
+        (View { rank, held, bands: by_rank.bands, needs }, places.swap_remove(rank))
+    }
+
     /// The rank that the plan is for.
     pub fn rank(&self) -> usize {
         self.rank
@@ -62,7 +78,7 @@ impl View {
 
     /// Number of valid rows of a rank.
     pub fn rows(&self, rank: usize) -> usize {
-        self.held[rank].last().map_or(0, |(row, run)| row + run.len)
+        rows_of(&self.held[rank])
     }
 
     /// The rows of `owner` that queries of `rank` attend.
@@ -88,22 +104,47 @@ impl View {
 
     /// All valid tokens of the batch in natural order, and for each rank where its rows are among them.
     pub fn natural(&self) -> (Vec<(usize, Run)>, Vec<Vec<usize>>) {
-        let mut tokens: Vec<(usize, usize, usize)> = Vec::new();
-        for (rank, held) in self.held.iter().enumerate() {
-            tokens.extend(held.iter().flat_map(|(row, run)| (0..run.len).map(move |i| (run.token(i), rank, row + i))));
-        }
-        tokens.sort_unstable();
-        let mut places: Vec<Vec<usize>> = (0..self.ranks()).map(|rank| vec![0; self.rows(rank)]).collect();
-        let mut runs: Vec<(usize, Run)> = Vec::new();
-        for (row, &(token, rank, local)) in tokens.iter().enumerate() {
-            places[rank][local] = row;
-            match runs.last_mut() {
-                Some((_, run)) if run.end() == token => run.len += 1,
-                _ => runs.push((row, Run { start: token, step: 1, len: 1 })),
-            }
-        }
-        (runs, places)
+        in_natural_order(&self.held.iter().map(Vec::as_slice).collect::<Vec<_>>())
     }
+}
+
+/// The tokens of several ranks in natural order as runs, and for each rank where its rows are among them.
+fn in_natural_order(held: &[&[(usize, Run)]]) -> (Vec<(usize, Run)>, Vec<Vec<usize>>) {
+    let mut tokens: Vec<(usize, usize, usize)> = Vec::new();
+    for (rank, held) in held.iter().enumerate() {
+        tokens.extend(held.iter().flat_map(|(row, run)| (0..run.len).map(move |i| (run.token(i), rank, row + i))));
+    }
+    tokens.sort_unstable();
+    let mut places: Vec<Vec<usize>> = held.iter().map(|held| vec![0; rows_of(held)]).collect();
+    let mut runs: Vec<(usize, Run)> = Vec::new();
+    for (row, &(token, rank, local)) in tokens.iter().enumerate() {
+        places[rank][local] = row;
+        match runs.last_mut() {
+            Some((_, run)) if run.end() == token => run.len += 1,
+            _ => runs.push((row, Run { start: token, step: 1, len: 1 })),
+        }
+    }
+    (runs, places)
+}
+
+/// The rows of several ranks as one buffer: in natural order where that takes no more runs, else one rank after
+/// another.
+fn joined(held: &[&[(usize, Run)]]) -> (Vec<(usize, Run)>, Vec<Vec<usize>>) {
+    let natural = in_natural_order(held);
+    if natural.0.len() <= held.iter().map(|held| held.len()).sum() {
+        return natural;
+    }
+    let (mut runs, mut places, mut before) = (Vec::new(), Vec::new(), 0);
+    for held in held {
+        runs.extend(held.iter().map(|&(row, run)| (before + row, run)));
+        places.push((before..before + rows_of(held)).collect());
+        before += rows_of(held);
+    }
+    (runs, places)
+}
+
+fn rows_of(held: &[(usize, Run)]) -> usize {
+    held.last().map_or(0, |(row, run)| row + run.len)
 }
 
 /// The parts of runs whose rows are in the set, with their row in a buffer of just the set's rows.

@@ -70,11 +70,11 @@ impl GatherKv {
 impl KvExchange for GatherKv {
     const NAME: &'static str = "gather";
 
-    fn forward(view: &View) -> Program {
+    fn forward(&self, view: &View) -> Program {
         Self::gather(view).0
     }
 
-    fn backward(view: &View) -> Program {
+    fn backward(&self, view: &View) -> Program {
         let (mut program, places) = Self::gather(view);
         let own = view.rows(view.rank());
         let send = |(peer, rows): (usize, Vec<usize>)| Transfer { peer, slot: ALL, rows };

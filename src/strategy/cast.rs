@@ -64,11 +64,11 @@ impl CastKv {
 impl KvExchange for CastKv {
     const NAME: &'static str = "cast";
 
-    fn forward(view: &View) -> Program {
+    fn forward(&self, view: &View) -> Program {
         Self::program(view, false)
     }
 
-    fn backward(view: &View) -> Program {
+    fn backward(&self, view: &View) -> Program {
         Self::program(view, true)
     }
 }

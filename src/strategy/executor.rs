@@ -13,7 +13,8 @@ use crate::ops::attention::AttentionShape;
 use crate::ops::unfused::Block;
 use crate::order::{Placement, TokenOrder};
 use crate::plan::{Content, Program, Step, Transfer, View};
-use crate::strategy::{Kernel, KvExchange, TileOperands};
+use crate::strategy::heads::{HeadExchange, HeadSwap, Swapped};
+use crate::strategy::{CpStrategy, Kernel, KvExchange, TileOperands};
 use crate::tensor::{AccMatrix, Device, ElemMatrix, Element, Matrix};
 
 /// How one rank attends under one mask: made once per batch and mask, used by every layer with that mask.
@@ -29,6 +30,8 @@ pub struct RankPlan {
     rank: usize,
     forward: Program,
     backward: Program,
+    /// The head exchange around the programs, whose rows are then those of the rank's group.
+    swap: Option<HeadSwap>,
     /// Rows of the rank, padding included.
     stored: usize,
     /// Memory row of each valid row.
@@ -39,27 +42,42 @@ pub struct RankPlan {
 }
 
 impl<O: TokenOrder, L: Layout> AttentionPlan<O, L> {
-    /// The plan of exchange `X` for the placement's rank.
+    /// The plan of `strategy` for the placement's rank.
     ///
     /// # Errors
     /// If the mask does not fit the batch.
-    pub fn new<X: KvExchange>(placement: &Arc<Placement<O, L>>, mask: &Mask) -> Result<Self> {
+    pub fn new<H: CpStrategy<Order = O>>(strategy: &H, placement: &Arc<Placement<O, L>>, mask: &Mask) -> Result<Self> {
         let batch = placement.batch();
-        let view = View::new(placement, mask.lower(&**batch)?);
-        let (rank, stored) = (placement.rank(), placement.rows());
+        let (rank, stored, grid) = (placement.rank(), placement.rows(), placement.grid());
+        let bands = mask.lower(&**batch)?;
+        let (view, swap) = match H::Heads::SWAPS && grid.inner > 1 {
+            false => (View::new(placement, bands), None),
+            true => {
+                let (view, rows) = View::grouped(placement, bands);
+                let (outer, place) = grid.place(rank);
+                let members = (0..grid.inner).map(|inner| grid.rank(outer, inner)).collect();
+                (view, Some(HeadSwap { members, place, rows }))
+            }
+        };
         let held = placement.valid_runs_of(rank);
         let rows = held.iter().flat_map(|(local, run)| (*local..local + run.len).map(|at| placement.row_of(rank, at)));
         let rows: Vec<usize> = rows.collect();
         let blocks = match batch.uniform() {
             Some(seq) => {
-                let own = rows.len() / batch.documents().max(1);
+                let own = swap.as_ref().map_or(rows.len(), HeadSwap::group_rows) / batch.documents().max(1);
                 (0..batch.documents()).map(|b| (b * own..(b + 1) * own, b * seq..(b + 1) * seq)).collect()
             }
             None => Vec::new(),
         };
-        let (forward, backward) = (X::forward(&view), X::backward(&view));
+        let (mut forward, mut backward) = (strategy.kv().forward(&view), strategy.kv().backward(&view));
+        if swap.is_some() {
+            // Programs speak of groups; this rank talks to the members in its own place.
+            let inner = grid.place(rank).1;
+            forward.rename_peers(|outer| grid.rank(outer, inner));
+            backward.rename_peers(|outer| grid.rank(outer, inner));
+        }
         let in_place = L::TOKEN_MAJOR && rows.len() == stored;
-        let rank_plan = RankPlan { rank, forward, backward, stored, rows, in_place, blocks };
+        let rank_plan = RankPlan { rank, forward, backward, swap, stored, rows, in_place, blocks };
         Ok(AttentionPlan { placement: placement.clone(), rank_plan })
     }
 
@@ -85,13 +103,22 @@ impl<O: TokenOrder, L: Layout> AttentionPlan<O, L> {
 
     /// Bytes that one forward and one backward pass hand to other ranks.
     pub fn bytes_sent<D: Device>(&self, shape: &AttentionShape) -> (usize, usize) {
-        let rank = self.rank_plan.rank;
+        let RankPlan { rank, swap, .. } = &self.rank_plan;
+        let (elem, acc) = (size_of::<D::Elem>(), size_of::<D::Acc>());
+        let width = self.rank_plan.shape(shape).kv_width();
         let bytes = |program: &Program| {
-            let elem = program.rows_sent(rank, Content::Keys) * size_of::<D::Elem>();
-            let acc = program.rows_sent(rank, Content::Gradients) * size_of::<D::Acc>();
-            (elem + acc) * shape.kv_width()
+            let keys = program.rows_sent(*rank, Content::Keys) * elem;
+            (keys + program.rows_sent(*rank, Content::Gradients) * acc) * width
         };
-        (bytes(self.forward()), bytes(self.backward()))
+        let heads = swap.as_ref().map_or((0, 0), |swap| swap.bytes_sent(shape, elem, acc));
+        (bytes(self.forward()) + heads.0, bytes(self.backward()) + heads.1)
+    }
+}
+
+impl RankPlan {
+    /// What the rank attends with: all heads, or its share of them.
+    fn shape(&self, shape: &AttentionShape) -> AttentionShape {
+        self.swap.as_ref().map_or(*shape, |swap| swap.share(shape).shape)
     }
 }
 
@@ -100,11 +127,13 @@ pub struct AttentionSaved<D: Device, K: Kernel> {
     out: AccMatrix<D>,
     lse: AccMatrix<D>,
     tiles: Vec<K::Saved<D>>,
+    /// Queries, keys and values after a head exchange, so that they need not travel again.
+    swapped: Option<Swapped<D>>,
 }
 
 impl<D: Device, K: Kernel> AttentionSaved<D, K> {
     /// Log-sum-exp of each valid row and head, `[valid rows, q_heads]`; `-inf` where nothing is attended. Zero for
-    /// kernels that do not compute it.
+    /// kernels that do not compute it. Under a head exchange, of the group's rows and this rank's heads.
     pub fn lse(&self) -> &AccMatrix<D> {
         &self.lse
     }
@@ -156,10 +185,19 @@ impl<K: Kernel> Execute<K> for Executor<K> {
         D: Ops,
         C: Communicator<D::Storage> + ?Sized,
     {
-        let queries = packed(device, plan, q);
-        let rows = queries.matrix().rows();
+        let whole = shape;
+        let shape = &plan.shape(whole);
         let mut walk = Walk::new(device, comm, &plan.forward, plan.rank, shape.kv_width());
-        walk.keys[0] = Some(packed_kv(device, plan, shape, k, v));
+        let swapped = match &plan.swap {
+            Some(swap) => Some(swap.bring(device, comm, &plan.rows, whole, [q, k, v])?),
+            None => None,
+        };
+        let (queries, kv) = match &swapped {
+            Some(Swapped { q, kv }) => (Packed::Original(q), duplicate(device, kv)),
+            None => (packed(device, plan, q), packed_kv(device, plan, shape, k, v)),
+        };
+        let rows = queries.matrix().rows();
+        walk.keys[0] = Some(kv);
         let result = || (device.matrix(rows, shape.out_width()), device.zero_matrix(rows, shape.q_heads));
         let (mut out, mut lse): (AccMatrix<D>, AccMatrix<D>) = result();
         let mut part: Option<(AccMatrix<D>, AccMatrix<D>)> = None;
@@ -185,9 +223,12 @@ impl<K: Kernel> Execute<K> for Executor<K> {
                 step => walk.step(step)?,
             }
         }
-        let elem = device.to_elem_matrix(&out);
+        let mut elem = device.to_elem_matrix(&out);
+        if let Some(swap) = &plan.swap {
+            elem = swap.give_back(device, comm, whole, whole.v_dim, &elem)?;
+        }
         let full = unpacked(device, plan, elem);
-        Ok((full, AttentionSaved { out, lse, tiles }))
+        Ok((full, AttentionSaved { out, lse, tiles, swapped }))
     }
 
     fn backward<D, C>(
@@ -203,12 +244,20 @@ impl<K: Kernel> Execute<K> for Executor<K> {
         D: Ops,
         C: Communicator<D::Storage> + ?Sized,
     {
-        let queries = packed(device, plan, q);
-        let dout = packed(device, plan, dout);
+        let whole = shape;
+        let shape = &plan.shape(whole);
+        let dout = match &plan.swap {
+            Some(swap) => Packed::Copy(swap.bring_output_gradient(device, comm, &plan.rows, whole, dout)?),
+            None => packed(device, plan, dout),
+        };
+        let (queries, kv) = match &saved.swapped {
+            Some(Swapped { q, kv }) => (Packed::Original(q), duplicate(device, kv)),
+            None => (packed(device, plan, q), packed_kv(device, plan, shape, k, v)),
+        };
         let delta = device.attention_delta(shape, &saved.out, dout.matrix());
         let mut dq: AccMatrix<D> = device.zero_matrix(queries.matrix().rows(), shape.q_width());
         let mut walk = Walk::new(device, comm, &plan.backward, plan.rank, shape.kv_width());
-        walk.keys[0] = Some(packed_kv(device, plan, shape, k, v));
+        walk.keys[0] = Some(kv);
         let mut tiles = saved.tiles.iter();
         for step in &plan.backward.steps {
             match step {
@@ -225,15 +274,20 @@ impl<K: Kernel> Execute<K> for Executor<K> {
                 step => walk.step(step)?,
             }
         }
-        let home = walk.take_gradients(plan.backward.home);
+        let mut home = walk.take_gradients(plan.backward.home);
+        let mut dq = device.to_elem_matrix(&dq);
+        if let Some(swap) = &plan.swap {
+            dq = swap.give_back(device, comm, whole, whole.qk_dim, &dq)?;
+            home = swap.return_gradients(device, comm, whole, &home)?;
+        }
         let home = device.to_elem_matrix(&home);
         let spread = |columns: usize, first: usize| {
             let mut whole: ElemMatrix<D> = blank(device, plan, columns);
             device.scatter_rows(&home, &plan.rows, &mut whole, first);
             whole
         };
-        let (dk, dv) = (spread(shape.k_width(), 0), spread(shape.v_width(), shape.k_width()));
-        Ok([unpacked(device, plan, device.to_elem_matrix(&dq)), dk, dv])
+        let (dk, dv) = (spread(whole.k_width(), 0), spread(whole.v_width(), whole.k_width()));
+        Ok([unpacked(device, plan, dq), dk, dv])
     }
 }
 
@@ -263,6 +317,10 @@ fn packed<'a, D: Ops>(device: &D, plan: &RankPlan, x: &'a ElemMatrix<D>) -> Pack
     let mut copy = device.matrix(plan.rows.len(), x.cols());
     device.gather_rows(x, &plan.rows, &mut copy, 0);
     Packed::Copy(copy)
+}
+
+fn duplicate<D: Ops>(device: &D, x: &ElemMatrix<D>) -> ElemMatrix<D> {
+    Matrix::new(device.duplicate(x.buffer()), x.rows(), x.cols())
 }
 
 fn packed_kv<D: Ops>(

@@ -3,7 +3,7 @@
 //! | part | says | examples |
 //! |---|---|---|
 //! | [`TokenOrder`] | which rank holds which token | [`Zigzag`](crate::order::Zigzag) |
-//! | [`HeadExchange`] | whether heads are exchanged for tokens around attention | [`KeepHeads`] |
+//! | [`HeadExchange`] | whether heads are exchanged for tokens around attention | [`KeepHeads`], [`SwapHeads`] |
 //! | [`KvExchange`] | how keys and values reach the queries | [`LocalKv`], [`RingKv`], [`GatherKv`], [`CastKv`] |
 //!
 //! An exchange type differs from another only in the [`Program`]s that it writes; one executor
@@ -13,21 +13,30 @@
 mod all_gather;
 mod cast;
 pub mod executor;
+mod heads;
 mod kernel;
 mod ring;
+mod ring_ulysses;
 mod single;
 pub mod support;
+mod ulysses;
 
 pub use all_gather::{AllGather, GatherKv};
 pub use cast::CastKv;
+pub use heads::{HeadExchange, KeepHeads, SwapHeads};
 pub use kernel::{Flash, Kernel, LogSumExp, TileOperands, Unfused};
 pub use ring::{Ring, RingKv};
+pub use ring_ulysses::RingUlysses;
 pub use single::{LocalKv, Single};
 pub use support::{Row, RunsOn, Supports};
+pub use ulysses::Ulysses;
 
 use std::fmt;
 
-use crate::error::{Result, SupportError};
+use crate::degree::Grid;
+use crate::error::Result;
+use crate::layout::Batch;
+use crate::mask::Mask;
 use crate::order::TokenOrder;
 use crate::plan::{Program, View};
 
@@ -45,26 +54,26 @@ pub trait CpStrategy: Copy + fmt::Debug + PartialEq + Send + Sync + 'static {
 
     /// Number of ranks that share a sequence.
     fn degree(&self) -> usize;
-}
 
-/// Whether ranks exchange heads for tokens around attention.
-pub trait HeadExchange: Copy + fmt::Debug + Send + Sync + 'static {
-    /// Name in messages.
-    const NAME: &'static str;
+    /// How the ranks are grouped: the ranks of a group exchange heads if [`CpStrategy::Heads`] does, and keys and
+    /// values go between groups. Groups of one rank unless the strategy says otherwise.
+    fn grid(&self) -> Grid {
+        Grid::line(self.degree())
+    }
 
-    /// Query heads that one of `ranks` ranks attends with, or why they cannot be shared out.
-    fn heads_per_rank(q_heads: usize, ranks: usize) -> Result<usize, SupportError>;
-}
+    /// The exchange of keys and values, with its settings if it has any.
+    fn kv(&self) -> Self::Kv {
+        Self::Kv::default()
+    }
 
-/// Every rank attends with all heads of its own tokens.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-pub struct KeepHeads;
-
-impl HeadExchange for KeepHeads {
-    const NAME: &'static str = "keep-heads";
-
-    fn heads_per_rank(q_heads: usize, _ranks: usize) -> Result<usize, SupportError> {
-        Ok(q_heads)
+    /// What the order needs to know about a batch whose layers attend under `masks`, each with the number of layers
+    /// that use it. Only orders that are data ([`TokenOrder::FROM_MASKS`]) look at the masks.
+    ///
+    /// # Errors
+    /// If a mask does not fit the batch, or the batch cannot be dealt out.
+    fn table<B: Batch>(&self, batch: &B, masks: &[(Mask, u64)]) -> Result<<Self::Order as TokenOrder>::Table> {
+        let _ = masks;
+        Ok(Self::Order::table(batch, self.degree()))
     }
 }
 
@@ -72,15 +81,15 @@ impl HeadExchange for KeepHeads {
 ///
 /// Both programs must pass [`crate::plan::check`] on every rank, and must list transfers between two ranks in the
 /// same order on both sides.
-pub trait KvExchange: Copy + fmt::Debug + Send + Sync + 'static {
+pub trait KvExchange: Copy + Default + fmt::Debug + Send + Sync + 'static {
     /// Name in messages.
     const NAME: &'static str;
 
     /// The forward program of the view's rank.
-    fn forward(view: &View) -> Program;
+    fn forward(&self, view: &View) -> Program;
 
     /// The backward program of the view's rank.
-    fn backward(view: &View) -> Program;
+    fn backward(&self, view: &View) -> Program;
 }
 
-static_assertions::assert_eq_size!(KeepHeads, LocalKv, RingKv, GatherKv, CastKv, Single, ());
+static_assertions::assert_eq_size!(KeepHeads, SwapHeads, LocalKv, RingKv, GatherKv, Single, ());

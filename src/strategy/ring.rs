@@ -150,11 +150,11 @@ impl RingKv {
 impl KvExchange for RingKv {
     const NAME: &'static str = "ring";
 
-    fn forward(view: &View) -> Program {
+    fn forward(&self, view: &View) -> Program {
         Self::program(view, false)
     }
 
-    fn backward(view: &View) -> Program {
+    fn backward(&self, view: &View) -> Program {
         Self::program(view, true)
     }
 }

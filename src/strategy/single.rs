@@ -29,13 +29,13 @@ pub struct LocalKv;
 impl KvExchange for LocalKv {
     const NAME: &'static str = "local";
 
-    fn forward(view: &View) -> Program {
+    fn forward(&self, view: &View) -> Program {
         let rows = view.rows(view.rank());
         let pieces = view.tile(view.rank(), &RowSet::all(rows));
         Program { slots: vec![rows], home: 0, steps: vec![Step::Tile { slot: 0, pieces }] }
     }
 
-    fn backward(view: &View) -> Program {
-        Self::forward(view)
+    fn backward(&self, view: &View) -> Program {
+        self.forward(view)
     }
 }

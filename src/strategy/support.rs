@@ -3,14 +3,14 @@
 //! From it come the trait impls that the compiler checks, the selection by name at run time, the table in the README
 //! ([`markdown`]) and the list of combinations that must not compile.
 
-use crate::degree::{Degree, Runtime};
+use crate::degree::{Degree, Grid, Runtime};
 use crate::error::{Error, Result, SupportError};
 use crate::layout::{Bshd, Layout, Sbhd, Thd};
 use crate::order::{Contiguous, Natural, Striped, TokenOrder, Zigzag};
 use crate::strategy::executor::{Execute, Executor};
 use crate::strategy::{
-    AllGather, CastKv, CpStrategy, Flash, GatherKv, Kernel, KvExchange, LocalKv, LogSumExp, Ring, RingKv, Single,
-    Unfused,
+    AllGather, CastKv, CpStrategy, Flash, GatherKv, HeadExchange, Kernel, KvExchange, LocalKv, LogSumExp, Ring, RingKv,
+    RingUlysses, Single, Ulysses, Unfused,
 };
 
 /// A line of the table: the strategy works with layout `L` and kernel `K`.
@@ -36,7 +36,7 @@ impl<K: LogSumExp> RunsOn<K> for CastKv {}
 #[diagnostic::on_unimplemented(
     message = "`{Self}` does not work with layout `{L}` and kernel `{K}`",
     label = "this combination is not in the support table",
-    note = "`Flash` works with every strategy and layout; `Unfused` with `Single` and `AllGather` on `Bshd` and `Sbhd`"
+    note = "`Flash` works with every strategy, on `Thd` always; `Unfused` with `Single`, `AllGather` and `Ulysses` on `Bshd` and `Sbhd`"
 )]
 pub trait Supports<L: Layout, K: Kernel>: CpStrategy {
     /// What runs the attention.
@@ -57,7 +57,8 @@ where
 /// A combination by its names.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Choice {
-    /// `single`, `ring` (`p2p`), `all-gather` (`all_gather`).
+    /// `single`, `ring` (`p2p`), `all-gather` (`all_gather`), `ulysses` (`a2a`), `ring-ulysses` (`a2a+p2p`), `magi`,
+    /// `dynamic`.
     pub strategy: String,
     /// `natural`, `zigzag`, `striped`, `contiguous`; ignored by strategies with one order.
     pub order: String,
@@ -67,6 +68,16 @@ pub struct Choice {
     pub kernel: String,
     /// Number of ranks.
     pub degree: usize,
+    /// How `ring-ulysses` groups the ranks; the most even way that exchanges up to two heads per rank if nothing is
+    /// said. Other strategies ignore it.
+    pub grid: Option<Grid>,
+}
+
+impl Choice {
+    /// The grid of `ring-ulysses`.
+    fn ring_ulysses(&self) -> Grid {
+        self.grid.unwrap_or_else(|| Grid::most_even(self.degree, 2 * self.degree))
+    }
 }
 
 /// A strategy's part of the table as data.
@@ -107,9 +118,8 @@ macro_rules! support_table {
         /// Runs `visitor` with the types that `choice` names, or says what is wrong with it.
         pub fn select<V: Visitor>(choice: &Choice, visitor: V) -> Result<V::Output> {
             let choice = checked(choice)?;
-            let degree = Runtime(choice.degree);
             $(if choice.strategy == $name {
-                support_table!(@select choice, degree, visitor, $orders, $works);
+                support_table!(@select choice, visitor, $orders, $works);
             })+
             Err(unsupported(&choice))
         }
@@ -122,17 +132,28 @@ macro_rules! support_table {
     };
     (@names [$($order:literal => $make:expr),+]) => { &[$($order),+] };
     (@cells [$(($layout:ident, $kernel:ident)),+]) => { &[$(($layout::NAME, $kernel::NAME)),+] };
-    (@select $choice:ident, $degree:ident, $visitor:ident, $orders:tt, [$(($layout:ident, $kernel:ident)),+]) => {
+    (@select $choice:ident, $visitor:ident, $orders:tt, [$(($layout:ident, $kernel:ident)),+]) => {
         $(if $choice.layout == $layout::NAME && $choice.kernel == $kernel::NAME {
-            support_table!(@order $choice, $degree, $visitor, $orders, $layout, $kernel);
+            support_table!(@order $choice, $visitor, $orders, $layout, $kernel);
         })+
     };
-    (@order $choice:ident, $degree:ident, $visitor:ident, [$($order:literal => $make:expr),+], $layout:ident, $kernel:ident) => {
+    (@order $choice:ident, $visitor:ident, [$($order:literal => $make:expr),+], $layout:ident, $kernel:ident) => {
         match $choice.order.as_str() {
-            $($order => return $visitor.visit::<_, $layout, $kernel>(($make)($degree)),)+
+            $($order => return $visitor.visit::<_, $layout, $kernel>(($make)(&$choice)),)+
             _ => {}
         }
     };
+}
+
+/// The degree of a choice.
+fn degree(choice: &Choice) -> Runtime {
+    Runtime(choice.degree)
+}
+
+/// A ring of groups, as a choice says.
+fn ring_ulysses<O: TokenOrder>(choice: &Choice) -> RingUlysses<Runtime, Runtime, O> {
+    let grid = choice.ring_ulysses();
+    RingUlysses::new(Runtime(grid.outer), Runtime(grid.inner)).with_inner_adjacent(grid.inner_adjacent)
 }
 
 support_table! {
@@ -141,18 +162,32 @@ support_table! {
         works [(Bshd, Flash), (Sbhd, Flash), (Thd, Flash), (Bshd, Unfused), (Sbhd, Unfused)];
     impl[N: Degree, O: TokenOrder] Ring<N, O>, <Ring>::NAME,
         orders [
-            "zigzag" => Ring::<Runtime, Zigzag>::new,
-            "striped" => Ring::<Runtime, Striped>::new,
-            "contiguous" => Ring::<Runtime, Contiguous>::new
+            "zigzag" => |choice| Ring::<_, Zigzag>::new(degree(choice)),
+            "striped" => |choice| Ring::<_, Striped>::new(degree(choice)),
+            "contiguous" => |choice| Ring::<_, Contiguous>::new(degree(choice))
         ],
         works [(Bshd, Flash), (Sbhd, Flash), (Thd, Flash)];
     impl[N: Degree, O: TokenOrder] AllGather<N, O>, <AllGather>::NAME,
         orders [
-            "zigzag" => AllGather::<Runtime, Zigzag>::new,
-            "striped" => AllGather::<Runtime, Striped>::new,
-            "contiguous" => AllGather::<Runtime, Contiguous>::new
+            "zigzag" => |choice| AllGather::<_, Zigzag>::new(degree(choice)),
+            "striped" => |choice| AllGather::<_, Striped>::new(degree(choice)),
+            "contiguous" => |choice| AllGather::<_, Contiguous>::new(degree(choice))
         ],
         works [(Bshd, Flash), (Sbhd, Flash), (Thd, Flash), (Bshd, Unfused), (Sbhd, Unfused)];
+    impl[N: Degree, O: TokenOrder] Ulysses<N, O>, <Ulysses>::NAME,
+        orders [
+            "zigzag" => |choice| Ulysses::<_, Zigzag>::new(degree(choice)),
+            "striped" => |choice| Ulysses::<_, Striped>::new(degree(choice)),
+            "contiguous" => |choice| Ulysses::<_, Contiguous>::new(degree(choice))
+        ],
+        works [(Bshd, Flash), (Sbhd, Flash), (Thd, Flash), (Bshd, Unfused), (Sbhd, Unfused)];
+    impl[M: Degree, N: Degree, O: TokenOrder] RingUlysses<M, N, O>, <RingUlysses>::NAME,
+        orders [
+            "zigzag" => ring_ulysses::<Zigzag>,
+            "striped" => ring_ulysses::<Striped>,
+            "contiguous" => ring_ulysses::<Contiguous>
+        ],
+        works [(Bshd, Flash), (Sbhd, Flash), (Thd, Flash)];
 }
 
 /// Every combination as (strategy, layout, kernel).
@@ -199,7 +234,9 @@ pub fn works(strategy: &str, layout: &str, kernel: &str) -> bool {
 fn known(what: &'static str, name: &str, known: &[&'static str]) -> Result<String> {
     let normal = name.to_ascii_lowercase().replace('_', "-");
     let normal = match (what, normal.as_str()) {
-        ("strategy", "p2p") => Ring::<Runtime, Zigzag>::NAME,
+        ("strategy", "p2p") => <Ring>::NAME,
+        ("strategy", "a2a") => <Ulysses>::NAME,
+        ("strategy", "a2a+p2p" | "p2p+a2a" | "usp") => <RingUlysses>::NAME,
         (_, other) => other,
     };
     match known.contains(&normal) {
@@ -220,7 +257,7 @@ pub fn checked(choice: &Choice) -> Result<Choice> {
         [only] => (*only).to_string(),
         several => known("order", &named, several)?,
     };
-    let checked = Choice { strategy, order, layout, kernel, degree: choice.degree };
+    let checked = Choice { strategy, order, layout, kernel, degree: choice.degree, grid: choice.grid };
     if !works(&checked.strategy, &checked.layout, &checked.kernel) {
         return Err(unsupported(&checked));
     }
@@ -233,6 +270,29 @@ pub fn checked(choice: &Choice) -> Result<Choice> {
         .into());
     }
     Ok(checked)
+}
+
+/// Refuses query heads that a choice's strategy cannot share out.
+pub fn check_heads(choice: &Choice, q_heads: usize) -> Result<()> {
+    select(choice, CheckHeads { q_heads })
+}
+
+struct CheckHeads {
+    q_heads: usize,
+}
+
+impl Visitor for CheckHeads {
+    type Output = ();
+
+    fn visit<H, L, K>(self, strategy: H) -> Result<()>
+    where
+        H: Supports<L, K>,
+        L: Layout,
+        K: Kernel,
+    {
+        H::Heads::heads_per_rank(H::NAME, self.q_heads, strategy.grid().inner)?;
+        Ok(())
+    }
 }
 
 fn unsupported(choice: &Choice) -> Error {

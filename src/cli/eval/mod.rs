@@ -93,7 +93,7 @@ pub fn run(arguments: Arguments) -> Result<ExitCode> {
 }
 
 fn prepare(arguments: &Arguments) -> Result<Job> {
-    let settings = arguments.choices.settings()?;
+    let mut settings = arguments.choices.settings()?;
     let batch = args::positive("--batch", arguments.batch)?;
     let seq_len = arguments.seq_len.map(|seq_len| args::positive("--seq-len", seq_len)).transpose()?;
     if let Some(seq_len) = seq_len {
@@ -107,6 +107,7 @@ fn prepare(arguments: &Arguments) -> Result<Job> {
         refuse_tokenizer(&model)?;
     }
     let config = Config::read(&model)?;
+    settings.fit_heads(config.heads)?;
     let input = match (&arguments.tokens, &arguments.data) {
         (Some(tokens), _) => read_tokens(tokens)?,
         (None, Some(data)) if data == Path::new(RECALL) => {

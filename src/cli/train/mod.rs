@@ -145,7 +145,7 @@ fn prepare(arguments: &Arguments) -> Result<Job> {
     if arguments.mtp_depth.is_some() {
         return Err(args::not_available("--mtp-depth", "leave it out: models predict the next token only"));
     }
-    let settings = arguments.choices.settings()?;
+    let mut settings = arguments.choices.settings()?;
     let reason = match settings.dtype {
         DType::F16 => Some("training in f16 needs loss scaling"),
         DType::F64 => Some("f64 is for checks"),
@@ -179,6 +179,7 @@ fn prepare(arguments: &Arguments) -> Result<Job> {
         (Some(folder), _) => Config::read(folder)?,
         (None, name) => Config::preset(name.as_deref().unwrap_or(Config::PRESETS[0]))?,
     };
+    settings.fit_heads(config.heads)?;
     let source = match is_recall {
         true => Source::Recall(Recall::new(RECALL_VOCAB.min(config.vocab_size), seq_len)?),
         false => Source::Text(Text::read(&arguments.data, seq_len, arguments.validation)?),

@@ -126,7 +126,7 @@ fn compute(job: &Job) -> Result<Vec<Row>> {
             let [strategy, layout, kernel] = [strategy, layout, kernel].map(str::to_string);
             for &order in support::orders(&strategy) {
                 let (strategy, layout, kernel) = (strategy.clone(), layout.clone(), kernel.clone());
-                choices.push(Choice { strategy, order: order.to_string(), layout, kernel, degree });
+                choices.push(Choice { strategy, order: order.to_string(), layout, kernel, degree, grid: None });
             }
         }
     }

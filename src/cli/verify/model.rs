@@ -48,7 +48,8 @@ impl References {
             return Ok(step.clone());
         }
         let (strategy, order) = (Single::NAME.to_string(), "natural".to_string());
-        let choice = Choice { strategy, order, layout: layout.to_string(), kernel: kernel.to_string(), degree: 1 };
+        let choice =
+            Choice { strategy, order, layout: layout.to_string(), kernel: kernel.to_string(), degree: 1, grid: None };
         let step = run(&choice, heads, dtype, 1)?;
         self.steps.insert(key, step.clone());
         Ok(step)

@@ -1,47 +1,73 @@
 //! Row movements on the processor.
 
+use std::ops::Range;
+
 use super::Rows;
 use crate::ops::parallel::{RowsMut, by_elements, by_rows};
 use crate::tensor::{AccBuffer, Cpu, Device, ElemBuffer, ElemMatrix, Element, Float, Matrix, Real};
 
 impl<T: Float> Rows for Cpu<T> {
-    fn gather_rows<E: Element>(&self, source: &Matrix<E>, rows: &[usize], target: &mut Matrix<E>, column: usize) {
-        let (cols, width) = (source.cols(), target.cols());
+    fn gather_block<E: Element>(
+        &self,
+        source: &Matrix<E>,
+        rows: &[usize],
+        columns: Range<usize>,
+        target: &mut Matrix<E>,
+        column: usize,
+    ) {
+        let (cols, width) = (columns.len(), target.cols());
         assert_eq!(target.rows(), rows.len(), "a row of the target per row of the list");
         assert!(column + cols <= width, "columns {column}..{} of a target of {width}", column + cols);
+        assert!(columns.end <= source.cols(), "columns {columns:?} of a source of {}", source.cols());
         by_rows(self, rows.len(), cols, RowsMut::new(target, width), |range, mut target| {
             let rows = &rows[range];
-            if cols == width {
+            if cols == width && cols == source.cols() {
                 each_run(rows, |at, row, len| {
                     target.all()[at * cols..(at + len) * cols].copy_from_slice(&source[row * cols..(row + len) * cols]);
                 });
             } else {
                 for (i, &row) in rows.iter().enumerate() {
-                    target.row(i)[column..column + cols].copy_from_slice(source.row(row));
+                    target.row(i)[column..column + cols].copy_from_slice(&source.row(row)[columns.clone()]);
                 }
             }
         });
     }
 
-    fn scatter_rows<E: Element>(&self, source: &Matrix<E>, rows: &[usize], target: &mut Matrix<E>, column: usize) {
-        let (cols, width) = (target.cols(), source.cols());
+    fn scatter_block<E: Element>(
+        &self,
+        source: &Matrix<E>,
+        columns: Range<usize>,
+        rows: &[usize],
+        target: &mut Matrix<E>,
+        column: usize,
+    ) {
+        let (cols, width) = (columns.len(), target.cols());
         assert_eq!(source.rows(), rows.len(), "a row of the source per row of the list");
-        assert!(column + cols <= width, "columns {column}..{} of a source of {width}", column + cols);
-        if cols == width {
+        assert!(columns.end <= source.cols(), "columns {columns:?} of a source of {}", source.cols());
+        assert!(column + cols <= width, "columns {column}..{} of a target of {width}", column + cols);
+        if cols == width && cols == source.cols() {
             each_run(rows, |at, row, len| {
                 target[row * cols..(row + len) * cols].copy_from_slice(&source[at * cols..(at + len) * cols]);
             });
         } else {
             for (i, &row) in rows.iter().enumerate() {
-                target.row_mut(row).copy_from_slice(&source.row(i)[column..column + cols]);
+                target.row_mut(row)[column..column + cols].copy_from_slice(&source.row(i)[columns.clone()]);
             }
         }
     }
 
-    fn scatter_add_rows<E: Real>(&self, source: &Matrix<E>, rows: &[usize], target: &mut Matrix<E>) {
-        assert_eq!((source.rows(), source.cols()), (rows.len(), target.cols()), "the shape of what is added");
+    fn scatter_add_block<E: Real>(
+        &self,
+        source: &Matrix<E>,
+        columns: Range<usize>,
+        rows: &[usize],
+        target: &mut Matrix<E>,
+        column: usize,
+    ) {
+        assert_eq!(source.rows(), rows.len(), "a row of the source per row of the list");
         for (i, &row) in rows.iter().enumerate() {
-            target.row_mut(row).iter_mut().zip(source.row(i)).for_each(|(sum, &value)| *sum += value);
+            let sums = target.row_mut(row)[column..column + columns.len()].iter_mut();
+            sums.zip(&source.row(i)[columns.clone()]).for_each(|(sum, &value)| *sum += value);
         }
     }
 

@@ -2,6 +2,8 @@
 
 mod cpu;
 
+use std::ops::Range;
+
 use crate::tensor::{AccBuffer, AccMatrix, Device, ElemBuffer, ElemMatrix, Element, Matrix, Real};
 
 /// Row movements. `rows` lists index rows of the larger matrix; the smaller one is in list order.
@@ -21,6 +23,36 @@ use crate::tensor::{AccBuffer, AccMatrix, Device, ElemBuffer, ElemMatrix, Elemen
 /// assert_eq!(sum[..], [1.0, 7.0]);
 /// ```
 pub trait Rows: Device {
+    /// Writes columns `columns` of row `rows[i]` of `source` to row `i` of `target`, from its column `column` on.
+    fn gather_block<T: Element>(
+        &self,
+        source: &Matrix<T, Self::Storage>,
+        rows: &[usize],
+        columns: Range<usize>,
+        target: &mut Matrix<T, Self::Storage>,
+        column: usize,
+    );
+
+    /// Writes columns `columns` of row `i` of `source` to row `rows[i]` of `target`, from its column `column` on.
+    fn scatter_block<T: Element>(
+        &self,
+        source: &Matrix<T, Self::Storage>,
+        columns: Range<usize>,
+        rows: &[usize],
+        target: &mut Matrix<T, Self::Storage>,
+        column: usize,
+    );
+
+    /// Adds columns `columns` of row `i` of `source` to row `rows[i]` of `target`, from its column `column` on.
+    fn scatter_add_block<T: Real>(
+        &self,
+        source: &Matrix<T, Self::Storage>,
+        columns: Range<usize>,
+        rows: &[usize],
+        target: &mut Matrix<T, Self::Storage>,
+        column: usize,
+    );
+
     /// Writes row `rows[i]` of `source`, columns all, to row `i` of `target` at column `column`.
     fn gather_rows<T: Element>(
         &self,
@@ -28,7 +60,9 @@ pub trait Rows: Device {
         rows: &[usize],
         target: &mut Matrix<T, Self::Storage>,
         column: usize,
-    );
+    ) {
+        self.gather_block(source, rows, 0..source.cols(), target, column);
+    }
 
     /// Writes row `i` of `source`, from column `column` on, to row `rows[i]` of `target` (as many columns as it has).
     fn scatter_rows<T: Element>(
@@ -37,7 +71,9 @@ pub trait Rows: Device {
         rows: &[usize],
         target: &mut Matrix<T, Self::Storage>,
         column: usize,
-    );
+    ) {
+        self.scatter_block(source, column..column + target.cols(), rows, target, 0);
+    }
 
     /// Adds row `i` of `source` to row `rows[i]` of `target`; both have the same columns.
     fn scatter_add_rows<T: Real>(
@@ -45,7 +81,10 @@ pub trait Rows: Device {
         source: &Matrix<T, Self::Storage>,
         rows: &[usize],
         target: &mut Matrix<T, Self::Storage>,
-    );
+    ) {
+        assert_eq!(source.cols(), target.cols(), "columns of what is added");
+        self.scatter_add_block(source, 0..source.cols(), rows, target, 0);
+    }
 
     /// `x += y`, rounded once per element.
     fn add(&self, x: &mut ElemMatrix<Self>, y: &ElemMatrix<Self>);

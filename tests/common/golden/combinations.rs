@@ -29,7 +29,7 @@ pub fn choices(dense: bool, ranks: Option<usize>, kernels: bool) -> Vec<Choice> 
             for &order in line.orders {
                 for &degree in ranks.iter().filter(|&&degree| line.strategy != "single" || degree == 1) {
                     let (strategy, order, layout) = (line.strategy.to_string(), order.to_string(), layout.to_string());
-                    let choice = Choice { strategy, order, layout, kernel: kernel.to_string(), degree };
+                    let choice = Choice { strategy, order, layout, kernel: kernel.to_string(), degree, grid: None };
                     let same = |other: &Choice| Choice { kernel: other.kernel.clone(), ..choice.clone() } == *other;
                     if kernels || !choices.iter().any(same) {
                         choices.push(choice);
@@ -43,7 +43,7 @@ pub fn choices(dense: bool, ranks: Option<usize>, kernels: bool) -> Vec<Choice> 
 
 /// A combination in words.
 pub fn describe(choice: &Choice) -> String {
-    let Choice { strategy, order, layout, kernel, degree } = choice;
+    let Choice { strategy, order, layout, kernel, degree, .. } = choice;
     format!("{strategy} {order} {layout} {kernel} on {degree} ranks")
 }
 
