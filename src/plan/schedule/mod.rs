@@ -7,9 +7,10 @@
 //!
 //! [`schedule`] looks for the fewest rows received, subject to two limits: tokens per rank and micro-batch, and the
 //! *makespan*, the sum over micro-batches of the busiest rank's work. The second is what greedy placement on
-//! power-of-two groups reaches with the same tokens ([`reference`]), so freedom of degree and block is spent on less
-//! traffic and never on more time; [`schedule_within`] takes any other makespan. Both limits can always be kept:
-//! every document on all ranks attains the least makespan, the sum of L*L over the number of ranks.
+//! blocks of powers of two reaches with the same tokens (the better of Megatron-LM's two schedulers), so that the
+//! freedom of degree and block is spent on less traffic and never on more time; [`schedule_within`] takes any other
+//! makespan. Both limits can always be kept: every document on all ranks attains the least makespan, the sum of L*L
+//! over the number of ranks.
 //!
 //! Same lengths, same ranks, same schedule: integers only, and random numbers of a fixed seed.
 
@@ -188,7 +189,7 @@ fn rows(length: usize, degree: usize) -> u128 {
 fn solve(lengths: &[usize], ranks: usize, tokens: usize, limit: Work) -> Schedule {
     let task = Task { lengths, ranks, tokens, limit, single: false };
     let mut starts = vec![start_of(&task)];
-    starts.extend(reference::start(&task));
+    starts.extend(reference::starts(&task));
     let state = improve(&task, starts);
     let micro_batches = batches(lengths, state);
     let report = Report {

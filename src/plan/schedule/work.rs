@@ -43,6 +43,14 @@ impl Work {
         Work(whole.saturating_mul(numerator).saturating_add(rest * numerator / denominator))
     }
 
+    /// What [`Work::parts_of`] counts in.
+    pub(super) const PARTS: u128 = 1 << 30;
+
+    /// How many [`Work::PARTS`] of `whole` it is, rounded down up to the last digits.
+    pub(super) fn parts_of(self, whole: Self) -> u128 {
+        self.0 / (whole.0 / Self::PARTS).max(1)
+    }
+
     /// What is left after `other`, at least nothing.
     pub(super) fn saturating_sub(self, other: Self) -> Self {
         Work(self.0.saturating_sub(other.0))

@@ -1,60 +1,17 @@
-//! The yardstick: the makespan of greedy placement on power-of-two groups, as schedulers in use do it.
+//! Greedy placement that packs a rank's documents into one micro-batch, as Megatron-LM's later scheduler does it.
 //!
-//! The rule is that of Megatron-LM's packing-aware scheduler. Longest document first; the first opens a micro-batch
-//! on the fewest ranks that hold it, each later one joins a group of its size (or a larger power of two) or opens
-//! one on unused ranks, whichever keeps the busiest rank lowest; what finds no place waits for the next micro-batch.
-//! Unused ranks are then given to the smallest groups by doubling. Where that is impossible, which happens only if
-//! the number of ranks is not a power of two, all documents run on all ranks.
+//! Longest document first; the first opens a micro-batch on the fewest ranks that hold it, each later one joins a
+//! block of its size (or a larger power of two) or opens one on unused ranks, whichever keeps the busiest rank
+//! lowest; what finds no place waits for the next micro-batch. Unused ranks are then given to the smallest blocks by
+//! doubling. Where that is impossible, which happens only if the number of ranks is not a power of two, all
+//! documents run on all ranks.
 
-use super::search::Task;
-use super::state::{Place, State};
-use super::work::Work;
-
-/// Documents that run on the same block of ranks.
-struct Block {
-    size: usize,
-    documents: Vec<usize>,
-}
-
-/// The makespan of the rule above; `tokens` per rank must suffice for every document on all ranks.
-pub(super) fn makespan(lengths: &[usize], ranks: usize, tokens: usize) -> Work {
-    let busiest = |blocks: &Vec<Block>| blocks.iter().map(|block| work(lengths, block)).max().unwrap_or_default();
-    place(lengths, ranks, tokens).iter().map(busiest).sum()
-}
-
-/// Its placement, if it keeps the limits of a task; it counts fractions of tokens, which the limit does not.
-pub(super) fn start(task: &Task) -> Option<State> {
-    let mut state = State::new(task.lengths.len(), task.ranks);
-    for (batch, blocks) in place(task.lengths, task.ranks, task.tokens).iter().enumerate() {
-        if batch == state.batches() {
-            state.open(task.ranks);
-        }
-        let mut used = vec![0; task.ranks];
-        let mut first = 0;
-        for block in blocks {
-            for &document in &block.documents {
-                let length = task.lengths[document];
-                state.insert(document, length, Place { batch, first, degree: block.size });
-                used[first..][..block.size].iter_mut().for_each(|used| *used += length.div_ceil(block.size));
-            }
-            first += block.size;
-        }
-        if used.iter().any(|&used| used > task.tokens) {
-            return None;
-        }
-    }
-    (state.makespan <= task.limit).then_some(state)
-}
-
-fn work(lengths: &[usize], block: &Block) -> Work {
-    block.documents.iter().map(|&document| Work::of(lengths[document], block.size)).sum()
-}
+use super::{Block, longest_first, work};
+use crate::plan::schedule::work::Work;
 
 /// Blocks of each micro-batch, in rank order.
-fn place(lengths: &[usize], ranks: usize, tokens: usize) -> Vec<Vec<Block>> {
-    let mut waiting: Vec<usize> = (0..lengths.len()).filter(|&document| lengths[document] > 0).collect();
-    waiting.sort_by_key(|&document| (std::cmp::Reverse(lengths[document]), document));
-    let tokens = tokens.min(lengths.iter().sum());
+pub(super) fn place(lengths: &[usize], ranks: usize, tokens: usize) -> Vec<Vec<Block>> {
+    let mut waiting = longest_first(lengths);
     let mut batches = Vec::new();
     while !waiting.is_empty() {
         let (blocks, left) = micro_batch(lengths, ranks, tokens, &waiting);
