@@ -2,8 +2,6 @@
 
 use thiserror::Error;
 
-use crate::plan::schedule::Work;
-
 /// The result of everything that can fail here.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
@@ -451,11 +449,11 @@ pub enum ScheduleError {
         most: u128,
     },
     /// A makespan that nothing reaches.
-    #[error("a makespan of at most {limit} query-key pairs per rank, but none is below {bound}: allow at least that")]
+    #[error("a makespan of {limit:.1} query-key pairs is asked for, but none is below {bound:.1}: allow at least that")]
     Makespan {
-        /// What was asked for.
-        limit: Work,
-        /// The lower bound.
-        bound: Work,
+        /// What was asked for, in query-key pairs of the busiest ranks.
+        limit: f64,
+        /// The lower bound: all pairs, evenly over all ranks.
+        bound: f64,
     },
 }

@@ -7,8 +7,7 @@
 //!
 //! [`schedule`] looks for the fewest rows received, subject to two limits: tokens per rank and micro-batch, and the
 //! *makespan*, the sum over micro-batches of the busiest rank's work. The second is what greedy placement on
-//! blocks of powers of two reaches with the same tokens (the better of Megatron-LM's two schedulers), so that the
-//! freedom of degree and block is spent on less traffic and never on more time; [`schedule_within`] takes any other
+//! blocks of powers of two reaches with the same tokens (Megatron-LM's scheduler that packs), so that the freedom of degree and block is spent on less traffic and never on more time; [`schedule_within`] takes any other
 //! makespan. Both limits can always be kept: every document on all ranks attains the least makespan, the sum of L*L
 //! over the number of ranks.
 //!
@@ -134,7 +133,7 @@ pub fn schedule_within(
     let tokens = check(lengths, ranks, tokens_per_rank)?;
     let bound = even_share(lengths, ranks);
     if makespan < bound {
-        return Err(ScheduleError::Makespan { limit: makespan, bound }.into());
+        return Err(ScheduleError::Makespan { limit: makespan.to_f64(), bound: bound.to_f64() }.into());
     }
     Ok(solve(lengths, ranks, tokens, makespan))
 }
@@ -189,7 +188,7 @@ fn rows(length: usize, degree: usize) -> u128 {
 fn solve(lengths: &[usize], ranks: usize, tokens: usize, limit: Work) -> Schedule {
     let task = Task { lengths, ranks, tokens, limit, single: false };
     let mut starts = vec![start_of(&task)];
-    starts.extend(reference::starts(&task));
+    starts.extend(reference::start(&task));
     let state = improve(&task, starts);
     let micro_batches = batches(lengths, state);
     let report = Report {

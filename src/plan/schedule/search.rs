@@ -8,7 +8,7 @@ use super::state::{Fit, Load, Place, State};
 use super::work::Work;
 
 /// Ranks that the search may look at.
-const EFFORT: usize = 4_000_000;
+const EFFORT: usize = 1_000_000;
 /// Most documents that are taken out at once.
 const MOST_OUT: usize = 8;
 
@@ -60,6 +60,10 @@ pub(super) fn start_of(task: &Task) -> State {
 pub(super) fn improve(task: &Task, mut starts: Vec<State>) -> State {
     let mut search = Search::new(task);
     starts.extend((1..=8).filter_map(|parts| search.construct(parts)));
+    for (fit, spread) in [(Fit::Level, 1), (Fit::Tight, 1), (Fit::Level, 2)] {
+        // Lower micro-batches cost more rows: the first that keep the limit are the best.
+        starts.extend((1..=16).rev().find_map(|sixteenths| search.layers(fit, spread, sixteenths)));
+    }
     starts.sort_by_key(State::cost);
     starts.truncate(3);
     let share = EFFORT / starts.len();
@@ -114,6 +118,42 @@ impl<'a> Search<'a> {
         let manner = Manner { fit: Fit::Level, quarters: 4, tallest };
         for nth in 0..self.documents.len() {
             self.put(&mut state, self.documents[nth], manner)?;
+        }
+        Some(state)
+    }
+
+    /// Longest first, one micro-batch after another. The longest document that waits sets the height of the next, at
+    /// `sixteenths` of its work at its least degree; the others join it at degrees up to `spread` times the least
+    /// that heeds this height, or wait. Neighbours in length have similar work per token, so that ranks which are
+    /// full are level too.
+    fn layers(&mut self, fit: Fit, spread: usize, sixteenths: u128) -> Option<State> {
+        let Task { lengths, ranks, tokens, limit, single } = *self.task;
+        // Where one micro-batch may hold everything, several have no use.
+        if single || tokens >= lengths.iter().sum() {
+            return None;
+        }
+        let mut state = State::new(lengths.len(), ranks);
+        let mut waiting = self.documents.clone();
+        while let Some(&longest) = waiting.first() {
+            let batch = state.batches() - 1;
+            let at_least = Work::of(lengths[longest], self.least[longest]).share(sixteenths, 16);
+            let tallest = at_least.max(Work::of(lengths[longest], ranks));
+            waiting.retain(|&document| {
+                let length = lengths[document];
+                let heeds = |&degree: &usize| Work::of(length, degree) <= tallest;
+                let Some(from) = (self.least[document]..=ranks).find(heeds) else { return true };
+                let block = (from..=ranks.min(from * spread)).find_map(|degree| {
+                    let load = Load { work: Work::of(length, degree), tokens: length.div_ceil(degree) };
+                    self.looked_at += ranks;
+                    let (.., first) = state.block(batch, degree, load, tallest, tokens, fit)?;
+                    Some(Place { batch, first, degree })
+                });
+                block.inspect(|&place| state.insert(document, length, place)).is_none()
+            });
+            if state.makespan > limit {
+                return None;
+            }
+            state.open(ranks);
         }
         Some(state)
     }

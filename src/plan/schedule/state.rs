@@ -67,6 +67,12 @@ impl State {
         self.batches[batch].height
     }
 
+    /// Tokens of the fullest rank of a micro-batch.
+    #[cfg(test)]
+    pub fn most_tokens(&self, batch: usize) -> usize {
+        self.batches[batch].tokens.iter().copied().max().unwrap_or(0)
+    }
+
     pub fn places(&self) -> &[Option<Place>] {
         &self.places
     }

@@ -44,9 +44,11 @@ impl Work {
     }
 
     /// What [`Work::parts_of`] counts in.
+    #[cfg(test)]
     pub(super) const PARTS: u128 = 1 << 30;
 
     /// How many [`Work::PARTS`] of `whole` it is, rounded down up to the last digits.
+    #[cfg(test)]
     pub(super) fn parts_of(self, whole: Self) -> u128 {
         self.0 / (whole.0 / Self::PARTS).max(1)
     }

@@ -1,6 +1,10 @@
 //! The yardstick: what greedy placement on blocks of powers of two reaches, as schedulers in use do it.
+//!
+//! The packing rule limits our makespan. The serial rule has no limit on the tokens of a rank, only of a document;
+//! the tests compare with it.
 
 mod packed;
+#[cfg(test)]
 mod serial;
 
 use super::search::Task;
@@ -17,28 +21,28 @@ struct Block {
 /// Blocks of each micro-batch.
 type Placement = Vec<Vec<Block>>;
 
-/// The smaller of the rules' makespans; `tokens` per rank must suffice for every document on all ranks.
+/// The makespan of the packing rule; `tokens` per rank must suffice for every document on all ranks.
 pub(super) fn makespan(lengths: &[usize], ranks: usize, tokens: usize) -> Work {
-    placements(lengths, ranks, tokens).iter().map(|placement| cost(lengths, placement)).min().unwrap_or_default()
+    cost(lengths, &packed::place(lengths, ranks, tokens))
 }
 
-/// Those of the rules' placements that keep the limits of a task.
-pub(super) fn starts(task: &Task) -> Vec<State> {
-    placements(task.lengths, task.ranks, task.tokens).iter().filter_map(|placement| start(task, placement)).collect()
+/// The packing rule's placement, if it keeps the limits of a task.
+pub(super) fn start(task: &Task) -> Option<State> {
+    state(task, &packed::place(task.lengths, task.ranks, task.tokens))
 }
 
-fn placements(lengths: &[usize], ranks: usize, tokens: usize) -> Vec<Placement> {
-    // More tokens than there are change nothing; 0 tokens come with documents that have none.
-    let tokens = tokens.min(lengths.iter().sum()).max(1);
-    let mut placements = vec![packed::place(lengths, ranks, tokens)];
-    if ranks.is_power_of_two() {
-        placements.push(serial::place(lengths, ranks, tokens));
-    }
-    placements
+/// Makespan and rows received of the serial rule, whose tokens do not add up.
+#[cfg(test)]
+pub(super) fn serial(lengths: &[usize], ranks: usize, tokens: usize) -> (Work, u128) {
+    let placement = serial::place(lengths, ranks, tokens);
+    let rows = |block: &Block| -> u128 {
+        block.documents.iter().map(|&document| super::rows(lengths[document], block.size)).sum()
+    };
+    (cost(lengths, &placement), placement.iter().flatten().map(rows).sum())
 }
 
-/// A placement counts fractions of tokens, or none, where a task counts whole ones: it may not fit.
-fn start(task: &Task, placement: &Placement) -> Option<State> {
+/// A placement counts fractions of tokens where a task counts whole ones: it may not fit.
+fn state(task: &Task, placement: &Placement) -> Option<State> {
     let mut state = State::new(task.lengths.len(), task.ranks);
     for (batch, blocks) in placement.iter().enumerate() {
         if batch == state.batches() {

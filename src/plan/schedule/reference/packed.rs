@@ -6,11 +6,13 @@
 //! doubling. Where that is impossible, which happens only if the number of ranks is not a power of two, all
 //! documents run on all ranks.
 
-use super::{Block, longest_first, work};
+use super::{Block, Placement, longest_first, work};
 use crate::plan::schedule::work::Work;
 
 /// Blocks of each micro-batch, in rank order.
-pub(super) fn place(lengths: &[usize], ranks: usize, tokens: usize) -> Vec<Vec<Block>> {
+pub(super) fn place(lengths: &[usize], ranks: usize, tokens: usize) -> Placement {
+    // More tokens than there are change nothing; 0 tokens come with documents that have none.
+    let tokens = tokens.min(lengths.iter().sum()).max(1);
     let mut waiting = longest_first(lengths);
     let mut batches = Vec::new();
     while !waiting.is_empty() {
