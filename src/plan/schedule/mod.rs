@@ -12,6 +12,17 @@
 //! over the number of ranks.
 //!
 //! Same lengths, same ranks, same schedule: integers only, and random numbers of a fixed seed.
+//!
+//! ```
+//! use context_parallel::plan::schedule::schedule;
+//!
+//! // One document that needs 6 of 8 ranks, and five short ones.
+//! let lengths = [6000, 3000, 1500, 700, 300, 100];
+//! let schedule = schedule(&lengths, 8, Some(1024))?;
+//! assert!(schedule.report.makespan <= schedule.report.makespan_limit);
+//! assert_eq!(schedule.report.rows_received, 49_500); // 66,400 with blocks of powers of two
+//! # Ok::<(), context_parallel::error::Error>(())
+//! ```
 
 mod reference;
 mod search;
