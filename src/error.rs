@@ -32,6 +32,9 @@ pub enum Error {
     /// A plan that does not hold together; a defect of the strategy that made it.
     #[error(transparent)]
     Plan(#[from] PlanError),
+    /// Documents that cannot be scheduled.
+    #[error(transparent)]
+    Schedule(#[from] ScheduleError),
 }
 
 impl Error {
@@ -288,6 +291,14 @@ pub enum CommError {
         /// How many there are.
         found: usize,
     },
+    /// Splits of a group collective that do not go together.
+    #[error("{operation}: {what}: give both ends of a transfer the same splits, and the ranks of a split in order")]
+    Splits {
+        /// The collective.
+        operation: &'static str,
+        /// What does not go together.
+        what: String,
+    },
 }
 
 /// Combinations that do not work.
@@ -424,5 +435,46 @@ pub enum PlanError {
         strategy: &'static str,
         /// What does not hold.
         what: String,
+    },
+}
+
+/// What can be wrong with documents that are to be scheduled over ranks.
+#[derive(Debug, Error, Clone, PartialEq)]
+#[non_exhaustive]
+pub enum ScheduleError {
+    /// Nothing to run on.
+    #[error("a schedule over 0 ranks: use at least 1")]
+    NoRanks,
+    /// A document that does not fit even on all ranks.
+    #[error(
+        "document {document} of {length} tokens does not fit on {ranks} ranks of {tokens} tokens each: allow {needed} tokens per rank, use more ranks, or cut the document"
+    )]
+    DocumentTooLong {
+        /// Index of the document.
+        document: usize,
+        /// Its length.
+        length: usize,
+        /// Number of ranks.
+        ranks: usize,
+        /// Tokens allowed per rank and micro-batch.
+        tokens: usize,
+        /// Tokens per rank that it needs on all ranks.
+        needed: usize,
+    },
+    /// More tokens than the exact arithmetic holds.
+    #[error("{total} tokens in one schedule, at most {most}: schedule them in several parts")]
+    TooManyTokens {
+        /// Tokens of all documents.
+        total: u128,
+        /// Most that can be scheduled.
+        most: u128,
+    },
+    /// A makespan that nothing reaches.
+    #[error("a makespan of {limit:.1} query-key pairs is asked for, but none is below {bound:.1}: allow at least that")]
+    Makespan {
+        /// What was asked for, in query-key pairs of the busiest ranks.
+        limit: f64,
+        /// The lower bound: all pairs, evenly over all ranks.
+        bound: f64,
     },
 }

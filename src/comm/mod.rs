@@ -7,6 +7,7 @@
 pub mod clock;
 mod collectives;
 pub mod faults;
+pub mod group;
 mod groups;
 pub mod link;
 #[cfg(loom)]

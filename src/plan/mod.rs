@@ -7,6 +7,7 @@ mod check;
 mod piece;
 mod program;
 mod rows;
+pub mod schedule;
 mod tile;
 mod view;
 

@@ -1,0 +1,264 @@
+//! The search: take a few documents out, put them back where they receive less, keep what is no worse.
+//!
+//! Every state in between is a valid schedule, so the search can end at any time; it ends after a fixed amount of
+//! work (ranks looked at), not of time. Random numbers come from a fixed seed.
+
+use super::rows;
+use super::state::{Fit, Load, Place, State};
+use super::work::Work;
+
+/// Ranks that the search may look at.
+const EFFORT: usize = 1_000_000;
+/// Most documents that are taken out at once.
+const MOST_OUT: usize = 8;
+
+/// What is to be scheduled, and within which limits.
+pub(super) struct Task<'a> {
+    pub lengths: &'a [usize],
+    pub ranks: usize,
+    /// Most tokens of a rank in a micro-batch.
+    pub tokens: usize,
+    /// Largest makespan; at least that of all documents on all ranks.
+    pub limit: Work,
+    /// Whether all must be in one micro-batch.
+    pub single: bool,
+}
+
+impl Task<'_> {
+    /// The documents that have tokens; the others need no place.
+    pub fn documents(&self) -> impl Iterator<Item = usize> {
+        (0..self.lengths.len()).filter(|&document| self.lengths[document] > 0)
+    }
+
+    /// The smallest degree with which a document keeps the limits even if it is alone.
+    pub fn least_degree(&self, document: usize) -> usize {
+        let length = self.lengths[document];
+        let for_tokens = length.div_ceil(self.tokens.max(1)).max(1);
+        (for_tokens..self.ranks).find(|&degree| Work::of(length, degree) <= self.limit).unwrap_or(self.ranks)
+    }
+}
+
+/// Every document on all ranks: the least makespan and the most rows. Micro-batches as full as tokens permit.
+pub(super) fn start_of(task: &Task) -> State {
+    let mut state = State::new(task.lengths.len(), task.ranks);
+    let mut room = vec![task.tokens];
+    for document in task.documents() {
+        let length = task.lengths[document];
+        let need = length.div_ceil(task.ranks);
+        let batch = room.iter().position(|&room| room >= need).unwrap_or(room.len());
+        if batch == room.len() {
+            room.push(task.tokens);
+            state.open(task.ranks);
+        }
+        room[batch] -= need;
+        state.insert(document, length, Place { batch, first: 0, degree: task.ranks });
+    }
+    state
+}
+
+/// The best schedule found from any of `starts`, which keep the limits. There is at least one.
+pub(super) fn improve(task: &Task, mut starts: Vec<State>) -> State {
+    let mut search = Search::new(task);
+    starts.extend((1..=8).filter_map(|parts| search.construct(parts)));
+    for (fit, spread) in [(Fit::Level, 1), (Fit::Tight, 1), (Fit::Level, 2)] {
+        // Lower micro-batches cost more rows: the first that keep the limit are the best.
+        starts.extend((1..=16).rev().find_map(|sixteenths| search.layers(fit, spread, sixteenths)));
+    }
+    starts.sort_by_key(State::cost);
+    starts.truncate(3);
+    let share = EFFORT / starts.len();
+    let ends = starts.into_iter().map(|start| search.descend(start, share));
+    ends.min_by_key(State::cost).unwrap_or_else(|| start_of(task))
+}
+
+/// How documents are put back.
+#[derive(Clone, Copy)]
+struct Manner {
+    fit: Fit,
+    /// Quarters of the unused makespan that the next document may take to get a smaller degree.
+    quarters: u128,
+    /// No micro-batch may become taller than this.
+    tallest: Work,
+}
+
+struct Search<'a> {
+    task: &'a Task<'a>,
+    /// Documents with tokens, the longest first.
+    documents: Vec<usize>,
+    least: Vec<usize>,
+    random: u64,
+    looked_at: usize,
+}
+
+impl<'a> Search<'a> {
+    fn new(task: &'a Task<'a>) -> Self {
+        let mut documents: Vec<usize> = task.documents().collect();
+        documents.sort_by_key(|&document| (std::cmp::Reverse(task.lengths[document]), document));
+        let least = (0..task.lengths.len()).map(|document| task.least_degree(document)).collect();
+        Search { task, documents, least, random: 0, looked_at: 0 }
+    }
+
+    /// A number below `bound` (SplitMix64).
+    fn below(&mut self, bound: usize) -> usize {
+        self.random = self.random.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut bits = self.random;
+        bits = (bits ^ (bits >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        bits = (bits ^ (bits >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        ((bits ^ (bits >> 31)) % bound as u64) as usize
+    }
+
+    /// Longest first, into `parts` micro-batches none of which is taller than its part of the limit.
+    fn construct(&mut self, parts: usize) -> Option<State> {
+        if self.task.single && parts > 1 {
+            return None;
+        }
+        let mut state = State::new(self.task.lengths.len(), self.task.ranks);
+        (1..parts).for_each(|_| state.open(self.task.ranks));
+        let tallest = self.task.limit.share(1, parts as u128);
+        let manner = Manner { fit: Fit::Level, quarters: 4, tallest };
+        for nth in 0..self.documents.len() {
+            self.put(&mut state, self.documents[nth], manner)?;
+        }
+        Some(state)
+    }
+
+    /// Longest first, one micro-batch after another. The longest document that waits sets the height of the next, at
+    /// `sixteenths` of its work at its least degree; the others join it at degrees up to `spread` times the least
+    /// that heeds this height, or wait. Neighbours in length have similar work per token, so that ranks which are
+    /// full are level too.
+    fn layers(&mut self, fit: Fit, spread: usize, sixteenths: u128) -> Option<State> {
+        let Task { lengths, ranks, tokens, limit, single } = *self.task;
+        // Where one micro-batch may hold everything, several have no use.
+        if single || tokens >= lengths.iter().sum() {
+            return None;
+        }
+        let mut state = State::new(lengths.len(), ranks);
+        let mut waiting = self.documents.clone();
+        while let Some(&longest) = waiting.first() {
+            let batch = state.batches() - 1;
+            let at_least = Work::of(lengths[longest], self.least[longest]).share(sixteenths, 16);
+            let tallest = at_least.max(Work::of(lengths[longest], ranks));
+            waiting.retain(|&document| {
+                let length = lengths[document];
+                let heeds = |&degree: &usize| Work::of(length, degree) <= tallest;
+                let Some(from) = (self.least[document]..=ranks).find(heeds) else { return true };
+                let block = (from..=ranks.min(from * spread)).find_map(|degree| {
+                    let load = Load { work: Work::of(length, degree), tokens: length.div_ceil(degree) };
+                    self.looked_at += ranks;
+                    let (.., first) = state.block(batch, degree, load, tallest, tokens, fit)?;
+                    Some(Place { batch, first, degree })
+                });
+                block.inspect(|&place| state.insert(document, length, place)).is_none()
+            });
+            if state.makespan > limit {
+                return None;
+            }
+            state.open(ranks);
+        }
+        Some(state)
+    }
+
+    /// Puts a document where its degree is smallest; among those places, where the makespan grows least.
+    fn put(&mut self, state: &mut State, document: usize, manner: Manner) -> Option<()> {
+        let length = self.task.lengths[document];
+        let unused = self.task.limit.saturating_sub(state.makespan);
+        for quarters in [manner.quarters, 4] {
+            let growth = unused.share(quarters, 4);
+            for degree in self.least[document]..=self.task.ranks {
+                let load = Load { work: Work::of(length, degree), tokens: length.div_ceil(degree) };
+                let mut best: Option<(Work, usize, usize)> = None;
+                for batch in 0..state.batches() {
+                    let tallest = (state.height(batch) + growth).min(manner.tallest);
+                    self.looked_at += self.task.ranks;
+                    let Some((height, _, first)) =
+                        state.block(batch, degree, load, tallest, self.task.tokens, manner.fit)
+                    else {
+                        continue;
+                    };
+                    let grows = height - state.height(batch);
+                    if best.is_none_or(|(least, ..)| grows < least) {
+                        best = Some((grows, batch, first));
+                    }
+                }
+                if let Some((_, batch, first)) = best {
+                    state.insert(document, length, Place { batch, first, degree });
+                    return Some(());
+                }
+            }
+        }
+        None
+    }
+
+    /// Improves a state for as long as `effort` lasts.
+    fn descend(&mut self, start: State, effort: usize) -> State {
+        let end = self.looked_at + effort;
+        let (mut best, mut state) = (start.clone(), start);
+        let lowest: u128 =
+            self.documents.iter().map(|&document| rows(self.task.lengths[document], self.least[document])).sum();
+        let fastest = super::even_share(self.task.lengths, self.task.ranks);
+        while self.looked_at < end && best.cost() > (lowest, fastest) {
+            if !self.task.single && (0..state.batches()).all(|batch| state.height(batch) > Work::NONE) {
+                state.open(self.task.ranks);
+            }
+            let before = state.clone();
+            let out = self.choose(&state);
+            for &document in &out {
+                state.remove(document, self.task.lengths[document]);
+            }
+            let manner = Manner {
+                fit: [Fit::Tight, Fit::Level][self.below(2)],
+                quarters: [0, 1, 2, 4][self.below(4)],
+                tallest: Work::MAX,
+            };
+            let complete = out.iter().try_for_each(|&document| self.put(&mut state, document, manner)).is_some();
+            // Slightly worse is accepted early on, to leave local minima; nothing worse at the end.
+            let left = (end.saturating_sub(self.looked_at)) as u128;
+            let slack = best.rows * left / (32 * effort as u128);
+            if !complete || state.rows > best.rows + slack && state.cost() > before.cost() {
+                state = before;
+            } else if state.cost() < best.cost() {
+                best = state.clone();
+            }
+            self.looked_at += self.task.ranks;
+        }
+        best
+    }
+
+    /// Documents to take out, in the order in which to put them back.
+    fn choose(&mut self, state: &State) -> Vec<usize> {
+        let place = |document: usize| state.places()[document];
+        let loose: Vec<usize> = self
+            .documents
+            .iter()
+            .copied()
+            .filter(|&document| place(document).is_some_and(|place| place.degree > self.least[document]))
+            .collect();
+        let all = self.documents.len();
+        let any = self.below(all);
+        let seed = if loose.is_empty() { self.documents[any] } else { loose[any % loose.len()] };
+        let near: Vec<usize> = self
+            .documents
+            .iter()
+            .copied()
+            .filter(|&document| {
+                place(document).zip(place(seed)).is_some_and(|(one, other)| {
+                    one.batch == other.batch
+                        && one.first < other.first + other.degree
+                        && other.first < one.first + one.degree
+                })
+            })
+            .collect();
+        let mut out = vec![seed];
+        for _ in 0..self.below(MOST_OUT.min(all)) {
+            let any = self.below(2 * all);
+            let more = if any < all { self.documents[any] } else { near[any % near.len()] };
+            if !out.contains(&more) {
+                out.push(more);
+            }
+        }
+        if self.below(4) > 0 {
+            out.sort_by_key(|&document| (std::cmp::Reverse(self.task.lengths[document]), document));
+        }
+        out
+    }
+}

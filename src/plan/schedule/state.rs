@@ -1,0 +1,167 @@
+//! A schedule under construction: who is where, and what that makes of every rank in every micro-batch.
+
+use super::work::Work;
+
+/// Where a document is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Place {
+    pub batch: usize,
+    pub first: usize,
+    pub degree: usize,
+}
+
+/// Which of several blocks that cost the same makespan to take.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Fit {
+    /// The one that has most work already, so that large gaps stay.
+    Tight,
+    /// The one that has least work, so that ranks stay level.
+    Level,
+}
+
+/// What a document would put on each rank of a block.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Load {
+    pub work: Work,
+    pub tokens: usize,
+}
+
+#[derive(Clone, Debug)]
+struct Batch {
+    work: Vec<Work>,
+    tokens: Vec<usize>,
+    height: Work,
+}
+
+/// Documents' places, with loads and costs kept up to date.
+#[derive(Clone, Debug)]
+pub(super) struct State {
+    batches: Vec<Batch>,
+    places: Vec<Option<Place>>,
+    /// Sum of the heights.
+    pub makespan: Work,
+    /// Rows received.
+    pub rows: u128,
+}
+
+impl State {
+    /// No document placed, one empty micro-batch.
+    pub fn new(documents: usize, ranks: usize) -> Self {
+        let mut state = State { batches: Vec::new(), places: vec![None; documents], makespan: Work::NONE, rows: 0 };
+        state.open(ranks);
+        state
+    }
+
+    /// Adds an empty micro-batch.
+    pub fn open(&mut self, ranks: usize) {
+        let batch = Batch { work: vec![Work::NONE; ranks], tokens: vec![0; ranks], height: Work::NONE };
+        self.batches.push(batch);
+    }
+
+    pub fn batches(&self) -> usize {
+        self.batches.len()
+    }
+
+    /// Work of the busiest rank of a micro-batch.
+    pub fn height(&self, batch: usize) -> Work {
+        self.batches[batch].height
+    }
+
+    /// Tokens of the fullest rank of a micro-batch.
+    #[cfg(test)]
+    pub fn most_tokens(&self, batch: usize) -> usize {
+        self.batches[batch].tokens.iter().copied().max().unwrap_or(0)
+    }
+
+    pub fn places(&self) -> &[Option<Place>] {
+        &self.places
+    }
+
+    /// Rows first, then makespan: what makes a schedule better.
+    pub fn cost(&self) -> (u128, Work) {
+        (self.rows, self.makespan)
+    }
+
+    pub fn insert(&mut self, document: usize, length: usize, place: Place) {
+        let batch = &mut self.batches[place.batch];
+        let load = Load { work: Work::of(length, place.degree), tokens: length.div_ceil(place.degree) };
+        let mut height = batch.height;
+        for rank in place.first..place.first + place.degree {
+            batch.work[rank] += load.work;
+            batch.tokens[rank] += load.tokens;
+            height = height.max(batch.work[rank]);
+        }
+        self.makespan += height - batch.height;
+        batch.height = height;
+        self.rows += super::rows(length, place.degree);
+        self.places[document] = Some(place);
+    }
+
+    pub fn remove(&mut self, document: usize, length: usize) -> Option<Place> {
+        let place = self.places[document].take()?;
+        let batch = &mut self.batches[place.batch];
+        let load = Load { work: Work::of(length, place.degree), tokens: length.div_ceil(place.degree) };
+        for rank in place.first..place.first + place.degree {
+            batch.work[rank] -= load.work;
+            batch.tokens[rank] -= load.tokens;
+        }
+        let height = batch.work.iter().copied().max().unwrap_or_default();
+        self.makespan -= batch.height - height;
+        batch.height = height;
+        self.rows -= super::rows(length, place.degree);
+        Some(place)
+    }
+
+    /// The best block of `degree` ranks of a micro-batch that stays within `tallest` and `tokens`: the one that
+    /// raises the height least, then the one that `fit` prefers, then the first. With the raised height and the work
+    /// that the block has already.
+    pub fn block(
+        &self,
+        batch: usize,
+        degree: usize,
+        load: Load,
+        tallest: Work,
+        tokens: usize,
+        fit: Fit,
+    ) -> Option<(Work, Work, usize)> {
+        let batch = &self.batches[batch];
+        let mut best: Option<(Work, Work, usize)> = None;
+        // Ranks whose work is not exceeded by a later rank of the window: the first is the window's maximum.
+        let mut peaks = std::collections::VecDeque::new();
+        let mut run = 0;
+        for rank in 0..batch.work.len() {
+            let here = batch.work[rank];
+            if here + load.work > tallest || batch.tokens[rank] + load.tokens > tokens {
+                run = 0;
+                peaks.clear();
+                continue;
+            }
+            run += 1;
+            while peaks.back().is_some_and(|&peak: &usize| batch.work[peak] <= here) {
+                peaks.pop_back();
+            }
+            peaks.push_back(rank);
+            if run < degree {
+                continue;
+            }
+            let first = rank + 1 - degree;
+            while peaks.front().is_some_and(|&peak| peak < first) {
+                peaks.pop_front();
+            }
+            let had = peaks.front().map_or(Work::NONE, |&peak| batch.work[peak]);
+            let height = batch.height.max(had + load.work);
+            let better = best.is_none_or(|(tall, other, _)| {
+                height < tall
+                    || height == tall
+                        && match fit {
+                            Fit::Tight => had > other,
+                            Fit::Level => had < other,
+                        }
+            });
+            if better {
+                best = Some((height, had, first));
+            }
+        }
+        best
+    }
+}
