@@ -4,6 +4,7 @@
 //! program can be printed, counted ([`Program::rows_sent`]) and checked ([`check`]) before anything runs.
 
 mod check;
+pub mod dispatch;
 mod piece;
 mod program;
 mod rows;
