@@ -76,7 +76,6 @@ fn unknown_names_list_what_exists() {
 fn what_is_not_there_says_what_works() {
     refused("train --data text --resume", &["--resume is not available", "--model"]);
     refused("train --data text --resume old", &["--resume is not available"]);
-    refused("train --data text --mtp-depth 1", &["--mtp-depth is not available"]);
     for transport in ["mpi", "nccl"] {
         let expected = [&format!("--transport {transport} is not available")[..], "use --transport threads"];
         refused(&format!("train --data text --transport {transport}"), &expected);

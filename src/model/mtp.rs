@@ -56,7 +56,7 @@ struct Depth<H: CpStrategy, L: Layout, K: Kernel, D: Device> {
 }
 
 /// The input of a depth's projection, and what its backward needs. It is made again in the backward pass, which
-/// costs a look-up and two norms instead of four rows of features for each row.
+/// costs a look-up and two norms instead of three rows of features for each row.
 struct Joined<D: Device> {
     /// Rows that have a token this far on, and those tokens.
     rows: Vec<usize>,
