@@ -110,6 +110,8 @@ fn numbers_that_cannot_be() {
     refused("train --data text --steps 5 --warmup 6", &["--warmup is 6", "5 steps"]);
     refused("train --data text --weight-decay -0.5", &["--weight-decay is -0.5"]);
     refused("train --data text --clip nan", &["--clip is NaN"]);
+    refused("train --data text --seq-len 8 --mtp-depth 8", &["8 tokens", "depth 8", "--mtp-depth 7 or less"]);
+    refused("train --data text --mtp-depth two", &["'two'", "--mtp-depth"]);
     refused("train --data text --validation 0.7", &["--validation is 0.7", "0.5"]);
     refused("train --data recall --validation 0.7", &["--validation is 0.7"]);
     refused("train --data text --steps many", &["'many'", "--steps"]);
@@ -230,6 +232,65 @@ fn a_run_leaves_a_model_that_can_be_used() {
         assert!(String::from_utf8_lossy(&output.stderr).contains("model.safetensors"));
         assert_eq!(listing(path), before);
     }
+}
+
+#[test]
+fn further_tokens_are_trained_saved_and_kept() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path();
+    let train = "train --data recall --seq-len 16 --threads 1 --steps 2 --warmup 0 --json";
+    let report = json(path, &format!("{train} --batch 2 --cp 2 --mtp-depth 2 --out run"));
+    let (losses, further) = (numbers(&report["loss"]), numbers(&report["mtp_loss"]));
+    assert_eq!((losses.len(), further.len()), (2, 2));
+    // Fresh weights know nothing, at any depth.
+    close(further[0], 256f64.ln(), 0.02);
+    assert_ne!(further[0], losses[0]);
+    let log = fs::read_to_string(path.join("run/log.jsonl")).unwrap();
+    let log: Vec<Value> = log.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!(log.iter().map(|line| line["mtp_loss"].as_f64().unwrap()).collect::<Vec<_>>(), further);
+    let config = Config::read(&path.join("run")).unwrap();
+    assert_eq!(config.mtp_depth, 2);
+
+    // The same on one rank, in micro-batches of one sequence, with blocks computed twice.
+    let single = json(path, &format!("{train} --batch 1 --accumulate 2 --mtp-depth 2 --recompute"));
+    for key in ["loss", "mtp_loss", "grad_norm"] {
+        numbers(&single[key])
+            .iter()
+            .zip(numbers(&report[key]))
+            .for_each(|(&found, expected)| close(found, expected, 1e-5));
+    }
+    // The loss of the next token does not depend on the depth before the first step; nor is there another without.
+    let plain = json(path, &format!("{train} --batch 2 --out plain"));
+    close(numbers(&plain["loss"])[0], losses[0], 1e-6);
+    assert!(plain.get("mtp_loss").is_none());
+    assert!(!fs::read_to_string(path.join("plain/log.jsonl")).unwrap().contains("mtp_loss"));
+
+    // A model goes on with its depth; one without can be given one.
+    let longer = train.replace("--steps 2", "--steps 12");
+    let next = numbers(&json(path, &format!("{longer} --batch 4 --model run --seed 1 --out next"))["mtp_loss"]);
+    assert!(next.len() == 12 && next[11] < 256f64.ln() - 0.5, "{next:?}");
+    assert_eq!(Config::read(&path.join("next")).unwrap(), config);
+    let given = json(path, &format!("{train} --batch 2 --model plain --mtp-depth 1 --out given"));
+    close(numbers(&given["mtp_loss"])[0], 256f64.ln(), 0.1);
+    assert_eq!(Config::read(&path.join("given")).unwrap().mtp_depth, 1);
+    // What is evaluated is the next token.
+    for model in ["run", "given"] {
+        let eval = |choices: &str| {
+            let arguments = format!("eval --model {model} --data recall --seq-len 16 --threads 1 --json {choices}");
+            json(path, &arguments)["loss"].as_f64().unwrap()
+        };
+        close(eval("--cp 2"), eval(""), 1e-6);
+    }
+    let before = listing(path);
+    for (depth, model, expected) in
+        [("1", "run", ["--mtp-depth is 1", "depth 2"]), ("0", "run", ["--mtp-depth is 0", "depth 2"])]
+    {
+        let output = run(path, &["train", "--data", "recall", "--model", model, "--mtp-depth", depth, "--out", "new"]);
+        let message = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(2), "{message}");
+        assert!(expected.iter().all(|part| message.contains(part)), "{message}");
+    }
+    assert_eq!(listing(path), before);
 }
 
 #[test]
