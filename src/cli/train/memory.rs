@@ -22,8 +22,8 @@ pub struct Load {
 /// norms and the residual stream after attention (`4 h`), queries and attention output (`2 q`), keys and values
 /// (`2 kv`), gate and up (`2 f`), and of sums the attention output again (`q`); about as much as one block once more
 /// passes through the backward pass of a block. With recomputation a block leaves its input (`h`) only. A depth of
-/// multi-token prediction is a block, its output (`h`), and id, label and weight of a row (20 bytes); the input of its
-/// projection, with what comes back to it, passes by once (`7 h`). Logits of at most 1024 rows are in memory at a time,
+/// multi-token prediction is a block, its output (`h`), and id, label and weight of a row (20 bytes); gradients
+/// of the main loss and of the depth's input stand beside its backward pass (`3 h`). Logits of at most 1024 rows are in memory at a time,
 /// twice.
 pub fn estimate(config: &Config, load: Load) -> u64 {
     let Load { tokens, ranks, elem, acc, recompute } = load;
@@ -39,7 +39,7 @@ pub fn estimate(config: &Config, load: Load) -> u64 {
     };
     let mtp = match config.mtp_depth {
         0 => 0,
-        depth => depth * (if recompute { h * elem } else { block } + h * elem + 20) + 7 * h * elem,
+        depth => depth * (if recompute { h * elem } else { block } + h * elem + 20) + 3 * h * elem,
     };
     let logits = 2 * rows.min(1024) * config.vocab_size * elem;
     (weights + rows * (layers + mtp + 3 * h * elem) + logits) as u64
