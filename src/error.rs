@@ -221,6 +221,29 @@ pub enum PlacementError {
     /// A degree of 0.
     #[error("a context-parallel degree of 0: use at least 1")]
     ZeroDegree,
+    /// Ranges that are not every token once.
+    #[error(
+        "token {token} is held by {}: give every token of the batch to exactly one rank",
+        if *missing { "no rank" } else { "more than one rank, or the batch has no such token" }
+    )]
+    Cover {
+        /// The first token that is wrong.
+        token: usize,
+        /// Whether no rank holds it.
+        missing: bool,
+    },
+    /// A group that does not fit the batch or its ranks.
+    #[error("document {document} is to run on ranks {first}..{} of {ranks} ranks: use a document of the batch, and at least one rank of those there are", first + degree)]
+    Group {
+        /// The document.
+        document: usize,
+        /// The first rank.
+        first: usize,
+        /// Number of ranks.
+        degree: usize,
+        /// Ranks that there are.
+        ranks: usize,
+    },
 }
 
 /// What can go wrong between ranks.
@@ -435,6 +458,21 @@ pub enum PlanError {
         strategy: &'static str,
         /// What does not hold.
         what: String,
+    },
+    /// Ranks plan differently.
+    #[error(
+        "rank {own_rank} has plan {own:016x} and rank {rank} plan {found:016x}: give every rank the same strategy, batch \
+         lengths, masks and solver effort"
+    )]
+    Disagree {
+        /// This rank.
+        own_rank: usize,
+        /// The hash of its plan.
+        own: u64,
+        /// The other rank.
+        rank: usize,
+        /// The hash of its plan.
+        found: u64,
     },
 }
 

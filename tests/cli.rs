@@ -5,6 +5,7 @@ use std::path::Path;
 use std::process::{Command, Output};
 
 use context_parallel::model::{Config, Sizes};
+use context_parallel::strategy::support;
 use safetensors::{Dtype, SafeTensors, tensor::TensorView};
 use serde_json::Value;
 
@@ -76,18 +77,12 @@ fn unknown_names_list_what_exists() {
 fn what_is_not_there_says_what_works() {
     refused("train --data text --resume", &["--resume is not available", "--model"]);
     refused("train --data text --resume old", &["--resume is not available"]);
-    refused("train --data text --mtp-depth 1", &["--mtp-depth is not available"]);
     for transport in ["mpi", "nccl"] {
         let expected = [&format!("--transport {transport} is not available")[..], "use --transport threads"];
         refused(&format!("train --data text --transport {transport}"), &expected);
         refused(&format!("verify --transport {transport}"), &expected);
     }
     refused("train --data text --device cuda", &["--device cuda is not available", "use --device cpu"]);
-    for strategy in ["ulysses", "ring-ulysses", "magi", "dynamic"] {
-        let expected = [&format!("--strategy {strategy} is not available")[..], "single, ring, all-gather"];
-        refused(&format!("train --data text --strategy {strategy} --cp 2"), &expected);
-    }
-    refused("train --data text --cp 2x2", &["--cp 2x2", "not available", "--cp 2"]);
     refused("train --data text --dtype f16", &["--dtype f16 for train is not available", "bf16"]);
     refused("train --data text --dtype f64", &["--dtype f64 for train is not available", "f32"]);
     refused("train --data text --model bpe", &["tokenizer.json", "not available", "eval --tokens"]);
@@ -99,6 +94,18 @@ fn what_is_not_there_says_what_works() {
 fn numbers_that_cannot_be() {
     refused("train --data text --cp 0", &["--cp is 0"]);
     refused("train --data text --cp two", &["--cp is \"two\""]);
+    refused("train --data text --cp 2x0", &["--cp is 2x0", "2x2"]);
+    refused("train --data text --strategy ring --cp 2x2", &["--cp is 2x2", "--cp 4", "ring-ulysses"]);
+    refused("train --data text --strategy ring --cp 2 --inner-adjacent false", &["--inner-adjacent", "ring-ulysses"]);
+    refused(
+        "train --data text --strategy ulysses --cp 3",
+        &["4 query heads on 3 ranks", "must be a multiple", "`ring`"],
+    );
+    refused("train --data text --cp 2x3", &["4 query heads on 3 ranks", "must be a multiple"]);
+    for strategy in ["magi", "dynamic"] {
+        let expected = [strategy, "layout bshd", "packed", "thd"];
+        refused(&format!("train --data text --strategy {strategy} --layout bshd --cp 2"), &expected);
+    }
     refused("train --data text --seq-len 8 --cp 9", &["--cp is 9", "8 tokens", "--cp 8 or less"]);
     refused("train --data text --strategy single --cp 2", &["strategy single", "not on 2", "--cp 1", "ring"]);
     refused("train --data text --threads 0", &["--threads is 0"]);
@@ -111,6 +118,8 @@ fn numbers_that_cannot_be() {
     refused("train --data text --steps 5 --warmup 6", &["--warmup is 6", "5 steps"]);
     refused("train --data text --weight-decay -0.5", &["--weight-decay is -0.5"]);
     refused("train --data text --clip nan", &["--clip is NaN"]);
+    refused("train --data text --seq-len 8 --mtp-depth 8", &["8 tokens", "depth 8", "--mtp-depth 7 or less"]);
+    refused("train --data text --mtp-depth two", &["'two'", "--mtp-depth"]);
     refused("train --data text --validation 0.7", &["--validation is 0.7", "0.5"]);
     refused("train --data recall --validation 0.7", &["--validation is 0.7"]);
     refused("train --data text --steps many", &["'many'", "--steps"]);
@@ -234,6 +243,65 @@ fn a_run_leaves_a_model_that_can_be_used() {
 }
 
 #[test]
+fn further_tokens_are_trained_saved_and_kept() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path();
+    let train = "train --data recall --seq-len 16 --threads 1 --steps 2 --warmup 0 --json";
+    let report = json(path, &format!("{train} --batch 2 --cp 2 --mtp-depth 2 --out run"));
+    let (losses, further) = (numbers(&report["loss"]), numbers(&report["mtp_loss"]));
+    assert_eq!((losses.len(), further.len()), (2, 2));
+    // Fresh weights know nothing, at any depth.
+    close(further[0], 256f64.ln(), 0.02);
+    assert_ne!(further[0], losses[0]);
+    let log = fs::read_to_string(path.join("run/log.jsonl")).unwrap();
+    let log: Vec<Value> = log.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!(log.iter().map(|line| line["mtp_loss"].as_f64().unwrap()).collect::<Vec<_>>(), further);
+    let config = Config::read(&path.join("run")).unwrap();
+    assert_eq!(config.mtp_depth, 2);
+
+    // The same on one rank, in micro-batches of one sequence, with blocks computed twice.
+    let single = json(path, &format!("{train} --batch 1 --accumulate 2 --mtp-depth 2 --recompute"));
+    for key in ["loss", "mtp_loss", "grad_norm"] {
+        numbers(&single[key])
+            .iter()
+            .zip(numbers(&report[key]))
+            .for_each(|(&found, expected)| close(found, expected, 1e-5));
+    }
+    // The loss of the next token does not depend on the depth before the first step; nor is there another without.
+    let plain = json(path, &format!("{train} --batch 2 --out plain"));
+    close(numbers(&plain["loss"])[0], losses[0], 1e-6);
+    assert!(plain.get("mtp_loss").is_none());
+    assert!(!fs::read_to_string(path.join("plain/log.jsonl")).unwrap().contains("mtp_loss"));
+
+    // A model goes on with its depth; one without can be given one.
+    let longer = train.replace("--steps 2", "--steps 12");
+    let next = numbers(&json(path, &format!("{longer} --batch 4 --model run --seed 1 --out next"))["mtp_loss"]);
+    assert!(next.len() == 12 && next[11] < 256f64.ln() - 0.5, "{next:?}");
+    assert_eq!(Config::read(&path.join("next")).unwrap(), config);
+    let given = json(path, &format!("{train} --batch 2 --model plain --mtp-depth 1 --out given"));
+    close(numbers(&given["mtp_loss"])[0], 256f64.ln(), 0.1);
+    assert_eq!(Config::read(&path.join("given")).unwrap().mtp_depth, 1);
+    // What is evaluated is the next token.
+    for model in ["run", "given"] {
+        let eval = |choices: &str| {
+            let arguments = format!("eval --model {model} --data recall --seq-len 16 --threads 1 --json {choices}");
+            json(path, &arguments)["loss"].as_f64().unwrap()
+        };
+        close(eval("--cp 2"), eval(""), 1e-6);
+    }
+    let before = listing(path);
+    for (depth, model, expected) in
+        [("1", "run", ["--mtp-depth is 1", "depth 2"]), ("0", "run", ["--mtp-depth is 0", "depth 2"])]
+    {
+        let output = run(path, &["train", "--data", "recall", "--model", model, "--mtp-depth", depth, "--out", "new"]);
+        let message = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(2), "{message}");
+        assert!(expected.iter().all(|part| message.contains(part)), "{message}");
+    }
+    assert_eq!(listing(path), before);
+}
+
+#[test]
 fn a_run_that_diverges_fails_and_keeps_its_log() {
     let folder = tempfile::tempdir().unwrap();
     let arguments =
@@ -311,8 +379,8 @@ fn every_combination_is_verified() {
         let report = json(folder.path(), &format!("verify --cp 1,2 --dtype {dtype} --threads 1 --json"));
         assert_eq!(report["ok"], true);
         let rows = report["rows"].as_array().unwrap();
-        let orders = |name: &str| if name == "single" { 1 } else { 3 };
-        let table = context_parallel::strategy::support::combinations();
+        let orders = |name: &str| support::orders(name).len();
+        let table = support::combinations();
         let expected: usize = table.map(|(name, ..)| if name == "single" { 1 } else { 2 } * orders(name)).sum();
         assert_eq!(rows.len(), expected);
         for row in rows {

@@ -3,8 +3,8 @@
 
 use std::sync::Arc;
 
-use context_parallel::comm::threads;
 use context_parallel::comm::traffic::Counted;
+use context_parallel::comm::{Communicator, threads};
 use context_parallel::degree::Runtime;
 use context_parallel::error::Result;
 use context_parallel::handler::CpHandler;
@@ -17,8 +17,8 @@ use context_parallel::ops::attention::AttentionShape;
 use context_parallel::oracle::{self, relative_error};
 use context_parallel::order::{Contiguous, Full, Striped, Zigzag};
 use context_parallel::strategy::{
-    AllGather, CastKv, CpStrategy, Flash, KeepHeads, Kernel, LocalKv, Ring, RingUlysses, Row, Single, Supports,
-    Ulysses, Unfused,
+    AllGather, CastKv, CpStrategy, Dynamic, Flash, KeepHeads, Kernel, LocalKv, Magi, Ring, RingUlysses, Row, Single,
+    Supports, Ulysses, Unfused,
 };
 use context_parallel::tensor::Cpu;
 use context_parallel::train::data::{IGNORED, Recall, Source, TokenBatch};
@@ -156,7 +156,7 @@ fn attention_errors_with<H: Supports<Thd, Flash>>(
         let device = Cpu::<f32>::new(1);
         let comm = Counted::new(comm);
         let traffic = comm.traffic();
-        let handler = CpHandler::<H, Thd, _>::new(strategy, comm)?;
+        let handler = CpHandler::<H, Thd, _>::new(strategy, comm)?.with_plan_checks(H::NAME != NoExchange::NAME);
         let placement = handler.place(batch.clone())?;
         let widths = [shape.q_width(), shape.k_width(), shape.v_width(), shape.out_width()];
         let mut shards = Vec::new();
@@ -218,6 +218,8 @@ fn padding_of_nan_never_reaches_a_real_row() {
                 attention_errors(Ring::<_, Striped>::new(Runtime(ranks)), &batch, &mask),
                 attention_errors(AllGather::<_, Contiguous>::new(Runtime(ranks)), &batch, &mask),
                 attention_errors(Cast(ranks), &batch, &mask),
+                attention_errors(Magi::new(Runtime(ranks)), &batch, &mask),
+                attention_errors(Dynamic::new(Runtime(ranks)), &batch, &mask),
             ] {
                 assert!(errors.iter().all(|&error| error < 2e-6), "{mask:?} on {ranks}: {errors:?}");
             }
@@ -279,6 +281,35 @@ fn errors_do_not_grow_with_the_ring() {
 }
 
 #[test]
+fn a_plan_that_leaves_something_out_is_refused_before_it_runs() {
+    let error = threads::run(2, |comm| {
+        let handler = CpHandler::<NoExchange, Thd, _>::new(NoExchange(2), comm)?;
+        let placement = handler.place(Packed::from_lengths(&[64])?)?;
+        handler.plan(&placement, &Mask::Causal).map(drop)
+    });
+    let message = error.unwrap_err().to_string();
+    assert!(message.contains("no-exchange") && message.contains("does not meet each of its keys once"), "{message}");
+}
+
+#[test]
+fn ranks_with_different_plans_are_told_before_they_compute() {
+    let error = threads::run(2, |comm| {
+        let device = Cpu::<f32>::new(1);
+        let lengths = if comm.rank() == 0 { [30, 34] } else { [34, 30] };
+        let handler = CpHandler::<Ring, Thd, _>::new(Ring::new(Runtime(2)), comm)?;
+        let batch = Arc::new(Packed::from_lengths(&lengths)?);
+        let placement = handler.place(batch.clone())?;
+        let x =
+            handler.dispatch(&device, &placement, &Full::<Thd, f32>::from_batch_first(&[0.5; 64 * 4], 4, batch)?)?;
+        let shape = AttentionShape { q_heads: 1, kv_heads: 1, qk_dim: 4, v_dim: 4, scale: 0.5 };
+        let plan = handler.plan(&placement, &Mask::Causal)?;
+        handler.core_attn::<Flash, _>(&device, &plan, &shape, &x, &x, &x).map(drop)
+    });
+    let message = error.unwrap_err().to_string();
+    assert!(message.contains("has plan") && message.contains("give every rank the same"), "{message}");
+}
+
+#[test]
 fn without_the_exchange_attention_is_wrong() {
     let batch = Packed::from_lengths(&[64]).unwrap();
     assert!(attention_errors(NoExchange(2), &batch, &Mask::Causal)[0] > 0.1);
@@ -293,7 +324,7 @@ fn recall<H: Supports<Thd, Flash>>(strategy: H, steps: u64) -> f64 {
     let source = Source::Recall(Recall::new(VOCAB, SEQ).unwrap());
     let rights = threads::run(strategy.degree(), |comm| {
         let device = Cpu::<f32>::new(1);
-        let handler = CpHandler::<H, Thd, _>::new(strategy, comm)?;
+        let handler = CpHandler::<H, Thd, _>::new(strategy, comm)?.with_plan_checks(H::NAME != NoExchange::NAME);
         let weights = init::fresh(&device, &config, &ParameterList::new(&config), 0)?;
         let options = AdamwOptions { weight_decay: 0.0, ..AdamwOptions::default() };
         let mut learner = GptLearner::<H, Thd, Flash, _, _>::new(device, &config, weights, handler, options, false)?;

@@ -70,7 +70,7 @@ fn every_line_is_selected_by_its_names() {
             }
         }
     }
-    assert_eq!(selected, 5 + 3 * 3 + 3 * 5 + 3 * 5 + 3 * 3);
+    assert_eq!(selected, 5 + 3 * 3 + 3 * 5 + 3 * 5 + 3 * 3 + 2);
 }
 
 #[test]

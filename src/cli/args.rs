@@ -126,12 +126,11 @@ impl Choices {
 impl Settings {
     /// Chooses how `ring-ulysses` groups the ranks where the user has not, and refuses heads that cannot be shared out.
     pub fn fit_heads(&mut self, q_heads: usize) -> Result<()> {
-        let choice = &mut self.choice;
-        if choice.strategy == <RingUlysses>::NAME {
-            let grid = choice.grid.unwrap_or_else(|| Grid::most_even(choice.degree, q_heads));
-            choice.grid = Some(Grid { inner_adjacent: self.inner_adjacent, ..grid });
+        self.choice = support::fit_heads(self.choice.clone(), q_heads)?;
+        if let Some(grid) = &mut self.choice.grid {
+            grid.inner_adjacent = self.inner_adjacent;
         }
-        support::check_heads(choice, q_heads)
+        Ok(())
     }
 
     /// Refuses more ranks than a sequence has tokens.

@@ -119,13 +119,13 @@ impl<T: Float> Visitor for OneStep<'_, T> {
             let shape = Arc::new(L::batch_of(&vec![batch.seq; batch.batch])?);
             let inputs = Inputs::new(learner.handler(), &device, shape, &batch.tokens, &batch.labels)?;
             // Makes plans and memory; with a scale of 0 it adds nothing to the gradient.
-            learner.accumulate_inputs(&inputs, 0.0)?;
+            learner.accumulate_inputs(&inputs, &[0.0])?;
             let plan = learner.handler().plan(inputs.tokens.placement(), &learner.model().masks()[0])?;
             learner.handler().comm().barrier()?;
             traffic.reset();
             let started = Instant::now();
             let counted = batch.counted().max(1) as f64;
-            let sum = learner.accumulate_inputs(&inputs, 1.0 / counted)?;
+            let sum = learner.accumulate_inputs(&inputs, &[1.0 / counted])?[0];
             learner.reduce_gradients()?;
             let (seconds, bytes) = (started.elapsed().as_secs_f64(), traffic.bytes());
             let loss = global_sum(&device, learner.handler().comm(), sum)? / counted;

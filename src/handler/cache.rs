@@ -49,6 +49,7 @@ pub(super) struct Cache<H: CpStrategy, L: Layout> {
     strategy: H,
     rank: usize,
     ranks: usize,
+    pub(super) checks: bool,
     /// By batch, and by masks where the order depends on them.
     placements: Recent<(Arc<L::Batch>, Vec<(Mask, u64)>), Place<H, L>>,
     plans: Recent<(u64, Mask), Plan<H, L>>,
@@ -58,7 +59,15 @@ pub(super) struct Cache<H: CpStrategy, L: Layout> {
 
 impl<H: CpStrategy, L: Layout> Cache<H, L> {
     pub(super) fn new(strategy: H, rank: usize, ranks: usize) -> Self {
-        Cache { strategy, rank, ranks, placements: Recent::new(), plans: Recent::new(), other: Recent::new() }
+        Cache {
+            strategy,
+            rank,
+            ranks,
+            checks: true,
+            placements: Recent::new(),
+            plans: Recent::new(),
+            other: Recent::new(),
+        }
     }
 
     pub(super) fn rank(&self) -> usize {
@@ -83,6 +92,10 @@ impl<H: CpStrategy, L: Layout> Cache<H, L> {
 
     pub(super) fn plan(&self, placement: &Place<H, L>, mask: &Mask) -> Result<Plan<H, L>> {
         self.plans.get_or_make((placement.hash(), mask.clone()), || {
+            // One rank's rehearsal speaks for all; where it fails, the others hear of it.
+            if self.checks && self.rank == 0 && self.ranks > 1 {
+                AttentionPlan::check(&self.strategy, placement, mask)?;
+            }
             AttentionPlan::new(&self.strategy, placement, mask).map(Arc::new)
         })
     }

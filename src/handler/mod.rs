@@ -72,6 +72,13 @@ impl<H: CpStrategy, L: Layout, C> CpHandler<H, L, C> {
         Ok(CpHandler { cache: Cache::new(strategy, comm.rank(), size), comm, layout: PhantomData })
     }
 
+    /// Whether the first rank rehearses every new plan of all ranks before it is used ([`crate::plan::check`]), which is
+    /// the default. An exchange that leaves something out on purpose passes no check.
+    pub fn with_plan_checks(mut self, checks: bool) -> Self {
+        self.cache.checks = checks;
+        self
+    }
+
     /// The strategy.
     pub fn strategy(&self) -> &H {
         self.cache.strategy()
@@ -114,10 +121,24 @@ impl<H: CpStrategy, L: Layout, C> CpHandler<H, L, C> {
         self.cache.placement(batch.into(), masks)
     }
 
-    /// How this rank attends under `mask`: one plan per mask serves all layers with that mask.
+    /// Deals a batch out with a table of its own, for orders that are data: [`crate::order::Dealt`]. Every rank must
+    /// pass the same.
     ///
     /// # Errors
-    /// If the mask does not fit the batch.
+    /// If the table deals out another number of ranks or tokens.
+    pub fn place_with(
+        &self,
+        batch: impl Into<Arc<L::Batch>>,
+        table: <H::Order as TokenOrder>::Table,
+    ) -> Result<Arc<Placement<H::Order, L>>> {
+        Placement::with_table(batch.into(), self.strategy().grid(), self.rank(), table)
+    }
+
+    /// How this rank attends under `mask`: one plan per mask serves all layers with that mask. Its hash is compared over
+    /// ranks when it is first used.
+    ///
+    /// # Errors
+    /// If the mask does not fit the batch, or the plans of all ranks do not fit together.
     pub fn plan(
         &self,
         placement: &Arc<Placement<H::Order, L>>,
@@ -151,6 +172,7 @@ impl<H: CpStrategy, L: Layout, C> CpHandler<H, L, C> {
         C: Communicator<D::Storage>,
     {
         let qkv = self.operands::<D>(plan, shape, q, k, v)?;
+        plan.agree(device, &self.comm)?;
         let (out, saved) = H::Executor::forward(device, &self.comm, plan.rank_plan(), shape, qkv)?;
         let out = Shard::new(out, plan.placement().clone())?;
         Ok((out, CoreAttention { shape: *shape, saved }))

@@ -6,12 +6,12 @@ use std::sync::Arc;
 
 use crate::comm::Communicator;
 use crate::error::{ModelError, Result};
-use crate::handler::{CoreAttention, CpHandler, ElemShard, Rotary};
+use crate::handler::{CpHandler, Rotary};
 use crate::layout::{Batch, Layout};
 use crate::mask::Mask;
 use crate::model::architecture::{Architecture, FromConfig};
-use crate::model::layer::{Layer, Mixed, Projected};
-use crate::model::parameters::{Gradients, Master, ParameterList, Parameters};
+use crate::model::block::BlockActivations;
+use crate::model::parameters::{Gradients, Master, ParameterId, ParameterList, Parameters};
 use crate::model::{Config, init, weights};
 use crate::ops::Ops;
 use crate::ops::attention::AttentionShape;
@@ -34,8 +34,8 @@ pub struct GptModel<H, L, K = Flash, D: Device = Cpu<f32>, A = FromConfig> {
     rope: Rope,
     /// Mask of each layer.
     masks: Vec<Mask>,
-    shape: AttentionShape,
-    recompute: bool,
+    pub(super) shape: AttentionShape,
+    pub(super) recompute: bool,
     types: PhantomData<(H, L, K, A)>,
 }
 
@@ -43,12 +43,14 @@ pub struct GptModel<H, L, K = Flash, D: Device = Cpu<f32>, A = FromConfig> {
 pub struct Activations<H: CpStrategy, L: Layout, K: Kernel, D: Device> {
     placement: Arc<Placement<H::Order, L>>,
     tokens: Buffer<i64, D::Storage>,
-    rotary: Arc<Rotary<H, L, D>>,
+    pub(super) rotary: Arc<Rotary<H, L, D>>,
     /// One per layer; layers with the same mask share it.
     plans: Vec<Arc<AttentionPlan<H::Order, L>>>,
     blocks: Vec<BlockActivations<H, L, K, D>>,
     /// Output of the last block.
-    last: ElemMatrix<D>,
+    pub(super) last: ElemMatrix<D>,
+    /// What the depths of multi-token prediction add to the gradient of `last`.
+    pub(super) dlast: Option<ElemMatrix<D>>,
     reciprocal: AccMatrix<D>,
     hidden: ElemMatrix<D>,
 }
@@ -68,21 +70,6 @@ impl<H: CpStrategy, L: Layout, K: Kernel, D: Device> Activations<H, L, K, D> {
     pub fn plans(&self) -> &[Arc<AttentionPlan<H::Order, L>>] {
         &self.plans
     }
-}
-
-/// A block's input, and its inside unless that is recomputed.
-struct BlockActivations<H: CpStrategy, L: Layout, K: Kernel, D: Device> {
-    x: ElemMatrix<D>,
-    inside: Option<BlockInside<H, L, K, D>>,
-}
-
-struct BlockInside<H: CpStrategy, L: Layout, K: Kernel, D: Device> {
-    projected: Projected<D>,
-    /// Queries, keys and values, rotated.
-    qkv: [ElemShard<H, L, D>; 3],
-    core: CoreAttention<D, K>,
-    attended: ElemShard<H, L, D>,
-    mixed: Mixed<D>,
 }
 
 impl<H, L, K, D, A> GptModel<H, L, K, D, A>
@@ -194,6 +181,18 @@ where
         &self.masks
     }
 
+    /// The masks without repetition, each with the number of layers that use it: what a placement is made for.
+    pub fn mask_weights(&self) -> Vec<(Mask, u64)> {
+        let mut weights: Vec<(Mask, u64)> = Vec::new();
+        for mask in &self.masks {
+            match weights.iter_mut().find(|(other, _)| other == mask) {
+                Some((_, layers)) => *layers += 1,
+                None => weights.push((mask.clone(), 1)),
+            }
+        }
+        weights
+    }
+
     /// Gradients of zero.
     pub fn zero_gradients(&self) -> Gradients<D> {
         Gradients::<D>::zeros(&self.device, self.parameters.list())
@@ -217,11 +216,6 @@ where
             (Some(tied), _) => tied,
             (None, None) => unreachable!("a model without an output layer of its own has a tied one"),
         }
-    }
-
-    fn layer(&self, index: usize) -> Layer<'_, D> {
-        let ids = &self.parameters.list().layers[index];
-        Layer { device: &self.device, config: &self.config, ids, parameters: &self.parameters }
     }
 }
 
@@ -248,19 +242,20 @@ where
         let list = self.parameters.list();
         let mut x = self.device.embed(&self.parameters[list.embedding], tokens.matrix().buffer());
         let mut blocks = Vec::with_capacity(plans.len());
-        for (index, plan) in plans.iter().enumerate() {
-            let (y, inside) = self.block(index, handler, plan, &rotary, &x)?;
-            blocks.push(BlockActivations { x, inside: (!self.recompute).then_some(inside) });
+        for (layer, plan) in list.layers.iter().zip(&plans) {
+            let (y, block) = self.block(layer, handler, plan, &rotary, x)?;
+            blocks.push(block);
             x = y;
         }
         let norm = &self.parameters[list.norm];
         let (hidden, reciprocal) = self.device.rms_norm(&x, norm, self.config.rms_norm_eps);
         let tokens = self.device.duplicate(tokens.matrix().buffer());
-        Ok(Activations { placement, tokens, rotary, plans, blocks, last: x, reciprocal, hidden })
+        Ok(Activations { placement, tokens, rotary, plans, blocks, last: x, dlast: None, reciprocal, hidden })
     }
 
     /// Adds to `gradients` what comes through the blocks and the embedding, from the gradient of
-    /// [`Activations::hidden`]. Gradients are this rank's summand; they are not yet summed over ranks.
+    /// [`Activations::hidden`] and from what [`GptModel::mtp_backward`] left, if it was called. Gradients are this
+    /// rank's summand; they are not yet summed over ranks.
     pub fn backward<C: Communicator<D::Storage>>(
         &self,
         handler: &CpHandler<H, L, C>,
@@ -269,54 +264,36 @@ where
         gradients: &mut Gradients<D>,
     ) -> Result<()> {
         let list = self.parameters.list();
-        let (last, placement) = (&activations.last, activations.placement.clone());
-        let mut dx = self.device.matrix(last.rows(), last.cols());
-        let (norm, dnorm) = (&self.parameters[list.norm], &mut gradients[list.norm]);
-        self.device.rms_norm_backward(last, norm, &activations.reciprocal, dhidden, &mut dx, false, dnorm);
-        while let Some(BlockActivations { x, inside }) = activations.blocks.pop() {
-            let index = activations.blocks.len();
+        let (last, reciprocal, dlast) = (&activations.last, &activations.reciprocal, activations.dlast.take());
+        let mut dx = self.final_norm_backward(list.norm, last, reciprocal, dhidden, dlast, gradients);
+        for (index, layer) in list.layers.iter().enumerate().rev() {
             let (plan, rotary) = (&activations.plans[index], &*activations.rotary);
-            let inside = match inside {
-                Some(inside) => inside,
-                None => self.block(index, handler, plan, rotary, &x)?.1,
-            };
-            let layer = self.layer(index);
-            let dattended = layer.mix_backward(inside.attended.matrix(), &inside.mixed, &mut dx, gradients);
-            let dattended = Shard::new(dattended, placement.clone())?;
-            let [q, k, v] = &inside.qkv;
-            let [mut dq, mut dk, dv] =
-                handler.core_attn_backward(&self.device, plan, q, k, v, &inside.core, &dattended)?;
-            handler.apply_rotary_pos_emb_backward(&self.device, rotary, &mut dq, self.shape.q_heads)?;
-            handler.apply_rotary_pos_emb_backward(&self.device, rotary, &mut dk, self.shape.kv_heads)?;
-            let dqkv = [dq.into_matrix(), dk.into_matrix(), dv.into_matrix()];
-            layer.project_backward(&x, &inside.projected, dqkv, &mut dx, gradients);
+            let Some(block) = activations.blocks.pop() else { unreachable!("a forward pass leaves every block") };
+            self.block_backward(layer, handler, plan, rotary, block, &mut dx, gradients)?;
         }
         self.device.embed_backward(&activations.tokens, &dx, &mut gradients[list.embedding]);
         Ok(())
     }
 
-    /// One block: its output, and what its backward needs.
-    #[allow(clippy::type_complexity)]
-    fn block<C: Communicator<D::Storage>>(
+    /// The gradient of the input `x` of a norm before the output layer: what comes through the norm, and `dx` if
+    /// something else uses `x` too.
+    pub(super) fn final_norm_backward(
         &self,
-        index: usize,
-        handler: &CpHandler<H, L, C>,
-        plan: &AttentionPlan<H::Order, L>,
-        rotary: &Rotary<H, L, D>,
+        norm: ParameterId,
         x: &ElemMatrix<D>,
-    ) -> Result<(ElemMatrix<D>, BlockInside<H, L, K, D>)> {
-        let layer = self.layer(index);
-        let ([q, k, v], projected) = layer.project(x);
-        let shard = |matrix| Shard::new(matrix, plan.placement().clone());
-        let (mut q, mut k, v) = (shard(q)?, shard(k)?, shard(v)?);
-        handler.apply_rotary_pos_emb(&self.device, rotary, &mut q, self.shape.q_heads)?;
-        handler.apply_rotary_pos_emb(&self.device, rotary, &mut k, self.shape.kv_heads)?;
-        let (attended, core) = handler.core_attn::<K, D>(&self.device, plan, &self.shape, &q, &k, &v)?;
-        let (y, mixed) = layer.mix(x, attended.matrix());
-        Ok((y, BlockInside { projected, qkv: [q, k, v], core, attended, mixed }))
+        reciprocal: &AccMatrix<D>,
+        dy: &ElemMatrix<D>,
+        dx: Option<ElemMatrix<D>>,
+        gradients: &mut Gradients<D>,
+    ) -> ElemMatrix<D> {
+        let accumulate = dx.is_some();
+        let mut dx = dx.unwrap_or_else(|| self.device.matrix(x.rows(), x.cols()));
+        let (weight, dweight) = (&self.parameters[norm], &mut gradients[norm]);
+        self.device.rms_norm_backward(x, weight, reciprocal, dy, &mut dx, accumulate, dweight);
+        dx
     }
 
-    fn check_tokens(&self, tokens: &Shard<H::Order, L, i64, D::Storage>) -> Result<()> {
+    pub(super) fn check_tokens(&self, tokens: &Shard<H::Order, L, i64, D::Storage>) -> Result<()> {
         let vocab = self.config.vocab_size;
         let ids = self.device.download(tokens.matrix().buffer());
         let Some(row) = ids.iter().position(|id| !(0..vocab as i64).contains(id)) else { return Ok(()) };

@@ -4,10 +4,13 @@
 //!   block that write to the residual stream (`o_proj`, `down_proj`) divided by `sqrt(2 * layers)`, as in GPT-2
 //!   (Radford et al. 2019), so that the stream's variance does not grow with depth.
 //! - Norms 1, biases 0.
+//! - Blocks of multi-token prediction like the others (their residual stream begins anew, the divisor is the same),
+//!   `eh_proj` like any linear layer.
 //!
 //! Parameter number `i` of the list takes its values, in the order of elements in files, from a generator of its own
 //! (Xoshiro256++, seeded by the model's seed and `i`) through the Box-Muller transform in `f64`. So the weights
 //! depend on configuration and seed alone: not on strategy, layout, ranks, threads or storage type (up to rounding).
+//! Multi-token prediction comes last in the list, so with it and without it the rest of a fresh model is the same.
 
 use std::f64::consts::TAU;
 use std::sync::Arc;
@@ -16,23 +19,40 @@ use rand::{RngExt, SeedableRng};
 use rand_xoshiro::Xoshiro256PlusPlus;
 
 use super::config::Config;
-use super::parameters::{Kind, Master, ParameterList, ParameterSet};
+use super::parameters::{Kind, Master, ParameterId, ParameterList, ParameterSet, ParameterSpec};
 use crate::error::Result;
 use crate::tensor::{Device, Float};
 
 /// Fresh weights of `config` for `seed`.
 pub fn fresh<D: Device>(device: &D, config: &Config, list: &Arc<ParameterList>, seed: u64) -> Result<Master<D>> {
-    ParameterSet::from_host(device, list, |id, spec| {
-        let constant = |value| Ok(vec![<D::Acc as Float>::from_f64(value); spec.len()]);
-        let deviation = match spec.kind {
-            Kind::Norm => return constant(1.0),
-            Kind::Bias => return constant(0.0),
-            Kind::Embedding | Kind::Linear => config.initializer_range,
-            Kind::ResidualLinear => config.initializer_range / (2.0 * config.layers as f64).sqrt(),
-        };
-        let mut normal = Normal::new(seed, id.index());
-        Ok((0..spec.len()).map(|_| <D::Acc as Float>::from_f64(deviation * normal.draw())).collect())
+    ParameterSet::from_host(device, list, |id, spec| Ok(values::<D>(config, seed, id, spec)))
+}
+
+/// `weights`, and fresh ones for those parameters of `list` that they lack: the same as in a wholly fresh model.
+pub fn completed<D: Device>(
+    device: &D,
+    config: &Config,
+    list: &Arc<ParameterList>,
+    seed: u64,
+    weights: &Master<D>,
+) -> Result<Master<D>> {
+    ParameterSet::from_host(device, list, |id, spec| match weights.list().find(&spec.name) {
+        Some(known) => Ok(weights.to_host(device, known)),
+        None => Ok(values::<D>(config, seed, id, spec)),
     })
+}
+
+/// Fresh values of one parameter, in the order of elements in files.
+fn values<D: Device>(config: &Config, seed: u64, id: ParameterId, spec: &ParameterSpec) -> Vec<D::Acc> {
+    let constant = |value| vec![<D::Acc as Float>::from_f64(value); spec.len()];
+    let deviation = match spec.kind {
+        Kind::Norm => return constant(1.0),
+        Kind::Bias => return constant(0.0),
+        Kind::Embedding | Kind::Linear => config.initializer_range,
+        Kind::ResidualLinear => config.initializer_range / (2.0 * config.layers as f64).sqrt(),
+    };
+    let mut normal = Normal::new(seed, id.index());
+    (0..spec.len()).map(|_| <D::Acc as Float>::from_f64(deviation * normal.draw())).collect()
 }
 
 /// Standard normal numbers by Box and Muller (1958), two from each pair of uniform ones.

@@ -2,13 +2,18 @@
 
 use std::sync::Arc;
 
+use crate::comm::Communicator;
 use crate::error::Result;
-use crate::handler::{CpHandler, WholeBatch};
+use crate::handler::{CpHandler, Roll, WholeBatch};
 use crate::layout::Layout;
-use crate::model::loss::label_weights;
-use crate::order::{Full, Shard};
+use crate::model::loss::{IGNORED, label_weights};
+use crate::ops::rows::Rows;
+use crate::order::{Full, Placement, Shard};
 use crate::strategy::CpStrategy;
 use crate::tensor::{Cpu, Device, Element, Matrix};
+
+/// The id of a row that no token was rolled into; it embeds as zero.
+pub const NO_TOKEN: i64 = -1;
 
 /// One rank's part of a batch: what a training or evaluation step takes.
 #[derive(Debug)]
@@ -34,14 +39,29 @@ impl<H: CpStrategy, L: Layout, D: Device> Inputs<H, L, D> {
         tokens: &[i64],
         labels: &[i64],
     ) -> Result<Self> {
-        let placement = handler.place(batch.clone())?;
+        let placement = handler.place(batch)?;
+        Self::placed(handler, device, &placement, tokens, labels)
+    }
+
+    /// The same for a batch that is placed already.
+    ///
+    /// # Errors
+    /// If tokens or labels are not as many as the batch has.
+    pub fn placed<C>(
+        handler: &CpHandler<H, L, C>,
+        device: &D,
+        placement: &Arc<Placement<H::Order, L>>,
+        tokens: &[i64],
+        labels: &[i64],
+    ) -> Result<Self> {
+        let batch = placement.batch().clone();
         let whole = WholeBatch {
             tokens: Some(Full::from_batch_first(tokens, 1, batch.clone())?),
             labels: Some(Full::from_batch_first(labels, 1, batch.clone())?),
             loss_mask: Some(Full::from_batch_first(&label_weights(labels), 1, batch)?),
             ..WholeBatch::default()
         };
-        let local = handler.get_batch_on_this_cp_rank(&Cpu::<f32>::default(), &placement, &whole)?;
+        let local = handler.get_batch_on_this_cp_rank(&Cpu::<f32>::default(), placement, &whole)?;
         let (Some(tokens), Some(labels), Some(weights)) = (local.tokens, local.labels, local.loss_mask) else {
             unreachable!("fields that are given are cut")
         };
@@ -50,6 +70,18 @@ impl<H: CpStrategy, L: Layout, D: Device> Inputs<H, L, D> {
             labels: upload(device, &labels)?,
             weights: upload(device, &weights)?,
         })
+    }
+
+    /// The batch one token further: each row gets the id, label and weight of the next token of its document, or
+    /// [`NO_TOKEN`], [`IGNORED`] and 0 where there is none. All three come in one exchange.
+    pub fn ahead<C: Communicator<D::Storage>>(&self, handler: &CpHandler<H, L, C>, device: &D) -> Result<Self>
+    where
+        D: Rows,
+    {
+        let (mut tokens, mut labels) = (Roll::new(&self.tokens, NO_TOKEN), Roll::new(&self.labels, IGNORED));
+        let mut weights = Roll::new(&self.weights, 0.0);
+        handler.roll_all(device, self.tokens.placement(), 1, &mut [&mut tokens, &mut labels, &mut weights])?;
+        Ok(Inputs { tokens: tokens.finish(device)?, labels: labels.finish(device)?, weights: weights.finish(device)? })
     }
 }
 

@@ -36,7 +36,17 @@ where
         weights: &Shard<H::Order, L, f32, D::Storage>,
     ) -> Result<f64> {
         self.check_labels(activations, labels, weights)?;
-        let (device, hidden) = (self.device(), activations.hidden());
+        Ok(self.output_loss(activations.hidden(), labels, weights))
+    }
+
+    /// [`GptModel::loss_sum`] of any normed features `[rows, hidden]`; the labels have been checked.
+    pub(super) fn output_loss(
+        &self,
+        hidden: &ElemMatrix<D>,
+        labels: &Shard<H::Order, L, i64, D::Storage>,
+        weights: &Shard<H::Order, L, f32, D::Storage>,
+    ) -> f64 {
+        let device = self.device();
         let mut sum = 0.0;
         for rows in chunks(hidden.rows()) {
             let part = self.part(hidden, &rows);
@@ -44,7 +54,7 @@ where
             let (labels, weights) = (cut(labels.matrix().buffer(), &rows), cut(weights.matrix().buffer(), &rows));
             sum += device.cross_entropy(&mut logits, &labels, &weights, None);
         }
-        Ok(sum)
+        sum
     }
 
     /// The same sum, with the gradient of `scale * sum`: that of [`Activations::hidden`] is returned, that of the
@@ -58,7 +68,19 @@ where
         gradients: &mut Gradients<D>,
     ) -> Result<(f64, ElemMatrix<D>)> {
         self.check_labels(activations, labels, weights)?;
-        let (device, hidden, list) = (self.device(), activations.hidden(), self.parameters().list());
+        Ok(self.output_loss_backward(activations.hidden(), labels, weights, scale, gradients))
+    }
+
+    /// [`GptModel::loss_backward`] of any normed features `[rows, hidden]`; the labels have been checked.
+    pub(super) fn output_loss_backward(
+        &self,
+        hidden: &ElemMatrix<D>,
+        labels: &Shard<H::Order, L, i64, D::Storage>,
+        weights: &Shard<H::Order, L, f32, D::Storage>,
+        scale: f64,
+        gradients: &mut Gradients<D>,
+    ) -> (f64, ElemMatrix<D>) {
+        let (device, list) = (self.device(), self.parameters().list());
         let mut dhidden = device.matrix(hidden.rows(), hidden.cols());
         let mut sum = 0.0;
         for rows in chunks(hidden.rows()) {
@@ -75,7 +97,7 @@ where
             }
             device.scatter_rows(&dpart, &rows, &mut dhidden, 0);
         }
-        Ok((sum, dhidden))
+        (sum, dhidden)
     }
 
     fn part(&self, hidden: &ElemMatrix<D>, rows: &[usize]) -> ElemMatrix<D> {
@@ -84,7 +106,7 @@ where
         part
     }
 
-    fn check_labels(
+    pub(super) fn check_labels(
         &self,
         activations: &Activations<H, L, K, D>,
         labels: &Shard<H::Order, L, i64, D::Storage>,

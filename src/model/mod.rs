@@ -1,12 +1,15 @@
-//! The model: configuration, parameters and their files, fresh initialisation, forward and backward, loss.
+//! The model: configuration, parameters and their files, fresh initialisation, forward and backward, loss,
+//! multi-token prediction.
 
 pub mod architecture;
+mod block;
 pub mod config;
 mod gpt;
 pub mod init;
 pub mod inputs;
 mod layer;
 pub mod loss;
+pub mod mtp;
 pub mod parameters;
 pub mod weights;
 

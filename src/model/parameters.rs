@@ -9,10 +9,14 @@ use std::marker::PhantomData;
 use std::ops::{Index, IndexMut};
 use std::sync::Arc;
 
-use super::config::{AttentionBias, Config};
+use super::config::Config;
 use crate::error::{ModelError, Result};
 use crate::ops::rows::Rows;
 use crate::tensor::{Device, Element, Matrix, Storage};
+
+mod builder;
+
+use builder::Builder;
 
 /// What a parameter is for, which decides its layout, its initial values and whether weight decay applies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -142,8 +146,26 @@ pub struct LayerIds {
     pub down: LinearIds,
 }
 
+/// The parameters of one depth of multi-token prediction: in files `model.mtp.{k}.` with `k` from 0, followed by
+/// `hidden_norm.weight`, `embedding_norm.weight`, `eh_proj.weight`, the block's names as in `model.layers.{i}.`, and
+/// `norm.weight`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MtpIds {
+    /// Norm of the output of the depth before, `[hidden]`.
+    pub hidden_norm: ParameterId,
+    /// Norm of the embedding of a token further on, `[hidden]`.
+    pub embedding_norm: ParameterId,
+    /// From both, the hidden state first, to the block's input: `[hidden, 2 hidden]` in files, without bias.
+    pub projection: LinearIds,
+    /// The block.
+    pub layer: LayerIds,
+    /// Norm before the output layer, which is the model's.
+    pub norm: ParameterId,
+}
+
 /// The parameters of a configuration, in a fixed order: embedding, blocks from the first to the last, final norm,
-/// output layer. Shared by all sets over it.
+/// output layer, depths of multi-token prediction. So the parameters of a model without these are the first ones of
+/// the same model with them. Shared by all sets over it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ParameterList {
     specs: Vec<ParameterSpec>,
@@ -155,65 +177,21 @@ pub struct ParameterList {
     pub norm: ParameterId,
     /// The output layer; none where it is tied to the embedding.
     pub head: Option<ParameterId>,
-}
-
-/// Names and adds parameters one after another.
-struct Builder {
-    specs: Vec<ParameterSpec>,
-}
-
-impl Builder {
-    fn add(&mut self, name: String, shape: Vec<usize>, kind: Kind) -> ParameterId {
-        self.specs.push(ParameterSpec { name, shape, kind });
-        ParameterId(self.specs.len() - 1)
-    }
-
-    fn norm(&mut self, name: String, len: usize) -> ParameterId {
-        self.add(format!("{name}.weight"), vec![len], Kind::Norm)
-    }
-
-    fn linear(&mut self, name: String, (out, inner): (usize, usize), bias: bool, kind: Kind) -> LinearIds {
-        LinearIds {
-            weight: self.add(format!("{name}.weight"), vec![out, inner], kind),
-            bias: bias.then(|| self.add(format!("{name}.bias"), vec![out], Kind::Bias)),
-        }
-    }
-
-    fn layer(&mut self, config: &Config, layer: usize) -> LayerIds {
-        let (hidden, inner) = (config.hidden_size, config.intermediate_size);
-        let (queries, keys) = (config.query_size(), config.kv_size());
-        let AttentionBias { query, key, value, output } = config.attention_bias;
-        let name = |part: &str| format!("model.layers.{layer}.{part}");
-        let attention = |part: &str| name(&format!("self_attn.{part}"));
-        let mlp = |part: &str| name(&format!("mlp.{part}"));
-        LayerIds {
-            input_norm: self.norm(name("input_layernorm"), hidden),
-            query: self.linear(attention("q_proj"), (queries, hidden), query, Kind::Linear),
-            key: self.linear(attention("k_proj"), (keys, hidden), key, Kind::Linear),
-            value: self.linear(attention("v_proj"), (keys, hidden), value, Kind::Linear),
-            head_norms: config.qk_norm.then(|| {
-                let norm = |builder: &mut Self, part| builder.norm(attention(part), config.head_dim);
-                (norm(self, "q_norm"), norm(self, "k_norm"))
-            }),
-            output: self.linear(attention("o_proj"), (hidden, queries), output, Kind::ResidualLinear),
-            mlp_norm: self.norm(name("post_attention_layernorm"), hidden),
-            gate: self.linear(mlp("gate_proj"), (inner, hidden), config.mlp_bias, Kind::Linear),
-            up: self.linear(mlp("up_proj"), (inner, hidden), config.mlp_bias, Kind::Linear),
-            down: self.linear(mlp("down_proj"), (hidden, inner), config.mlp_bias, Kind::ResidualLinear),
-        }
-    }
+    /// Per depth of multi-token prediction.
+    pub mtp: Vec<MtpIds>,
 }
 
 impl ParameterList {
     /// The parameters of `config`.
     pub fn new(config: &Config) -> Arc<Self> {
         let table = || vec![config.vocab_size, config.hidden_size];
-        let mut builder = Builder { specs: Vec::new() };
+        let mut builder = Builder::default();
         let embedding = builder.add("model.embed_tokens.weight".into(), table(), Kind::Embedding);
-        let layers = (0..config.layers).map(|layer| builder.layer(config, layer)).collect();
+        let layers = (0..config.layers).map(|layer| builder.layer(config, &format!("model.layers.{layer}"))).collect();
         let norm = builder.norm("model.norm".into(), config.hidden_size);
         let head = (!config.tie_word_embeddings).then(|| builder.add("lm_head.weight".into(), table(), Kind::Linear));
-        Arc::new(ParameterList { specs: builder.specs, embedding, layers, norm, head })
+        let mtp = (0..config.mtp_depth).map(|depth| builder.mtp(config, depth)).collect();
+        Arc::new(ParameterList { specs: builder.into_specs(), embedding, layers, norm, head, mtp })
     }
 
     /// Number of parameters (tensors).

@@ -81,7 +81,7 @@ impl<X: LineOrder> TokenOrder for X {
 
 /// Cuts a run at the ends of documents. `document` is where to begin looking; runs come in ascending order, so it
 /// only moves forward and all runs of a rank take time in the number of runs and documents together.
-fn cut<B: Batch>(batch: &B, document: &mut usize, run: Run, each: &mut impl FnMut(Run)) {
+pub(super) fn cut<B: Batch>(batch: &B, document: &mut usize, run: Run, each: &mut impl FnMut(Run)) {
     let mut done = 0;
     while done < run.len {
         let start = run.token(done);

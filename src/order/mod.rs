@@ -3,6 +3,7 @@
 //! Positions, slices of a batch, roll neighbours, attention tiles and transfers are all derived from an order.
 
 mod contiguous;
+mod dealt;
 mod line;
 mod natural;
 mod placement;
@@ -11,6 +12,7 @@ mod striped;
 mod zigzag;
 
 pub use contiguous::Contiguous;
+pub use dealt::{Dealt, Grouped, Solved};
 pub use line::LineOrder;
 pub use natural::Natural;
 pub use placement::Placement;

@@ -33,6 +33,11 @@ fn dealt_before(spare: usize, slots: usize, slot: usize) -> usize {
 }
 
 impl Before {
+    /// Only spare rows count, where rows are counted elsewhere.
+    pub(super) fn with_spare(spare: usize) -> Self {
+        Before { whole: 0, spare }
+    }
+
     /// Rows of `rank` before the document.
     fn rows(self, ranks: usize, rank: usize) -> usize {
         let slots = 2 * ranks;
@@ -42,7 +47,7 @@ impl Before {
 
 /// How one document is cut.
 #[derive(Clone, Copy)]
-struct Chunks {
+pub(super) struct Chunks {
     ranks: usize,
     /// Rows of a chunk without spare ones.
     whole: usize,
@@ -53,7 +58,7 @@ struct Chunks {
 }
 
 impl Chunks {
-    fn new(ranks: usize, stored: usize, before: Before) -> Self {
+    pub(super) fn new(ranks: usize, stored: usize, before: Before) -> Self {
         Chunks { ranks, whole: stored / (2 * ranks), spare: stored % (2 * ranks), dealt: before.spare }
     }
 
@@ -75,7 +80,7 @@ impl Chunks {
     }
 
     /// The two chunks of `rank` as start and length in the document.
-    fn of(self, rank: usize) -> [(usize, usize); 2] {
+    pub(super) fn of(self, rank: usize) -> [(usize, usize); 2] {
         [rank, 2 * self.ranks - 1 - rank].map(|chunk| {
             let start = self.start(chunk);
             (start, self.start(chunk + 1) - start)

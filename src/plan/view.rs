@@ -66,6 +66,11 @@ impl View {
         View { rank, held: self.held.clone(), bands: self.bands.clone(), needs: self.needs.clone() }
     }
 
+    /// The same view from another rank, with all that was worked out so far.
+    pub fn turned_to(self, rank: usize) -> View {
+        View { rank, ..self }
+    }
+
     /// What is attended.
     pub fn bands(&self) -> &Bands {
         &self.bands

@@ -1,10 +1,12 @@
 //! The executor: walks through the programs of any strategy, forward and backward.
 
 use std::collections::{HashMap, VecDeque};
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::marker::PhantomData;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
-use crate::comm::{Communicator, Pending, Receive, Send, open};
+use crate::comm::{Collectives, Communicator, Pending, Receive, Send, open};
 use crate::error::{PlanError, Result};
 use crate::layout::{Batch, Layout};
 use crate::mask::Mask;
@@ -12,7 +14,7 @@ use crate::ops::Ops;
 use crate::ops::attention::AttentionShape;
 use crate::ops::unfused::Block;
 use crate::order::{Placement, TokenOrder};
-use crate::plan::{Content, Program, Step, Transfer, View};
+use crate::plan::{Content, Program, Step, Transfer, View, check};
 use crate::strategy::heads::{HeadExchange, HeadSwap, Swapped};
 use crate::strategy::{CpStrategy, Kernel, KvExchange, TileOperands};
 use crate::tensor::{AccMatrix, Device, ElemMatrix, Element, Matrix};
@@ -22,6 +24,10 @@ use crate::tensor::{AccMatrix, Device, ElemMatrix, Element, Matrix};
 pub struct AttentionPlan<O: TokenOrder, L: Layout> {
     placement: Arc<Placement<O, L>>,
     rank_plan: RankPlan,
+    /// Identifies strategy, placement and mask, the same on every rank.
+    hash: u64,
+    /// Whether every rank is known to have the same plan.
+    agreed: AtomicBool,
 }
 
 /// A plan without the types that it was made from: what the executor reads, compiled once for all of them.
@@ -69,7 +75,8 @@ impl<O: TokenOrder, L: Layout> AttentionPlan<O, L> {
             }
             None => Vec::new(),
         };
-        let (mut forward, mut backward) = (strategy.kv().forward(&view), strategy.kv().backward(&view));
+        let kv = strategy.kv();
+        let (mut forward, mut backward) = (kv.forward(&view), kv.backward(&view));
         if swap.is_some() {
             // Programs speak of groups; this rank talks to the members in its own place.
             let inner = grid.place(rank).1;
@@ -78,7 +85,59 @@ impl<O: TokenOrder, L: Layout> AttentionPlan<O, L> {
         }
         let in_place = L::TOKEN_MAJOR && rows.len() == stored;
         let rank_plan = RankPlan { rank, forward, backward, swap, stored, rows, in_place, blocks };
-        Ok(AttentionPlan { placement: placement.clone(), rank_plan })
+        let mut hasher = DefaultHasher::new();
+        (H::NAME, placement.hash(), mask).hash(&mut hasher);
+        let (hash, agreed) = (hasher.finish(), AtomicBool::new(placement.ranks() == 1));
+        Ok(AttentionPlan { placement: placement.clone(), rank_plan, hash, agreed })
+    }
+
+    /// Rehearses the programs of all ranks, as [`crate::plan::check`] says. One rank's rehearsal speaks for all.
+    ///
+    /// # Errors
+    /// [`PlanError::Unsound`] if anything does not hold.
+    pub fn check<H: CpStrategy<Order = O>>(strategy: &H, placement: &Arc<Placement<O, L>>, mask: &Mask) -> Result<()> {
+        let (bands, kv) = (mask.lower(&**placement.batch())?, strategy.kv());
+        let mut view = match H::Heads::SWAPS && placement.grid().inner > 1 {
+            false => View::new(placement, bands),
+            true => View::grouped(placement, bands).0,
+        };
+        let mut programs = Vec::with_capacity(view.ranks());
+        for rank in 0..view.ranks() {
+            view = view.turned_to(rank);
+            programs.push((kv.forward(&view), kv.backward(&view)));
+        }
+        check(H::NAME, &view, &programs)
+    }
+
+    /// Identifies strategy, placement and mask, the same on every rank.
+    pub fn hash(&self) -> u64 {
+        self.hash
+    }
+
+    /// Compares the plan's hash over ranks, the first time that it is used.
+    ///
+    /// # Errors
+    /// [`PlanError::Disagree`] with the first rank whose plan is another.
+    pub fn agree<D: Device, C: Communicator<D::Storage>>(&self, device: &D, comm: &C) -> Result<()> {
+        if self.agreed.load(Ordering::Relaxed) {
+            return Ok(());
+        }
+        let mine = device.upload(&[self.hash as i64]);
+        let counts = vec![1; comm.size()];
+        for (rank, hash) in comm.all_gather_v(mine, &counts)?.into_iter().enumerate() {
+            let hash = device.download(&hash)[0] as u64;
+            if hash != self.hash {
+                let (own, found) = (self.hash, hash);
+                return Err(PlanError::Disagree { own_rank: comm.rank(), own, rank, found }.into());
+            }
+        }
+        self.agreed.store(true, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Bytes that [`AttentionPlan::agree`] hands to other ranks, once.
+    pub fn agreement_bytes(&self) -> usize {
+        (self.placement.ranks() - 1) * size_of::<u64>()
     }
 
     /// Where the tokens are.

@@ -12,9 +12,11 @@
 
 mod all_gather;
 mod cast;
+mod dynamic;
 pub mod executor;
 mod heads;
 mod kernel;
+mod magi;
 mod ring;
 mod ring_ulysses;
 mod single;
@@ -23,8 +25,10 @@ mod ulysses;
 
 pub use all_gather::{AllGather, GatherKv};
 pub use cast::CastKv;
+pub use dynamic::Dynamic;
 pub use heads::{HeadExchange, KeepHeads, SwapHeads};
 pub use kernel::{Flash, Kernel, LogSumExp, TileOperands, Unfused};
+pub use magi::Magi;
 pub use ring::{Ring, RingKv};
 pub use ring_ulysses::RingUlysses;
 pub use single::{LocalKv, Single};

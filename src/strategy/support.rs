@@ -6,11 +6,11 @@
 use crate::degree::{Degree, Grid, Runtime};
 use crate::error::{Error, Result, SupportError};
 use crate::layout::{Bshd, Layout, Sbhd, Thd};
-use crate::order::{Contiguous, Natural, Striped, TokenOrder, Zigzag};
+use crate::order::{Contiguous, Grouped, Natural, Solved, Striped, TokenOrder, Zigzag};
 use crate::strategy::executor::{Execute, Executor};
 use crate::strategy::{
-    AllGather, CastKv, CpStrategy, Flash, GatherKv, HeadExchange, Kernel, KvExchange, LocalKv, LogSumExp, Ring, RingKv,
-    RingUlysses, Single, Ulysses, Unfused,
+    AllGather, CastKv, CpStrategy, Dynamic, Flash, GatherKv, HeadExchange, Kernel, KvExchange, LocalKv, LogSumExp,
+    Magi, Ring, RingKv, RingUlysses, Single, Ulysses, Unfused,
 };
 
 /// A line of the table: the strategy works with layout `L` and kernel `K`.
@@ -188,6 +188,12 @@ support_table! {
             "contiguous" => ring_ulysses::<Contiguous>
         ],
         works [(Bshd, Flash), (Sbhd, Flash), (Thd, Flash)];
+    impl[N: Degree] Magi<N>, <Magi>::NAME,
+        orders ["solved" => |choice| Magi::new(degree(choice))],
+        works [(Thd, Flash)];
+    impl[N: Degree] Dynamic<N>, <Dynamic>::NAME,
+        orders ["grouped" => |choice| Dynamic::new(degree(choice))],
+        works [(Thd, Flash)];
 }
 
 /// Every combination as (strategy, layout, kernel).
@@ -235,6 +241,7 @@ fn known(what: &'static str, name: &str, known: &[&'static str]) -> Result<Strin
     let normal = name.to_ascii_lowercase().replace('_', "-");
     let normal = match (what, normal.as_str()) {
         ("strategy", "p2p") => <Ring>::NAME,
+        ("strategy", "dynamic-cp" | "hybrid-cp") => <Dynamic>::NAME,
         ("strategy", "a2a") => <Ulysses>::NAME,
         ("strategy", "a2a+p2p" | "p2p+a2a" | "usp") => <RingUlysses>::NAME,
         (_, other) => other,
@@ -251,7 +258,7 @@ pub fn checked(choice: &Choice) -> Result<Choice> {
     let strategy = known("strategy", &choice.strategy, &strategies())?;
     let layout = known("layout", &choice.layout, &layouts())?;
     let kernel = known("kernel", &choice.kernel, &kernels())?;
-    let all_orders = [Zigzag::NAME, <Striped>::NAME, Contiguous::NAME, Natural::NAME];
+    let all_orders = [Zigzag::NAME, <Striped>::NAME, Contiguous::NAME, Natural::NAME, Solved::NAME, Grouped::NAME];
     let named = known("order", &choice.order, &all_orders)?;
     let order = match orders(&strategy) {
         [only] => (*only).to_string(),
@@ -272,9 +279,17 @@ pub fn checked(choice: &Choice) -> Result<Choice> {
     Ok(checked)
 }
 
-/// Refuses query heads that a choice's strategy cannot share out.
-pub fn check_heads(choice: &Choice, q_heads: usize) -> Result<()> {
-    select(choice, CheckHeads { q_heads })
+/// The choice for a model with this many query heads: `ring-ulysses` gets the most even grid that suits them where none
+/// was chosen.
+///
+/// # Errors
+/// [`SupportError::Heads`] if the strategy cannot share the heads out.
+pub fn fit_heads(mut choice: Choice, q_heads: usize) -> Result<Choice> {
+    if choice.strategy == <RingUlysses>::NAME {
+        choice.grid = choice.grid.or_else(|| Some(Grid::most_even(choice.degree, q_heads)));
+    }
+    select(&choice, CheckHeads { q_heads })?;
+    Ok(choice)
 }
 
 struct CheckHeads {
@@ -306,9 +321,11 @@ fn unsupported(choice: &Choice) -> Error {
     let suggestion = nearest.map_or_else(String::new, |(strategy, layout, kernel)| {
         format!("{strategy} with layout {layout} and kernel {kernel}")
     });
-    let reason = match choice.layout == Thd::NAME {
-        true => "the kernel unfused materialises the scores of dense sequences only",
-        false => "it merges partial results, which needs a log-sum-exp that the kernel unfused does not keep",
+    let packed_only = !combinations().any(|(strategy, layout, _)| strategy == choice.strategy && layout != Thd::NAME);
+    let reason = match (choice.layout == Thd::NAME, packed_only) {
+        (false, true) => "it places the documents of packed batches",
+        (true, _) => "the kernel unfused materialises the scores of dense sequences only",
+        (false, false) => "it merges partial results, which needs a log-sum-exp that the kernel unfused does not keep",
     };
     SupportError::Combination {
         strategy: choice.strategy.clone(),

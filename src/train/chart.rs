@@ -115,7 +115,16 @@ mod tests {
     use super::*;
 
     fn record(step: u64, loss: f64, held_out_loss: Option<f64>) -> StepRecord {
-        StepRecord { step, loss, grad_norm: 1.0, lr: 1e-3, tokens_per_second: 1.0, seconds: 1.0, held_out_loss }
+        StepRecord {
+            step,
+            loss,
+            mtp_loss: None,
+            grad_norm: 1.0,
+            lr: 1e-3,
+            tokens_per_second: 1.0,
+            seconds: 1.0,
+            held_out_loss,
+        }
     }
 
     #[test]

@@ -7,6 +7,8 @@ use rand_xoshiro::Xoshiro256PlusPlus;
 use rand_xoshiro::rand_core::{Rng, SeedableRng};
 
 use crate::error::{DataError, ModelError, Result};
+use crate::layout::Dense;
+use crate::model::mtp::label_counts;
 
 pub use crate::model::loss::IGNORED;
 
@@ -42,6 +44,12 @@ impl TokenBatch {
     /// Number of labels that count.
     pub fn counted(&self) -> usize {
         self.labels.iter().filter(|&&label| label != IGNORED).count()
+    }
+
+    /// Number of labels that count for each loss: of the next token, then of the depths 1 to `depth` of multi-token
+    /// prediction.
+    pub fn counted_by_depth(&self, depth: usize) -> Vec<usize> {
+        label_counts(&Dense { batch: self.batch, seq: self.seq }, &self.labels, depth)
     }
 
     /// The same sequences in batches of `batch` (at least 1) of them; the last may have fewer.

@@ -3,11 +3,11 @@
 use std::sync::Arc;
 
 use crate::comm::{Collectives, Communicator};
-use crate::error::Result;
+use crate::error::{Result, SupportError};
 use crate::handler::CpHandler;
 use crate::layout::Layout;
 use crate::model::inputs::Inputs;
-use crate::model::{Config, GptModel, Gradients, Master, Moments, ParameterList};
+use crate::model::{Config, GptModel, Gradients, Master, Moments, ParameterList, mtp};
 use crate::ops::Ops;
 use crate::ops::optimizer::AdamwStep;
 use crate::strategy::{CpStrategy, Kernel, Supports};
@@ -131,17 +131,36 @@ where
     /// Inputs of `[B, S]` ids, each sequence a document of its own under a packed layout.
     fn inputs(&self, batch: &TokenBatch) -> Result<Inputs<H, L, D>> {
         let shape = Arc::new(L::batch_of(&vec![batch.seq; batch.batch])?);
-        Inputs::new(&self.handler, self.model.device(), shape, &batch.tokens, &batch.labels)
+        let placement = self.handler.place_for(shape, &self.model.mask_weights())?;
+        Inputs::placed(&self.handler, self.model.device(), &placement, &batch.tokens, &batch.labels)
     }
 
-    /// Forward and backward of a batch: adds the gradient of `scale * sum of the losses` of this rank's labels, and
-    /// returns that sum. Neither is summed over ranks yet.
-    pub fn accumulate_inputs(&mut self, inputs: &Inputs<H, L, D>, scale: f64) -> Result<f64> {
-        let activations = self.model.forward(&self.handler, &inputs.tokens)?;
+    /// Forward and backward of a batch: adds the gradient of the sum of `scale * sum of the losses` of this rank's
+    /// labels over the main loss and each depth of multi-token prediction, and returns the sums of the losses, in
+    /// this order. Nothing is summed over ranks yet.
+    ///
+    /// # Errors
+    /// If there is not a scale for each loss; what the model returns.
+    pub fn accumulate_inputs(&mut self, inputs: &Inputs<H, L, D>, scales: &[f64]) -> Result<Vec<f64>> {
+        let (model, handler, gradients) = (&self.model, &self.handler, &mut self.gradients);
+        let (depth, given) = (model.config().mtp_depth, scales.len());
+        if given != depth + 1 {
+            return Err(SupportError::Numbers(format!(
+                "the model predicts {depth} tokens beyond the next one, which makes {} losses, but counts or scales \
+                 are given for {given}: pass one for each, such as those of `TokenBatch::counted_by_depth({depth})`",
+                depth + 1
+            ))
+            .into());
+        }
+        let mut activations = model.forward(handler, &inputs.tokens)?;
         let (labels, weights) = (&inputs.labels, &inputs.weights);
-        let (sum, dhidden) = self.model.loss_backward(&activations, labels, weights, scale, &mut self.gradients)?;
-        self.model.backward(&self.handler, activations, &dhidden, &mut self.gradients)?;
-        Ok(sum)
+        let (sum, dhidden) = model.loss_backward(&activations, labels, weights, scales[0], gradients)?;
+        let mut sums = vec![sum];
+        if depth > 0 {
+            sums.extend(model.mtp_backward(handler, &mut activations, inputs, &scales[1..], gradients)?);
+        }
+        model.backward(handler, activations, &dhidden, gradients)?;
+        Ok(sums)
     }
 
     /// The sum of `value` over ranks.
@@ -152,9 +171,18 @@ where
 
 /// The sum of one number over ranks, in rank order.
 pub fn global_sum<D: Device, C: Communicator<D::Storage> + ?Sized>(device: &D, comm: &C, value: f64) -> Result<f64> {
-    let mut sum = device.upload(&[value]);
-    comm.all_reduce(&mut sum)?;
-    Ok(device.download(&sum)[0])
+    Ok(global_sums(device, comm, &[value])?[0])
+}
+
+/// The sums of some numbers over ranks, in rank order, in one operation.
+fn global_sums<D: Device, C: Communicator<D::Storage> + ?Sized>(
+    device: &D,
+    comm: &C,
+    values: &[f64],
+) -> Result<Vec<f64>> {
+    let mut sums = device.upload(values);
+    comm.all_reduce(&mut sums)?;
+    Ok(device.download(&sums))
 }
 
 impl<H, L, K, D, C> Learner for GptLearner<H, L, K, D, C>
@@ -165,10 +193,14 @@ where
     D: Ops,
     C: Communicator<D::Storage>,
 {
-    fn accumulate(&mut self, batch: &TokenBatch, labels_in_step: usize) -> Result<f64> {
+    fn mtp_depth(&self) -> usize {
+        self.model.config().mtp_depth
+    }
+
+    fn accumulate_depths(&mut self, batch: &TokenBatch, labels_in_step: &[usize]) -> Result<Vec<f64>> {
         let inputs = self.inputs(batch)?;
-        let sum = self.accumulate_inputs(&inputs, 1.0 / labels_in_step.max(1) as f64)?;
-        self.global(sum)
+        let sums = self.accumulate_inputs(&inputs, &mtp::scales(labels_in_step))?;
+        global_sums(self.model.device(), self.handler.comm(), &sums)
     }
 
     fn update(&mut self, lr: f64) -> Result<f64> {

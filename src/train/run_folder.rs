@@ -133,7 +133,16 @@ mod tests {
 
     fn record(step: u64) -> StepRecord {
         let (loss, grad_norm, lr, tokens_per_second) = (2.5 / step as f64, 0.75, 1e-3, 100.0);
-        StepRecord { step, loss, grad_norm, lr, tokens_per_second, seconds: step as f64, held_out_loss: None }
+        StepRecord {
+            step,
+            loss,
+            mtp_loss: None,
+            grad_norm,
+            lr,
+            tokens_per_second,
+            seconds: step as f64,
+            held_out_loss: None,
+        }
     }
 
     #[test]

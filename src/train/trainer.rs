@@ -14,15 +14,31 @@ use crate::error::{DataError, Result};
 /// Every rank calls the same methods in the same order with the same arguments, and gets the same numbers back:
 /// losses and norms are those of the whole group.
 pub trait Learner {
-    /// Forward and backward of a micro-batch: adds the gradient of `sum of the losses / labels_in_step`, and returns
-    /// the sum of the losses of its labels, in nats.
-    fn accumulate(&mut self, batch: &TokenBatch, labels_in_step: usize) -> Result<f64>;
+    /// Tokens that are predicted beyond the next one; 0 for none.
+    fn mtp_depth(&self) -> usize {
+        0
+    }
+
+    /// Forward and backward of a micro-batch: adds its share of the gradient of the step's loss, and returns the sums
+    /// of the losses of its labels, in nats: of the next token first, then of each depth of multi-token prediction.
+    /// `labels_in_step` are the numbers of labels of the whole step in the same order, those of all its micro-batches
+    /// together ([`TokenBatch::counted_by_depth`]), so that cutting a step does not change its gradient.
+    fn accumulate_depths(&mut self, batch: &TokenBatch, labels_in_step: &[usize]) -> Result<Vec<f64>>;
+
+    /// [`Learner::accumulate_depths`] for a model that predicts the next token only: adds the gradient of
+    /// `sum of the losses / labels_in_step`, and returns that sum.
+    ///
+    /// # Errors
+    /// If the model predicts further tokens.
+    fn accumulate(&mut self, batch: &TokenBatch, labels_in_step: usize) -> Result<f64> {
+        Ok(self.accumulate_depths(batch, &[labels_in_step])?.iter().sum())
+    }
 
     /// One optimizer step with the accumulated gradient, which is zero afterwards; returns the gradient's norm before
     /// clipping.
     fn update(&mut self, lr: f64) -> Result<f64>;
 
-    /// The sum of the losses of the labels of a batch, in nats; changes nothing.
+    /// The sum of the losses of the labels of a batch, in nats, of the next token only; changes nothing.
     fn evaluate(&mut self, batch: &TokenBatch) -> Result<f64>;
 
     /// Whether `flag` is set on any rank: ranks may see an interrupt at different steps, and must stop at the same.
@@ -53,8 +69,11 @@ pub struct Options {
 pub struct StepRecord {
     /// Number of the step, from 1.
     pub step: u64,
-    /// Mean loss over the labels of the step, in nats; 0 if it has none.
+    /// Mean loss over the labels of the step, in nats, of the next token only; 0 if it has none.
     pub loss: f64,
+    /// Mean over the depths of multi-token prediction of their mean losses, where the model has any.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mtp_loss: Option<f64>,
     /// Norm of the gradient over all parameters, before clipping.
     pub grad_norm: f64,
     /// Learning rate.
@@ -97,10 +116,14 @@ pub fn train(
             .map(|micro| micro * options.batch..(micro + 1) * options.batch)
             .map(|sequences| source.batch(options.seed, step, sequences, options.seq_len))
             .collect();
-        let labels: usize = batches.iter().map(TokenBatch::counted).sum();
-        let mut sum = 0.0;
+        let depth = learner.mtp_depth();
+        let mut labels = vec![0; depth + 1];
         for batch in &batches {
-            sum += learner.accumulate(batch, labels)?;
+            labels.iter_mut().zip(batch.counted_by_depth(depth)).for_each(|(sum, count)| *sum += count);
+        }
+        let mut sums = vec![0.0; depth + 1];
+        for batch in &batches {
+            sums.iter_mut().zip(learner.accumulate_depths(batch, &labels)?).for_each(|(sum, part)| *sum += part);
         }
         let lr = options.schedule.rate(step);
         let grad_norm = learner.update(lr)?;
@@ -115,8 +138,10 @@ pub fn train(
             _ => None,
         };
         let seconds = begin.elapsed().as_secs_f64();
-        let loss = mean(sum, labels);
-        let record = StepRecord { step, loss, grad_norm, lr, tokens_per_second, seconds, held_out_loss };
+        let losses: Vec<f64> = sums.iter().zip(&labels).map(|(&sum, &count)| mean(sum, count)).collect();
+        let loss = losses[0];
+        let mtp_loss = (depth > 0).then(|| losses[1..].iter().sum::<f64>() / depth as f64);
+        let record = StepRecord { step, loss, mtp_loss, grad_norm, lr, tokens_per_second, seconds, held_out_loss };
         observe(&record)?;
         if !(loss.is_finite() && grad_norm.is_finite()) {
             return Err(DataError::Diverged { step, loss, grad_norm }.into());
@@ -160,13 +185,13 @@ mod tests {
     }
 
     impl Learner for Constant {
-        fn accumulate(&mut self, batch: &TokenBatch, labels_in_step: usize) -> Result<f64> {
+        fn accumulate_depths(&mut self, batch: &TokenBatch, labels_in_step: &[usize]) -> Result<Vec<f64>> {
             self.calls.push("accumulate");
             self.seen.extend(&batch.tokens);
             for label in Self::counted(batch) {
-                self.gradient += 2.0 * (self.value - label) / labels_in_step as f64;
+                self.gradient += 2.0 * (self.value - label) / labels_in_step[0] as f64;
             }
-            self.evaluate_quietly(batch)
+            Ok(vec![self.evaluate_quietly(batch)?])
         }
         fn update(&mut self, lr: f64) -> Result<f64> {
             self.calls.push("update");

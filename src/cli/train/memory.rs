@@ -21,8 +21,10 @@ pub struct Load {
 /// `R = tokens / ranks` rows, rounded up. A row leaves `4 h + 2 q + 2 kv + 2 f` elements in a block: its input, both
 /// norms and the residual stream after attention (`4 h`), queries and attention output (`2 q`), keys and values
 /// (`2 kv`), gate and up (`2 f`), and of sums the attention output again (`q`); about as much as one block once more
-/// passes through the backward pass of a block. With recomputation a block leaves its input (`h`) only. Logits of at
-/// most 1024 rows are in memory at a time, twice.
+/// passes through the backward pass of a block. With recomputation a block leaves its input (`h`) only. A depth of
+/// multi-token prediction is a block, its output (`h`), and id, label and weight of a row (20 bytes); gradients
+/// of the main loss and of the depth's input stand beside its backward pass (`3 h`). Logits of at most 1024 rows are in memory at a time,
+/// twice.
 pub fn estimate(config: &Config, load: Load) -> u64 {
     let Load { tokens, ranks, elem, acc, recompute } = load;
     let parameters = ParameterList::new(config).elements();
@@ -35,8 +37,12 @@ pub fn estimate(config: &Config, load: Load) -> u64 {
         true => config.layers * h * elem + 2 * block,
         false => (config.layers + 1) * block,
     };
+    let mtp = match config.mtp_depth {
+        0 => 0,
+        depth => depth * (if recompute { h * elem } else { block } + h * elem + 20) + 3 * h * elem,
+    };
     let logits = 2 * rows.min(1024) * config.vocab_size * elem;
-    (weights + rows * (layers + 3 * h * elem) + logits) as u64
+    (weights + rows * (layers + mtp + 3 * h * elem) + logits) as u64
 }
 
 #[cfg(test)]
@@ -52,6 +58,11 @@ mod tests {
         assert!(bytes(load) > weights && bytes(Load { tokens: 1 << 40, ..load }) / bytes(load) > 1000);
         assert!(bytes(Load { recompute: true, ..load }) < bytes(load));
         assert!(bytes(Load { elem: 2, ..load }) < bytes(load));
+        for recompute in [false, true] {
+            let load = Load { recompute, ..load };
+            let [one, two] = [1, 2].map(|depth| estimate(&config.clone().with_mtp_depth(depth), load));
+            assert!(bytes(load) < one && one < two);
+        }
         assert!(bytes(Load { ranks: 8, tokens: 1 << 20, ..load }) < bytes(Load { tokens: 1 << 20, ..load }) / 3);
     }
 }

@@ -87,9 +87,10 @@ pub struct Arguments {
     /// Not available yet
     #[arg(long, value_name = "DIR", num_args = 0..=1, hide = true)]
     resume: Option<Option<PathBuf>>,
-    /// Not available yet
-    #[arg(long, value_name = "N", hide = true)]
-    mtp_depth: Option<String>,
+    /// Tokens to predict beyond the next one, each with a block of its own, which a --model without them gets fresh
+    /// [default: what the model has; 0 for a preset]
+    #[arg(long, value_name = "N")]
+    mtp_depth: Option<usize>,
     /// Print one JSON object
     #[arg(long)]
     json: bool,
@@ -101,6 +102,8 @@ struct Job {
     config: Config,
     /// The folder with the weights; fresh ones without it.
     weights: Option<PathBuf>,
+    /// Depths of multi-token prediction that the folder has; the weights of the others are fresh.
+    stored_depth: usize,
     source: Source,
     settings: Settings,
     options: Options,
@@ -112,6 +115,8 @@ struct Job {
 #[derive(Clone, Debug, Serialize)]
 struct Report {
     loss: Vec<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    mtp_loss: Option<Vec<f64>>,
     grad_norm: Vec<f64>,
     tokens_per_second: f64,
     peak_bytes_per_rank: u64,
@@ -141,9 +146,6 @@ pub fn run(arguments: Arguments) -> Result<ExitCode> {
 fn prepare(arguments: &Arguments) -> Result<Job> {
     if arguments.resume.is_some() {
         return Err(args::not_available("--resume", "start from the saved model with --model DIR and a new --out"));
-    }
-    if arguments.mtp_depth.is_some() {
-        return Err(args::not_available("--mtp-depth", "leave it out: models predict the next token only"));
     }
     let mut settings = arguments.choices.settings()?;
     let reason = match settings.dtype {
@@ -180,6 +182,8 @@ fn prepare(arguments: &Arguments) -> Result<Job> {
         (None, name) => Config::preset(name.as_deref().unwrap_or(Config::PRESETS[0]))?,
     };
     settings.fit_heads(config.heads)?;
+    let stored_depth = config.mtp_depth;
+    let config = with_mtp_depth(config, arguments.mtp_depth, seq_len)?;
     let source = match is_recall {
         true => Source::Recall(Recall::new(RECALL_VOCAB.min(config.vocab_size), seq_len)?),
         false => Source::Text(Text::read(&arguments.data, seq_len, arguments.validation)?),
@@ -189,7 +193,28 @@ fn prepare(arguments: &Arguments) -> Result<Job> {
     let (seed, validate_every) = (arguments.seed, arguments.validate_every);
     let options = Options { schedule, seed, batch, accumulate, seq_len, held_out, validate_every };
     let adamw = AdamwOptions { weight_decay, clip, ..AdamwOptions::default() };
-    Ok(Job { config, weights, source, settings, options, adamw, recompute: arguments.recompute, out })
+    Ok(Job { config, weights, stored_depth, source, settings, options, adamw, recompute: arguments.recompute, out })
+}
+
+/// The model with the depth of multi-token prediction that is asked for. One that has a depth keeps it.
+fn with_mtp_depth(config: Config, asked: Option<usize>, seq_len: usize) -> Result<Config> {
+    let has = config.mtp_depth;
+    let depth = asked.unwrap_or(has);
+    if has > 0 && depth != has {
+        return Err(args::numbers(format!(
+            "--mtp-depth is {depth}, the model has depth {has} (num_nextn_predict_layers): leave the option out"
+        )));
+    }
+    if depth >= seq_len {
+        let fix = match asked {
+            Some(_) => format!("use --mtp-depth {} or less, or longer sequences", seq_len - 1),
+            None => format!("use --seq-len {} or more", depth.saturating_add(1)),
+        };
+        return Err(args::numbers(format!(
+            "sequences have {seq_len} tokens, so none has a label for depth {depth} of multi-token prediction: {fix}"
+        )));
+    }
+    Ok(config.with_mtp_depth(depth))
 }
 
 /// Refuses a model that has no ids for all tokens of the data.
@@ -233,8 +258,9 @@ fn describe(record: &StepRecord, steps: u64) -> String {
     let width = steps.to_string().len();
     let StepRecord { step, loss, grad_norm, lr, tokens_per_second, .. } = record;
     let held_out = record.held_out_loss.map_or(String::new(), |loss| format!("  held out {loss:.4}"));
+    let mtp = record.mtp_loss.map_or(String::new(), |loss| format!("  mtp {loss:.4}"));
     format!(
-        "step {step:>width$}/{steps}  loss {loss:.4}  gradient {grad_norm:.3}  lr {lr:.2e}  {} tokens/s{held_out}",
+        "step {step:>width$}/{steps}  loss {loss:.4}{mtp}  gradient {grad_norm:.3}  lr {lr:.2e}  {} tokens/s{held_out}",
         output::count(tokens_per_second.round() as u64)
     )
 }
@@ -246,6 +272,12 @@ fn report(records: &[StepRecord], peak_bytes_per_rank: u64, out: Option<String>,
     let done = records.len() as u64;
     Report {
         loss: records.iter().map(|record| record.loss).collect(),
+        // All of the records have it, or none.
+        mtp_loss: records
+            .iter()
+            .map(|record| record.mtp_loss)
+            .collect::<Option<Vec<_>>>()
+            .filter(|all| !all.is_empty()),
         grad_norm: records.iter().map(|record| record.grad_norm).collect(),
         tokens_per_second: if time > 0.0 { settled.len() as f64 / time } else { 0.0 },
         peak_bytes_per_rank,
@@ -280,6 +312,7 @@ mod tests {
         let record = |step: u64, tokens_per_second: f64| StepRecord {
             step,
             loss: 3.0 / step as f64,
+            mtp_loss: None,
             grad_norm: step as f64,
             lr: 1e-3,
             tokens_per_second,

@@ -49,7 +49,14 @@ fn run_as<T: Float>(job: &Job, quiet: bool) -> Result<Finished> {
     let list = ParameterList::new(&job.config);
     let choice = &job.settings.choice;
     let ranks = Ranks::new(choice.degree, job.settings.threads, |device: &Cpu<T>| match &job.weights {
-        Some(folder) => weights::load_master(device, folder, &list),
+        Some(folder) => {
+            let stored = ParameterList::new(&job.config.clone().with_mtp_depth(job.stored_depth));
+            let weights = weights::load_master(device, folder, &stored)?;
+            match stored.len() == list.len() {
+                true => Ok(weights),
+                false => init::completed(device, &job.config, &list, job.options.seed, &weights),
+            }
+        }
         None => init::fresh(device, &job.config, &list, job.options.seed),
     })?;
     let load = Load {

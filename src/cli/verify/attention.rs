@@ -47,7 +47,8 @@ pub fn check(choice: &Choice, dtype: DType, threads: usize) -> Result<(Outcome, 
 
 fn check_as<T: Float>(choice: &Choice, threads: usize) -> Result<(Outcome, Option<Outcome>)> {
     let cp = choice.degree;
-    let single = Choice { strategy: Single::NAME.to_string(), degree: 1, ..choice.clone() };
+    let single =
+        Choice { strategy: Single::NAME.to_string(), order: "natural".to_string(), degree: 1, ..choice.clone() };
     let measured = matches!(T::DTYPE, DType::Bf16 | DType::F16);
     let (q_heads, kv_heads) = heads(cp);
     let shape = AttentionShape { q_heads, kv_heads, qk_dim: 16, v_dim: 24, scale: 0.25 };
@@ -88,7 +89,8 @@ impl Visitor for Owners {
             Err(_) => (vec![37; 2], L::batch_of(&[37; 2])?),
         };
         let tokens = batch.tokens();
-        let placement = Placement::<H::Order, L>::new(Arc::new(batch), cp, 0)?;
+        let table = strategy.table(&batch, &[(Mask::Causal, 1)])?;
+        let placement = Placement::<H::Order, L>::with_table(Arc::new(batch), strategy.grid(), 0, table)?;
         Ok((lengths, (0..tokens).map(|token| placement.locate(token).0).collect()))
     }
 }
@@ -205,9 +207,10 @@ impl<T: Float> Visitor for Attend<'_, T> {
             let (out, core) = handler.core_attn::<K, Cpu<T>>(&device, &plan, shape, q, k, v)?;
             let [dq, dk, dv] = handler.core_attn_backward(&device, &plan, q, k, v, &core, dout)?;
             let (forward, backward) = plan.bytes_sent::<Cpu<T>>(shape);
+            let predicted = (forward + backward + plan.agreement_bytes()) as u64;
             let tensors = [out, dq, dk, dv].map(|shard| shard.into_matrix());
             let rows = placement.full_rows_of(handler.rank());
-            Ok(Part { rows, tensors, predicted: (forward + backward) as u64, counted: traffic.bytes() })
+            Ok(Part { rows, tensors, predicted, counted: traffic.bytes() })
         })?;
         whole::<L, T>(&parts, &batch)
     }

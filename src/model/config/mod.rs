@@ -14,6 +14,9 @@ use serde_json::{Map, Value, json};
 use crate::error::{DataError, ModelError, Result, SupportError};
 use crate::rope::{RopeConfig, RopeScaling};
 
+/// The key of [`Config::mtp_depth`].
+const MTP_DEPTH: &str = "num_nextn_predict_layers";
+
 /// A family of models that transformers knows by its `model_type`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Family {
@@ -131,6 +134,9 @@ pub struct Config {
     pub initializer_range: f64,
     /// Context that the model was made for. Nothing is cut at it.
     pub max_position_embeddings: usize,
+    /// Tokens that are predicted beyond the next one, with a block for each (multi-token prediction): the key
+    /// `num_nextn_predict_layers`, as in DeepSeek-V3. 0 for none, which is not written.
+    pub mtp_depth: usize,
     /// The object that this was read from, kept so that fields without meaning here survive.
     source: Option<Map<String, Value>>,
 }
@@ -154,6 +160,7 @@ impl PartialEq for Config {
             && self.rope == other.rope
             && self.initializer_range == other.initializer_range
             && self.max_position_embeddings == other.max_position_embeddings
+            && self.mtp_depth == other.mtp_depth
     }
 }
 
@@ -233,6 +240,7 @@ impl Config {
             },
             initializer_range: 0.02,
             max_position_embeddings: 1 << 17,
+            mtp_depth: 0,
             source: None,
         };
         if heads == 0 || !hidden_size.is_multiple_of(heads) {
@@ -244,6 +252,19 @@ impl Config {
         }
         config.check()?;
         Ok(config)
+    }
+
+    /// The same model with `depth` blocks that predict further tokens. All fields of the file that it was read from
+    /// stay.
+    pub fn with_mtp_depth(mut self, depth: usize) -> Self {
+        self.mtp_depth = depth;
+        if let Some(source) = &mut self.source {
+            match depth {
+                0 => source.remove(MTP_DEPTH),
+                _ => source.insert(MTP_DEPTH.to_string(), json!(depth)),
+            };
+        }
+        self
     }
 
     /// Refuses a configuration that its family's `config.json` cannot express (after fields were changed by hand).
@@ -306,6 +327,9 @@ impl Config {
         put("initializer_range", json!(self.initializer_range));
         put("max_position_embeddings", json!(self.max_position_embeddings));
         put("use_cache", json!(true));
+        if self.mtp_depth > 0 {
+            put(MTP_DEPTH, json!(self.mtp_depth));
+        }
         rope::write(&self.rope, &mut put);
         if matches!(self.family, Family::Llama | Family::Qwen3) {
             put("attention_bias", json!(self.attention_bias.query));

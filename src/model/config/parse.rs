@@ -21,6 +21,7 @@ const READ: &[&str] = &[
     "num_attention_heads",
     "num_hidden_layers",
     "num_key_value_heads",
+    super::MTP_DEPTH,
     "original_max_position_embeddings",
     "rms_norm_eps",
     "rope_parameters",
@@ -168,6 +169,7 @@ pub(super) fn parse(map: &Map<String, Value>) -> Result<Config> {
         rope: rope::parse(&fields, head_dim, max_position_embeddings)?,
         initializer_range: fields.not_negative("initializer_range", Some(0.02))?,
         max_position_embeddings,
+        mtp_depth: fields.count(super::MTP_DEPTH, Some(0))?,
         source: None,
     })
 }

@@ -61,6 +61,22 @@ fn golden_values() {
 }
 
 #[test]
+fn a_depth_is_read_written_and_changed_without_loss_of_other_fields() {
+    let plain = with("llama", json!({"bos_token_id": 7})).unwrap();
+    assert_eq!(plain.mtp_depth, 0);
+    let deep = plain.clone().with_mtp_depth(2);
+    let map = deep.to_map().unwrap();
+    assert_eq!((&map["num_nextn_predict_layers"], &map["bos_token_id"]), (&json!(2), &json!(7)));
+    assert_eq!(Config::from_map(map).unwrap(), deep);
+    assert_ne!(deep, plain);
+    assert_eq!(deep.with_mtp_depth(0).to_map().unwrap(), plain.to_map().unwrap());
+    let bare = Config { source: None, ..plain }.with_mtp_depth(3);
+    assert_eq!(Config::from_json(&bare.to_json().unwrap()).unwrap().mtp_depth, 3);
+    assert!(with("llama", json!({"num_nextn_predict_layers": -1})).unwrap_err().to_string().contains("nextn"));
+    assert_eq!(with("llama", json!({"num_nextn_predict_layers": 0})).unwrap().mtp_depth, 0);
+}
+
+#[test]
 fn older_and_newer_rope_are_the_same() {
     let cases = [
         json!({"rope_type": "default"}),

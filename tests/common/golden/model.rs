@@ -11,7 +11,7 @@ use context_parallel::layout::Layout;
 use context_parallel::model::inputs::Inputs;
 use context_parallel::model::{Config, GptModel, ParameterList, weights};
 use context_parallel::order::Shard;
-use context_parallel::strategy::support::{self, Visitor};
+use context_parallel::strategy::support::{self, Choice, Visitor};
 use context_parallel::strategy::{Kernel, Supports};
 use context_parallel::tensor::Cpu;
 use context_parallel::train::data::TokenBatch;
@@ -26,7 +26,7 @@ use super::report::Report;
 pub fn run(case: &ModelCase, report: &mut Report) {
     for (which, (tokens, expected)) in &case.steps {
         let name = format!("{} {which}", case.name);
-        for choice in choices(tokens.dense.is_some(), None, true) {
+        for choice in fitting(case, tokens.dense.is_some()) {
             report.run("hf", &name, &describe(&choice), || {
                 let pass = Pass { folder: &case.folder, ranks: choice.degree, tokens };
                 let found = support::select(&choice, pass).map_err(|error| error.to_string())?;
@@ -35,13 +35,20 @@ pub fn run(case: &ModelCase, report: &mut Report) {
         }
     }
     let Some((batches, adamw, expected)) = &case.training else { return };
-    for choice in choices(true, None, true) {
+    for choice in fitting(case, true) {
         report.run("hf", &format!("{} training", case.name), &describe(&choice), || {
             let training = Training { folder: &case.folder, ranks: choice.degree, batches, adamw };
             let found = support::select(&choice, training).map_err(|error| error.to_string())?;
             Ok(found.iter().flat_map(|found| expected.judge(found)).collect())
         });
     }
+}
+
+/// The combinations that can share out the model's heads.
+fn fitting(case: &ModelCase, dense: bool) -> Vec<Choice> {
+    let Ok(config) = Config::read(&case.folder) else { return choices(dense, None, true) };
+    let fit = |choice| support::fit_heads(choice, config.heads).ok();
+    choices(dense, None, true).into_iter().filter_map(fit).collect()
 }
 
 /// One forward and backward pass; gives what each rank gets.

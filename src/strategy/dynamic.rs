@@ -1,0 +1,50 @@
+//! Dynamic context parallelism (Megatron's hybrid CP; ByteScale, Ge et al. 2025): each document gets its own degree.
+
+use crate::degree::{Degree, Runtime};
+use crate::error::Result;
+use crate::layout::Batch;
+use crate::mask::Mask;
+use crate::order::{Dealt, Grouped};
+use crate::plan::schedule::{Group, assign};
+use crate::strategy::{CastKv, CpStrategy, KeepHeads};
+
+/// A block of 1 to `N` ranks for each document of a packed batch; a document on one rank needs no communication.
+/// Megatron calls it `dynamic_cp` or hybrid context parallelism.
+///
+/// A pack is placed as one micro-batch. To cut documents into micro-batches first, see [`crate::plan::schedule`], and
+/// place each with its groups by [`crate::handler::CpHandler::place_with`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Dynamic<N = Runtime> {
+    degree: N,
+}
+
+impl<N: Degree> Dynamic<N> {
+    /// On `degree` ranks.
+    pub fn new(degree: N) -> Self {
+        Dynamic { degree }
+    }
+}
+
+impl<N: Degree + Default> Default for Dynamic<N> {
+    fn default() -> Self {
+        Dynamic::new(N::default())
+    }
+}
+
+impl<N: Degree> CpStrategy for Dynamic<N> {
+    type Order = Grouped;
+    type Heads = KeepHeads;
+    type Kv = CastKv;
+    const NAME: &'static str = "dynamic";
+
+    fn degree(&self) -> usize {
+        self.degree.ranks()
+    }
+
+    fn table<B: Batch>(&self, batch: &B, _masks: &[(Mask, u64)]) -> Result<Dealt> {
+        let lengths: Vec<usize> = (0..batch.documents()).map(|i| batch.document(i).stored).collect();
+        let groups = assign(&lengths, self.degree())?;
+        let ranks = |group: Group| (group.document, group.first..group.first + group.degree);
+        Grouped::deal(batch, groups.into_iter().map(ranks), self.degree())
+    }
+}

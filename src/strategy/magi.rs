@@ -1,0 +1,57 @@
+//! Magi (MagiAttention, SandAI 2025): a solver places tokens for what is attended, and each rank receives just the keys
+//! that its queries attend.
+
+use std::ops::Range;
+
+use crate::degree::{Degree, Runtime};
+use crate::error::Result;
+use crate::layout::Batch;
+use crate::mask::Mask;
+use crate::order::{Dealt, Solved};
+use crate::plan::dispatch::{Options, Problem, solve};
+use crate::strategy::{CastKv, CpStrategy, KeepHeads};
+
+/// Solved placement and group-cast over `N` ranks, for packed batches under any mask. Megatron calls it `magi`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Magi<N = Runtime> {
+    degree: N,
+    effort: u64,
+}
+
+impl<N: Degree> Magi<N> {
+    /// On `degree` ranks, at the solver's default effort.
+    pub fn new(degree: N) -> Self {
+        Magi { degree, effort: Options::default().effort }
+    }
+
+    /// How many moves the solver tries to improve a placement. Every rank must use the same number.
+    pub fn with_effort(self, moves: u64) -> Self {
+        Magi { effort: moves, ..self }
+    }
+}
+
+impl<N: Degree + Default> Default for Magi<N> {
+    fn default() -> Self {
+        Magi::new(N::default())
+    }
+}
+
+impl<N: Degree> CpStrategy for Magi<N> {
+    type Order = Solved;
+    type Heads = KeepHeads;
+    type Kv = CastKv;
+    const NAME: &'static str = "magi";
+
+    fn degree(&self) -> usize {
+        self.degree.ranks()
+    }
+
+    fn table<B: Batch>(&self, batch: &B, masks: &[(Mask, u64)]) -> Result<Dealt> {
+        let lowered =
+            masks.iter().map(|(mask, layers)| Ok((mask.lower(batch)?, *layers))).collect::<Result<Vec<_>>>()?;
+        let documents: Vec<Range<usize>> = (0..batch.documents()).map(|i| batch.document(i).stored_range()).collect();
+        let problem = Problem { masks: &lowered, documents: &documents, ranks: self.degree() };
+        let options = Options { effort: self.effort, ..Options::default() };
+        Dealt::new(batch.tokens(), &solve(&problem, &options).parts)
+    }
+}
