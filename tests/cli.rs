@@ -70,7 +70,10 @@ fn unknown_names_list_what_exists() {
     refused("verify --dtype int8", &["unknown dtype \"int8\""]);
     refused("bench attention --dtype f16", &["--dtype f16", "f32, bf16"]);
     refused("trian", &["unrecognized subcommand", "train"]);
-    refused("inspect", &["unrecognized subcommand"]);
+    refused("inspect --lengths 8,x", &["--lengths has \"x\""]);
+    refused("inspect --lengths 8 --mask causl", &["unknown mask \"causl\"", "causal, full"]);
+    refused("inspect --lengths 8 --cp 2 --effort 5", &["--effort is for magi"]);
+    refused("inspect --lengths 8 --strategy ulysses --cp 3", &["8 query heads on 3 ranks"]);
 }
 
 #[test]
@@ -370,6 +373,26 @@ fn logits_are_those_of_transformers() {
     assert_eq!(output.status.code(), Some(2), "{message}");
     assert!(message.contains("token 4000") && message.contains("position 2"), "{message}");
     assert_eq!(listing(path), before);
+}
+
+#[test]
+fn plans_are_printed() {
+    let folder = tempfile::tempdir().unwrap();
+    for strategy in ["single --cp 1", "ring --cp 3", "ulysses --cp 4", "ring-ulysses --cp 2x2", "dynamic --cp 3"] {
+        let report = json(folder.path(), &format!("inspect --strategy {strategy} --lengths 40,0,24 --json"));
+        let ranks = report["ranks"].as_array().unwrap();
+        let rows: u64 = ranks.iter().map(|rank| rank["rows"].as_u64().unwrap()).sum();
+        assert_eq!((rows, ranks.len() as u64), (64, report["cp"].as_u64().unwrap()), "{strategy}");
+        assert_eq!(report["area"], 40 * 41 / 2 + 24 * 25 / 2, "{strategy}");
+        assert!(ranks.iter().all(|rank| rank["forward"]["steps"].is_array()), "{strategy}");
+    }
+    // The solver's effort is an option, and a plan is the same every time.
+    let magi = |effort: u64| {
+        let lengths = "300,20,500,70,900,33";
+        json(folder.path(), &format!("inspect --strategy magi --cp 4 --lengths {lengths} --effort {effort} --json"))
+    };
+    assert_eq!(magi(2000), magi(2000));
+    assert!(magi(2000)["bytes"].as_u64() <= magi(0)["bytes"].as_u64());
 }
 
 #[test]

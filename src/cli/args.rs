@@ -231,6 +231,11 @@ pub fn numbers(message: String) -> context_parallel::error::Error {
     SupportError::Numbers(message).into()
 }
 
+/// A name that does not exist.
+pub fn unknown(what: &'static str, name: &str, known: &str) -> context_parallel::error::Error {
+    SupportError::Unknown { what, name: name.to_string(), known: known.to_string() }.into()
+}
+
 /// Something that this version does not have, and what to use instead.
 pub fn not_available(what: impl Into<String>, instead: impl Into<String>) -> context_parallel::error::Error {
     SupportError::NotAvailable { what: what.into(), instead: instead.into() }.into()

@@ -8,6 +8,7 @@ mod bench;
 mod demo;
 mod engine;
 mod eval;
+mod inspect;
 mod interrupt;
 mod output;
 mod sets;
@@ -37,6 +38,7 @@ enum Command {
     Train(train::Arguments),
     Eval(eval::Arguments),
     Verify(verify::Arguments),
+    Inspect(inspect::Arguments),
     Bench(bench::Arguments),
 }
 
@@ -48,6 +50,7 @@ pub fn main() -> ExitCode {
         Command::Train(arguments) => train::run(arguments),
         Command::Eval(arguments) => eval::run(arguments),
         Command::Verify(arguments) => verify::run(arguments),
+        Command::Inspect(arguments) => inspect::run(arguments),
         Command::Bench(arguments) => bench::run(arguments),
     };
     match result {

@@ -26,7 +26,7 @@ use std::hash::Hash;
 use crate::layout::Batch;
 
 /// `len` tokens `start, start + step, ...`, in this order.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize)]
 pub struct Run {
     /// First token.
     pub start: usize,

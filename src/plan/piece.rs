@@ -9,7 +9,7 @@ use crate::order::Run;
 ///
 /// Row `q_row + i` holds token `q.token(i)`, row `k_row + j` holds token `k.token(j)`; the cell is attended when
 /// `d_lo <= k.token(j) - q.token(i) <= d_hi`. The pieces of a tile never share a cell.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, serde::Serialize)]
 pub struct Piece {
     /// Row of the first query in the query buffer.
     pub q_row: usize,

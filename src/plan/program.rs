@@ -1,9 +1,12 @@
 //! Programs: the steps of one rank's attention, forward or backward.
 
+use serde::Serialize;
+
 use crate::plan::Piece;
 
 /// What an exchange carries.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Content {
     /// Rows of keys and values, in the storage type.
     Keys,
@@ -14,7 +17,7 @@ pub enum Content {
 /// Rows that one rank sends another, out of or into a slot.
 ///
 /// A transfer to the rank itself is a copy. Where both sides list no rows, there is no message.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize)]
 pub struct Transfer {
     /// The other rank.
     pub peer: usize,
@@ -25,7 +28,8 @@ pub struct Transfer {
 }
 
 /// One step. Slots hold rows of keys and values, and in a backward program their gradients too.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Step {
     /// Hands rows to other ranks and says what is expected from them; does not wait.
     Post {
@@ -60,7 +64,7 @@ pub enum Step {
 }
 
 /// The steps of one rank.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize)]
 pub struct Program {
     /// Rows of each slot. Slot 0 holds this rank's own keys and values at the start.
     pub slots: Vec<usize>,

@@ -1,0 +1,247 @@
+//! `inspect`: the plan of a strategy for given lengths, mask and ranks, as a table or as JSON; nothing is run.
+
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use context_parallel::degree::Runtime;
+use context_parallel::error::Result;
+use context_parallel::layout::{Batch, Layout, Thd};
+use context_parallel::mask::Mask;
+use context_parallel::ops::attention::AttentionShape;
+use context_parallel::order::{Placement, TokenOrder};
+use context_parallel::plan::{Content, Program};
+use context_parallel::strategy::executor::AttentionPlan;
+use context_parallel::strategy::support::{self, Visitor};
+use context_parallel::strategy::{CpStrategy, Flash, Kernel, Magi, Supports};
+use context_parallel::tensor::{Cpu, Float};
+use serde::Serialize;
+
+use super::args::{self, Choices, Settings};
+use super::engine::with_storage_type;
+use super::output;
+
+/// Print the plan of a strategy: who holds, computes and sends what
+#[derive(clap::Args, Clone, Debug)]
+pub struct Arguments {
+    #[command(flatten)]
+    choices: Choices,
+    /// Lengths of the documents (thd), or of the sequences, all alike (bshd, sbhd), separated by commas
+    #[arg(long, value_name = "N,N,..", allow_hyphen_values = true)]
+    lengths: String,
+    /// What is attended: causal, full
+    #[arg(long, value_name = "NAME", default_value = "causal")]
+    mask: String,
+    /// Width of a sliding window under a causal mask, the token itself among them
+    #[arg(long, value_name = "N")]
+    window: Option<usize>,
+    /// Query heads, for bytes
+    #[arg(long, value_name = "N", default_value_t = 8)]
+    heads: usize,
+    /// Key/value heads, for bytes [default: as many as query heads]
+    #[arg(long, value_name = "N")]
+    kv_heads: Option<usize>,
+    /// Features of a head, for bytes
+    #[arg(long, value_name = "N", default_value_t = 64)]
+    head_dim: usize,
+    /// Moves that magi's solver tries
+    #[arg(long, value_name = "MOVES")]
+    effort: Option<u64>,
+    /// Print one JSON object
+    #[arg(long)]
+    json: bool,
+}
+
+/// Everything checked.
+struct Job {
+    settings: Settings,
+    lengths: Vec<usize>,
+    mask: Mask,
+    shape: AttentionShape,
+    effort: Option<u64>,
+}
+
+/// The plan of all ranks.
+#[derive(Clone, Debug, Serialize)]
+struct Report {
+    strategy: String,
+    order: String,
+    layout: String,
+    cp: usize,
+    dtype: String,
+    lengths: Vec<usize>,
+    /// Identifies strategy, placement and mask; in hexadecimal.
+    hash: String,
+    /// Attended cells of one query head.
+    area: u64,
+    /// Mean over the largest number of cells of a rank; 1 is even.
+    balance: f64,
+    /// Bytes of all ranks, forward and backward.
+    bytes: u64,
+    ranks: Vec<Rank>,
+}
+
+/// The plan of one rank.
+#[derive(Clone, Debug, Serialize)]
+struct Rank {
+    rank: usize,
+    rows: usize,
+    /// Tokens as (first, step, count).
+    tokens: Vec<(usize, usize, usize)>,
+    /// Attended cells of one query head; under a head exchange of the whole group's rows.
+    area: u64,
+    /// Rows of keys and values handed to other ranks in a forward pass.
+    rows_sent: usize,
+    /// Most rows of keys and values held at a time, in a forward and in a backward pass.
+    peak_rows: [usize; 2],
+    bytes_forward: usize,
+    bytes_backward: usize,
+    forward: Program,
+    backward: Program,
+}
+
+pub fn run(arguments: Arguments) -> Result<ExitCode> {
+    let job = prepare(&arguments)?;
+    let report = with_storage_type!(job.settings.dtype, T => compute::<T>(&job))?;
+    if arguments.json {
+        output::json(&report);
+    } else {
+        print(&report);
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn prepare(arguments: &Arguments) -> Result<Job> {
+    let mut settings = arguments.choices.settings()?;
+    let lengths: Result<Vec<usize>> = arguments.lengths.split(',').map(|text| length(text.trim())).collect();
+    let q_heads = args::positive("--heads", arguments.heads)?;
+    let kv_heads = args::positive("--kv-heads", arguments.kv_heads.unwrap_or(q_heads))?;
+    if !q_heads.is_multiple_of(kv_heads) {
+        return Err(args::numbers(format!(
+            "--heads is {q_heads} and --kv-heads {kv_heads}: use a number of heads that is a multiple of --kv-heads"
+        )));
+    }
+    settings.fit_heads(q_heads)?;
+    let dim = args::positive("--head-dim", arguments.head_dim)?;
+    let mask = match (arguments.mask.as_str(), arguments.window) {
+        ("causal", None) => Mask::Causal,
+        ("causal", Some(width)) => Mask::sliding(args::positive("--window", width)?),
+        ("full", None) => Mask::Full,
+        ("full", Some(_)) => return Err(args::numbers("--window is for --mask causal: leave one of them out".into())),
+        (other, _) => return Err(args::unknown("mask", other, "causal, full")),
+    };
+    if arguments.effort.is_some() && settings.choice.strategy != <Magi>::NAME {
+        let strategy = &settings.choice.strategy;
+        return Err(args::numbers(format!("--effort is for magi, not for {strategy}: leave it out")));
+    }
+    let shape = AttentionShape { q_heads, kv_heads, qk_dim: dim, v_dim: dim, scale: 1.0 };
+    Ok(Job { settings, lengths: lengths?, mask, shape, effort: arguments.effort })
+}
+
+fn length(text: &str) -> Result<usize> {
+    text.parse().map_err(|_| args::numbers(format!("--lengths has \"{text}\": use numbers of tokens, such as 100,28")))
+}
+
+fn compute<T: Float>(job: &Job) -> Result<Report> {
+    let inspect = Inspect::<T> { job, dtype: std::marker::PhantomData };
+    match job.effort {
+        Some(moves) => {
+            inspect.visit::<_, Thd, Flash>(Magi::new(Runtime(job.settings.choice.degree)).with_effort(moves))
+        }
+        None => support::select(&job.settings.choice, inspect),
+    }
+}
+
+struct Inspect<'a, T> {
+    job: &'a Job,
+    dtype: std::marker::PhantomData<fn() -> T>,
+}
+
+impl<T: Float> Visitor for Inspect<'_, T> {
+    type Output = Report;
+
+    fn visit<H, L, K>(self, strategy: H) -> Result<Report>
+    where
+        H: Supports<L, K>,
+        L: Layout,
+        K: Kernel,
+    {
+        let Job { lengths, mask, shape, .. } = self.job;
+        let batch = Arc::new(L::batch_of(lengths)?);
+        let (table, area) = (strategy.table(&*batch, &[(mask.clone(), 1)])?, mask.lower(&*batch)?.area());
+        let place = |rank| Placement::<H::Order, L>::with_table(batch.clone(), strategy.grid(), rank, table.clone());
+        AttentionPlan::check(&strategy, &place(0)?, mask)?;
+        let (mut ranks, mut hash) = (Vec::new(), 0);
+        for rank in 0..strategy.degree() {
+            let placement = place(rank)?;
+            let plan = AttentionPlan::new(&strategy, &placement, mask)?;
+            hash = plan.hash();
+            let (bytes_forward, bytes_backward) = plan.bytes_sent::<Cpu<T>>(shape);
+            let tokens = placement.runs_of(rank).into_iter().map(|run| (run.start, run.step, run.len));
+            ranks.push(Rank {
+                rank,
+                rows: placement.rows(),
+                tokens: tokens.collect(),
+                area: plan.forward().area(),
+                rows_sent: plan.forward().rows_sent(rank, Content::Keys),
+                peak_rows: [plan.forward().peak_rows(), plan.backward().peak_rows()],
+                bytes_forward,
+                bytes_backward,
+                forward: plan.forward().clone(),
+                backward: plan.backward().clone(),
+            });
+        }
+        let largest = ranks.iter().map(|rank| rank.area).max().unwrap_or(0);
+        let mean = ranks.iter().map(|rank| rank.area as f64).sum::<f64>() / ranks.len().max(1) as f64;
+        Ok(Report {
+            strategy: H::NAME.to_string(),
+            order: H::Order::NAME.to_string(),
+            layout: L::NAME.to_string(),
+            cp: strategy.degree(),
+            dtype: T::DTYPE.to_string(),
+            lengths: (0..batch.documents()).map(|i| batch.document(i).stored).collect(),
+            hash: format!("{hash:016x}"),
+            area,
+            balance: if largest == 0 { 1.0 } else { mean / largest as f64 },
+            bytes: ranks.iter().map(|rank| (rank.bytes_forward + rank.bytes_backward) as u64).sum(),
+            ranks,
+        })
+    }
+}
+
+fn print(report: &Report) {
+    let Report { strategy, order, layout, cp, area, balance, hash, .. } = report;
+    output::line(format!(
+        "{strategy} ({order}, {layout}) on {cp} ranks: {} cells, balance {balance:.3}, {} sent, plan {hash}",
+        output::count(*area),
+        output::bytes(report.bytes),
+    ));
+    let header = ["rank", "tokens", "rows", "cells", "rows sent", "peak rows", "forward", "backward"];
+    let rows = report.ranks.iter().map(|rank| {
+        vec![
+            rank.rank.to_string(),
+            tokens(&rank.tokens),
+            output::count(rank.rows as u64),
+            output::count(rank.area),
+            output::count(rank.rows_sent as u64),
+            format!("{} / {}", output::count(rank.peak_rows[0] as u64), output::count(rank.peak_rows[1] as u64)),
+            output::bytes(rank.bytes_forward as u64),
+            output::bytes(rank.bytes_backward as u64),
+        ]
+    });
+    output::line(output::table(&header, 2, rows));
+}
+
+/// The first few runs of tokens in words.
+fn tokens(runs: &[(usize, usize, usize)]) -> String {
+    const SHOWN: usize = 4;
+    let word = |&(start, step, len): &(usize, usize, usize)| match (step, len) {
+        (_, 1) => start.to_string(),
+        (1, _) => format!("{start}..{}", start + len),
+        _ => format!("{start}..{} by {step}", start + (len - 1) * step + 1),
+    };
+    let mut words: Vec<String> = runs.iter().take(SHOWN).map(word).collect();
+    if runs.len() > SHOWN {
+        words.push(format!("and {} more", runs.len() - SHOWN));
+    }
+    words.join(", ")
+}
