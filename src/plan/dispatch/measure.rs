@@ -4,6 +4,7 @@ use std::ops::Range;
 
 use serde::Serialize;
 
+use crate::mask::Bands;
 use crate::plan::dispatch::problem::joined;
 use crate::plan::dispatch::profile::{Needs, Profile};
 use crate::plan::dispatch::{Problem, bound};
@@ -34,6 +35,26 @@ impl Report {
     pub fn traffic(&self) -> u64 {
         self.received.iter().sum()
     }
+}
+
+/// The keys that the queries of a part attend under one mask and that are not in the part: what its rank receives.
+/// Sorted ranges that neither overlap nor touch.
+pub fn remote(bands: &Bands, part: &[Range<usize>]) -> Vec<Range<usize>> {
+    let needs = Needs::new(bands, i64::MAX as usize);
+    let mut keys = Vec::new();
+    part.iter().for_each(|range| needs.keys(range, &mut keys));
+    let own = joined(part.to_vec());
+    let mut remote = Vec::new();
+    for key in joined(keys) {
+        let mut from = key.start;
+        let first = own.partition_point(|range| range.end <= key.start);
+        for held in own[first..].iter().take_while(|range| range.start < key.end) {
+            remote.push(from..held.start.max(from));
+            from = held.end;
+        }
+        remote.push(from..key.end.max(from));
+    }
+    joined(remote)
 }
 
 /// Measures any placement. `parts` are the tokens of each rank, which must not overlap.

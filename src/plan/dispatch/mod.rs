@@ -30,15 +30,19 @@
 
 mod bound;
 mod heap;
+mod judge;
 mod measure;
+mod model;
 mod problem;
 mod profile;
+mod search;
 mod solve;
 mod span;
 mod start;
+mod state;
 
 pub use heap::{Remainder, heap, heap_partition};
-pub use measure::{Report, measure};
+pub use measure::{Report, measure, remote};
 pub use problem::{Costs, Dispatch, Options, Problem};
-pub use solve::solve;
+pub use solve::{improve, solve};
 pub use start::Start;

@@ -51,8 +51,10 @@ pub struct Options {
     pub effort: u64,
     /// What things cost.
     pub costs: Costs,
-    /// How far a rank's area, and its number of rows, may lie above the average, in thousandths.
-    pub slack: u64,
+    /// How far a rank's area may lie above the average, in thousandths. More of it saves traffic.
+    pub area_slack: u64,
+    /// How far a rank's number of rows may lie above the average, in thousandths.
+    pub rows_slack: u64,
     /// Cuts inside a document lie at multiples of this many tokens from its start (a kernel's tile); `None` lets
     /// the solver choose, between 1 and 64, by the number of tokens per rank.
     pub grain: Option<usize>,
@@ -60,7 +62,7 @@ pub struct Options {
 
 impl Default for Options {
     fn default() -> Self {
-        Options { effort: 8192, costs: Costs::default(), slack: 50, grain: None }
+        Options { effort: 8192, costs: Costs::default(), area_slack: 50, rows_slack: 50, grain: None }
     }
 }
 
@@ -76,14 +78,19 @@ pub struct Dispatch {
 
 /// Sorts ranges, drops empty ones and joins those that touch.
 pub(super) fn joined(mut ranges: Vec<Range<usize>>) -> Vec<Range<usize>> {
+    join(&mut ranges);
+    ranges
+}
+
+/// [`joined`] in place.
+pub(super) fn join(ranges: &mut Vec<Range<usize>>) {
     ranges.retain(|range| !range.is_empty());
     ranges.sort_unstable_by_key(|range| range.start);
-    let mut out: Vec<Range<usize>> = Vec::with_capacity(ranges.len());
-    for range in ranges {
-        match out.last_mut() {
-            Some(last) if range.start <= last.end => last.end = last.end.max(range.end),
-            _ => out.push(range),
+    ranges.dedup_by(|next, last| {
+        let touches = next.start <= last.end;
+        if touches {
+            last.end = last.end.max(next.end);
         }
-    }
-    out
+        touches
+    });
 }

@@ -69,6 +69,23 @@ impl Profile {
         self.knots[index].cells_before(query) as u128
     }
 
+    /// Indices of the knots that matter to the queries of a range.
+    pub(super) fn indices(&self, range: &Range<usize>) -> Range<usize> {
+        let first = self.knots.partition_point(|knot| knot.start <= range.start as i64) - 1;
+        first..self.knots.partition_point(|knot| knot.start <= range.end as i64)
+    }
+
+    /// [`Profile::before`], looking only at the knots with these indices.
+    pub(super) fn before_of(&self, knots: &Range<usize>, query: usize) -> u128 {
+        let query = query as i64;
+        let knots = &self.knots[knots.clone()];
+        let index = match knots.len() {
+            0..=4 => knots.iter().rposition(|knot| knot.start <= query).unwrap_or(0),
+            _ => knots.partition_point(|knot| knot.start <= query).saturating_sub(1),
+        };
+        knots[index].cells_before(query) as u128
+    }
+
     /// Cells of a range of queries.
     pub(super) fn area(&self, range: &Range<usize>) -> u128 {
         self.before(range.end) - self.before(range.start)
@@ -134,14 +151,22 @@ impl Needs {
         Needs { bands, reach, tokens: tokens as i64 }
     }
 
+    /// Indices of the bands with queries in a range, and of some others perhaps.
+    pub(super) fn indices(&self, range: &Range<usize>) -> Range<usize> {
+        let first = self.reach.partition_point(|&reach| reach <= range.start as i64);
+        let last = self.bands.partition_point(|band| band.q.start < range.end as i64);
+        first.min(last)..last
+    }
+
     /// Appends the keys that the queries of `range` attend, as ranges that may overlap and come in any order.
     pub(super) fn keys(&self, range: &Range<usize>, out: &mut Vec<Range<usize>>) {
+        self.keys_of(self.indices(range), range, out);
+    }
+
+    /// [`Needs::keys`] in the bands with these indices.
+    pub(super) fn keys_of(&self, bands: Range<usize>, range: &Range<usize>, out: &mut Vec<Range<usize>>) {
         let (start, end) = (range.start as i64, range.end as i64);
-        let first = self.reach.partition_point(|&reach| reach <= start);
-        for band in &self.bands[first..] {
-            if band.q.start >= end {
-                break;
-            }
+        for band in &self.bands[bands] {
             // Every key of a shrunk band is attended, and shrinking to fewer queries leaves one range of keys.
             let (from, to) = (start.max(band.q.start), end.min(band.q.end));
             if from < to {

@@ -2,60 +2,83 @@
 
 use std::ops::Range;
 
+use crate::plan::dispatch::judge::Limits;
 use crate::plan::dispatch::measure::measured;
+use crate::plan::dispatch::model::{Model, Scratch};
 use crate::plan::dispatch::profile::Profile;
-use crate::plan::dispatch::{Dispatch, Options, Problem, Report, Start};
+use crate::plan::dispatch::search::{Heat, Search};
+use crate::plan::dispatch::state::State;
+use crate::plan::dispatch::{Dispatch, Options, Problem, Start, bound};
+
+/// Every start gets this part of the effort to show what it is good for.
+const TRIAL: u64 = 32;
 
 /// The placement that takes the least estimated time, as far as the effort goes.
 ///
-/// A rank's time is that of its cells plus that of what it receives or sends, whichever takes longer. The busiest
-/// rank and the average rank count alike: the first decides the step, the second how soon the network is full.
-/// Placements within [`Options::slack`] of the average area and rows go before those that are not.
+/// A rank's time is that of its cells plus that of what it receives or sends, whichever takes longer. Minimised are
+/// the time of the busiest rank and, beside it, all traffic. Placements within [`Options::area_slack`] and
+/// [`Options::rows_slack`] go before those that are not.
+///
+/// The result depends on nothing but the arguments.
 pub fn solve(problem: &Problem, options: &Options) -> Dispatch {
+    solved(problem, options, None)
+}
+
+/// [`solve`], but not falling behind a given placement: it is one more start, the area of its busiest rank is allowed
+/// even where it is more than the slack, and more traffic than it has is above the limits.
+///
+/// # Panics
+/// If `given` is not a placement of all tokens on the problem's ranks.
+pub fn improve(problem: &Problem, options: &Options, given: &[Vec<Range<usize>>]) -> Dispatch {
+    let (tokens, ranks) = (problem.tokens(), problem.ranks.max(1));
+    let mut ranges: Vec<_> = given.iter().flatten().filter(|range| !range.is_empty()).collect();
+    ranges.sort_unstable_by_key(|range| range.start);
+    let end = ranges.iter().try_fold(0, |end, range| (range.start == end).then_some(range.end));
+    assert!(
+        given.len() == ranks && end == Some(tokens),
+        "the given placement is on {} ranks and does not hold each token once: give all of 0..{tokens} to {ranks} ranks",
+        given.len(),
+    );
+    solved(problem, options, Some(given))
+}
+
+fn solved(problem: &Problem, options: &Options, given: Option<&[Vec<Range<usize>>]>) -> Dispatch {
     let profile = Profile::new(problem);
-    let ranks = problem.ranks.max(1);
-    let grain = options.grain.unwrap_or_else(|| default_grain(problem.tokens() / ranks)).max(1);
-    let candidates = Start::ALL.into_iter().map(|start| {
-        let parts = start.parts(problem, &profile, grain);
-        let report = measured(problem, &profile, &parts);
-        (energy(problem, options, &report), parts, report)
+    let (tokens, ranks) = (problem.tokens(), problem.ranks.max(1));
+    let grain = options.grain.unwrap_or_else(|| default_grain(tokens / ranks)).max(1);
+    let report = given.map(|parts| measured(problem, &profile, parts));
+    let area = bound::area(problem, &profile).max(report.as_ref().map_or(0, |report| report.area_max));
+    let limits = Limits { area, traffic: report.map(|report| report.traffic()) };
+    let model = Model::new(problem, options, &profile, limits);
+    let mut search = Search::new(&model, grain);
+    // An eighth of a rank's rows received, then less and less.
+    let hot = u128::from(model.judge.unit()) * (tokens / ranks) as u128 / 8;
+    let heat = Heat { hot: u64::try_from(hot).unwrap_or(u64::MAX >> 8), halvings: 6 };
+    let cold = Heat { hot: heat.hot >> heat.halvings, halvings: 0 };
+    let trial = options.effort / TRIAL;
+    let mut scratch = Scratch::default();
+    let starts = Start::ALL.into_iter().map(|start| start.parts(problem, &profile, grain));
+    let states = starts.chain(given.map(<[_]>::to_vec)).map(|parts| {
+        let state = State::new(&model, &parts, &mut scratch);
+        search.run(state, trial, cold, false)
     });
     // Of equal ones the first.
-    let best = candidates.min_by_key(|(energy, ..)| *energy);
-    let (parts, report): (Vec<Vec<Range<usize>>>, Report) = match best {
-        Some((_, parts, report)) => (parts, report),
-        None => (Vec::new(), measured(problem, &profile, &[])),
+    let parts = match states.min_by_key(|state| state.energy) {
+        Some(best) => {
+            let spent = trial * (Start::ALL.len() + usize::from(given.is_some())) as u64;
+            let best = search.run(best, options.effort - spent, heat, true);
+            best.parts(ranks)
+        }
+        None => vec![Vec::new(); ranks],
     };
+    let report = measured(problem, &profile, &parts);
     Dispatch { parts, report }
 }
 
-/// The largest power of two up to 64 that is at most a 128th of the rows of a rank.
+/// The largest power of two up to 64 that is at most a 32nd of the rows of a rank.
 fn default_grain(rows: usize) -> usize {
-    match (rows / 128).min(64) {
+    match (rows / 32).min(64) {
         0 => 1,
         grain => 1 << grain.ilog2(),
     }
-}
-
-/// Cells and rows above what is allowed, then time.
-fn energy(problem: &Problem, options: &Options, report: &Report) -> (u128, u64, u128) {
-    let ranks = problem.ranks.max(1) as u128;
-    let slack = u128::from(options.slack);
-    let average = report.area.iter().sum::<u128>().div_ceil(ranks);
-    let area_cap = (average + average * slack / 1000).max(report.area_bound);
-    let rows = problem.tokens() as u128;
-    let rows_cap = rows.div_ceil(ranks).max(rows * (1000 + slack) / (1000 * ranks)) as u64;
-    let over = |area: u128| area.saturating_sub(area_cap);
-    let time = |rank: usize| {
-        let costs = options.costs;
-        let traffic = (report.received[rank] * costs.received).max(report.sent[rank] * costs.sent);
-        report.area[rank] * u128::from(costs.cell) + u128::from(traffic)
-    };
-    let times = (0..report.area.len()).map(time);
-    let busiest = times.clone().max().unwrap_or(0);
-    (
-        report.area.iter().map(|&area| over(area)).sum(),
-        report.rows.iter().map(|rows| rows.saturating_sub(rows_cap)).sum(),
-        times.sum::<u128>() + busiest * ranks,
-    )
 }

@@ -1,6 +1,6 @@
 //! Simple placements, made in one pass: what the search starts from and what it is compared with.
 
-use std::cmp::Reverse;
+use std::collections::BTreeSet;
 use std::ops::Range;
 
 use serde::Serialize;
@@ -15,20 +15,20 @@ use crate::plan::dispatch::{Dispatch, Problem, Remainder};
 /// A simple placement.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
 pub enum Start {
-    /// Chunks of at most 512 tokens, dealt out by [`heap()`](fn@crate::plan::dispatch::heap).
-    Heap,
+    /// This many chunks per rank, of at most 512 tokens if it is 8 or more, dealt out by [`heap()`](fn@crate::plan::dispatch::heap).
+    Heap(usize),
     /// As many tokens per rank as possible alike, in the order of the batch.
     Contiguous,
     /// Each document in twice as many chunks as ranks; rank `r` has its chunks `r` and `2 * ranks - 1 - r`.
     Zigzag,
-    /// Spans by cells per row. Each rank takes rows from the dense end and from the sparse end, as many as make both
-    /// its rows and its cells the average of what is left.
+    /// Each rank takes rows from the densest spans (by cells per row) and from the sparsest, as many of each as make
+    /// both its rows and its cells the average of what is left. What is left of a cut span counts as a span.
     TwoEnded,
 }
 
 impl Start {
     /// All of them.
-    pub const ALL: [Start; 4] = [Start::Heap, Start::Contiguous, Start::Zigzag, Start::TwoEnded];
+    pub const ALL: [Start; 5] = [Start::Heap(8), Start::Heap(2), Start::Contiguous, Start::Zigzag, Start::TwoEnded];
 
     /// Makes the placement.
     pub fn place(self, problem: &Problem) -> Dispatch {
@@ -42,13 +42,14 @@ impl Start {
     pub(super) fn parts(self, problem: &Problem, profile: &Profile, grain: usize) -> Vec<Vec<Range<usize>>> {
         let (tokens, ranks) = (problem.tokens(), problem.ranks.max(1));
         match self {
-            Start::Heap => {
-                let chunk = tokens.div_ceil(8 * ranks).min(512);
+            Start::Heap(chunks) => {
+                let chunk = tokens.div_ceil(chunks.max(1).saturating_mul(ranks));
+                let chunk = if chunks >= 8 { chunk.min(512) } else { chunk };
                 heap_parts(problem, profile, chunk, Remainder::Uneven)
             }
             Start::Contiguous => {
                 let cut = |rank: usize| (rank as u128 * tokens as u128 / ranks as u128) as usize;
-                (0..ranks).map(|rank| joined(vec![cut(rank)..cut(rank + 1)])).collect()
+                (0..ranks).map(|rank| joined([cut(rank)..cut(rank + 1)].to_vec())).collect()
             }
             Start::Zigzag => zigzag(problem.documents, ranks),
             Start::TwoEnded => two_ended(problem, profile, grain.max(1)),
@@ -73,88 +74,156 @@ fn zigzag(documents: &[Range<usize>], ranks: usize) -> Vec<Vec<Range<usize>>> {
     parts.into_iter().map(joined).collect()
 }
 
-/// The spans of a batch one after another, by falling density.
-struct Line {
-    spans: Vec<Range<usize>>,
-    /// Tokens and cells before each span, and in all.
-    before: Vec<(usize, u128)>,
+/// What is left of a span.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct Item {
+    start: usize,
+    end: usize,
+    /// Where its span starts.
+    origin: usize,
+    /// Cells per row at its sparser and at its denser end, scaled.
+    density: [u128; 2],
+    /// Whether its last rows are denser than its first.
+    rising: bool,
 }
 
-impl Line {
-    fn new(problem: &Problem, profile: &Profile) -> Self {
-        let mut spans = spans(problem);
-        // Whole cells per row suffice to compare, scaled so that short documents differ.
-        spans.sort_by_cached_key(|span| Reverse((profile.area(span) << 16) / span.len().max(1) as u128));
-        let mut before = vec![(0, 0)];
-        for span in &spans {
-            let (tokens, cells) = before[before.len() - 1];
-            before.push((tokens + span.len(), cells + profile.area(span)));
+impl Item {
+    /// `window`: the number of rows by which ends are compared.
+    fn new(profile: &Profile, origin: usize, tokens: Range<usize>, window: usize) -> Self {
+        let rows = tokens.len().min(window).max(1);
+        let first = profile.area(&(tokens.start..tokens.start + rows));
+        let last = profile.area(&(tokens.end - rows..tokens.end));
+        // Scaled, so that spans of less than a cell more per row differ.
+        let density = [first.min(last), first.max(last)].map(|area| (area << 16) / rows as u128);
+        Item { density, start: tokens.start, end: tokens.end, origin, rising: last > first }
+    }
+
+    fn rows(&self) -> usize {
+        self.end - self.start
+    }
+
+    /// Cuts off about `rows` rows, at a multiple of `grain` from the start of the span: dense rows or sparse ones.
+    fn cut(&self, rows: usize, dense: bool, grain: usize) -> (Range<usize>, Range<usize>) {
+        let from_end = self.rising == dense;
+        let place = if from_end { self.end - rows } else { self.start + rows };
+        let place = (self.origin + (place - self.origin + grain / 2) / grain * grain).clamp(self.start, self.end);
+        let (low, high) = (self.start..place, place..self.end);
+        if from_end { (high, low) } else { (low, high) }
+    }
+
+    /// Cells of the first `rows` rows that [`Item::cut`] takes.
+    fn area(&self, profile: &Profile, rows: usize, dense: bool) -> u128 {
+        profile.area(&self.cut(rows, dense, 1).0)
+    }
+}
+
+/// A rank's choice from one end: items in the order in which it takes them, with rows and cells before each.
+struct End {
+    items: Vec<(Item, usize, u128)>,
+    dense: bool,
+}
+
+impl End {
+    /// The items that it takes to have `rows` rows.
+    fn new<'a>(items: impl Iterator<Item = &'a Item>, rows: usize, dense: bool, profile: &Profile) -> Self {
+        let (mut before, mut cells) = (0, 0);
+        let mut taken = Vec::new();
+        for item in items {
+            if before >= rows {
+                break;
+            }
+            taken.push((*item, before, cells));
+            before += item.rows();
+            cells += profile.area(&(item.start..item.end));
         }
-        Line { spans, before }
+        End { items: taken, dense }
     }
 
-    /// The span at a place of the line, and how far into it the place is.
-    fn locate(&self, place: usize) -> (usize, usize) {
-        let index = self.before.partition_point(|before| before.0 <= place) - 1;
-        (index, place - self.before[index].0)
-    }
-
-    /// Cells before a place.
-    fn cells(&self, profile: &Profile, place: usize) -> u128 {
-        let (index, offset) = self.locate(place);
-        let inside = |span: &Range<usize>| profile.area(&(span.start..span.start + offset));
-        self.before[index].1 + self.spans.get(index).map_or(0, inside)
-    }
-
-    /// A place rounded to a multiple of `grain` from the start of its span, or to the span's end.
-    fn rounded(&self, place: usize, grain: usize) -> usize {
-        let (index, offset) = self.locate(place);
-        let Some(span) = self.spans.get(index) else { return place };
-        self.before[index].0 + ((offset + grain / 2) / grain * grain).min(span.len())
-    }
-
-    /// The tokens between two places.
-    fn ranges(&self, places: Range<usize>, out: &mut Vec<Range<usize>>) {
-        let mut place = places.start;
-        while place < places.end {
-            let (index, offset) = self.locate(place);
-            let span = &self.spans[index];
-            let length = (span.len() - offset).min(places.end - place);
-            out.push(span.start + offset..span.start + offset + length);
-            place += length;
+    /// Cells of the first `rows` rows.
+    fn area(&self, profile: &Profile, rows: usize) -> u128 {
+        match self.items.partition_point(|item| item.1 <= rows).checked_sub(1).map(|index| &self.items[index]) {
+            Some((item, before, cells)) => cells + item.area(profile, (rows - before).min(item.rows()), self.dense),
+            None => 0,
         }
+    }
+
+    /// Takes the first `rows` rows out of `pool`.
+    fn take(&self, pool: &mut Pool, rows: usize, part: &mut Vec<Range<usize>>) {
+        for (item, before, _) in &self.items {
+            if *before >= rows {
+                break;
+            }
+            let (taken, left) = item.cut((rows - before).min(item.rows()), self.dense, pool.grain);
+            pool.remove(item);
+            if !left.is_empty() {
+                pool.insert(Item::new(pool.profile, item.origin, left, pool.window));
+            }
+            part.push(taken);
+        }
+    }
+}
+
+/// What no rank has taken yet.
+struct Pool<'a> {
+    /// By the density of the sparser end, and by that of the denser end.
+    items: [BTreeSet<(u128, Item)>; 2],
+    profile: &'a Profile,
+    grain: usize,
+    window: usize,
+}
+
+impl Pool<'_> {
+    fn insert(&mut self, item: Item) {
+        for (items, density) in self.items.iter_mut().zip(item.density) {
+            items.insert((density, item));
+        }
+    }
+
+    fn remove(&mut self, item: &Item) {
+        for (items, density) in self.items.iter_mut().zip(item.density) {
+            items.remove(&(density, *item));
+        }
+    }
+
+    fn sparse(&self) -> impl Iterator<Item = &Item> {
+        self.items[0].iter().map(|(_, item)| item)
+    }
+
+    fn dense(&self) -> impl Iterator<Item = &Item> {
+        self.items[1].iter().rev().map(|(_, item)| item)
     }
 }
 
 fn two_ended(problem: &Problem, profile: &Profile, grain: usize) -> Vec<Vec<Range<usize>>> {
     let ranks = problem.ranks.max(1);
-    let line = Line::new(problem, profile);
-    let mut left = 0..problem.tokens();
+    let window = problem.tokens() / ranks / 2;
+    let mut pool = Pool { items: Default::default(), profile, grain, window };
+    spans(problem).into_iter().for_each(|span| pool.insert(Item::new(profile, span.start, span, window)));
+    let (mut rows_left, mut cells_left) = (problem.tokens(), profile.before(problem.tokens()));
     let mut parts = Vec::with_capacity(ranks);
-    for rank in 0..ranks {
-        let others = ranks - 1 - rank;
+    for left in (1..=ranks).rev() {
         let mut part = Vec::new();
-        if others == 0 {
-            line.ranges(left.clone(), &mut part);
-            parts.push(joined(part));
-            break;
+        if left == 1 {
+            part.extend(pool.sparse().map(|item| item.start..item.end));
+        } else {
+            let (rows, share) = (rows_left / left, cells_left / left as u128);
+            let front = End::new(pool.dense(), rows, true, profile);
+            let back = End::new(pool.sparse(), rows, false, profile);
+            // More dense rows mean more cells: bisect for the average.
+            let (mut low, mut high) = (0, rows);
+            while low < high {
+                let dense = low + (high - low) / 2;
+                let taken = front.area(profile, dense) + back.area(profile, rows - dense);
+                if taken >= share { high = dense } else { low = dense + 1 }
+            }
+            front.take(&mut pool, low, &mut part);
+            // The front may have cut what the back would take first.
+            let back = End::new(pool.sparse(), rows - low, false, profile);
+            back.take(&mut pool, rows - low, &mut part);
         }
-        let cells = |place: usize| line.cells(profile, place);
-        let (first, last) = (cells(left.start), cells(left.end));
-        let (rows, share) = (left.len() / (others + 1), (last - first) / (others as u128 + 1));
-        // More rows of the dense end mean more cells: bisect for the average.
-        let (mut low, mut high) = (0, rows);
-        while low < high {
-            let dense = low + (high - low) / 2;
-            let taken = cells(left.start + dense) - first + last - cells(left.end - (rows - dense));
-            if taken >= share { high = dense } else { low = dense + 1 }
-        }
-        let front = line.rounded(left.start + low, grain).clamp(left.start, left.end);
-        let back = line.rounded(left.end - (rows - low), grain).clamp(front, left.end);
-        line.ranges(left.start..front, &mut part);
-        line.ranges(back..left.end, &mut part);
+        rows_left -= part.iter().map(|range| range.len()).sum::<usize>();
+        cells_left -= part.iter().map(|range| profile.area(range)).sum::<u128>();
         parts.push(joined(part));
-        left = front..back;
     }
     parts
 }
