@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use super::super::clock::ManualClock;
-use super::super::{Collectives, Received, Send, open};
+use super::super::{Collectives, Receive, Received, Send, open};
 use super::*;
 use crate::tensor::{Buffer, DType};
 
