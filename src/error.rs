@@ -286,6 +286,12 @@ pub enum CommError {
         /// What came.
         found: String,
     },
+    /// An engine did not start.
+    #[error("the ranks did not start: {reason}")]
+    NotStarted {
+        /// What stood in the way.
+        reason: String,
+    },
     /// A rank that does not exist.
     #[error("rank {rank} does not exist: there are {size}")]
     NoSuchRank {

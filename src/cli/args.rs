@@ -7,6 +7,8 @@ use context_parallel::strategy::support::{self, Choice};
 use context_parallel::strategy::{CpStrategy, Ring, RingUlysses, Single};
 use context_parallel::tensor::DType;
 
+use super::engine::{Cluster, Transport};
+
 /// How a model is run.
 #[derive(Args, Clone, Debug, Default)]
 pub struct Choices {
@@ -41,20 +43,50 @@ pub struct Choices {
 }
 
 /// Where ranks run and how they talk.
-#[derive(Args, Clone, Debug, Default)]
+#[derive(Args, Clone, Debug)]
 pub struct Engine {
-    /// How ranks exchange data: threads
+    /// How ranks exchange data: threads (of this process), mpi (processes, started by mpirun)
     #[arg(long, value_name = "NAME", default_value = "threads")]
     pub transport: String,
+    /// Seconds that a rank waits for another before it gives up [default: 600]
+    #[arg(long, value_name = "SECONDS")]
+    pub deadline: Option<u64>,
     /// What computes: cpu
     #[arg(long, value_name = "NAME", default_value = "cpu")]
     pub device: String,
 }
 
+impl Default for Engine {
+    fn default() -> Self {
+        Engine { transport: "threads".into(), deadline: None, device: "cpu".into() }
+    }
+}
+
 impl Engine {
-    /// Refuses what does not exist, and what this version does not have.
+    /// The transport; refuses what does not exist, and what this version or this build does not have.
+    pub fn transport(&self) -> Result<Transport> {
+        if cfg!(not(feature = "mpi")) && self.transport == "mpi" {
+            let instead = "build with `cargo build --release --features mpi`, or use --transport threads";
+            return Err(not_available("--transport mpi", instead));
+        }
+        let known: &[(&[&str], Transport)] = &[
+            (&["threads"], Transport::Threads),
+            #[cfg(feature = "mpi")]
+            (&["mpi"], Transport::Mpi),
+        ];
+        pick("transport", &self.transport, known, &["nccl"])
+    }
+
+    /// Seconds that a rank waits for another, if the user says.
+    pub fn deadline(&self) -> Result<Option<u64>> {
+        match self.deadline {
+            Some(0) => Err(numbers("--deadline is 0: use at least 1".to_string())),
+            seconds => Ok(seconds),
+        }
+    }
+
+    /// Refuses devices that do not exist, and those that this version does not have.
     pub fn check(&self) -> Result<()> {
-        pick("transport", &self.transport, &[(&["threads"], ())], &["mpi", "nccl"])?;
         pick("device", &self.device, &[(&["cpu"], ())], &["cuda"])
     }
 }
@@ -76,7 +108,7 @@ const DTYPES: &[(&[&str], DType)] =
 
 impl Choices {
     /// Checks every choice, and those that depend on each other.
-    pub fn settings(&self) -> Result<Settings> {
+    pub fn settings(&self, cluster: &Cluster) -> Result<Settings> {
         self.engine.check()?;
         let dtype = dtype(&self.dtype)?;
         let asked = self.cp.as_deref().map(degree).transpose()?;
@@ -118,7 +150,8 @@ impl Choices {
             )));
         }
         let inner_adjacent = self.inner_adjacent.unwrap_or(true);
-        let threads = threads(self.threads, choice.degree)?;
+        cluster.check(choice.degree)?;
+        let threads = cluster.threads(self.threads, choice.degree)?;
         Ok(Settings { choice, threads, dtype, inner_adjacent })
     }
 }
@@ -251,7 +284,6 @@ mod tests {
             order: "zigzag".into(),
             kernel: "flash".into(),
             dtype: "f32".into(),
-            engine: Engine { transport: "threads".into(), device: "cpu".into() },
             ..Choices::default()
         };
         set(&mut choices);
@@ -266,7 +298,7 @@ mod tests {
                 choices.cp = cp.map(str::to_string);
             });
             choices
-                .settings()
+                .settings(&Cluster::Threads(Default::default()))
                 .map(|settings| (settings.choice.strategy, settings.choice.degree))
                 .map_err(|error| error.to_string())
         };

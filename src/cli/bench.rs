@@ -15,7 +15,7 @@ use context_parallel::strategy::{Flash, Single};
 use context_parallel::tensor::{Cpu, DType, Float, Matrix};
 use serde::Serialize;
 
-use super::engine::{Comm, on_ranks};
+use super::engine::{Cluster, Comm};
 use super::{args, output};
 
 /// Measure a part of the program
@@ -88,10 +88,10 @@ struct Report {
     runs: usize,
 }
 
-pub fn run(arguments: Arguments) -> Result<ExitCode> {
+pub fn run(arguments: Arguments, cluster: &Cluster) -> Result<ExitCode> {
     let Part::Attention(arguments) = arguments.part;
     let job = prepare(&arguments)?;
-    let (forward, backward) = compute(&job)?;
+    let (forward, backward) = compute(&job, cluster)?;
     let report = job.report(forward, backward);
     if arguments.json {
         output::json(&report);
@@ -162,20 +162,20 @@ fn median(values: &mut [f64]) -> f64 {
 }
 
 /// Seconds of the forward and of the backward pass, `runs` each, after one that is not timed.
-fn compute(job: &Job) -> Result<(Vec<f64>, Vec<f64>)> {
+fn compute(job: &Job, cluster: &Cluster) -> Result<(Vec<f64>, Vec<f64>)> {
     match job.dtype {
-        DType::Bf16 => measure::<half::bf16>(job),
-        _ => measure::<f32>(job),
+        DType::Bf16 => measure::<half::bf16>(job, cluster),
+        _ => measure::<f32>(job, cluster),
     }
 }
 
 /// Times the handler's attention on one rank, operands unit normal, `[batch * seq, heads * head_dim]`.
-fn measure<T: Float>(job: &Job) -> Result<(Vec<f64>, Vec<f64>)> {
+fn measure<T: Float>(job: &Job, cluster: &Cluster) -> Result<(Vec<f64>, Vec<f64>)> {
     let Job { batch, heads, kv_heads, seq, head_dim, .. } = *job;
     let scale = 1.0 / (head_dim as f64).sqrt();
     let shape = AttentionShape { q_heads: heads, kv_heads, qk_dim: head_dim, v_dim: head_dim, scale };
     let mask = if job.causal { Mask::Causal } else { Mask::Full };
-    let mut times = on_ranks(1, &|comm| {
+    let times = cluster.on_ranks(1, &|comm| {
         let device = Cpu::<T>::new(job.threads);
         let handler = CpHandler::<Single, Bshd, Comm>::new(Single, comm)?;
         let placement = handler.place(Bshd::batch_of(&vec![seq; batch])?)?;
@@ -200,7 +200,7 @@ fn measure<T: Float>(job: &Job) -> Result<(Vec<f64>, Vec<f64>)> {
         }
         Ok((forward, backward))
     })?;
-    Ok(times.swap_remove(0))
+    Ok(times.unwrap_or_default())
 }
 
 #[cfg(test)]

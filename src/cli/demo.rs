@@ -21,7 +21,7 @@ use context_parallel::train::trainer::{self, Options, StepRecord};
 use indicatif::ProgressBar;
 use serde::Serialize;
 
-use super::engine::{Comm, on_ranks};
+use super::engine::{Cluster, Comm};
 use super::step::{Task, step};
 use super::{args, output};
 
@@ -78,8 +78,8 @@ struct Report {
     rows: Vec<Row>,
 }
 
-pub fn run(arguments: Arguments) -> Result<ExitCode> {
-    let report = compute(&arguments)?;
+pub fn run(arguments: Arguments, cluster: &Cluster) -> Result<ExitCode> {
+    let report = compute(&arguments, cluster)?;
     if arguments.json {
         output::json(&report);
     } else {
@@ -115,12 +115,12 @@ fn print(report: &Report) {
 }
 
 /// Trains, then one step of every row of the support table.
-fn compute(arguments: &Arguments) -> Result<Report> {
+fn compute(arguments: &Arguments, cluster: &Cluster) -> Result<Report> {
     let begin = Instant::now();
     let config = model()?;
-    let accuracy = train(&config, arguments.seed)?;
+    let accuracy = train(&config, arguments.seed, cluster)?;
     let seconds = begin.elapsed().as_secs_f64();
-    let rows = compare(&config, arguments.seed)?;
+    let rows = compare(&config, arguments.seed, cluster)?;
     Ok(Report { accuracy, seconds, rows })
 }
 
@@ -136,7 +136,7 @@ fn model() -> Result<Config> {
 }
 
 /// Accuracy on held-out sequences after the training.
-fn train(config: &Config, seed: u64) -> Result<f64> {
+fn train(config: &Config, seed: u64, cluster: &Cluster) -> Result<f64> {
     let source = Source::Recall(Recall::new(VOCAB, SEQ)?);
     let schedule = Schedule::new(LR, 0.1 * LR, Schedule::default_warmup(STEPS), STEPS)?;
     let (batch, accumulate) = (BATCH, 1);
@@ -144,7 +144,7 @@ fn train(config: &Config, seed: u64) -> Result<f64> {
     let threads = args::threads(None, RANKS)?;
     let stop = AtomicBool::new(false);
     let bar = output::bar(STEPS, "training");
-    let found = on_ranks(RANKS, &|comm| {
+    let found = cluster.on_ranks(RANKS, &|comm| {
         let rank = comm.rank();
         let device = Cpu::<f32>::new(threads);
         let handler = CpHandler::<Ring, Thd, Comm>::new(Ring::new(Runtime(RANKS)), comm)?;
@@ -161,7 +161,7 @@ fn train(config: &Config, seed: u64) -> Result<f64> {
         accuracy(&learner, &device, &source.held_out(seed, SEQ, HELD_OUT))
     })?;
     bar.finish_and_clear();
-    Ok(found.into_iter().next().unwrap_or(0.0))
+    Ok(found.unwrap_or(0.0))
 }
 
 fn progress(bar: &ProgressBar, record: &StepRecord) {
@@ -189,7 +189,7 @@ fn accuracy(
 }
 
 /// One step of every row of the support table at fresh weights, next to `Single`.
-fn compare(config: &Config, seed: u64) -> Result<Vec<Row>> {
+fn compare(config: &Config, seed: u64, cluster: &Cluster) -> Result<Vec<Row>> {
     let batch = Source::Recall(Recall::new(VOCAB, SEQ)?).batch(seed, 0, 0..COMPARED, SEQ);
     let step_of = |strategy: &str, layout: &str, kernel: &str| {
         let degree = if strategy == Single::NAME { 1 } else { RANKS };
@@ -197,7 +197,7 @@ fn compare(config: &Config, seed: u64) -> Result<Vec<Row>> {
         let order = support::orders(&strategy)[0].to_string();
         let choice = Choice { strategy, order, layout, kernel, degree, grid: None };
         let task = Task { config, batch: &batch, seed, threads: args::threads(None, degree)? };
-        let step = step(&choice, DType::F32, task)?;
+        let step = step(cluster, &choice, DType::F32, task)?.unwrap_or_default();
         Ok::<_, context_parallel::error::Error>((choice, step))
     };
     let (_, reference) = step_of(Single::NAME, Thd::NAME, Flash::NAME)?;

@@ -1,15 +1,158 @@
-//! Ranks of the program: threads with a boxed communicator, so that each combination is compiled for one type of it.
+//! Where the ranks of the program live: threads of this process, or processes. They have a boxed communicator, so that
+//! each combination is compiled for one type of it.
 
-use context_parallel::comm::{Communicator, threads};
+use std::ops::Range;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use context_parallel::comm::threads::{self, Options};
+use context_parallel::comm::{Collectives, Communicator};
 use context_parallel::error::Result;
+use context_parallel::tensor::{Buffer, Element};
+use indicatif::ProgressBar;
+
+use super::{args, output};
 
 /// What every rank of the program talks through. An exchange costs far more than the virtual call.
 pub type Comm = Box<dyn Communicator>;
 
-/// Runs `body` on `ranks` threads and gives their results by rank. The body is behind a pointer so that threads and
-/// their mailboxes are compiled once per result, not once per combination.
-pub fn on_ranks<R: Send>(ranks: usize, body: &(dyn Fn(Comm) -> Result<R> + Sync)) -> Result<Vec<R>> {
-    threads::run(ranks, |comm| body(Box::new(comm)))
+/// How ranks exchange data.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Transport {
+    Threads,
+    #[cfg(feature = "mpi")]
+    Mpi,
+}
+
+/// Where the ranks of a command live. Every process runs the same command in the same order.
+#[derive(Debug)]
+pub enum Cluster {
+    /// All in this process.
+    Threads(Options),
+    /// One in each process.
+    #[cfg(feature = "mpi")]
+    Mpi(context_parallel::comm::mpi::MpiComm),
+}
+
+/// Runs a command where `asked` says, and reports its error, once.
+pub fn start(asked: &args::Engine, command: impl FnOnce(&Cluster) -> Result<ExitCode>) -> ExitCode {
+    let asked = asked.transport().and_then(|transport| Ok((transport, asked.deadline()?)));
+    let deadline = |seconds: Option<u64>, default| seconds.map_or(default, Duration::from_secs);
+    let result = match asked {
+        Err(error) => Err(error),
+        Ok((Transport::Threads, seconds)) => {
+            let options = Options::default();
+            command(&Cluster::Threads(Options { deadline: deadline(seconds, options.deadline), ..options }))
+        }
+        #[cfg(feature = "mpi")]
+        Ok((Transport::Mpi, seconds)) => {
+            use context_parallel::comm::mpi;
+            let options = mpi::Options::default();
+            let options = mpi::Options { deadline: deadline(seconds, options.deadline), ..options };
+            let ended = mpi::run_with(options, |comm| command(&Cluster::Mpi(comm)));
+            if let Err(error) = ended.result()
+                && !ended.is_repeated()
+            {
+                output::error(error);
+            }
+            let code = code(ended.result());
+            // Nothing is left to print: the launcher may end the others when the first one is gone.
+            drop(ended.leave());
+            return code;
+        }
+    };
+    if let Err(error) = &result {
+        output::error(error);
+    }
+    code(&result)
+}
+
+fn code(result: &Result<ExitCode>) -> ExitCode {
+    match result {
+        Ok(code) => *code,
+        Err(error) => ExitCode::from(if error.is_input() { 2 } else { 1 }),
+    }
+}
+
+impl Cluster {
+    /// Whether this process is the one that prints and writes.
+    pub fn speaks(&self) -> bool {
+        match self {
+            Cluster::Threads(_) => true,
+            #[cfg(feature = "mpi")]
+            Cluster::Mpi(comm) => comm.rank() == 0,
+        }
+    }
+
+    /// The ranks, of so many, that live in this process.
+    pub fn local(&self, ranks: usize) -> Range<usize> {
+        match self {
+            Cluster::Threads(_) => 0..ranks,
+            #[cfg(feature = "mpi")]
+            Cluster::Mpi(comm) => comm.rank().min(ranks)..(comm.rank() + 1).min(ranks),
+        }
+    }
+
+    /// Refuses more ranks than there can be.
+    pub fn check(&self, ranks: usize) -> Result<()> {
+        match self {
+            Cluster::Threads(_) => Ok(()),
+            #[cfg(feature = "mpi")]
+            Cluster::Mpi(comm) if ranks > comm.size() => {
+                let there = match comm.size() {
+                    1 => "there is 1 process".to_string(),
+                    size => format!("there are {size} processes"),
+                };
+                Err(args::numbers(format!(
+                    "--cp is {ranks} but {there}: use --cp {} or less, or start more (mpirun -n {ranks})",
+                    comm.size()
+                )))
+            }
+            #[cfg(feature = "mpi")]
+            Cluster::Mpi(_) => Ok(()),
+        }
+    }
+
+    /// Threads of each of so many ranks: as asked for, else the machine's cores shared out over the ranks on it.
+    pub fn threads(&self, asked: Option<usize>, ranks: usize) -> Result<usize> {
+        let here = match self {
+            Cluster::Threads(_) => ranks,
+            #[cfg(feature = "mpi")]
+            Cluster::Mpi(comm) => ranks.min(comm.neighbours()),
+        };
+        args::threads(asked, here)
+    }
+
+    /// Runs `body` on `ranks` ranks. Gives the first rank's result in the process where it lives, and nothing in
+    /// others; a process whose rank does not take part goes on at once. The body is behind a pointer so that threads
+    /// and their mailboxes are compiled once per result, not once per combination.
+    pub fn on_ranks<R: Send>(&self, ranks: usize, body: &(dyn Fn(Comm) -> Result<R> + Sync)) -> Result<Option<R>> {
+        match self {
+            Cluster::Threads(options) => {
+                let results = threads::run_with(options.clone(), ranks, |comm| body(Box::new(comm)))?;
+                Ok(results.into_iter().next())
+            }
+            #[cfg(feature = "mpi")]
+            Cluster::Mpi(world) => {
+                let takes_part = world.rank() < ranks;
+                let comm = world.split(usize::from(!takes_part), 0)?;
+                let result = takes_part.then(|| body(comm)).transpose()?;
+                Ok(result.filter(|_| self.speaks()))
+            }
+        }
+    }
+
+    /// A bar, where this process speaks.
+    pub fn bar(&self, steps: u64, what: &'static str) -> ProgressBar {
+        if self.speaks() { output::bar(steps, what) } else { ProgressBar::hidden() }
+    }
+}
+
+/// Everyone's numbers, by rank.
+pub fn gather<T: Element>(comm: &dyn Communicator, mine: &[T]) -> Result<Vec<Vec<T>>> {
+    let counts = vec![mine.len(); comm.size()];
+    let all = comm.all_gather_v(Buffer::from_slice(mine), &counts)?;
+    Ok(all.iter().map(|numbers| numbers.to_vec()).collect())
 }
 
 /// The value of an expression in which `$T` is the storage type that `$dtype` names; an error for types that nothing

@@ -17,7 +17,7 @@ use context_parallel::tensor::{Cpu, Float};
 use serde::Serialize;
 
 use super::args::{self, Choices, Settings};
-use super::engine::with_storage_type;
+use super::engine::{Cluster, with_storage_type};
 use super::output;
 
 /// Print the plan of a strategy: who holds, computes and sends what
@@ -99,8 +99,8 @@ struct Rank {
     backward: Program,
 }
 
-pub fn run(arguments: Arguments) -> Result<ExitCode> {
-    let job = prepare(&arguments)?;
+pub fn run(arguments: Arguments, cluster: &Cluster) -> Result<ExitCode> {
+    let job = prepare(&arguments, cluster)?;
     let report = with_storage_type!(job.settings.dtype, T => compute::<T>(&job))?;
     if arguments.json {
         output::json(&report);
@@ -110,8 +110,8 @@ pub fn run(arguments: Arguments) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn prepare(arguments: &Arguments) -> Result<Job> {
-    let mut settings = arguments.choices.settings()?;
+fn prepare(arguments: &Arguments, cluster: &Cluster) -> Result<Job> {
+    let mut settings = arguments.choices.settings(cluster)?;
     let lengths: Result<Vec<usize>> = arguments.lengths.split(',').map(|text| length(text.trim())).collect();
     let q_heads = args::positive("--heads", arguments.heads)?;
     let kv_heads = args::positive("--kv-heads", arguments.kv_heads.unwrap_or(q_heads))?;

@@ -45,19 +45,19 @@ enum Command {
 /// Runs the program; its arguments come from the environment.
 pub fn main() -> ExitCode {
     let Cli { command, demo } = Cli::parse();
-    let result = match command.unwrap_or(Command::Demo(demo)) {
-        Command::Demo(arguments) => demo::run(arguments),
-        Command::Train(arguments) => train::run(arguments),
-        Command::Eval(arguments) => eval::run(arguments),
-        Command::Verify(arguments) => verify::run(arguments),
-        Command::Inspect(arguments) => inspect::run(arguments),
-        Command::Bench(arguments) => bench::run(arguments),
+    let command = command.unwrap_or(Command::Demo(demo));
+    let engine = match &command {
+        Command::Train(arguments) => arguments.choices.engine.clone(),
+        Command::Eval(arguments) => arguments.choices.engine.clone(),
+        Command::Verify(arguments) => arguments.engine.clone(),
+        Command::Demo(_) | Command::Bench(_) | Command::Inspect(_) => args::Engine::default(),
     };
-    match result {
-        Ok(code) => code,
-        Err(error) => {
-            output::error(&error);
-            ExitCode::from(if error.is_input() { 2 } else { 1 })
-        }
-    }
+    engine::start(&engine, |cluster| match command {
+        Command::Demo(arguments) => demo::run(arguments, cluster),
+        Command::Train(arguments) => train::run(arguments, cluster),
+        Command::Eval(arguments) => eval::run(arguments, cluster),
+        Command::Verify(arguments) => verify::run(arguments, cluster),
+        Command::Inspect(arguments) => inspect::run(arguments, cluster),
+        Command::Bench(arguments) => bench::run(arguments, cluster),
+    })
 }

@@ -1,47 +1,49 @@
 //! Weights for every rank from one reading.
 
+use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
 
 use context_parallel::error::Result;
 use context_parallel::model::parameters::ParameterSet;
 use context_parallel::tensor::{Cpu, Element, Float, Host};
 
-/// A device per rank, and the same weights on each until the rank takes them.
+/// A device per rank of this process, and the same weights on each until the rank takes them.
 pub struct Ranks<T, R, E> {
+    /// The first rank of this process.
+    first: usize,
     devices: Vec<Cpu<T>>,
     weights: Vec<Mutex<Option<ParameterSet<R, E, Host>>>>,
 }
 
 impl<T: Float, R, E: Element> Ranks<T, R, E> {
-    /// Makes weights once, and a copy for each rank but the first.
+    /// Makes weights once, and a copy for each of `ranks` but the first; nothing if there are none.
     pub fn new(
-        ranks: usize,
+        ranks: Range<usize>,
         threads: usize,
         make: impl FnOnce(&Cpu<T>) -> Result<ParameterSet<R, E, Host>>,
     ) -> Result<Self> {
-        let devices: Vec<Cpu<T>> = (0..ranks).map(|_| Cpu::new(threads)).collect();
-        let first = make(&devices[0])?;
-        let copies: Vec<_> = devices[1..].iter().map(|device| first.duplicate(device)).collect();
-        let weights = std::iter::once(first).chain(copies).map(|weights| Mutex::new(Some(weights))).collect();
-        Ok(Ranks { devices, weights })
+        let first = ranks.start;
+        let devices: Vec<Cpu<T>> = ranks.map(|_| Cpu::new(threads)).collect();
+        let Some((device, others)) = devices.split_first() else {
+            return Ok(Ranks { first, devices, weights: Vec::new() });
+        };
+        let original = make(device)?;
+        let copies: Vec<_> = others.iter().map(|device| original.duplicate(device)).collect();
+        let weights = std::iter::once(original).chain(copies).map(|weights| Mutex::new(Some(weights))).collect();
+        Ok(Ranks { first, devices, weights })
     }
 
-    /// The device of a rank.
+    /// The device of a rank of this process.
     pub fn device(&self, rank: usize) -> &Cpu<T> {
-        &self.devices[rank]
+        &self.devices[rank - self.first]
     }
 
-    /// The weights of a rank, which it takes once.
+    /// The weights of a rank of this process, which it takes once.
     ///
     /// # Panics
     /// At the second call for a rank.
     pub fn take(&self, rank: usize) -> ParameterSet<R, E, Host> {
-        let weights = self.weights[rank].lock().unwrap_or_else(PoisonError::into_inner).take();
+        let weights = self.weights[rank - self.first].lock().unwrap_or_else(PoisonError::into_inner).take();
         weights.unwrap_or_else(|| panic!("rank {rank} took its weights already"))
-    }
-
-    /// The devices, by rank.
-    pub fn devices(&self) -> &[Cpu<T>] {
-        &self.devices
     }
 }

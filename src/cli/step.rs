@@ -16,7 +16,7 @@ use context_parallel::tensor::{Cpu, DType, Float};
 use context_parallel::train::data::TokenBatch;
 use context_parallel::train::learner::{AdamwOptions, GptLearner, global_sum};
 
-use super::engine::{Comm, on_ranks, with_storage_type};
+use super::engine::{Cluster, Comm, gather, with_storage_type};
 
 /// What to compute: a model's fresh weights, and a batch.
 #[derive(Clone, Copy, Debug)]
@@ -77,36 +77,29 @@ impl Step {
     }
 }
 
-/// One step of `choice`, stored as `dtype`.
-pub fn step(choice: &Choice, dtype: DType, task: Task) -> Result<Step> {
-    with_storage_type!(dtype, T => support::select(choice, OneStep::<T> { task, dtype: std::marker::PhantomData }))
+/// One step of `choice`, stored as `dtype`; what it gives in the process that speaks.
+pub fn step(cluster: &Cluster, choice: &Choice, dtype: DType, task: Task) -> Result<Option<Step>> {
+    use std::marker::PhantomData;
+    with_storage_type!(dtype, T => support::select(choice, OneStep::<T> { cluster, task, dtype: PhantomData }))
 }
 
 struct OneStep<'a, T> {
+    cluster: &'a Cluster,
     task: Task<'a>,
     dtype: std::marker::PhantomData<fn() -> T>,
 }
 
-/// What one rank found.
-struct Part {
-    loss: f64,
-    gradients: Vec<Vec<f64>>,
-    bytes: u64,
-    area: u64,
-    seconds: f64,
-}
-
 impl<T: Float> Visitor for OneStep<'_, T> {
-    type Output = Step;
+    type Output = Option<Step>;
 
-    fn visit<H, L, K>(self, strategy: H) -> Result<Step>
+    fn visit<H, L, K>(self, strategy: H) -> Result<Option<Step>>
     where
         H: Supports<L, K>,
         L: Layout,
         K: Kernel,
     {
         let Task { config, batch, seed, threads } = self.task;
-        let parts = on_ranks(strategy.degree(), &|comm| {
+        self.cluster.on_ranks(strategy.degree(), &|comm| {
             let device = Cpu::<T>::new(threads);
             let counted = Counted::new(comm);
             let traffic = counted.traffic();
@@ -131,22 +124,17 @@ impl<T: Float> Visitor for OneStep<'_, T> {
             let loss = global_sum(&device, learner.handler().comm(), sum)? / counted;
             let gradients = learner.gradients().values().iter();
             let gradients = gradients.map(|gradient| gradient.iter().map(|&x| x.to_f64()).collect()).collect();
-            Ok(Part { loss, gradients, bytes, area: plan.forward().area(), seconds })
-        })?;
-        Ok(gather(parts))
+            let mine = [bytes as i64, plan.forward().area() as i64, (1e9 * seconds) as i64];
+            let all = gather(learner.handler().comm(), &mine)?;
+            let column = |i: usize| all.iter().map(move |numbers| numbers[i] as u64);
+            // Every rank has the same loss and, after the sum over ranks, the same gradient.
+            Ok(Step {
+                loss,
+                gradients,
+                bytes: column(0).collect(),
+                areas: column(1).collect(),
+                seconds: column(2).max().unwrap_or(0) as f64 / 1e9,
+            })
+        })
     }
-}
-
-fn gather(mut parts: Vec<Part>) -> Step {
-    let mut step = Step {
-        bytes: parts.iter().map(|part| part.bytes).collect(),
-        areas: parts.iter().map(|part| part.area).collect(),
-        seconds: parts.iter().map(|part| part.seconds).fold(0.0, f64::max),
-        ..Step::default()
-    };
-    // Every rank has the same loss and, after the sum over ranks, the same gradient.
-    if let Some(part) = parts.pop() {
-        (step.loss, step.gradients) = (part.loss, part.gradients);
-    }
-    step
 }

@@ -162,12 +162,14 @@ impl<M> Mailbox<M> {
         lock(&self.state).failure.clone()
     }
 
-    fn fail(&self, failure: Failure) {
+    /// Tells a failure to the rank whose mailbox this is; later ones are dropped.
+    pub(super) fn fail(&self, failure: Failure) {
         lock(&self.state).failure.get_or_insert(failure);
         self.changed.notify_all();
     }
 
-    fn finish(&self, rank: usize) {
+    /// Rank `rank` sends nothing here any more.
+    pub(super) fn finish(&self, rank: usize) {
         lock(&self.state).finished.insert(rank);
         self.changed.notify_all();
     }

@@ -4,6 +4,44 @@
 //! what it expects from them, computes, and waits. Collectives ([`Collectives`]) are written on it, in rank order,
 //! so that every engine gives the same bits.
 
+/// The methods of a [`Communicator`] that is a newtype of a [`member::Member`].
+macro_rules! delegate_to_member {
+    () => {
+        fn rank(&self) -> usize {
+            self.0.rank()
+        }
+
+        fn size(&self) -> usize {
+            self.0.size()
+        }
+
+        fn global_rank(&self, rank: usize) -> usize {
+            self.0.global_rank(rank)
+        }
+
+        fn exchange(
+            &self,
+            operation: &'static str,
+            sends: Vec<$crate::comm::Send>,
+            receives: Vec<$crate::comm::Receive>,
+        ) -> $crate::error::Result<$crate::comm::Pending> {
+            self.0.exchange(operation, sends, receives)
+        }
+
+        fn barrier(&self) -> $crate::error::Result<()> {
+            self.0.barrier()
+        }
+
+        fn split(&self, color: usize, key: usize) -> $crate::error::Result<Box<dyn Communicator>> {
+            self.0.split(color, key)
+        }
+
+        fn abort(&self, reason: &str) {
+            self.0.abort(reason)
+        }
+    };
+}
+
 pub mod clock;
 mod collectives;
 pub mod faults;
@@ -14,6 +52,9 @@ pub mod link;
 pub mod mailbox;
 #[cfg(not(loom))]
 mod mailbox;
+mod member;
+#[cfg(feature = "mpi")]
+pub mod mpi;
 mod sync;
 pub mod threads;
 pub mod traffic;

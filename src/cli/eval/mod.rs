@@ -11,6 +11,7 @@ use context_parallel::train::tokens::read_tokens;
 use serde::Serialize;
 
 use super::args::{self, Choices, Settings};
+use super::engine::Cluster;
 use super::output;
 use super::train::{RECALL, RECALL_VOCAB, model_folder, refuse_tokenizer};
 
@@ -39,7 +40,7 @@ pub struct Arguments {
     #[arg(long, value_name = "FILE")]
     logits: Option<PathBuf>,
     #[command(flatten)]
-    choices: Choices,
+    pub choices: Choices,
     /// Tokens of a sequence of --data [default: 512, or the whole text where it is shorter]
     #[arg(long, value_name = "N")]
     seq_len: Option<usize>,
@@ -75,9 +76,9 @@ struct Report {
     tokens: usize,
 }
 
-pub fn run(arguments: Arguments) -> Result<ExitCode> {
-    let job = prepare(&arguments)?;
-    let loss = work::run(&job)?;
+pub fn run(arguments: Arguments, cluster: &Cluster) -> Result<ExitCode> {
+    let job = prepare(&arguments, cluster)?;
+    let Some(loss) = work::run(&job, cluster)? else { return Ok(ExitCode::SUCCESS) };
     let report = Report { loss, perplexity: loss.exp(), tokens: job.input.counted() };
     if arguments.json {
         output::json(&report);
@@ -92,14 +93,14 @@ pub fn run(arguments: Arguments) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn prepare(arguments: &Arguments) -> Result<Job> {
-    let mut settings = arguments.choices.settings()?;
+fn prepare(arguments: &Arguments, cluster: &Cluster) -> Result<Job> {
+    let mut settings = arguments.choices.settings(cluster)?;
     let batch = args::positive("--batch", arguments.batch)?;
     let seq_len = arguments.seq_len.map(|seq_len| args::positive("--seq-len", seq_len)).transpose()?;
     if let Some(seq_len) = seq_len {
         settings.check_seq_len(seq_len)?;
     }
-    if let Some(path) = &arguments.logits {
+    if let Some(path) = arguments.logits.as_deref().filter(|_| cluster.speaks()) {
         check_writable(path)?;
     }
     let model = model_folder(&arguments.model)?;

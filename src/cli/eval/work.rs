@@ -14,50 +14,52 @@ use context_parallel::strategy::{Kernel, Supports};
 use context_parallel::tensor::{Cpu, Float};
 use context_parallel::train::learner::global_sum;
 
-use super::super::engine::{on_ranks, with_storage_type};
-use super::super::output;
+use super::super::engine::{Cluster, with_storage_type};
 use super::super::sets::Ranks;
 use super::Job;
 use super::logits::LogitsFile;
 
-/// The mean loss in nats, 0 without labels; writes the logits if they are asked for.
-pub fn run(job: &Job) -> Result<f64> {
-    with_storage_type!(job.settings.dtype, T => run_as::<T>(job))
+/// The mean loss in nats, 0 without labels; writes the logits if they are asked for. Nothing where this process does
+/// not speak.
+pub fn run(job: &Job, cluster: &Cluster) -> Result<Option<f64>> {
+    with_storage_type!(job.settings.dtype, T => run_as::<T>(job, cluster))
 }
 
-fn run_as<T: Float>(job: &Job) -> Result<f64> {
+fn run_as<T: Float>(job: &Job, cluster: &Cluster) -> Result<Option<f64>> {
     let list = ParameterList::new(&job.config);
-    let (ranks, threads) = (job.settings.choice.degree, job.settings.threads);
+    let (ranks, threads) = (cluster.local(job.settings.choice.degree), job.settings.threads);
     let ranks = Ranks::new(ranks, threads, |device: &Cpu<T>| weights::load(device, &job.model, &list))?;
     let shape = [job.input.batch, job.input.seq, job.config.vocab_size];
-    let file = job.logits.as_deref().map(|path| LogitsFile::create(path, shape)).transpose()?;
+    let file =
+        job.logits.as_deref().filter(|_| cluster.speaks()).map(|path| LogitsFile::create(path, shape)).transpose()?;
     let file = Mutex::new(file);
-    let sum = support::select(&job.settings.choice, Evaluation::<T> { job, ranks: &ranks, file: &file })?;
+    let sum = support::select(&job.settings.choice, Evaluation::<T> { cluster, job, ranks: &ranks, file: &file })?;
     if let Some(file) = file.into_inner().unwrap_or_else(PoisonError::into_inner) {
         file.finish()?;
     }
-    Ok(sum / job.input.counted().max(1) as f64)
+    Ok(sum.map(|sum| sum / job.input.counted().max(1) as f64))
 }
 
 struct Evaluation<'a, T: Float> {
+    cluster: &'a Cluster,
     job: &'a Job,
     ranks: &'a Ranks<T, WorkingRole, T>,
     file: &'a Mutex<Option<LogitsFile>>,
 }
 
 impl<T: Float> Visitor for Evaluation<'_, T> {
-    /// The sum of the losses.
-    type Output = f64;
+    /// The sum of the losses, where this process speaks.
+    type Output = Option<f64>;
 
-    fn visit<H, L, K>(self, strategy: H) -> Result<f64>
+    fn visit<H, L, K>(self, strategy: H) -> Result<Option<f64>>
     where
         H: Supports<L, K>,
         L: Layout,
         K: Kernel,
     {
-        let Evaluation { job, ranks, file } = self;
-        let bar = output::bar(job.input.batch as u64, "evaluating");
-        let sums = on_ranks(strategy.degree(), &|comm| {
+        let Evaluation { cluster, job, ranks, file } = self;
+        let bar = cluster.bar(job.input.batch as u64, "evaluating");
+        let sum = cluster.on_ranks(strategy.degree(), &|comm| {
             let rank = comm.rank();
             let device = ranks.device(rank);
             let handler = CpHandler::<H, L, _>::new(strategy, comm)?;
@@ -83,7 +85,7 @@ impl<T: Float> Visitor for Evaluation<'_, T> {
             Ok(sum)
         })?;
         bar.finish_and_clear();
-        Ok(sums.into_iter().next().unwrap_or(0.0))
+        Ok(sum)
     }
 }
 

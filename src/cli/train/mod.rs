@@ -14,6 +14,7 @@ use context_parallel::train::trainer::{Options, StepRecord};
 use serde::Serialize;
 
 use super::args::{self, Choices, Settings};
+use super::engine::Cluster;
 use super::output;
 
 mod memory;
@@ -41,7 +42,7 @@ pub struct Arguments {
     #[arg(long, value_name = "FILE")]
     data: PathBuf,
     #[command(flatten)]
-    choices: Choices,
+    pub choices: Choices,
     /// Optimizer steps
     #[arg(long, value_name = "N", default_value_t = 200)]
     steps: u64,
@@ -109,6 +110,7 @@ struct Job {
     options: Options,
     adamw: AdamwOptions,
     recompute: bool,
+    /// Where the run is written, by the process that speaks.
     out: Option<Vacant>,
 }
 
@@ -128,10 +130,13 @@ struct Report {
     interrupted: bool,
 }
 
-pub fn run(arguments: Arguments) -> Result<ExitCode> {
-    let job = prepare(&arguments)?;
+pub fn run(arguments: Arguments, cluster: &Cluster) -> Result<ExitCode> {
+    let job = prepare(&arguments, cluster)?;
     let steps = job.options.schedule.steps();
-    let Finished { records, peak_bytes_per_rank, out } = work::run(&job, arguments.json)?;
+    let Finished { records, peak_bytes_per_rank, out } = work::run(&job, cluster, arguments.json)?;
+    if !cluster.speaks() {
+        return Ok(ExitCode::SUCCESS);
+    }
     let out = out.map(|path| path.display().to_string());
     let report = report(&records, peak_bytes_per_rank, out, steps);
     if arguments.json {
@@ -143,11 +148,11 @@ pub fn run(arguments: Arguments) -> Result<ExitCode> {
 }
 
 /// Checks everything that can be checked without work.
-fn prepare(arguments: &Arguments) -> Result<Job> {
+fn prepare(arguments: &Arguments, cluster: &Cluster) -> Result<Job> {
     if arguments.resume.is_some() {
         return Err(args::not_available("--resume", "start from the saved model with --model DIR and a new --out"));
     }
-    let mut settings = arguments.choices.settings()?;
+    let mut settings = arguments.choices.settings(cluster)?;
     let reason = match settings.dtype {
         DType::F16 => Some("training in f16 needs loss scaling"),
         DType::F64 => Some("f64 is for checks"),
@@ -171,7 +176,7 @@ fn prepare(arguments: &Arguments) -> Result<Job> {
         return Err(args::numbers("--validate-every is 0: use at least 1".to_string()));
     }
     check_validation(arguments.validation)?;
-    let out = arguments.out.as_deref().map(Vacant::check).transpose()?;
+    let out = arguments.out.as_deref().filter(|_| cluster.speaks()).map(Vacant::check).transpose()?;
     let weights = arguments.model.as_deref().map(model_folder).transpose()?;
     let is_recall = arguments.data == Path::new(RECALL);
     if let Some(folder) = weights.as_deref().filter(|_| !is_recall) {

@@ -18,7 +18,7 @@ use context_parallel::train::run_folder::{RunFolder, Vacant};
 use context_parallel::train::trainer::{self, Learner, StepRecord};
 use indicatif::ProgressBar;
 
-use super::super::engine::{Comm, on_ranks};
+use super::super::engine::{Cluster, Comm, gather};
 use super::super::sets::Ranks;
 use super::super::{interrupt, output};
 use super::memory::{self, Load};
@@ -35,20 +35,20 @@ pub struct Finished {
 }
 
 /// Trains, and writes log, chart and model into the job's folder. `quiet` leaves stdout alone.
-pub fn run(job: &Job, quiet: bool) -> Result<Finished> {
+pub fn run(job: &Job, cluster: &Cluster, quiet: bool) -> Result<Finished> {
     match job.settings.dtype {
-        DType::Bf16 => run_as::<half::bf16>(job, quiet),
+        DType::Bf16 => run_as::<half::bf16>(job, cluster, quiet),
         // What else there is has been refused.
-        _ => run_as::<f32>(job, quiet),
+        _ => run_as::<f32>(job, cluster, quiet),
     }
 }
 
-fn run_as<T: Float>(job: &Job, quiet: bool) -> Result<Finished> {
+fn run_as<T: Float>(job: &Job, cluster: &Cluster, quiet: bool) -> Result<Finished> {
     // Everything that can be wrong with the input has been found before the folder is made.
     Rope::new(job.config.rope.clone())?;
     let list = ParameterList::new(&job.config);
     let choice = &job.settings.choice;
-    let ranks = Ranks::new(choice.degree, job.settings.threads, |device: &Cpu<T>| match &job.weights {
+    let ranks = Ranks::new(cluster.local(choice.degree), job.settings.threads, |device: &Cpu<T>| match &job.weights {
         Some(folder) => {
             let stored = ParameterList::new(&job.config.clone().with_mtp_depth(job.stored_depth));
             let weights = weights::load_master(device, folder, &stored)?;
@@ -66,7 +66,8 @@ fn run_as<T: Float>(job: &Job, quiet: bool) -> Result<Finished> {
         acc: size_of::<T::Acc>(),
         recompute: job.recompute,
     };
-    output::note(format!(
+    let memory = memory::estimate(&job.config, load);
+    let summary = format!(
         "{} parameters, {} with {} on {}, about {} of memory per rank",
         output::count(list.elements() as u64),
         choice.strategy,
@@ -75,29 +76,34 @@ fn run_as<T: Float>(job: &Job, quiet: bool) -> Result<Finished> {
             1 => "1 rank".to_string(),
             ranks => format!("{ranks} ranks"),
         },
-        output::bytes(memory::estimate(&job.config, load)),
-    ));
-    let stop = interrupt::watch();
+        output::bytes(memory),
+    );
+    if cluster.speaks() {
+        output::note(summary);
+    }
+    let stop = interrupt::watch(cluster.speaks());
     let folder = job.out.clone().map(Vacant::create).transpose()?;
     let out = folder.as_ref().map(|folder| folder.path().to_path_buf());
     let steps = job.options.schedule.steps();
-    let progress = Progress { folder, records: Vec::new(), bar: output::bar(steps, "training"), steps, quiet };
+    let bar = cluster.bar(steps, "training");
+    let progress = Progress { folder, records: Vec::new(), peak: 0, bar, steps, quiet };
     let progress = Mutex::new(progress);
-    let training = Training { job, ranks: &ranks, stop: &stop, progress: &progress };
+    let training = Training { cluster, job, ranks: &ranks, stop: &stop, progress: &progress };
     let trained = support::select(choice, training);
-    let Progress { folder, records, bar, .. } = progress.into_inner().unwrap_or_else(PoisonError::into_inner);
+    let Progress { folder, records, peak, bar, .. } = progress.into_inner().unwrap_or_else(PoisonError::into_inner);
     bar.finish_and_clear();
     // A run that failed leaves its log and chart too.
     let drawn = folder.map_or(Ok(()), |folder| folder.finish(&records));
     trained.and(drawn)?;
-    let peak = ranks.devices().iter().map(|device| device.memory().peak).max();
-    Ok(Finished { records, peak_bytes_per_rank: peak.unwrap_or(0) as u64, out })
+    Ok(Finished { records, peak_bytes_per_rank: peak, out })
 }
 
 /// What the first rank reports to.
 struct Progress {
     folder: Option<RunFolder>,
     records: Vec<StepRecord>,
+    /// Most bytes that a rank had in use.
+    peak: u64,
     bar: ProgressBar,
     steps: u64,
     quiet: bool,
@@ -122,6 +128,7 @@ impl Progress {
 }
 
 struct Training<'a, T: Float> {
+    cluster: &'a Cluster,
     job: &'a Job,
     ranks: &'a Ranks<T, MasterRole, T::Acc>,
     stop: &'a AtomicBool,
@@ -138,7 +145,7 @@ impl<T: Float> Visitor for Training<'_, T> {
         K: Kernel,
     {
         let Job { config, adamw, recompute, .. } = self.job;
-        on_ranks(strategy.degree(), &|comm| {
+        self.cluster.on_ranks(strategy.degree(), &|comm| {
             let rank = comm.rank();
             let device = self.ranks.device(rank).clone();
             let handler = CpHandler::<H, L, Comm>::new(strategy, comm)?;
@@ -153,6 +160,9 @@ impl<T: Float> Visitor for Training<'_, T> {
 /// A learner that can be saved.
 trait Trainee<T: Float>: Learner {
     fn weights(&self) -> &Master<Cpu<T>>;
+
+    /// What its ranks talk through.
+    fn comm(&self) -> &Comm;
 }
 
 impl<H, L, K, T: Float> Trainee<T> for GptLearner<H, L, K, Cpu<T>, Comm>
@@ -164,6 +174,10 @@ where
     fn weights(&self) -> &Master<Cpu<T>> {
         self.master()
     }
+
+    fn comm(&self) -> &Comm {
+        self.handler().comm()
+    }
 }
 
 impl<T: Float> Training<'_, T> {
@@ -173,9 +187,11 @@ impl<T: Float> Training<'_, T> {
         let progress = || self.progress.lock().unwrap_or_else(PoisonError::into_inner);
         let observe = |record: &StepRecord| if rank == 0 { progress().observe(record) } else { Ok(()) };
         trainer::train(learner, source, options, self.stop, observe)?;
+        let peaks = gather(learner.comm(), &[self.ranks.device(rank).memory().peak as i64])?;
         if rank != 0 {
             return Ok(());
         }
+        progress().peak = peaks.concat().into_iter().max().unwrap_or(0) as u64;
         match &progress().folder {
             Some(folder) => {
                 weights::save(self.ranks.device(0), folder.path(), config, learner.weights(), settings.dtype)

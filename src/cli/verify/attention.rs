@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use context_parallel::comm::Collectives;
 use context_parallel::comm::traffic::Counted;
 use context_parallel::error::Result;
 use context_parallel::handler::CpHandler;
@@ -15,7 +16,7 @@ use context_parallel::strategy::support::{self, Choice, Visitor};
 use context_parallel::strategy::{CpStrategy, Kernel, Single, Supports};
 use context_parallel::tensor::{Cpu, DType, Float, Matrix};
 
-use super::super::engine::{Comm, on_ranks, with_storage_type};
+use super::super::engine::{Cluster, Comm, gather, with_storage_type};
 
 /// Relative errors of out, dq, dk and dv, the worst over masks, and bytes of all ranks over all masks.
 #[derive(Clone, Copy, Debug, Default)]
@@ -40,12 +41,16 @@ pub fn heads(cp: usize) -> (usize, usize) {
     (if cp == 1 { 4 } else { 2 * cp }, 2)
 }
 
-/// Runs `choice`, and for 16-bit types `Single` with the same layout and kernel, on the same numbers.
-pub fn check(choice: &Choice, dtype: DType, threads: usize) -> Result<(Outcome, Option<Outcome>)> {
-    with_storage_type!(dtype, T => check_as::<T>(choice, threads))
+/// What a combination gives, and for 16-bit types what `Single` gives.
+type Checked = (Outcome, Option<Outcome>);
+
+/// Runs `choice`, and for 16-bit types `Single` with the same layout and kernel, on the same numbers. Nothing where
+/// this process does not speak.
+pub fn check(cluster: &Cluster, choice: &Choice, dtype: DType, threads: usize) -> Result<Option<Checked>> {
+    with_storage_type!(dtype, T => check_as::<T>(cluster, choice, threads))
 }
 
-fn check_as<T: Float>(choice: &Choice, threads: usize) -> Result<(Outcome, Option<Outcome>)> {
+fn check_as<T: Float>(cluster: &Cluster, choice: &Choice, threads: usize) -> Result<Option<Checked>> {
     let cp = choice.degree;
     let single =
         Choice { strategy: Single::NAME.to_string(), order: "natural".to_string(), degree: 1, ..choice.clone() };
@@ -57,16 +62,17 @@ fn check_as<T: Float>(choice: &Choice, threads: usize) -> Result<(Outcome, Optio
     let masks = [Mask::Causal, Mask::Window { left: Some(5), right: Some(2) }, Mask::Full];
     for (case, mask) in masks.iter().enumerate() {
         let problem = Problem::<T>::new(&lengths, &owners, shape, mask, case as u64);
-        let run = |choice: &Choice| {
-            let tensors = support::select(choice, Attend { problem: &problem, threads })?;
-            Ok::<_, context_parallel::error::Error>(problem.judge(tensors))
-        };
-        found = found.worst(run(choice)?);
-        if measured {
-            alone = alone.worst(run(&single)?);
+        let run = |choice: &Choice| support::select(choice, Attend { cluster, problem: &problem, threads });
+        let attended = run(choice)?;
+        let attended_alone = if measured { run(&single)? } else { None };
+        if let Some(attended) = attended {
+            found = found.worst(problem.judge(attended));
+        }
+        if let Some(attended) = attended_alone {
+            alone = alone.worst(problem.judge(attended));
         }
     }
-    Ok((found, measured.then_some(alone)))
+    Ok(cluster.speaks().then_some((found, measured.then_some(alone))))
 }
 
 /// The lengths of the documents, and the rank of each token.
@@ -158,6 +164,7 @@ fn expected<T: Float>(operands: &[Vec<T>; 4], lengths: &[usize], shape: &Attenti
 
 /// One combination's run of a problem.
 struct Attend<'a, T> {
+    cluster: &'a Cluster,
     problem: &'a Problem<T>,
     threads: usize,
 }
@@ -169,19 +176,10 @@ struct Attended {
     counted: u64,
 }
 
-/// One rank's tensors.
-struct Part<T> {
-    /// Memory row in the whole batch of each of the rank's rows.
-    rows: Vec<usize>,
-    tensors: [Matrix<T>; 4],
-    predicted: u64,
-    counted: u64,
-}
-
 impl<T: Float> Visitor for Attend<'_, T> {
-    type Output = Attended;
+    type Output = Option<Attended>;
 
-    fn visit<H, L, K>(self, strategy: H) -> Result<Attended>
+    fn visit<H, L, K>(self, strategy: H) -> Result<Option<Attended>>
     where
         H: Supports<L, K>,
         L: Layout,
@@ -189,7 +187,7 @@ impl<T: Float> Visitor for Attend<'_, T> {
     {
         let Problem { lengths, shape, mask, operands, .. } = self.problem;
         let batch = Arc::new(L::batch_of(lengths)?);
-        let parts = on_ranks(strategy.degree(), &|comm| {
+        self.cluster.on_ranks(strategy.degree(), &|comm| {
             let device = Cpu::<T>::new(self.threads);
             let counted = Counted::new(comm);
             let traffic = counted.traffic();
@@ -207,29 +205,36 @@ impl<T: Float> Visitor for Attend<'_, T> {
             let (out, core) = handler.core_attn::<K, Cpu<T>>(&device, &plan, shape, q, k, v)?;
             let [dq, dk, dv] = handler.core_attn_backward(&device, &plan, q, k, v, &core, dout)?;
             let (forward, backward) = plan.bytes_sent::<Cpu<T>>(shape);
-            let predicted = (forward + backward + plan.agreement_bytes()) as u64;
-            let tensors = [out, dq, dk, dv].map(|shard| shard.into_matrix());
-            let rows = placement.full_rows_of(handler.rank());
-            Ok(Part { rows, tensors, predicted, counted: traffic.bytes() })
-        })?;
-        whole::<L, T>(&parts, &batch)
+            let bytes = [(forward + backward + plan.agreement_bytes()) as i64, traffic.bytes() as i64];
+            let rows: Vec<_> = (0..strategy.degree()).map(|rank| placement.full_rows_of(rank)).collect();
+            let mut tensors: [Vec<f64>; 4] = Default::default();
+            for (whole, part) in tensors.iter_mut().zip([out, dq, dk, dv]) {
+                *whole = together::<L, T>(handler.comm(), part.into_matrix(), &rows, &batch)?;
+            }
+            let bytes = gather(handler.comm(), &bytes)?;
+            let sum = |i: usize| bytes.iter().map(|bytes| bytes[i] as u64).sum();
+            Ok(Attended { tensors, predicted: sum(0), counted: sum(1) })
+        })
     }
 }
 
-/// Puts the rows of all ranks together, without the library's `combine`, which is not what is checked here.
-fn whole<L: Layout, T: Float>(parts: &[Part<T>], batch: &Arc<L::Batch>) -> Result<Attended> {
-    let mut tensors: [Vec<f64>; 4] = Default::default();
-    for (index, target) in tensors.iter_mut().enumerate() {
-        let width = parts.iter().map(|part| part.tensors[index].cols()).max().unwrap_or(0);
-        let blank = vec![T::default(); batch.tokens() * width];
-        let mut whole: Matrix<T> = Matrix::from_slice(&blank, batch.tokens(), width);
-        for part in parts {
-            for (i, &row) in part.rows.iter().enumerate() {
-                whole.row_mut(row).copy_from_slice(part.tensors[index].row(i));
-            }
+/// A tensor in natural order from the rows of all ranks: `rows` says, by rank, which memory row of the whole batch each
+/// of its rows is. Without the library's `combine`, which is not what is checked here.
+fn together<L: Layout, T: Float>(
+    comm: &Comm,
+    part: Matrix<T>,
+    rows: &[Vec<usize>],
+    batch: &Arc<L::Batch>,
+) -> Result<Vec<f64>> {
+    let width = part.cols();
+    let counts: Vec<usize> = rows.iter().map(|rows| rows.len() * width).collect();
+    let parts = comm.all_gather_v(part.into_buffer(), &counts)?;
+    let blank = vec![T::default(); batch.tokens() * width];
+    let mut whole: Matrix<T> = Matrix::from_slice(&blank, batch.tokens(), width);
+    for (part, rows) in parts.iter().zip(rows) {
+        for (i, &row) in rows.iter().enumerate() {
+            whole.row_mut(row).copy_from_slice(&part[i * width..][..width]);
         }
-        *target = Full::<L, T>::new(whole, batch.clone())?.to_batch_first().into_iter().map(T::to_f64).collect();
     }
-    let sum = |of: fn(&Part<T>) -> u64| parts.iter().map(of).sum();
-    Ok(Attended { tensors, predicted: sum(|part| part.predicted), counted: sum(|part| part.counted) })
+    Ok(Full::<L, T>::new(whole, batch.clone())?.to_batch_first().into_iter().map(T::to_f64).collect())
 }

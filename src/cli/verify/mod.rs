@@ -9,6 +9,7 @@ use context_parallel::tensor::DType;
 use serde::Serialize;
 
 use super::args::{self, Engine};
+use super::engine::Cluster;
 use super::output;
 
 mod attention;
@@ -28,7 +29,7 @@ pub struct Arguments {
     #[arg(long, value_name = "N")]
     threads: Option<usize>,
     #[command(flatten)]
-    engine: Engine,
+    pub engine: Engine,
     /// Print one JSON object
     #[arg(long)]
     json: bool,
@@ -73,8 +74,11 @@ struct Report {
     rows: Vec<Row>,
 }
 
-pub fn run(arguments: Arguments) -> Result<ExitCode> {
-    let rows = compute(&prepare(&arguments)?)?;
+pub fn run(arguments: Arguments, cluster: &Cluster) -> Result<ExitCode> {
+    let rows = compute(&prepare(&arguments, cluster)?, cluster)?;
+    if !cluster.speaks() {
+        return Ok(ExitCode::SUCCESS);
+    }
     let report = Report { ok: !rows.is_empty() && rows.iter().all(|row| row.ok), rows };
     if arguments.json {
         output::json(&report);
@@ -84,11 +88,12 @@ pub fn run(arguments: Arguments) -> Result<ExitCode> {
     Ok(if report.ok { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-fn prepare(arguments: &Arguments) -> Result<Job> {
+fn prepare(arguments: &Arguments, cluster: &Cluster) -> Result<Job> {
     arguments.engine.check()?;
     let mut cp = args::rank_list(&arguments.cp)?;
     cp.sort_unstable();
     cp.dedup();
+    cp.iter().try_for_each(|&ranks| cluster.check(ranks))?;
     let dtype = args::dtype(&arguments.dtype)?;
     let threads = arguments.threads.map(|threads| args::positive("--threads", threads)).transpose()?;
     Ok(Job { cp, dtype, threads, transport: arguments.engine.transport.clone() })
@@ -115,8 +120,8 @@ fn print(report: &Report) {
     });
 }
 
-/// One row per supported strategy x order x layout x kernel and number of ranks.
-fn compute(job: &Job) -> Result<Vec<Row>> {
+/// One row per supported strategy x order x layout x kernel and number of ranks, where this process speaks.
+fn compute(job: &Job, cluster: &Cluster) -> Result<Vec<Row>> {
     let mut choices: Vec<Choice> = Vec::new();
     for &degree in &job.cp {
         for (strategy, layout, kernel) in support::combinations() {
@@ -130,28 +135,29 @@ fn compute(job: &Job) -> Result<Vec<Row>> {
             }
         }
     }
-    let bar = output::bar(choices.len() as u64, "verifying");
-    let mut references = model::References::new(job.dtype);
-    let rows = choices.iter().map(|choice| {
+    let bar = cluster.bar(choices.len() as u64, "verifying");
+    let mut references = model::References::new(job.dtype, cluster);
+    let rows = choices.iter().filter_map(|choice| {
         bar.set_message(format!("{} {} {} on {}", choice.strategy, choice.order, choice.layout, choice.degree));
-        let row = row(job, choice, &mut references);
+        let row = row(job, choice, &mut references, cluster);
         bar.inc(1);
-        row
+        row.transpose()
     });
     let rows = rows.collect();
     bar.finish_and_clear();
     rows
 }
 
-fn row(job: &Job, choice: &Choice, references: &mut model::References) -> Result<Row> {
-    let threads = args::threads(job.threads, choice.degree)?;
-    let (attended, alone) = attention::check(choice, job.dtype, threads)?;
-    let (model, model_alone) = references.check(choice, threads)?;
+fn row(job: &Job, choice: &Choice, references: &mut model::References, cluster: &Cluster) -> Result<Option<Row>> {
+    let threads = cluster.threads(job.threads, choice.degree)?;
+    let attended = attention::check(cluster, choice, job.dtype, threads)?;
+    let model = references.check(choice, threads)?;
+    let (Some((attended, alone)), Some((model, model_alone))) = (attended, model) else { return Ok(None) };
     let [err_out, err_dq, err_dk, err_dv] = attended.errors;
     let [err_loss, err_grad] = model;
     let within = bounds::attention(job.dtype, attended.errors, alone.map(|alone| alone.errors))
         && bounds::model(job.dtype, model, model_alone);
-    Ok(Row {
+    Ok(Some(Row {
         strategy: choice.strategy.clone(),
         order: choice.order.clone(),
         layout: choice.layout.clone(),
@@ -168,5 +174,5 @@ fn row(job: &Job, choice: &Choice, references: &mut model::References) -> Result
         bytes_predicted: attended.predicted,
         bytes_counted: attended.counted,
         ok: within && attended.predicted == attended.counted,
-    })
+    }))
 }

@@ -9,6 +9,7 @@ use context_parallel::strategy::{CpStrategy, Single};
 use context_parallel::tensor::DType;
 use context_parallel::train::data::{IGNORED, TokenBatch};
 
+use super::super::engine::Cluster;
 use super::super::step::{Step, Task, step};
 use super::attention;
 
@@ -17,32 +18,35 @@ const SEQ: usize = 37;
 const SEQUENCES: usize = 2;
 
 /// What `Single` gives, by (query heads, layout, kernel, type): computed once.
-pub struct References {
+pub struct References<'a> {
+    cluster: &'a Cluster,
     dtype: DType,
-    steps: HashMap<(usize, String, String, DType), Step>,
+    steps: HashMap<(usize, String, String, DType), Option<Step>>,
 }
 
-impl References {
-    pub fn new(dtype: DType) -> Self {
-        References { dtype, steps: HashMap::new() }
+impl<'a> References<'a> {
+    pub fn new(dtype: DType, cluster: &'a Cluster) -> Self {
+        References { cluster, dtype, steps: HashMap::new() }
     }
 
     /// Relative errors of loss and worst gradient of `choice`, and for 16-bit types those of `Single` with the same
     /// layout and kernel. The reference is `Single` with thd and flash in `f32`, or in `f64` where that is checked.
-    pub fn check(&mut self, choice: &Choice, threads: usize) -> Result<([f64; 2], Option<[f64; 2]>)> {
+    /// Nothing where this process does not speak.
+    pub fn check(&mut self, choice: &Choice, threads: usize) -> Result<Option<([f64; 2], Option<[f64; 2]>)>> {
         let heads = attention::heads(choice.degree).0;
         let half = matches!(self.dtype, DType::Bf16 | DType::F16);
         let reference = self.single(heads, "thd", "flash", if half { DType::F32 } else { self.dtype })?;
-        let errors = |step: &Step| [step.loss_difference(&reference), step.worst_gradient_difference(&reference)];
-        let found = run(choice, heads, self.dtype, threads)?;
+        let found = run(self.cluster, choice, heads, self.dtype, threads)?;
         let single = match half {
-            true => Some(errors(&self.single(heads, &choice.layout, &choice.kernel, self.dtype)?)),
+            true => self.single(heads, &choice.layout, &choice.kernel, self.dtype)?,
             false => None,
         };
-        Ok((errors(&found), single))
+        let (Some(reference), Some(found)) = (reference, found) else { return Ok(None) };
+        let errors = |step: &Step| [step.loss_difference(&reference), step.worst_gradient_difference(&reference)];
+        Ok(Some((errors(&found), single.as_ref().map(errors))))
     }
 
-    fn single(&mut self, heads: usize, layout: &str, kernel: &str, dtype: DType) -> Result<Step> {
+    fn single(&mut self, heads: usize, layout: &str, kernel: &str, dtype: DType) -> Result<Option<Step>> {
         let key = (heads, layout.to_string(), kernel.to_string(), dtype);
         if let Some(step) = self.steps.get(&key) {
             return Ok(step.clone());
@@ -50,13 +54,13 @@ impl References {
         let (strategy, order) = (Single::NAME.to_string(), "natural".to_string());
         let choice =
             Choice { strategy, order, layout: layout.to_string(), kernel: kernel.to_string(), degree: 1, grid: None };
-        let step = run(&choice, heads, dtype, 1)?;
+        let step = run(self.cluster, &choice, heads, dtype, 1)?;
         self.steps.insert(key, step.clone());
         Ok(step)
     }
 }
 
-fn run(choice: &Choice, heads: usize, dtype: DType, threads: usize) -> Result<Step> {
+fn run(cluster: &Cluster, choice: &Choice, heads: usize, dtype: DType, threads: usize) -> Result<Option<Step>> {
     let mut config = Config::llama(Sizes {
         vocab_size: VOCAB,
         hidden_size: 8 * heads,
@@ -67,7 +71,7 @@ fn run(choice: &Choice, heads: usize, dtype: DType, threads: usize) -> Result<St
     })?;
     // Larger than usual, so that attention is not nearly uniform at fresh weights.
     config.initializer_range = 0.2;
-    step(choice, dtype, Task { config: &config, batch: &batch(), seed: 1, threads })
+    step(cluster, choice, dtype, Task { config: &config, batch: &batch(), seed: 1, threads })
 }
 
 /// Labels that count are spread unevenly, so that a mean of means would show.

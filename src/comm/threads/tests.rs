@@ -1,10 +1,11 @@
 //! Tests of the in-process engine: order, groups, and every way in which a rank can be lost.
 
 use std::sync::Mutex;
-use std::time::Instant;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 use super::super::clock::ManualClock;
-use super::super::{Collectives, Send, open};
+use super::super::{Collectives, Receive, Received, Send, open};
 use super::*;
 use crate::tensor::{Buffer, DType};
 

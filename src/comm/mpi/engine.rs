@@ -1,0 +1,187 @@
+//! The thread that talks to MPI: moves frames both ways without ever waiting for one of them.
+
+use std::collections::VecDeque;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::thread;
+use std::time::Duration;
+
+use ::mpi::environment::Universe;
+use ::mpi::topology::SimpleCommunicator;
+use ::mpi::traits::{Communicator as _, Equivalence as _, Source as _};
+use ::mpi::{Tag, Threading};
+
+use super::super::mailbox::Failure;
+use super::super::member::{Wire as _, panicked};
+use super::Transfer;
+use super::frame::{Frame, Header};
+use super::world::{Order, Outgoing, Place, Progress, World};
+use crate::error::{CommError, Error};
+use crate::tensor::{Buffer, Pool};
+
+/// Headers, in the order in which a rank sends; and what follows them, in the same order.
+const HEADER: Tag = 1;
+const BYTES: Tag = 2;
+
+/// Rounds without progress that are followed at once by another, and the naps after later ones. A message that comes
+/// during a nap waits for its end, so the longest is short against the time that a rank computes between messages.
+const EAGER_ROUNDS: u32 = 64;
+const SHORTEST_NAP: Duration = Duration::from_micros(20);
+const LONGEST_NAP: Duration = Duration::from_micros(200);
+
+/// A frame under way to this rank.
+enum Incoming {
+    Header(Transfer),
+    Bytes(Header, Transfer),
+}
+
+pub(super) struct Engine {
+    comm: SimpleCommunicator,
+    /// Most bytes of one message.
+    part: usize,
+    /// Memory of received messages.
+    pool: Arc<Pool>,
+    outgoing: Vec<Transfer>,
+    /// By sender, in the order in which they were sent.
+    incoming: Vec<VecDeque<Incoming>>,
+    // Last, so that it is dropped last: MPI ends then.
+    _universe: Universe,
+}
+
+impl Engine {
+    /// Starts MPI in this thread, together with all processes; `None` if the process has used it before.
+    pub(super) fn start(part: usize) -> Option<(Self, Place)> {
+        // The thread that starts MPI is the one that uses it.
+        let (universe, _) = ::mpi::initialize_with_threading(Threading::Funneled)?;
+        let world = universe.world();
+        let neighbours = world.split_shared(0).size() as usize;
+        // A communicator of our own: its messages meet nobody else's.
+        let comm = world.duplicate();
+        let (rank, size) = (comm.rank() as usize, comm.size() as usize);
+        let incoming = (0..size).map(|_| VecDeque::new()).collect();
+        let engine = Engine { comm, part, pool: Pool::new(), outgoing: Vec::new(), incoming, _universe: universe };
+        Some((engine, Place { rank, size, neighbours }))
+    }
+
+    /// Moves frames until the end of MPI is ordered.
+    pub(super) fn run(mut self, world: &Arc<World>) {
+        let turned = catch_unwind(AssertUnwindSafe(|| self.turn_until_the_end(world)));
+        match turned {
+            Ok(()) => drop(self),
+            // MPI cannot be trusted any more, not even with its end; the process must end without it.
+            Err(panic) => {
+                let reason = match panicked(world.rank(), &*panic) {
+                    Error::Comm(CommError::Poisoned { reason, .. }) => reason,
+                    other => other.to_string(),
+                };
+                let reason = format!("its connection to the other processes broke: {reason}");
+                world.fail(world.rank(), Failure { rank: world.rank(), reason });
+                std::mem::forget(self);
+            }
+        }
+        world.change(|state| state.progress = Progress::Over);
+    }
+
+    fn turn_until_the_end(&mut self, world: &World) {
+        let mut idle = 0u32;
+        loop {
+            let (order, outbox) = world.orders();
+            match order {
+                Order::Run => {}
+                Order::Finalize => return,
+                Order::Abort => self.comm.abort(1),
+            }
+            let mut moved = !outbox.is_empty();
+            outbox.into_iter().for_each(|outgoing| self.post(outgoing));
+            moved |= self.receive(world);
+            moved |= self.send(world);
+            idle = if moved { 0 } else { idle + 1 };
+            match idle.checked_sub(EAGER_ROUNDS) {
+                None => thread::yield_now(),
+                Some(naps) => world.rest(LONGEST_NAP.min(SHORTEST_NAP * (1 + naps))),
+            }
+        }
+    }
+
+    fn post(&mut self, (to, frame): Outgoing) {
+        let (header, bytes) = frame.pack(self.part);
+        let header = Buffer::from_slice(bytemuck::bytes_of(&header));
+        self.outgoing.push(Transfer::send(&self.comm, to as i32, HEADER, header, usize::MAX));
+        if !bytes.is_empty() {
+            self.outgoing.push(Transfer::send(&self.comm, to as i32, BYTES, bytes, self.part));
+        }
+    }
+
+    /// Frees what is sent; tells when everything is.
+    fn send(&mut self, world: &World) -> bool {
+        let mut moved = false;
+        self.outgoing.retain_mut(|transfer| {
+            moved |= transfer.advance();
+            !transfer.is_complete()
+        });
+        if moved && self.outgoing.is_empty() {
+            world.change(|state| state.flushed = state.outbox.is_empty());
+        }
+        moved
+    }
+
+    /// Takes in what has come; true if anything has.
+    fn receive(&mut self, world: &World) -> bool {
+        let mut moved = false;
+        while let Some((message, status)) = self.comm.any_process().immediate_matched_probe_with_tag(HEADER) {
+            let len = status.count(u8::equivalent_datatype()) as usize;
+            let header = Transfer::receive_matched(message, Buffer::empty(&self.pool, len));
+            self.incoming[status.source_rank() as usize].push_back(Incoming::Header(header));
+            moved = true;
+        }
+        for from in 0..self.incoming.len() {
+            moved |= self.receive_from(from, world);
+        }
+        moved
+    }
+
+    fn receive_from(&mut self, from: usize, world: &World) -> bool {
+        let Engine { comm, pool, incoming, .. } = self;
+        let queue = &mut incoming[from];
+        let mut moved = false;
+        for frame in queue.iter_mut() {
+            if let Incoming::Header(transfer) = frame {
+                moved |= transfer.advance();
+                // What follows later headers comes after what follows this one.
+                let Some(header) = transfer.peek() else { break };
+                let Ok(header) = bytemuck::try_pod_read_unaligned::<Header>(header) else {
+                    world.arrive(from, stranger(from));
+                    break;
+                };
+                let bytes = Buffer::empty(pool, header.bytes as usize);
+                let transfer = Transfer::receive(comm, from as i32, BYTES, bytes, header.part as usize);
+                *frame = Incoming::Bytes(header, transfer);
+            }
+            if let Incoming::Bytes(header, transfer) = frame {
+                moved |= transfer.advance();
+                // A failure overtakes messages that are still coming; it is heard again, to no effect, in its turn.
+                if header.is_urgent()
+                    && let Some(reason) = transfer.peek()
+                    && let Some(frame) = Frame::unpack(*header, Buffer::from_slice(reason))
+                {
+                    world.arrive(from, frame);
+                }
+            }
+        }
+        while let Some(Incoming::Bytes(_, transfer)) = queue.front()
+            && transfer.is_complete()
+        {
+            let Some(Incoming::Bytes(header, transfer)) = queue.pop_front() else { break };
+            let frame = transfer.take().and_then(|bytes| Frame::unpack(header, bytes));
+            world.arrive(from, frame.unwrap_or_else(|| stranger(from)));
+            moved = true;
+        }
+        moved
+    }
+}
+
+/// What a rank is told that gets a frame it cannot read.
+fn stranger(from: usize) -> Frame {
+    let reason = "it runs another version of this program: start the same one everywhere".into();
+    Frame::Failed(Failure { rank: from, reason })
+}

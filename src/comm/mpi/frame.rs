@@ -1,0 +1,156 @@
+//! How a message looks on the wire: a header of fixed size that says what it is and how many bytes follow.
+
+use bytemuck::{Pod, Zeroable};
+
+use super::super::Parcel;
+use super::super::mailbox::Failure;
+use super::super::member::Message;
+use crate::tensor::{Buffer, DType, Host};
+
+/// What a process tells another.
+#[derive(Debug)]
+pub(super) enum Frame {
+    /// A message between ranks.
+    Message { stream: u64, message: Message },
+    /// A rank failed.
+    Failed(Failure),
+    /// The sender's process lives; its rank may be computing.
+    Alive,
+    /// The sender's rank has ended, and sends nothing after this; the error with which, if any.
+    Ended { error: Option<String> },
+}
+
+/// The first part of a message.
+#[derive(Clone, Copy, Debug, Pod, Zeroable)]
+#[repr(C)]
+pub(super) struct Header {
+    kind: u64,
+    stream: u64,
+    /// Depends on the kind.
+    fields: [u64; 3],
+    /// What follows, and in parts of how many bytes.
+    pub(super) bytes: u64,
+    pub(super) part: u64,
+}
+
+const PARCEL: u64 = 1;
+const BARRIER: u64 = 2;
+const SPLIT: u64 = 3;
+const FAILED: u64 = 4;
+const ENDED: u64 = 5;
+const ALIVE: u64 = 6;
+
+/// Element types by the number that stands for them.
+const DTYPES: [DType; 7] = [DType::F32, DType::F64, DType::Bf16, DType::F16, DType::I64, DType::I32, DType::U8];
+
+impl Header {
+    /// Whether a failure follows, which need not wait its turn.
+    pub(super) fn is_urgent(&self) -> bool {
+        self.kind == FAILED
+    }
+}
+
+impl Frame {
+    /// Header and what follows it.
+    pub(super) fn pack(self, part: usize) -> (Header, Buffer<u8>) {
+        let nothing = || Buffer::from_slice(&[]);
+        let (kind, stream, fields, bytes) = match self {
+            Frame::Message { stream, message: Message::Parcel(parcel) } => {
+                let dtype = DTYPES.iter().position(|&dtype| dtype == parcel.dtype).unwrap_or(DTYPES.len());
+                let (len, bytes) = (parcel.len, parcel.bytes());
+                (PARCEL, stream, [len as u64, dtype as u64, 0], Buffer::from_storage(parcel.storage, bytes))
+            }
+            Frame::Message { stream, message: Message::Barrier } => (BARRIER, stream, [0; 3], nothing()),
+            Frame::Message { stream, message: Message::Split { color, key, group } } => {
+                (SPLIT, stream, [color as u64, key as u64, group], nothing())
+            }
+            Frame::Failed(Failure { rank, reason }) => {
+                (FAILED, 0, [rank as u64, 0, 0], Buffer::from_slice(reason.as_bytes()))
+            }
+            Frame::Alive => (ALIVE, 0, [0; 3], nothing()),
+            Frame::Ended { error } => {
+                let failed = u64::from(error.is_some());
+                (ENDED, 0, [failed, 0, 0], Buffer::from_slice(error.unwrap_or_default().as_bytes()))
+            }
+        };
+        (Header { kind, stream, fields, bytes: bytes.len() as u64, part: part as u64 }, bytes)
+    }
+
+    /// What a header and the bytes that came after it say; `None` if this is not of this program's making.
+    pub(super) fn unpack(header: Header, bytes: Buffer<u8>) -> Option<Frame> {
+        let Header { kind, stream, fields: [a, b, c], .. } = header;
+        let text = |bytes: Buffer<u8>| String::from_utf8_lossy(&bytes).into_owned();
+        let message = |message| Some(Frame::Message { stream, message });
+        match kind {
+            PARCEL => {
+                let (len, dtype) = (a as usize, *DTYPES.get(b as usize)?);
+                if len.checked_mul(dtype.size()) != Some(bytes.len()) {
+                    return None;
+                }
+                message(Message::Parcel(Parcel::<Host> { storage: bytes.into_storage(), len, dtype }))
+            }
+            BARRIER => message(Message::Barrier),
+            SPLIT => message(Message::Split { color: a as usize, key: b as usize, group: c }),
+            FAILED => Some(Frame::Failed(Failure { rank: a as usize, reason: text(bytes) })),
+            ALIVE => Some(Frame::Alive),
+            ENDED => Some(Frame::Ended { error: (a == 1).then(|| text(bytes)) }),
+            _ => None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What arrives of a frame.
+    fn sent(frame: Frame) -> Option<Frame> {
+        let (header, bytes) = frame.pack(100);
+        let wire: Vec<u8> = bytemuck::bytes_of(&header).to_vec();
+        assert_eq!((header.bytes, header.part), (bytes.len() as u64, 100));
+        Frame::unpack(bytemuck::pod_read_unaligned(&wire), bytes)
+    }
+
+    #[test]
+    fn parcels_keep_elements_type_and_stream() {
+        let values = [1.5f64, -0.0, f64::NAN, 7.0];
+        let message = Message::Parcel(Buffer::from_slice(&values).into());
+        let Some(Frame::Message { stream: 9, message: Message::Parcel(parcel) }) =
+            sent(Frame::Message { stream: 9, message })
+        else {
+            panic!("not a parcel");
+        };
+        assert_eq!((parcel.len(), parcel.dtype()), (4, DType::F64));
+        let found = parcel.open::<f64>().unwrap();
+        assert!(found.iter().zip(values).all(|(a, b)| a.to_bits() == b.to_bits()));
+        for dtype in [DType::F32, DType::F64, DType::Bf16, DType::F16, DType::I64, DType::I32, DType::U8] {
+            assert!(DTYPES.contains(&dtype), "{dtype}");
+        }
+    }
+
+    #[test]
+    fn notes_keep_their_numbers() {
+        let big = usize::MAX;
+        let message = Message::Split { color: big, key: big - 1, group: u64::MAX - 2 };
+        let split = sent(Frame::Message { stream: 3, message });
+        let Some(Frame::Message { stream: 3, message: Message::Split { color, key, group } }) = split else {
+            panic!("{split:?}");
+        };
+        assert_eq!((color, key, group), (big, big - 1, u64::MAX - 2), "more than an i32 holds");
+        let failed = sent(Frame::Failed(Failure { rank: 5, reason: "naïve".into() }));
+        assert!(matches!(&failed, Some(Frame::Failed(f)) if f.rank == 5 && f.reason == "naïve"), "{failed:?}");
+        for error in [None, Some(String::new()), Some("disk full".to_string())] {
+            let ended = sent(Frame::Ended { error: error.clone() });
+            assert!(matches!(&ended, Some(Frame::Ended { error: found }) if *found == error), "{ended:?}");
+        }
+    }
+
+    #[test]
+    fn what_does_not_add_up_is_refused() {
+        let message = Message::Parcel(Buffer::from_slice(&[1f32; 3]).into());
+        let (header, _) = Frame::Message { stream: 1, message }.pack(100);
+        assert!(Frame::unpack(header, Buffer::from_slice(&[0; 11])).is_none());
+        assert!(Frame::unpack(Header { kind: 77, ..header }, Buffer::from_slice(&[0; 12])).is_none());
+        assert!(Frame::unpack(Header { fields: [3, 77, 0], ..header }, Buffer::from_slice(&[0; 12])).is_none());
+    }
+}

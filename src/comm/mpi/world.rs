@@ -1,0 +1,330 @@
+//! What a process's rank and its MPI thread share, and how a run starts and ends.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use super::super::clock::SystemClock;
+use super::super::mailbox::{Failure, Mailbox};
+use super::super::member::{self, Counts, Message, Wire, failure_of, poisoned};
+use super::Options;
+use super::engine::Engine;
+use super::frame::Frame;
+use crate::error::{CommError, Error, Result};
+
+/// How long MPI may take to end the processes before this one ends alone.
+const ABORT: Duration = Duration::from_secs(5);
+
+/// How often a process tells that it is alive, at least.
+const PULSE: Duration = Duration::from_secs(10);
+
+/// How a run can be left.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Exit {
+    /// Every rank has ended.
+    Clean,
+    /// Some rank neither ends nor fails.
+    Stuck,
+}
+
+/// What the MPI thread is to do besides moving messages.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Order {
+    /// Nothing.
+    Run,
+    /// End MPI; everyone has ended.
+    Finalize,
+    /// End all processes.
+    Abort,
+}
+
+/// How far the MPI thread is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Progress {
+    /// It moves messages.
+    Running,
+    /// It has ended.
+    Over,
+}
+
+/// What a frame is for: a rank, and what it gets.
+pub(super) type Outgoing = (usize, Frame);
+
+#[derive(Debug)]
+pub(super) struct State {
+    pub(super) outbox: VecDeque<Outgoing>,
+    pub(super) order: Order,
+    pub(super) progress: Progress,
+    /// The first failure that this process had or heard of, and when.
+    failure: Option<(Failure, Instant)>,
+    /// How each rank ended, if it has: with which error.
+    ends: Vec<Option<Option<String>>>,
+    /// When each rank's process was last heard of.
+    heard: Vec<Instant>,
+    /// When this process last told that it is alive.
+    beat: Instant,
+    /// Whether everything that was handed over is sent.
+    pub(super) flushed: bool,
+}
+
+/// One process of a run.
+#[derive(Debug)]
+pub(super) struct World {
+    rank: usize,
+    neighbours: usize,
+    mailbox: Mailbox<Message>,
+    counts: Counts,
+    waits: member::Options,
+    grace: Duration,
+    /// How often this process tells that it is alive.
+    pulse: Duration,
+    state: Mutex<State>,
+    /// Tells the MPI thread of work.
+    work: Condvar,
+    /// Tells the rank, in the end, how far the others are.
+    news: Condvar,
+}
+
+/// What MPI says about this process.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Place {
+    pub(super) rank: usize,
+    pub(super) size: usize,
+    pub(super) neighbours: usize,
+}
+
+impl World {
+    /// Starts MPI in a thread of its own.
+    pub(super) fn start(options: Options) -> Result<Arc<Self>> {
+        let (tell, told) = std::sync::mpsc::channel();
+        let thread = thread::Builder::new().name("mpi".into()).spawn(move || {
+            let Some((engine, place)) = Engine::start(options.part) else { return };
+            let (world, handed) = (Arc::new(World::new(options, place)), tell);
+            if handed.send(world.clone()).is_ok() {
+                engine.run(&world);
+            }
+        });
+        let failed = |reason: String| CommError::NotStarted { reason }.into();
+        thread.map_err(|error| failed(format!("its thread does not start: {error}")))?;
+        told.recv_timeout(options.deadline).map_err(|lost| match lost {
+            std::sync::mpsc::RecvTimeoutError::Timeout => {
+                failed(format!("the other processes did not come within {} s", options.deadline.as_secs()))
+            }
+            std::sync::mpsc::RecvTimeoutError::Disconnected => failed("this process has used MPI before".into()),
+        })
+    }
+
+    fn new(options: Options, Place { rank, size, neighbours }: Place) -> Self {
+        let Options { deadline, grace, .. } = options;
+        let state = State {
+            outbox: VecDeque::new(),
+            order: Order::Run,
+            progress: Progress::Running,
+            failure: None,
+            ends: vec![None; size],
+            heard: vec![Instant::now(); size],
+            beat: Instant::now(),
+            flushed: true,
+        };
+        World {
+            rank,
+            neighbours,
+            mailbox: Mailbox::default(),
+            counts: Counts::default(),
+            waits: member::Options { deadline, clock: Arc::new(SystemClock::default()) },
+            grace: grace.min(deadline),
+            pulse: PULSE.min(deadline / 4),
+            state: Mutex::new(state),
+            work: Condvar::new(),
+            news: Condvar::new(),
+        }
+    }
+
+    pub(super) fn rank(&self) -> usize {
+        self.rank
+    }
+
+    pub(super) fn size(&self) -> usize {
+        self.lock().ends.len()
+    }
+
+    pub(super) fn neighbours(&self) -> usize {
+        self.neighbours
+    }
+
+    pub(super) fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Sleeps until there is work for the MPI thread, or for so long.
+    pub(super) fn rest(&self, nap: Duration) {
+        let state = self.lock();
+        if state.outbox.is_empty() && state.order == Order::Run {
+            drop(self.work.wait_timeout(state, nap));
+        }
+    }
+
+    /// Changes the state and tells whoever waits for that.
+    pub(super) fn change<R>(&self, change: impl FnOnce(&mut State) -> R) -> R {
+        let changed = change(&mut self.lock());
+        self.work.notify_all();
+        self.news.notify_all();
+        changed
+    }
+
+    /// A frame from another rank.
+    pub(super) fn arrive(&self, from: usize, frame: Frame) {
+        self.lock().heard[from] = Instant::now();
+        match frame {
+            Frame::Message { stream, message } => self.mailbox.deliver(stream, from, message),
+            Frame::Failed(failure) => {
+                self.note(failure);
+            }
+            Frame::Alive => {}
+            Frame::Ended { error } => {
+                if error.is_none() {
+                    self.mailbox.finish(from);
+                }
+                self.change(|state| state.ends[from] = Some(error));
+            }
+        }
+    }
+
+    /// Remembers a failure; true if it is the first.
+    fn note(&self, failure: Failure) -> bool {
+        let first = self.change(|state| {
+            let first = state.failure.is_none();
+            state.failure.get_or_insert((failure.clone(), Instant::now()));
+            first
+        });
+        self.mailbox.fail(failure);
+        first
+    }
+
+    /// What is to be done, and the frames to send.
+    pub(super) fn orders(&self) -> (Order, VecDeque<Outgoing>) {
+        let mut state = self.lock();
+        if state.ends[self.rank].is_none() && state.beat.elapsed() >= self.pulse {
+            state.beat = Instant::now();
+            self.tell_all(&mut state, || Frame::Alive);
+        }
+        (state.order, std::mem::take(&mut state.outbox))
+    }
+
+    /// Hands a frame for every other rank to the MPI thread.
+    fn tell_all(&self, state: &mut State, frame: impl Fn() -> Frame) {
+        let others = (0..state.ends.len()).filter(|&rank| rank != self.rank);
+        state.outbox.extend(others.map(|rank| (rank, frame())));
+        state.flushed = state.outbox.is_empty() && state.flushed;
+    }
+
+    /// The end of this rank: tells the others, and waits for theirs. Gives the result, whether a rank before this
+    /// one has the same error, and how to leave.
+    pub(super) fn end<R>(&self, result: Result<R>) -> (Result<R>, bool, Exit) {
+        let told = result.as_ref().err().map(Error::to_string);
+        if let Err(error) = &result {
+            self.fail(self.rank, failure_of(self.rank, error));
+        }
+        self.change(|state| {
+            self.tell_all(state, || Frame::Ended { error: told.clone() });
+            state.ends[self.rank] = Some(told.clone());
+        });
+        let exit = self.gather_ends();
+        let (failure, repeated) = {
+            let state = self.lock();
+            let same = |end: &Option<Option<String>>| end.as_ref() == Some(&told);
+            (state.failure.clone(), state.ends[..self.rank].iter().any(same))
+        };
+        let result = result.and_then(|value| match failure {
+            Some((failure, _)) => Err(poisoned(failure)),
+            None => Ok(value),
+        });
+        (result, repeated, exit)
+    }
+
+    /// Waits until every rank has ended and everything is sent. A rank may work on for as long as its process shows
+    /// signs of life, but only for the grace once something has failed.
+    fn gather_ends(&self) -> Exit {
+        let start = Instant::now();
+        let mut state = self.lock();
+        loop {
+            let missing = (0..state.ends.len()).filter(|&rank| state.ends[rank].is_none());
+            let quietest = missing.min_by_key(|&rank| state.heard[rank]);
+            if quietest.is_none() && state.flushed {
+                return Exit::Clean;
+            }
+            if state.progress == Progress::Over {
+                return Exit::Stuck;
+            }
+            let due = match (&state.failure, quietest) {
+                (Some((_, when)), _) => start.max(*when) + self.grace,
+                (None, Some(rank)) => start.max(state.heard[rank]) + self.waits.deadline,
+                (None, None) => start + self.waits.deadline,
+            };
+            let left = due.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                let failed = state.failure.is_some();
+                drop(state);
+                if !failed {
+                    let (seconds, operation) = (self.waits.deadline.as_secs(), "the end of the run");
+                    let peer = quietest.unwrap_or(self.rank);
+                    let error = CommError::Deadline { peer, seconds, operation, step: self.counts.operations() }.into();
+                    self.fail(self.rank, failure_of(self.rank, &error));
+                }
+                return Exit::Stuck;
+            }
+            state =
+                self.news.wait_timeout(state, left).map_or_else(|poisoned| poisoned.into_inner().0, |woken| woken.0);
+        }
+    }
+
+    /// Ends MPI; all processes if the run is stuck, without returning then.
+    pub(super) fn leave(&self, exit: Exit) {
+        match exit {
+            Exit::Clean => {
+                self.change(|state| state.order = Order::Finalize);
+                self.wait_until_over(self.grace);
+            }
+            Exit::Stuck => {
+                self.change(|state| state.order = Order::Abort);
+                self.wait_until_over(ABORT);
+                std::process::abort();
+            }
+        }
+    }
+
+    fn wait_until_over(&self, limit: Duration) {
+        let state = self.lock();
+        drop(self.news.wait_timeout_while(state, limit, |state| state.progress != Progress::Over));
+    }
+}
+
+impl Wire for World {
+    fn options(&self) -> &member::Options {
+        &self.waits
+    }
+
+    fn mailbox(&self, _: usize) -> &Mailbox<Message> {
+        &self.mailbox
+    }
+
+    fn counts(&self, _: usize) -> &Counts {
+        &self.counts
+    }
+
+    fn deliver(&self, stream: u64, _: usize, to: usize, message: Message) {
+        let mut state = self.lock();
+        state.outbox.push_back((to, Frame::Message { stream, message }));
+        state.flushed = false;
+        drop(state);
+        self.work.notify_all();
+    }
+
+    fn fail(&self, _: usize, failure: Failure) {
+        // What another rank told is told to all by that rank.
+        if self.note(failure.clone()) {
+            self.change(|state| self.tell_all(state, || Frame::Failed(failure.clone())));
+        }
+    }
+}
