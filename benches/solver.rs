@@ -143,8 +143,8 @@ fn main() {
             "{PACKS} packs per line, {ROWS} tokens per rank, document lengths log-normal (median 1024, sigma 1.5, at \
              least 16, the last\none cut), attention within documents. Rows of keys and values received, summed over \
              ranks and packs; how many times fewer\nthan with the heap, in sum and at the rank that receives or sends \
-             most; area of the busiest rank and rows of the fullest one\nagainst the average, in the worst pack; time \
-             to plan on one core. Contiguous and zigzag are there to compare: their balance\nis not acceptable, or \
+             most; area of the busiest rank and rows of the fullest one\nagainst the average, in the worst pack; wall-clock \
+             time to plan on one core, whatever else runs there. Contiguous and zigzag are there to compare: their balance\nis not acceptable, or \
              their traffic.\n"
         );
         random_packs();

@@ -109,7 +109,7 @@ fn heap_of_appendix() {
         let pack = case.pack(4);
         let result = heap(&pack.problem(), case.chunk, Remainder::Uneven);
         let single: Vec<_> =
-            (0..case.tokens / case.chunk).map(|i| vec![i * case.chunk..(i + 1) * case.chunk]).collect();
+            (0..case.tokens / case.chunk).map(|i| vec![i * case.chunk..(i + 1) * case.chunk; 1]).collect();
         assert_eq!(measure(&pack.problem(), &single).area, areas, "{name}");
         if !loads.is_empty() {
             assert_eq!(result.report.area, loads, "{name}");

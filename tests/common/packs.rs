@@ -211,9 +211,12 @@ pub fn cases() -> Vec<Case> {
 /// Ranges per rank.
 type Parts = Vec<Vec<Range<usize>>>;
 
+/// A row of [`appendix`].
+type Row = (&'static str, Case, Vec<u128>, Vec<u128>, Parts, Parts);
+
 /// `magi.md` appendix A.1: masks with areas of chunks, loads, tokens held and tokens received on 4 ranks. Loads are
 /// empty where the areas of chunks are the loads.
-pub fn appendix() -> Vec<(&'static str, Case, Vec<u128>, Vec<u128>, Parts, Parts)> {
+pub fn appendix() -> Vec<Row> {
     let case = |name, tokens, chunk, q: &[[usize; 2]], k: &[[usize; 2]], codes: &[u8]| Case {
         name,
         tokens,

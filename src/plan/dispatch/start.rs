@@ -49,7 +49,7 @@ impl Start {
             }
             Start::Contiguous => {
                 let cut = |rank: usize| (rank as u128 * tokens as u128 / ranks as u128) as usize;
-                (0..ranks).map(|rank| joined([cut(rank)..cut(rank + 1)].to_vec())).collect()
+                (0..ranks).map(|rank| joined(Vec::from_iter(Some(cut(rank)..cut(rank + 1))))).collect()
             }
             Start::Zigzag => zigzag(problem.documents, ranks),
             Start::TwoEnded => two_ended(problem, profile, grain.max(1)),
