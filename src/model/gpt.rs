@@ -291,7 +291,8 @@ where
             let dqkv = [dq.into_matrix(), dk.into_matrix(), dv.into_matrix()];
             layer.project_backward(&x, &inside.projected, dqkv, &mut dx, gradients);
         }
-        self.device.embed_backward(&activations.tokens, &dx, &mut gradients[list.embedding]);
+        let padding = self.config.pad_token_id.map(|id| id as i64);
+        self.device.embed_backward(&activations.tokens, &dx, padding, &mut gradients[list.embedding]);
         Ok(())
     }
 

@@ -131,6 +131,9 @@ pub struct Config {
     pub initializer_range: f64,
     /// Context that the model was made for. Nothing is cut at it.
     pub max_position_embeddings: usize,
+    /// The token that pads: looking it up gives its row of the embedding no gradient, as in Hugging Face. The forward
+    /// pass does not depend on it, nor does what a tied output layer adds to that row's gradient.
+    pub pad_token_id: Option<usize>,
     /// The object that this was read from, kept so that fields without meaning here survive.
     source: Option<Map<String, Value>>,
 }
@@ -154,6 +157,7 @@ impl PartialEq for Config {
             && self.rope == other.rope
             && self.initializer_range == other.initializer_range
             && self.max_position_embeddings == other.max_position_embeddings
+            && self.pad_token_id == other.pad_token_id
     }
 }
 
@@ -233,6 +237,7 @@ impl Config {
             },
             initializer_range: 0.02,
             max_position_embeddings: 1 << 17,
+            pad_token_id: None,
             source: None,
         };
         if heads == 0 || !hidden_size.is_multiple_of(heads) {
@@ -306,6 +311,9 @@ impl Config {
         put("initializer_range", json!(self.initializer_range));
         put("max_position_embeddings", json!(self.max_position_embeddings));
         put("use_cache", json!(true));
+        if let Some(id) = self.pad_token_id {
+            put("pad_token_id", json!(id));
+        }
         rope::write(&self.rope, &mut put);
         if matches!(self.family, Family::Llama | Family::Qwen3) {
             put("attention_bias", json!(self.attention_bias.query));

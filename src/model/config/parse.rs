@@ -22,6 +22,7 @@ const READ: &[&str] = &[
     "num_hidden_layers",
     "num_key_value_heads",
     "original_max_position_embeddings",
+    "pad_token_id",
     "rms_norm_eps",
     "rope_parameters",
     "rope_scaling",
@@ -71,7 +72,6 @@ const HARMLESS: &[&str] = &[
     "output_attentions",
     "output_hidden_states",
     "output_scores",
-    "pad_token_id",
     "prefix",
     "problem_type",
     "remove_invalid_values",
@@ -149,10 +149,11 @@ pub(super) fn parse(map: &Map<String, Value>) -> Result<Config> {
     let head_dim = head_dim(&fields, family, hidden_size, heads)?;
     let max_position_embeddings = fields.size("max_position_embeddings", Some(default_context(family)))?;
     let (attention_bias, mlp_bias) = biases(&fields, family)?;
+    let vocab_size = fields.size("vocab_size", None)?;
 
     Ok(Config {
         family,
-        vocab_size: fields.size("vocab_size", None)?,
+        vocab_size,
         hidden_size,
         intermediate_size: fields.size("intermediate_size", None)?,
         layers,
@@ -168,6 +169,7 @@ pub(super) fn parse(map: &Map<String, Value>) -> Result<Config> {
         rope: rope::parse(&fields, head_dim, max_position_embeddings)?,
         initializer_range: fields.not_negative("initializer_range", Some(0.02))?,
         max_position_embeddings,
+        pad_token_id: pad_token_id(&fields, vocab_size)?,
         source: None,
     })
 }
@@ -211,6 +213,16 @@ fn check_names(fields: &Fields) -> Result<()> {
         )),
         None => Ok(()),
     }
+}
+
+/// The row of the embedding that its look-up gives no gradient. As in PyTorch a negative id counts from the end.
+fn pad_token_id(fields: &Fields, vocab: usize) -> Result<Option<usize>> {
+    let Some(value) = fields.get("pad_token_id") else { return Ok(None) };
+    let row = |id: i64| usize::try_from(if id < 0 { id.saturating_add(vocab as i64) } else { id }).ok();
+    let row = value.as_i64().and_then(row).filter(|row| *row < vocab);
+    let allowed =
+        || format!("must be a token id from 0 to {} (vocab_size less 1), or null where there is no padding", vocab - 1);
+    row.map(Some).ok_or_else(|| fields.refuse("pad_token_id", &allowed()))
 }
 
 fn default_context(family: Family) -> usize {
