@@ -39,7 +39,7 @@ pub struct Arguments {
     preset: Option<String>,
     /// Text file (its bytes are the tokens), or "recall" for the synthetic task
     #[arg(long, value_name = "FILE")]
-    data: PathBuf,
+    data: Option<PathBuf>,
     #[command(flatten)]
     choices: Choices,
     /// Optimizer steps
@@ -171,8 +171,8 @@ fn prepare(arguments: &Arguments) -> Result<Job> {
     check_validation(arguments.validation)?;
     let out = arguments.out.as_deref().map(Vacant::check).transpose()?;
     let weights = arguments.model.as_deref().map(model_folder).transpose()?;
-    let is_recall = arguments.data == Path::new(RECALL);
-    if let Some(folder) = weights.as_deref().filter(|_| !is_recall) {
+    let is_recall = arguments.data.as_deref() == Some(Path::new(RECALL));
+    if let Some(folder) = weights.as_deref().filter(|_| !is_recall && arguments.data.is_some()) {
         refuse_tokenizer(folder)?;
     }
     let config = match (&weights, &arguments.preset) {
@@ -180,9 +180,11 @@ fn prepare(arguments: &Arguments) -> Result<Job> {
         (None, name) => Config::preset(name.as_deref().unwrap_or(Config::PRESETS[0]))?,
     };
     settings.fit_heads(config.heads)?;
-    let source = match is_recall {
-        true => Source::Recall(Recall::new(RECALL_VOCAB.min(config.vocab_size), seq_len)?),
-        false => Source::Text(Text::read(&arguments.data, seq_len, arguments.validation)?),
+    let source = match &arguments.data {
+        // Last, so that it does not hide what else is wrong.
+        None => return Err(args::numbers("nothing to train on: pass --data FILE or --data recall".into())),
+        Some(_) if is_recall => Source::Recall(Recall::new(RECALL_VOCAB.min(config.vocab_size), seq_len)?),
+        Some(path) => Source::Text(Text::read(path, seq_len, arguments.validation)?),
     };
     check_vocab(&config, &source)?;
     let held_out = if arguments.validation > 0.0 { HELD_OUT_TOKENS.div_ceil(seq_len) } else { 0 };
