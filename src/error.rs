@@ -421,7 +421,7 @@ pub enum ModelError {
 #[non_exhaustive]
 pub enum DataError {
     /// A file that cannot be read.
-    #[error("cannot read {path}: {reason}")]
+    #[error("cannot read {path}: {reason}; check the path, and that the file is whole and may be read")]
     Read {
         /// The file.
         path: String,

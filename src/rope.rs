@@ -50,7 +50,8 @@ pub struct RopeConfig {
     pub percent: f64,
     /// Whether neighbouring features form a pair, instead of feature `i` and `i + dim / 2`.
     pub interleaved: bool,
-    /// Positions are divided by this (`seq_len_interpolation_factor`). Not applied by YaRN, as in Megatron.
+    /// Positions are divided by this (`seq_len_interpolation_factor`). YaRN with this, or with a `percent` below 1, is
+    /// refused: Megatron-LM ignores both there.
     pub interpolation: Option<f64>,
     /// Scaling for long contexts.
     pub scaling: RopeScaling,

@@ -84,9 +84,12 @@ mod harness {
     use std::collections::{BTreeMap, HashMap};
 
     use ::safetensors::tensor::{Dtype, TensorView, serialize_to_file};
+    use context_parallel::oracle::{Rotary, Stretch};
+    use context_parallel::rope::Rope;
 
     use super::kinds::hf::{Curve, Step};
     use super::kinds::report::compare;
+    use super::kinds::rope::config;
     use super::kinds::tokens::{Expected, Given, Rows, Tensors, TokenCase, whole, zigzag};
     use super::run_folder;
 
@@ -133,6 +136,26 @@ mod harness {
         assert_eq!(compare("x", &[1.01], &[1.0], |_| 0.02), None);
         assert!(compare("x", &[f64::NAN], &[1.0], |_| 0.02).is_some());
         assert!(compare("x", &[1.0], &[f64::NAN], |_| 0.02).is_some());
+    }
+
+    #[test]
+    fn yarn_has_neither_a_share_nor_an_interpolation() {
+        let stretch = Stretch::Yarn {
+            factor: 4.0,
+            original: 64.0,
+            beta_fast: 32.0,
+            beta_slow: 1.0,
+            mscale: None,
+            mscale_all_dim: None,
+        };
+        let (base, percent, interpolation) = (1e4, 0.5, Some(2.0));
+        let rotary = Rotary { head_dim: 8, base, percent, interleaved: false, interpolation, stretch };
+        let rope = Rope::new(config(&rotary)).unwrap();
+        assert_eq!((rope.pairs(), rope.config().interpolation), (4, None));
+        assert_eq!(rope.inverse_frequencies(), rotary.inverse_frequencies());
+        let plain = Rope::new(config(&Rotary { stretch: Stretch::None, ..rotary })).unwrap();
+        assert_eq!((plain.pairs(), plain.config().interpolation), (2, Some(2.0)));
+        assert!(Rope::new(config(&Rotary { interleaved: true, ..rotary })).is_err());
     }
 
     #[test]

@@ -111,7 +111,11 @@ fn unknown_names_list_what_exists() {
     assert!(message(choice("ring", "zigzag", "bhsd", "flash", 2)).contains("bshd, sbhd, thd"));
     assert!(message(choice("ring", "spiral", "thd", "flash", 2)).contains("zigzag, striped, contiguous"));
     assert!(message(choice("ring", "zigzag", "thd", "fast", 2)).contains("flash, unfused"));
-    assert!(message(choice("single", "zigzag", "thd", "flash", 2)).contains("1 rank, not on 2"));
+    assert!(message(choice("single", "", "thd", "flash", 2)).contains("1 rank, not on 2"));
+    let order = message(choice("single", "striped", "thd", "flash", 1));
+    assert!(order.contains("single has no order striped") && order.contains("one of natural"), "{order}");
+    let order = message(choice("ring", "natural", "thd", "flash", 2));
+    assert!(order.contains("ring has no order natural") && order.contains("zigzag, striped, contiguous"), "{order}");
 }
 
 #[test]

@@ -19,9 +19,9 @@ pub struct Choices {
     /// How batches lie in memory: bshd, sbhd, thd
     #[arg(long, value_name = "NAME", default_value = "thd")]
     pub layout: String,
-    /// Which rank holds which token: zigzag, striped, contiguous
-    #[arg(long, value_name = "NAME", default_value = "zigzag")]
-    pub order: String,
+    /// Which rank holds which token: zigzag, striped, contiguous [default: the strategy's first]
+    #[arg(long, value_name = "NAME")]
+    pub order: Option<String>,
     /// How attention is computed: flash, unfused
     #[arg(long, value_name = "NAME", default_value = "flash")]
     pub kernel: String,
@@ -127,7 +127,7 @@ impl Choices {
         };
         let mut choice = support::checked(&Choice {
             strategy: strategy.to_string(),
-            order: self.order.clone(),
+            order: self.order.clone().unwrap_or_default(),
             layout: self.layout.clone(),
             kernel: self.kernel.clone(),
             degree: ranks,
@@ -279,13 +279,8 @@ mod tests {
     use super::*;
 
     fn choices(set: impl FnOnce(&mut Choices)) -> Choices {
-        let mut choices = Choices {
-            layout: "thd".into(),
-            order: "zigzag".into(),
-            kernel: "flash".into(),
-            dtype: "f32".into(),
-            ..Choices::default()
-        };
+        let mut choices =
+            Choices { layout: "thd".into(), kernel: "flash".into(), dtype: "f32".into(), ..Choices::default() };
         set(&mut choices);
         choices
     }
@@ -309,6 +304,22 @@ mod tests {
         assert_eq!(strategy_and_cp(Some("p2p"), Some("1")), Ok(("ring".to_string(), 1)));
         assert_eq!(strategy_and_cp(Some("all_gather"), Some("4")), Ok(("all-gather".to_string(), 4)));
         assert!(strategy_and_cp(Some("single"), Some("2")).unwrap_err().contains("--cp 1"));
+    }
+
+    #[test]
+    fn the_order_is_the_strategys_first_or_one_that_it_has() {
+        let order = |strategy: &str, order: Option<&str>| {
+            let choices = choices(|choices| {
+                choices.strategy = Some(strategy.to_string());
+                choices.order = order.map(str::to_string);
+            });
+            choices.settings().map(|settings| settings.choice.order).map_err(|error| error.to_string())
+        };
+        assert_eq!(order("single", None), Ok("natural".to_string()));
+        assert_eq!(order("ring", None), Ok("zigzag".to_string()));
+        assert_eq!(order("ring", Some("striped")), Ok("striped".to_string()));
+        let error = order("single", Some("striped")).unwrap_err();
+        assert!(error.contains("striped") && error.contains("single") && error.contains("natural"), "{error}");
     }
 
     #[test]

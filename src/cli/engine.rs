@@ -94,6 +94,7 @@ impl Cluster {
     }
 
     /// Refuses more ranks than there can be.
+    #[cfg_attr(not(feature = "mpi"), allow(unused_variables))]
     pub fn check(&self, ranks: usize) -> Result<()> {
         match self {
             Cluster::Threads(_) => Ok(()),

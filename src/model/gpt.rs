@@ -271,7 +271,8 @@ where
             let Some(block) = activations.blocks.pop() else { unreachable!("a forward pass leaves every block") };
             self.block_backward(layer, handler, plan, rotary, block, &mut dx, gradients)?;
         }
-        self.device.embed_backward(&activations.tokens, &dx, &mut gradients[list.embedding]);
+        let padding = self.config.pad_token_id.map(|id| id as i64);
+        self.device.embed_backward(&activations.tokens, &dx, padding, &mut gradients[list.embedding]);
         Ok(())
     }
 

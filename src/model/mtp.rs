@@ -219,7 +219,8 @@ where
         let (weight, reciprocal) = (&parameters[ids.embedding_norm], &saved.embedding_reciprocal);
         let dweight = &mut gradients[ids.embedding_norm];
         device.rms_norm_backward(&saved.embedded, weight, reciprocal, &dnormed, &mut dembedded, false, dweight);
-        device.embed_backward(&saved.tokens, &dembedded, &mut gradients[parameters.list().embedding]);
+        let padding = self.config().pad_token_id.map(|id| id as i64);
+        device.embed_backward(&saved.tokens, &dembedded, padding, &mut gradients[parameters.list().embedding]);
         device.scatter_rows(&djoined, &all, &mut part, 0);
         let mut dbefore = device.matrix(rows, hidden);
         let (weight, dweight) = (&parameters[ids.hidden_norm], &mut gradients[ids.hidden_norm]);

@@ -196,7 +196,11 @@ fn write_error(path: &Path, reason: impl ToString) -> Error {
 }
 
 fn invalid(path: &Path, reason: impl std::fmt::Display) -> Error {
-    ModelError::Weights(format!("{} is not a valid safetensors file: {reason}", path.display())).into()
+    ModelError::Weights(format!(
+        "{} is not a valid safetensors file: {reason}; copy or download it again",
+        path.display()
+    ))
+    .into()
 }
 
 /// One safetensors file, its header read.

@@ -44,7 +44,7 @@ pub struct Rotary {
     pub head_dim: usize,
     /// Base of the geometric series of wavelengths.
     pub base: f64,
-    /// Share of the features that are rotated, from the first on.
+    /// Share of the features that are rotated, from the first on (YaRN rotates all, as in Megatron-LM).
     pub percent: f64,
     /// Pairs are neighbours, not `i` and `i + rotated / 2`.
     pub interleaved: bool,
@@ -57,7 +57,10 @@ pub struct Rotary {
 impl Rotary {
     /// Features of a head that are rotated.
     pub fn rotated(&self) -> usize {
-        (self.head_dim as f64 * self.percent) as usize
+        match self.stretch {
+            Stretch::Yarn { .. } => self.head_dim,
+            _ => (self.head_dim as f64 * self.percent) as usize,
+        }
     }
 
     /// One inverse frequency per pair of features.
@@ -216,6 +219,23 @@ mod tests {
         let back = yarn.rotate(&yarn.rotate(&x, 2, &[11], false), 2, &[11], true);
         let expected: Vec<f64> = x.iter().map(|x| square * x).collect();
         assert!(relative_error(&back, &expected, 0.0) < 1e-15);
+    }
+
+    #[test]
+    fn yarn_takes_no_notice_of_a_share_or_an_interpolation() {
+        let stretch = Stretch::Yarn {
+            factor: 4.0,
+            original: 96.0,
+            beta_fast: 32.0,
+            beta_slow: 1.0,
+            mscale: None,
+            mscale_all_dim: None,
+        };
+        let whole = Rotary { stretch, ..plain(8) };
+        let other = Rotary { percent: 0.5, interpolation: Some(2.0), ..whole };
+        let x: Vec<f64> = (0..8).map(f64::from).collect();
+        assert_eq!(other.rotated(), 8);
+        assert_eq!(other.rotate(&x, 1, &[5], false), whole.rotate(&x, 1, &[5], false));
     }
 
     #[test]

@@ -60,7 +60,7 @@ pub struct Choice {
     /// `single`, `ring` (`p2p`), `all-gather` (`all_gather`), `ulysses` (`a2a`), `ring-ulysses` (`a2a+p2p`), `magi`,
     /// `dynamic`.
     pub strategy: String,
-    /// `natural`, `zigzag`, `striped`, `contiguous`; ignored by strategies with one order.
+    /// `natural` (`single` alone), `zigzag`, `striped`, `contiguous`; empty for the strategy's first.
     pub order: String,
     /// `bshd`, `sbhd`, `thd`.
     pub layout: String,
@@ -252,18 +252,24 @@ fn known(what: &'static str, name: &str, known: &[&'static str]) -> Result<Strin
     }
 }
 
-/// The choice with canonical names. An order that the strategy does not have is an error, except that a strategy
-/// with one order takes it whatever was named.
+/// The choice with canonical names. An empty order is the strategy's first; one that it does not have is an error.
 pub fn checked(choice: &Choice) -> Result<Choice> {
     let strategy = known("strategy", &choice.strategy, &strategies())?;
     let layout = known("layout", &choice.layout, &layouts())?;
     let kernel = known("kernel", &choice.kernel, &kernels())?;
     let all_orders = [Zigzag::NAME, <Striped>::NAME, Contiguous::NAME, Natural::NAME, Solved::NAME, Grouped::NAME];
-    let named = known("order", &choice.order, &all_orders)?;
-    let order = match orders(&strategy) {
-        [only] => (*only).to_string(),
-        several => known("order", &named, several)?,
+    let has = orders(&strategy);
+    let order = match (choice.order.is_empty(), has) {
+        (true, [first, ..]) => (*first).to_string(),
+        _ => known("order", &choice.order, &all_orders)?,
     };
+    if !has.contains(&order.as_str()) {
+        let has = has.join(", ");
+        return Err(SupportError::Numbers(format!(
+            "strategy {strategy} has no order {order}: leave the order out, or choose one of {has}"
+        ))
+        .into());
+    }
     let checked = Choice { strategy, order, layout, kernel, degree: choice.degree, grid: choice.grid };
     if !works(&checked.strategy, &checked.layout, &checked.kernel) {
         return Err(unsupported(&checked));

@@ -8,13 +8,15 @@ use crate::train::trainer::StepRecord;
 
 /// Most points of the thin line: more cannot be seen, and make the file large.
 const POINTS: usize = 1500;
+/// Fewest steps with a smoothed line: the mean of fewer is so nearly the losses that one line would hide the other.
+const SMOOTHED_FROM: usize = 50;
 const SIZE: (u32, u32) = (960, 540);
 const TRAINING: RGBColor = RGBColor(31, 111, 180);
 const HELD_OUT: RGBColor = RGBColor(214, 96, 20);
 const GRID: RGBColor = RGBColor(226, 229, 233);
 const INK: RGBColor = RGBColor(60, 66, 74);
 
-/// Draws training loss (each step, and smoothed by a centred mean) and held-out loss over steps.
+/// Draws training loss (each step, and from 50 steps on smoothed by a centred mean) and held-out loss over steps.
 ///
 /// Records whose loss is not finite are left out. Returns the SVG's text.
 pub fn loss_chart(records: &[StepRecord]) -> Result<String> {
@@ -61,12 +63,14 @@ fn draw(
 
     let stride = training.len().div_ceil(POINTS).max(1);
     let thin = |points: &[(f64, f64)]| points.iter().copied().step_by(stride).collect::<Vec<_>>();
-    chart.draw_series(LineSeries::new(thin(training), TRAINING.mix(0.35).stroke_width(1)))?;
-    chart.draw_series(LineSeries::new(thin(&smoothed(training)), TRAINING.stroke_width(3)))?;
-    let mut keys = vec![
-        ("training, each step", TRAINING.mix(0.35).stroke_width(1)),
-        ("training, smoothed", TRAINING.stroke_width(3)),
-    ];
+    let is_long = training.len() >= SMOOTHED_FROM;
+    let each = if is_long { TRAINING.mix(0.35).stroke_width(1) } else { TRAINING.stroke_width(2) };
+    chart.draw_series(LineSeries::new(thin(training), each))?;
+    let mut keys = vec![("training, each step", each)];
+    if is_long {
+        chart.draw_series(LineSeries::new(thin(&smoothed(training)), TRAINING.stroke_width(3)))?;
+        keys.push(("training, smoothed", TRAINING.stroke_width(3)));
+    }
     if !held_out.is_empty() {
         chart.draw_series(LineSeries::new(held_out.iter().copied(), HELD_OUT.filled()).point_size(4))?;
         keys.push(("held out", HELD_OUT.stroke_width(3)));
@@ -138,6 +142,8 @@ mod tests {
         }
         assert_eq!(svg.matches("<circle").count(), 4);
         let without = loss_chart(&records[..40]).unwrap();
+        assert!(svg.contains("stroke-width=\"3\"") && !without.contains("stroke-width=\"3\""));
+        assert!(without.contains("training, each step") && !without.contains("smoothed"));
         assert!(!without.contains("held out") && !without.contains("<circle"));
     }
 

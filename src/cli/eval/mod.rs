@@ -79,6 +79,13 @@ struct Report {
 pub fn run(arguments: Arguments, cluster: &Cluster) -> Result<ExitCode> {
     let job = prepare(&arguments, cluster)?;
     let Some(loss) = work::run(&job, cluster)? else { return Ok(ExitCode::SUCCESS) };
+    if !loss.is_finite() {
+        // JSON has no such number, and a mean that is not one says nothing.
+        output::note(format!(
+            "the loss is {loss}, not a finite number: check the weights, or use a --dtype with a larger range (bf16, f32)"
+        ));
+        return Ok(ExitCode::FAILURE);
+    }
     let report = Report { loss, perplexity: loss.exp(), tokens: job.input.counted() };
     if arguments.json {
         output::json(&report);
@@ -102,6 +109,7 @@ fn prepare(arguments: &Arguments, cluster: &Cluster) -> Result<Job> {
     }
     if let Some(path) = arguments.logits.as_deref().filter(|_| cluster.speaks()) {
         check_writable(path)?;
+        check_not_input(path, arguments)?;
     }
     let model = model_folder(&arguments.model)?;
     if arguments.data.as_deref().is_some_and(|data| data != Path::new(RECALL)) {
@@ -159,4 +167,21 @@ fn check_writable(path: &Path) -> Result<()> {
         return Err(DataError::Unusable(message).into());
     }
     Ok(())
+}
+
+/// Refuses to write over what is read, by whatever name.
+fn check_not_input(logits: &Path, arguments: &Arguments) -> Result<()> {
+    // What does not exist yet is no input.
+    let Ok(target) = logits.canonicalize() else { return Ok(()) };
+    let inputs = [("--tokens", &arguments.tokens), ("--data", &arguments.data)];
+    let same = |input: &Path| input.canonicalize().is_ok_and(|input| input == target);
+    let read = inputs.into_iter().find(|(_, input)| input.as_deref().is_some_and(same)).map(|(option, _)| option);
+    let model = || std::fs::read_dir(&arguments.model).into_iter().flatten().flatten();
+    // A file in the folder, or one that a link there leads to.
+    let in_model = arguments.model.canonicalize().is_ok_and(|folder| target.starts_with(folder));
+    let read = read.or_else(|| (in_model || model().any(|entry| same(&entry.path()))).then_some("--model"));
+    let Some(option) = read else { return Ok(()) };
+    let message =
+        format!("--logits {} would replace an input ({option}): name a file that is not read from", logits.display());
+    Err(DataError::Unusable(message).into())
 }

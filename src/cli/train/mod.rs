@@ -40,7 +40,7 @@ pub struct Arguments {
     preset: Option<String>,
     /// Text file (its bytes are the tokens), or "recall" for the synthetic task
     #[arg(long, value_name = "FILE")]
-    data: PathBuf,
+    data: Option<PathBuf>,
     #[command(flatten)]
     pub choices: Choices,
     /// Optimizer steps
@@ -178,8 +178,8 @@ fn prepare(arguments: &Arguments, cluster: &Cluster) -> Result<Job> {
     check_validation(arguments.validation)?;
     let out = arguments.out.as_deref().filter(|_| cluster.speaks()).map(Vacant::check).transpose()?;
     let weights = arguments.model.as_deref().map(model_folder).transpose()?;
-    let is_recall = arguments.data == Path::new(RECALL);
-    if let Some(folder) = weights.as_deref().filter(|_| !is_recall) {
+    let is_recall = arguments.data.as_deref() == Some(Path::new(RECALL));
+    if let Some(folder) = weights.as_deref().filter(|_| !is_recall && arguments.data.is_some()) {
         refuse_tokenizer(folder)?;
     }
     let config = match (&weights, &arguments.preset) {
@@ -189,9 +189,11 @@ fn prepare(arguments: &Arguments, cluster: &Cluster) -> Result<Job> {
     settings.fit_heads(config.heads)?;
     let stored_depth = config.mtp_depth;
     let config = with_mtp_depth(config, arguments.mtp_depth, seq_len)?;
-    let source = match is_recall {
-        true => Source::Recall(Recall::new(RECALL_VOCAB.min(config.vocab_size), seq_len)?),
-        false => Source::Text(Text::read(&arguments.data, seq_len, arguments.validation)?),
+    let source = match &arguments.data {
+        // Last, so that it does not hide what else is wrong.
+        None => return Err(args::numbers("nothing to train on: pass --data FILE or --data recall".into())),
+        Some(_) if is_recall => Source::Recall(Recall::new(RECALL_VOCAB.min(config.vocab_size), seq_len)?),
+        Some(path) => Source::Text(Text::read(path, seq_len, arguments.validation)?),
     };
     check_vocab(&config, &source)?;
     let held_out = if arguments.validation > 0.0 { HELD_OUT_TOKENS.div_ceil(seq_len) } else { 0 };

@@ -52,8 +52,7 @@ pub fn check(cluster: &Cluster, choice: &Choice, dtype: DType, threads: usize) -
 
 fn check_as<T: Float>(cluster: &Cluster, choice: &Choice, threads: usize) -> Result<Option<Checked>> {
     let cp = choice.degree;
-    let single =
-        Choice { strategy: Single::NAME.to_string(), order: "natural".to_string(), degree: 1, ..choice.clone() };
+    let single = Choice { strategy: Single::NAME.to_string(), order: String::new(), degree: 1, ..choice.clone() };
     let measured = matches!(T::DTYPE, DType::Bf16 | DType::F16);
     let (q_heads, kv_heads) = heads(cp);
     let shape = AttentionShape { q_heads, kv_heads, qk_dim: 16, v_dim: 24, scale: 0.25 };

@@ -16,6 +16,9 @@ mod attention;
 mod bounds;
 mod model;
 
+/// Most ranks that can be verified: each is a thread, and the model has two query heads per rank.
+const MOST_RANKS: usize = 64;
+
 /// Check every supported strategy x layout x kernel against a float64 oracle and a single rank
 #[derive(clap::Args, Clone, Debug)]
 pub struct Arguments {
@@ -91,6 +94,11 @@ pub fn run(arguments: Arguments, cluster: &Cluster) -> Result<ExitCode> {
 fn prepare(arguments: &Arguments, cluster: &Cluster) -> Result<Job> {
     arguments.engine.check()?;
     let mut cp = args::rank_list(&arguments.cp)?;
+    if let Some(cp) = cp.iter().find(|&&cp| cp > MOST_RANKS) {
+        return Err(args::numbers(format!(
+            "--cp is {cp}: verify runs on at most {MOST_RANKS} ranks, use --cp {MOST_RANKS} or less"
+        )));
+    }
     cp.sort_unstable();
     cp.dedup();
     cp.iter().try_for_each(|&ranks| cluster.check(ranks))?;

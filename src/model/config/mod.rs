@@ -137,6 +137,9 @@ pub struct Config {
     /// Tokens that are predicted beyond the next one, with a block for each (multi-token prediction): the key
     /// `num_nextn_predict_layers`, as in DeepSeek-V3. 0 for none, which is not written.
     pub mtp_depth: usize,
+    /// The token that pads: looking it up gives its row of the embedding no gradient, as in Hugging Face. The forward
+    /// pass does not depend on it, nor does what a tied output layer adds to that row's gradient.
+    pub pad_token_id: Option<usize>,
     /// The object that this was read from, kept so that fields without meaning here survive.
     source: Option<Map<String, Value>>,
 }
@@ -161,6 +164,7 @@ impl PartialEq for Config {
             && self.initializer_range == other.initializer_range
             && self.max_position_embeddings == other.max_position_embeddings
             && self.mtp_depth == other.mtp_depth
+            && self.pad_token_id == other.pad_token_id
     }
 }
 
@@ -241,6 +245,7 @@ impl Config {
             initializer_range: 0.02,
             max_position_embeddings: 1 << 17,
             mtp_depth: 0,
+            pad_token_id: None,
             source: None,
         };
         if heads == 0 || !hidden_size.is_multiple_of(heads) {
@@ -329,6 +334,9 @@ impl Config {
         put("use_cache", json!(true));
         if self.mtp_depth > 0 {
             put(MTP_DEPTH, json!(self.mtp_depth));
+        }
+        if let Some(id) = self.pad_token_id {
+            put("pad_token_id", json!(id));
         }
         rope::write(&self.rope, &mut put);
         if matches!(self.family, Family::Llama | Family::Qwen3) {

@@ -23,6 +23,7 @@ const READ: &[&str] = &[
     "num_key_value_heads",
     super::MTP_DEPTH,
     "original_max_position_embeddings",
+    "pad_token_id",
     "rms_norm_eps",
     "rope_parameters",
     "rope_scaling",
@@ -72,7 +73,6 @@ const HARMLESS: &[&str] = &[
     "output_attentions",
     "output_hidden_states",
     "output_scores",
-    "pad_token_id",
     "prefix",
     "problem_type",
     "remove_invalid_values",
@@ -150,10 +150,11 @@ pub(super) fn parse(map: &Map<String, Value>) -> Result<Config> {
     let head_dim = head_dim(&fields, family, hidden_size, heads)?;
     let max_position_embeddings = fields.size("max_position_embeddings", Some(default_context(family)))?;
     let (attention_bias, mlp_bias) = biases(&fields, family)?;
+    let vocab_size = fields.size("vocab_size", None)?;
 
     Ok(Config {
         family,
-        vocab_size: fields.size("vocab_size", None)?,
+        vocab_size,
         hidden_size,
         intermediate_size: fields.size("intermediate_size", None)?,
         layers,
@@ -170,6 +171,7 @@ pub(super) fn parse(map: &Map<String, Value>) -> Result<Config> {
         initializer_range: fields.not_negative("initializer_range", Some(0.02))?,
         max_position_embeddings,
         mtp_depth: fields.count(super::MTP_DEPTH, Some(0))?,
+        pad_token_id: pad_token_id(&fields, vocab_size)?,
         source: None,
     })
 }
@@ -213,6 +215,16 @@ fn check_names(fields: &Fields) -> Result<()> {
         )),
         None => Ok(()),
     }
+}
+
+/// The row of the embedding that its look-up gives no gradient. As in PyTorch a negative id counts from the end.
+fn pad_token_id(fields: &Fields, vocab: usize) -> Result<Option<usize>> {
+    let Some(value) = fields.get("pad_token_id") else { return Ok(None) };
+    let row = |id: i64| usize::try_from(if id < 0 { id.saturating_add(vocab as i64) } else { id }).ok();
+    let row = value.as_i64().and_then(row).filter(|row| *row < vocab);
+    let allowed =
+        || format!("must be a token id from 0 to {} (vocab_size less 1), or null where there is no padding", vocab - 1);
+    row.map(Some).ok_or_else(|| fields.refuse("pad_token_id", &allowed()))
 }
 
 fn default_context(family: Family) -> usize {

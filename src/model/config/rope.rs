@@ -30,6 +30,10 @@ pub(super) fn parse(root: &Fields, head_dim: usize, max_position_embeddings: usi
     if outer.is_some_and(|outer| outer != base) {
         return Err(root.refuse("rope_theta", &format!("but {}rope_theta is {base}; keep one of the two", rope.path)));
     }
+    if base <= 1.0 {
+        let fields = if rope.get("rope_theta").is_some() { &rope } else { root };
+        return Err(fields.refuse("rope_theta", "must be a number above 1"));
+    }
     rope.only_number("partial_rotary_factor", 1.0)?;
 
     let kind = match (rope.word("rope_type")?, rope.word("type")?) {

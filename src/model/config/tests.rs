@@ -284,3 +284,41 @@ fn a_changed_configuration_is_written_as_it_is_now() {
     config.qk_norm = false;
     assert!(config.to_json().unwrap_err().to_string().contains("qwen3"));
 }
+
+#[test]
+fn the_padding_token_is_read_and_written() {
+    let sizes = Sizes { vocab_size: 8, hidden_size: 8, intermediate_size: 8, layers: 1, heads: 1, kv_heads: 1 };
+    let mut config = Config::llama(sizes).unwrap();
+    assert_eq!((config.pad_token_id, config.to_map().unwrap().get("pad_token_id")), (None, None));
+    config.pad_token_id = Some(7);
+    let mut map = config.to_map().unwrap();
+    assert_eq!(map["pad_token_id"], json!(7));
+    assert_eq!(Config::from_map(map.clone()).unwrap(), config);
+    // From the end, as PyTorch counts; and the file's own spelling stays.
+    map.insert("pad_token_id".into(), json!(-1));
+    let last = Config::from_map(map.clone()).unwrap();
+    assert_eq!((last.pad_token_id, &last.to_map().unwrap()["pad_token_id"]), (Some(7), &json!(-1)));
+    map.insert("pad_token_id".into(), Value::Null);
+    assert_eq!(Config::from_map(map.clone()).unwrap().pad_token_id, None);
+    for wrong in [json!(8), json!(-9), json!(1.5), json!("7")] {
+        map.insert("pad_token_id".into(), wrong.clone());
+        let message = Config::from_map(map.clone()).unwrap_err().to_string();
+        let parts = ["\"pad_token_id\"".to_string(), wrong.to_string(), "from 0 to 7".to_string()];
+        assert!(parts.iter().all(|part| message.contains(part)), "{message}");
+    }
+    config.pad_token_id = Some(8);
+    assert!(config.check().is_err());
+}
+
+#[test]
+fn a_rotary_base_that_cannot_be_names_its_field() {
+    let mut map = Config::preset("tiny").unwrap().to_map().unwrap();
+    map.remove("rope_parameters");
+    map.insert("rope_theta".into(), json!(0.5));
+    let message = Config::from_map(map.clone()).unwrap_err().to_string();
+    assert!(message.contains("\"rope_theta\" is 0.5: must be a number above 1"), "{message}");
+    map.remove("rope_theta");
+    map.insert("rope_parameters".into(), json!({ "rope_type": "default", "rope_theta": 1.0 }));
+    let message = Config::from_map(map).unwrap_err().to_string();
+    assert!(message.contains("\"rope_parameters.rope_theta\" is 1.0"), "{message}");
+}

@@ -16,10 +16,16 @@ impl<T: Float> Embedding for Cpu<T> {
         y
     }
 
-    fn embed_backward(&self, tokens: &Buffer<i64>, dy: &ElemMatrix<Self>, dtable: &mut AccMatrix<Self>) {
+    fn embed_backward(
+        &self,
+        tokens: &Buffer<i64>,
+        dy: &ElemMatrix<Self>,
+        skip: Option<i64>,
+        dtable: &mut AccMatrix<Self>,
+    ) {
         assert_eq!((dy.rows(), dy.cols()), (tokens.len(), dtable.cols()), "a row of gradient per token");
         let vocab = dtable.rows();
-        for (row, &token) in tokens.iter().enumerate() {
+        for (row, &token) in tokens.iter().enumerate().filter(|(_, token)| Some(**token) != skip) {
             let sum = dtable.row_mut(index(token, vocab));
             sum.iter_mut().zip(dy.row(row)).for_each(|(sum, dy)| *sum += dy.to_acc());
         }
@@ -45,7 +51,7 @@ mod tests {
         poison(&cpu, 1 << 12);
         let (table, tokens) = (random(1, 7, 4), cpu.upload(tokens));
         let mut dtable = cpu.zero_matrix(7, 4);
-        cpu.embed_backward(&tokens, &random(2, tokens.len(), 4), &mut dtable);
+        cpu.embed_backward(&tokens, &random(2, tokens.len(), 4), None, &mut dtable);
         [wide(&cpu.embed(&table, &tokens)), wide(&dtable)]
     }
 
@@ -63,6 +69,16 @@ mod tests {
         let tokens = cpu.upload(&TOKENS);
         let loss = |table: &[f64]| dot(&cpu.embed(&matrix(table, 7, 4), &tokens), &dy);
         assert!(relative(&run::<f64>(&TOKENS)[1], &differences(&values(1, 28), loss)) < 1e-8);
+    }
+
+    #[test]
+    fn a_skipped_token_has_no_gradient() {
+        let (cpu, dy, tokens) = (Cpu::<f64>::default(), random(2, 5, 4), TOKENS);
+        let [_, mut expected] = run::<f64>(&tokens);
+        expected[3 * 4..4 * 4].fill(0.0);
+        let mut dtable = cpu.zero_matrix(7, 4);
+        cpu.embed_backward(&cpu.upload(&tokens), &dy, Some(3), &mut dtable);
+        assert_eq!(wide(&dtable), expected);
     }
 
     #[test]

@@ -191,8 +191,10 @@ impl HandlerRope<'_> {
     }
 }
 
-/// The same embedding for the handler.
-fn config(rotary: &Rotary) -> RopeConfig {
+/// The same embedding for the handler. Megatron-LM ignores a rotary percent and an interpolation with YaRN, where
+/// [`Rope`] refuses them.
+pub fn config(rotary: &Rotary) -> RopeConfig {
+    let is_yarn = matches!(rotary.stretch, Stretch::Yarn { .. });
     let scaling = match rotary.stretch {
         Stretch::None => RopeScaling::None,
         Stretch::Llama3 { factor, low, high, original } => {
@@ -205,9 +207,9 @@ fn config(rotary: &Rotary) -> RopeConfig {
     RopeConfig {
         head_dim: rotary.head_dim,
         base: rotary.base,
-        percent: rotary.percent,
+        percent: if is_yarn { 1.0 } else { rotary.percent },
         interleaved: rotary.interleaved,
-        interpolation: rotary.interpolation,
+        interpolation: rotary.interpolation.filter(|_| !is_yarn),
         scaling,
         sections: None,
     }
