@@ -313,7 +313,10 @@ mod tests {
                 choices.strategy = Some(strategy.to_string());
                 choices.order = order.map(str::to_string);
             });
-            choices.settings().map(|settings| settings.choice.order).map_err(|error| error.to_string())
+            choices
+                .settings(&Cluster::Threads(Default::default()))
+                .map(|settings| settings.choice.order)
+                .map_err(|error| error.to_string())
         };
         assert_eq!(order("single", None), Ok("natural".to_string()));
         assert_eq!(order("ring", None), Ok("zigzag".to_string()));
