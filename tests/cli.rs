@@ -80,11 +80,14 @@ fn unknown_names_list_what_exists() {
 fn what_is_not_there_says_what_works() {
     refused("train --data text --resume", &["--resume is not available", "--model"]);
     refused("train --data text --resume old", &["--resume is not available"]);
-    for transport in ["mpi", "nccl"] {
-        let expected = [&format!("--transport {transport} is not available")[..], "use --transport threads"];
-        refused(&format!("train --data text --transport {transport}"), &expected);
-        refused(&format!("verify --transport {transport}"), &expected);
+    for command in ["train --data text", "eval --data text --model bpe", "verify"] {
+        refused(&format!("{command} --transport nccl"), &["--transport nccl is not available", "threads"]);
+        if cfg!(not(feature = "mpi")) {
+            let expected = ["--transport mpi is not available", "--features mpi", "use --transport threads"];
+            refused(&format!("{command} --transport mpi"), &expected);
+        }
     }
+    refused("verify --deadline 0", &["--deadline is 0"]);
     refused("train --data text --device cuda", &["--device cuda is not available", "use --device cpu"]);
     refused("train --data text --dtype f16", &["--dtype f16 for train is not available", "bf16"]);
     refused("train --data text --dtype f64", &["--dtype f64 for train is not available", "f32"]);

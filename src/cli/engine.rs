@@ -93,25 +93,23 @@ impl Cluster {
         }
     }
 
+    /// Most ranks that there can be, if there is a limit.
+    fn limit(&self) -> Option<usize> {
+        match self {
+            Cluster::Threads(_) => None,
+            #[cfg(feature = "mpi")]
+            Cluster::Mpi(comm) => Some(comm.size()),
+        }
+    }
+
     /// Refuses more ranks than there can be.
     #[cfg_attr(not(feature = "mpi"), allow(unused_variables))]
     pub fn check(&self, ranks: usize) -> Result<()> {
-        match self {
-            Cluster::Threads(_) => Ok(()),
-            #[cfg(feature = "mpi")]
-            Cluster::Mpi(comm) if ranks > comm.size() => {
-                let there = match comm.size() {
-                    1 => "there is 1 process".to_string(),
-                    size => format!("there are {size} processes"),
-                };
-                Err(args::numbers(format!(
-                    "--cp is {ranks} but {there}: use --cp {} or less, or start more (mpirun -n {ranks})",
-                    comm.size()
-                )))
-            }
-            #[cfg(feature = "mpi")]
-            Cluster::Mpi(_) => Ok(()),
-        }
+        let Some(limit) = self.limit().filter(|&limit| ranks > limit) else { return Ok(()) };
+        let there = if limit == 1 { "there is 1 process".into() } else { format!("there are {limit} processes") };
+        Err(args::numbers(format!(
+            "--cp is {ranks} but {there}: use --cp {limit} or less, or start more (mpirun -n {ranks})"
+        )))
     }
 
     /// Threads of each of so many ranks: as asked for, else the machine's cores shared out over the ranks on it.

@@ -17,6 +17,9 @@ const VOCAB: usize = 61;
 const SEQ: usize = 37;
 const SEQUENCES: usize = 2;
 
+/// Relative errors of loss and worst gradient, and for 16-bit types those of `Single`.
+type Checked = ([f64; 2], Option<[f64; 2]>);
+
 /// What `Single` gives, by (query heads, layout, kernel, type): computed once.
 pub struct References<'a> {
     cluster: &'a Cluster,
@@ -32,7 +35,7 @@ impl<'a> References<'a> {
     /// Relative errors of loss and worst gradient of `choice`, and for 16-bit types those of `Single` with the same
     /// layout and kernel. The reference is `Single` with thd and flash in `f32`, or in `f64` where that is checked.
     /// Nothing where this process does not speak.
-    pub fn check(&mut self, choice: &Choice, threads: usize) -> Result<Option<([f64; 2], Option<[f64; 2]>)>> {
+    pub fn check(&mut self, choice: &Choice, threads: usize) -> Result<Option<Checked>> {
         let heads = attention::heads(choice.degree).0;
         let half = matches!(self.dtype, DType::Bf16 | DType::F16);
         let reference = self.single(heads, "thd", "flash", if half { DType::F32 } else { self.dtype })?;
