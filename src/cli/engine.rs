@@ -103,7 +103,6 @@ impl Cluster {
     }
 
     /// Refuses more ranks than there can be.
-    #[cfg_attr(not(feature = "mpi"), allow(unused_variables))]
     pub fn check(&self, ranks: usize) -> Result<()> {
         let Some(limit) = self.limit().filter(|&limit| ranks > limit) else { return Ok(()) };
         let there = if limit == 1 { "there is 1 process".into() } else { format!("there are {limit} processes") };
