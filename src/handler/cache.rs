@@ -44,6 +44,9 @@ impl<K: PartialEq, V: Clone> Recent<K, V> {
 type Plan<H, L> = Arc<AttentionPlan<<H as CpStrategy>::Order, L>>;
 type Place<H, L> = Arc<Placement<<H as CpStrategy>::Order, L>>;
 
+/// What a placement is made for.
+type Whose<L> = (Arc<<L as Layout>::Batch>, Vec<(Mask, u64)>);
+
 /// The cache of one handler.
 pub(super) struct Cache<H: CpStrategy, L: Layout> {
     strategy: H,
@@ -51,7 +54,7 @@ pub(super) struct Cache<H: CpStrategy, L: Layout> {
     ranks: usize,
     pub(super) checks: bool,
     /// By batch, and by masks where the order depends on them.
-    placements: Recent<(Arc<L::Batch>, Vec<(Mask, u64)>), Place<H, L>>,
+    placements: Recent<Whose<L>, Place<H, L>>,
     plans: Recent<(u64, Mask), Plan<H, L>>,
     /// By placement hash and content key; the value is whatever the key's owner keeps.
     other: Recent<(u64, u64), Arc<dyn Any + Send + Sync>>,

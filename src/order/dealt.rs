@@ -177,14 +177,17 @@ mod tests {
 
     #[test]
     fn ranges_must_cover_every_token_once() {
-        let dealt = Dealt::new(10, &[vec![7..10, 0..2], vec![], vec![2..7]]).unwrap();
+        let parts = |parts: &[&[(usize, usize)]]| -> Vec<Vec<Range<usize>>> {
+            parts.iter().map(|part| part.iter().map(|&(start, end)| start..end).collect()).collect()
+        };
+        let dealt = Dealt::new(10, &parts(&[&[(7, 10), (0, 2)], &[], &[(2, 7)]])).unwrap();
         assert_eq!((dealt.rows(0), dealt.rows(1), dealt.rows(2)), (5, 0, 5));
         assert_eq!(Vec::from_iter((0..5).map(|local| dealt.token(0, local))), [0, 1, 7, 8, 9]);
         assert_eq!((dealt.locate(1), dealt.locate(8), dealt.locate(6)), ((0, 1), (0, 3), (2, 4)));
-        let refused = |parts: &[Vec<Range<usize>>]| Dealt::new(10, parts).unwrap_err().to_string();
-        assert!(refused(&[vec![0..4], vec![5..10]]).contains("token 4"));
-        assert!(refused(&[vec![0..6], vec![5..10]]).contains("token 5"));
-        assert!(refused(&[vec![0..6]]).contains("token 6"));
+        let refused = |ranges: &[&[(usize, usize)]]| Dealt::new(10, &parts(ranges)).unwrap_err().to_string();
+        assert!(refused(&[&[(0, 4)], &[(5, 10)]]).contains("token 4"));
+        assert!(refused(&[&[(0, 6)], &[(5, 10)]]).contains("token 5"));
+        assert!(refused(&[&[(0, 6)]]).contains("token 6"));
     }
 
     #[test]
