@@ -55,7 +55,8 @@ pub fn start(asked: &args::Engine, command: impl FnOnce(&Cluster) -> Result<Exit
             {
                 output::error(error);
             }
-            let code = code(ended.result());
+            // The launcher passes on the code of whichever process ends first.
+            let code = code(ended.result(), ended.is_input());
             // Nothing is left to print: the launcher may end the others when the first one is gone.
             drop(ended.leave());
             return code;
@@ -64,13 +65,13 @@ pub fn start(asked: &args::Engine, command: impl FnOnce(&Cluster) -> Result<Exit
     if let Err(error) = &result {
         output::error(error);
     }
-    code(&result)
+    code(&result, result.as_ref().is_err_and(|error| error.is_input()))
 }
 
-fn code(result: &Result<ExitCode>) -> ExitCode {
+fn code(result: &Result<ExitCode>, is_input: bool) -> ExitCode {
     match result {
         Ok(code) => *code,
-        Err(error) => ExitCode::from(if error.is_input() { 2 } else { 1 }),
+        Err(_) => ExitCode::from(if is_input { 2 } else { 1 }),
     }
 }
 

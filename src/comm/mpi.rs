@@ -1,12 +1,15 @@
 //! The engine for clusters: every rank is a process, started by `mpirun`.
 //!
 //! A thread of each process, and no other, talks to MPI: it sends what this rank hands over, and receives whatever
-//! comes into the same mailbox that in-process ranks have ([`super::mailbox`]). So messages move while the rank
-//! computes, nothing waits inside MPI, where a lost rank could not be noticed, and waits, deadlines and errors are
-//! those of [`super::threads`]. Only the start and the end of a run are collective calls of MPI.
+//! comes into the same mailbox that in-process ranks have. So messages move while the rank computes, nothing waits
+//! inside MPI, where a lost rank could not be noticed, and waits, deadlines and errors are those of
+//! [`super::threads`]. Only the start and the end of a run are collective calls of MPI. A split is an exchange of notes
+//! like a barrier, not `MPI_Comm_split`, which waits without a deadline, takes `i32`s, and makes something that must
+//! not be freed while messages are on their way.
 //!
 //! A message is a header, then its elements in parts that an `i32` can count. Processes are of one build and one
-//! byte order.
+//! byte order. A rank that waits for another that computes alone, after everyone else has ended, waits for as long as
+//! that one's process lives.
 
 mod engine;
 mod frame;
@@ -84,12 +87,14 @@ pub fn run<R>(body: impl FnOnce(MpiComm) -> Result<R>) -> Result<R> {
 pub fn run_with<R>(options: Options, body: impl FnOnce(MpiComm) -> Result<R>) -> Ended<R> {
     let world = match World::start(options) {
         Ok(world) => world,
-        Err(error) => return Ended { result: Err(error), repeated: false, world: None, exit: Exit::Clean },
+        Err(error) => {
+            let (repeated, is_input, exit) = (false, error.is_input(), Exit::Clean);
+            return Ended { result: Err(error), repeated, is_input, exit, world: None };
+        }
     };
     let comm = MpiComm(Member::everyone(world.clone(), world.rank(), world.size()));
     let result = caught(world.rank(), || body(comm));
-    let (result, repeated, exit) = world.end(result);
-    Ended { result, repeated, world: Some(world), exit }
+    world.end(result)
 }
 
 /// A run whose ranks have ended, or are given up.
@@ -98,8 +103,9 @@ pub fn run_with<R>(options: Options, body: impl FnOnce(MpiComm) -> Result<R>) ->
 pub struct Ended<R> {
     result: Result<R>,
     repeated: bool,
-    world: Option<Arc<World>>,
+    is_input: bool,
     exit: Exit,
+    world: Option<Arc<World>>,
 }
 
 impl<R> Ended<R> {
@@ -111,6 +117,11 @@ impl<R> Ended<R> {
     /// Whether a rank before this one ended with the same error, so that one of them is enough to print.
     pub fn is_repeated(&self) -> bool {
         self.repeated
+    }
+
+    /// Whether the run failed because of the user's input, as some rank saw it: what the exit codes of all should say.
+    pub fn is_input(&self) -> bool {
+        self.is_input
     }
 
     /// Ends MPI, and gives the result. Ends all processes with exit code 1 (`MPI_Abort`), and does not return, if

@@ -16,8 +16,17 @@ pub(super) enum Frame {
     Failed(Failure),
     /// The sender's process lives; its rank may be computing.
     Alive,
-    /// The sender's rank has ended, and sends nothing after this; the error with which, if any.
-    Ended { error: Option<String> },
+    /// The sender's rank has ended, and sends nothing after this.
+    Ended(End),
+}
+
+/// How a rank ended.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct End {
+    /// What it says of its error, if it has one.
+    pub(super) error: Option<String>,
+    /// Whether that is the user's input.
+    pub(super) is_input: bool,
 }
 
 /// The first part of a message.
@@ -68,9 +77,9 @@ impl Frame {
                 (FAILED, 0, [rank as u64, 0, 0], Buffer::from_slice(reason.as_bytes()))
             }
             Frame::Alive => (ALIVE, 0, [0; 3], nothing()),
-            Frame::Ended { error } => {
+            Frame::Ended(End { error, is_input }) => {
                 let failed = u64::from(error.is_some());
-                (ENDED, 0, [failed, 0, 0], Buffer::from_slice(error.unwrap_or_default().as_bytes()))
+                (ENDED, 0, [failed, u64::from(is_input), 0], Buffer::from_slice(error.unwrap_or_default().as_bytes()))
             }
         };
         (Header { kind, stream, fields, bytes: bytes.len() as u64, part: part as u64 }, bytes)
@@ -93,7 +102,7 @@ impl Frame {
             SPLIT => message(Message::Split { color: a as usize, key: b as usize, group: c }),
             FAILED => Some(Frame::Failed(Failure { rank: a as usize, reason: text(bytes) })),
             ALIVE => Some(Frame::Alive),
-            ENDED => Some(Frame::Ended { error: (a == 1).then(|| text(bytes)) }),
+            ENDED => Some(Frame::Ended(End { error: (a == 1).then(|| text(bytes)), is_input: b == 1 })),
             _ => None,
         }
     }
@@ -140,8 +149,9 @@ mod tests {
         let failed = sent(Frame::Failed(Failure { rank: 5, reason: "naïve".into() }));
         assert!(matches!(&failed, Some(Frame::Failed(f)) if f.rank == 5 && f.reason == "naïve"), "{failed:?}");
         for error in [None, Some(String::new()), Some("disk full".to_string())] {
-            let ended = sent(Frame::Ended { error: error.clone() });
-            assert!(matches!(&ended, Some(Frame::Ended { error: found }) if *found == error), "{ended:?}");
+            let end = End { is_input: error.as_deref() == Some("disk full"), error };
+            let ended = sent(Frame::Ended(end.clone()));
+            assert!(matches!(&ended, Some(Frame::Ended(found)) if *found == end), "{ended:?}");
         }
     }
 

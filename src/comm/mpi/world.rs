@@ -8,9 +8,9 @@ use std::time::{Duration, Instant};
 use super::super::clock::SystemClock;
 use super::super::mailbox::{Failure, Mailbox};
 use super::super::member::{self, Counts, Message, Wire, failure_of, poisoned};
-use super::Options;
 use super::engine::Engine;
-use super::frame::Frame;
+use super::frame::{End, Frame};
+use super::{Ended, Options};
 use crate::error::{CommError, Error, Result};
 
 /// How long MPI may take to end the processes before this one ends alone.
@@ -58,8 +58,8 @@ pub(super) struct State {
     pub(super) progress: Progress,
     /// The first failure that this process had or heard of, and when.
     failure: Option<(Failure, Instant)>,
-    /// How each rank ended, if it has: with which error.
-    ends: Vec<Option<Option<String>>>,
+    /// How each rank ended, if it has.
+    ends: Vec<Option<End>>,
     /// When each rank's process was last heard of.
     heard: Vec<Instant>,
     /// When this process last told that it is alive.
@@ -182,11 +182,11 @@ impl World {
                 self.note(failure);
             }
             Frame::Alive => {}
-            Frame::Ended { error } => {
-                if error.is_none() {
+            Frame::Ended(end) => {
+                if end.error.is_none() {
                     self.mailbox.finish(from);
                 }
-                self.change(|state| state.ends[from] = Some(error));
+                self.change(|state| state.ends[from] = Some(end));
             }
         }
     }
@@ -219,28 +219,27 @@ impl World {
         state.flushed = state.outbox.is_empty() && state.flushed;
     }
 
-    /// The end of this rank: tells the others, and waits for theirs. Gives the result, whether a rank before this
-    /// one has the same error, and how to leave.
-    pub(super) fn end<R>(&self, result: Result<R>) -> (Result<R>, bool, Exit) {
-        let told = result.as_ref().err().map(Error::to_string);
+    /// The end of this rank: tells the others, waits for theirs, and judges the run.
+    pub(super) fn end<R>(self: Arc<Self>, result: Result<R>) -> Ended<R> {
         if let Err(error) = &result {
             self.fail(self.rank, failure_of(self.rank, error));
         }
+        let error = result.as_ref().err();
+        let mine = End { error: error.map(Error::to_string), is_input: error.is_some_and(Error::is_input) };
         self.change(|state| {
-            self.tell_all(state, || Frame::Ended { error: told.clone() });
-            state.ends[self.rank] = Some(told.clone());
+            self.tell_all(state, || Frame::Ended(mine.clone()));
+            state.ends[self.rank] = Some(mine.clone());
         });
         let exit = self.gather_ends();
-        let (failure, repeated) = {
-            let state = self.lock();
-            let same = |end: &Option<Option<String>>| end.as_ref() == Some(&told);
-            (state.failure.clone(), state.ends[..self.rank].iter().any(same))
-        };
-        let result = result.and_then(|value| match failure {
-            Some((failure, _)) => Err(poisoned(failure)),
+        let state = self.lock();
+        let result = result.and_then(|value| match &state.failure {
+            Some((failure, _)) => Err(poisoned(failure.clone())),
             None => Ok(value),
         });
-        (result, repeated, exit)
+        let repeated = state.ends[..self.rank].contains(&Some(mine));
+        let is_input = state.ends.iter().flatten().any(|end| end.is_input);
+        drop(state);
+        Ended { result, repeated, is_input, exit, world: Some(self) }
     }
 
     /// Waits until every rank has ended and everything is sent. A rank may work on for as long as its process shows
