@@ -17,6 +17,7 @@ pub mod executor;
 mod heads;
 mod kernel;
 mod magi;
+mod planned;
 mod ring;
 mod ring_ulysses;
 mod single;

@@ -5,6 +5,8 @@ use std::ops::Range;
 
 use serde::Serialize;
 
+use crate::layout::Packed;
+use crate::order::{Contiguous, TokenOrder, Zigzag};
 use crate::plan::dispatch::heap::heap_parts;
 use crate::plan::dispatch::measure::measured;
 use crate::plan::dispatch::problem::joined;
@@ -17,9 +19,9 @@ use crate::plan::dispatch::{Dispatch, Problem, Remainder};
 pub enum Start {
     /// This many chunks per rank, of at most 512 tokens if it is 8 or more, dealt out by [`heap()`](fn@crate::plan::dispatch::heap).
     Heap(usize),
-    /// As many tokens per rank as possible alike, in the order of the batch.
+    /// One block of tokens per rank: the order [`Contiguous`].
     Contiguous,
-    /// Each document in twice as many chunks as ranks; rank `r` has its chunks `r` and `2 * ranks - 1 - r`.
+    /// Two chunks of each document per rank: the order [`Zigzag`].
     Zigzag,
     /// Each rank takes rows from the densest spans (by cells per row) and from the sparsest, as many of each as make
     /// both its rows and its cells the average of what is left. What is left of a cut span counts as a span.
@@ -47,31 +49,20 @@ impl Start {
                 let chunk = if chunks >= 8 { chunk.min(512) } else { chunk };
                 heap_parts(problem, profile, chunk, Remainder::Uneven)
             }
-            Start::Contiguous => {
-                let cut = |rank: usize| (rank as u128 * tokens as u128 / ranks as u128) as usize;
-                (0..ranks).map(|rank| joined(Vec::from_iter(Some(cut(rank)..cut(rank + 1))))).collect()
-            }
-            Start::Zigzag => zigzag(problem.documents, ranks),
+            Start::Contiguous => (0..ranks).map(|rank| ordered::<Contiguous>(problem, ranks, rank)).collect(),
+            Start::Zigzag => (0..ranks).map(|rank| ordered::<Zigzag>(problem, ranks, rank)).collect(),
             Start::TwoEnded => two_ended(problem, profile, grain.max(1)),
         }
     }
 }
 
-fn zigzag(documents: &[Range<usize>], ranks: usize) -> Vec<Vec<Range<usize>>> {
-    let chunks = 2 * ranks as u128;
-    let mut parts = vec![Vec::new(); ranks];
-    // Spare rows of short documents go to one chunk after another.
-    let mut spare = 0;
-    for document in documents {
-        let length = document.len() as u128;
-        let cut = |chunk: u128| document.start + ((spare + chunk * length) / chunks) as usize;
-        for chunk in 0..chunks {
-            let rank = chunk.min(chunks - 1 - chunk) as usize;
-            parts[rank].push(cut(chunk)..cut(chunk + 1));
-        }
-        spare = (spare + length) % chunks;
-    }
-    parts.into_iter().map(joined).collect()
+/// The tokens of a rank in a token order of the library.
+fn ordered<O: TokenOrder>(problem: &Problem, ranks: usize, rank: usize) -> Vec<Range<usize>> {
+    let lengths: Vec<usize> = problem.documents.iter().map(|document| document.len()).collect();
+    let Ok(pack) = Packed::from_lengths(&lengths) else { unreachable!("documents tile the tokens of a batch") };
+    let mut part = Vec::new();
+    O::runs(&pack, &O::table(&pack, ranks), ranks, rank, |run| part.push(run.start..run.end()));
+    joined(part)
 }
 
 /// What is left of a span.

@@ -1,0 +1,187 @@
+//! Attention plans: everything that one rank needs to attend under one mask, made once and used by many layers.
+
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use crate::comm::{Collectives, Communicator};
+use crate::error::{PlanError, Result};
+use crate::layout::{Batch, Layout};
+use crate::mask::{Bands, Mask};
+use crate::ops::attention::AttentionShape;
+use crate::ops::unfused::Block;
+use crate::order::{Placement, TokenOrder};
+use crate::plan::{Content, Program, View, check};
+use crate::strategy::heads::{HeadExchange, HeadSwap};
+use crate::strategy::{CpStrategy, KvExchange};
+use crate::tensor::Device;
+
+/// What the exchange of `H` plans from, and the rows of this rank's group if its ranks exchange heads.
+fn view_of<H: CpStrategy, L: Layout>(
+    placement: &Placement<H::Order, L>,
+    bands: Bands,
+) -> (View, Option<Vec<Vec<usize>>>) {
+    match H::Heads::SWAPS && placement.grid().inner > 1 {
+        false => (View::new(placement, bands), None),
+        true => {
+            let (view, rows) = View::grouped(placement, bands);
+            (view, Some(rows))
+        }
+    }
+}
+
+/// How one rank attends under one mask: made once per batch and mask, used by every layer with that mask.
+#[derive(Debug)]
+pub struct AttentionPlan<O: TokenOrder, L: Layout> {
+    placement: Arc<Placement<O, L>>,
+    rank_plan: RankPlan,
+    /// Identifies strategy, placement and mask, the same on every rank.
+    hash: u64,
+    /// Whether every rank is known to have the same plan.
+    agreed: AtomicBool,
+}
+
+/// A plan without the types that it was made from: what the executor reads, compiled once for all of them.
+#[derive(Debug)]
+pub struct RankPlan {
+    pub(super) rank: usize,
+    pub(super) forward: Program,
+    pub(super) backward: Program,
+    /// The head exchange around the programs, whose rows are then those of the rank's group.
+    pub(super) swap: Option<HeadSwap>,
+    /// Rows of the rank, padding included.
+    pub(super) stored: usize,
+    /// Memory row of each valid row.
+    pub(super) rows: Vec<usize>,
+    /// Whether memory rows are just the valid rows, so that queries need no packing.
+    pub(super) in_place: bool,
+    pub(super) blocks: Vec<Block>,
+}
+
+impl<O: TokenOrder, L: Layout> AttentionPlan<O, L> {
+    /// The plan of `strategy` for the placement's rank.
+    ///
+    /// # Errors
+    /// If the mask does not fit the batch.
+    pub fn new<H: CpStrategy<Order = O>>(strategy: &H, placement: &Arc<Placement<O, L>>, mask: &Mask) -> Result<Self> {
+        let batch = placement.batch();
+        let (rank, stored, grid) = (placement.rank(), placement.rows(), placement.grid());
+        let bands = mask.lower(&**batch)?;
+        let (view, group) = view_of::<H, L>(placement, bands);
+        let swap = group.map(|rows| {
+            let (outer, place) = grid.place(rank);
+            let members = (0..grid.inner).map(|inner| grid.rank(outer, inner)).collect();
+            HeadSwap { members, place, rows }
+        });
+        let held = placement.valid_runs_of(rank);
+        let rows = held.iter().flat_map(|(local, run)| (*local..local + run.len).map(|at| placement.row_of(rank, at)));
+        let rows: Vec<usize> = rows.collect();
+        let blocks = match batch.uniform() {
+            Some(seq) => {
+                let own = swap.as_ref().map_or(rows.len(), HeadSwap::group_rows) / batch.documents().max(1);
+                (0..batch.documents()).map(|b| (b * own..(b + 1) * own, b * seq..(b + 1) * seq)).collect()
+            }
+            None => Vec::new(),
+        };
+        let kv = strategy.kv();
+        let (mut forward, mut backward) = (kv.forward(&view), kv.backward(&view));
+        if swap.is_some() {
+            // Programs speak of groups; this rank talks to the members in its own place.
+            let inner = grid.place(rank).1;
+            forward.rename_peers(|outer| grid.rank(outer, inner));
+            backward.rename_peers(|outer| grid.rank(outer, inner));
+        }
+        let in_place = L::TOKEN_MAJOR && rows.len() == stored;
+        let rank_plan = RankPlan { rank, forward, backward, swap, stored, rows, in_place, blocks };
+        let mut hasher = DefaultHasher::new();
+        (H::NAME, placement.hash(), mask).hash(&mut hasher);
+        let (hash, agreed) = (hasher.finish(), AtomicBool::new(placement.ranks() == 1));
+        Ok(AttentionPlan { placement: placement.clone(), rank_plan, hash, agreed })
+    }
+
+    /// Rehearses the programs of all ranks, as [`crate::plan::check`] says. One rank's rehearsal speaks for all.
+    ///
+    /// # Errors
+    /// [`PlanError::Unsound`] if anything does not hold.
+    pub fn check<H: CpStrategy<Order = O>>(strategy: &H, placement: &Arc<Placement<O, L>>, mask: &Mask) -> Result<()> {
+        let (bands, kv) = (mask.lower(&**placement.batch())?, strategy.kv());
+        let mut view = view_of::<H, L>(placement, bands).0;
+        let mut programs = Vec::with_capacity(view.ranks());
+        for rank in 0..view.ranks() {
+            view = view.turned_to(rank);
+            programs.push((kv.forward(&view), kv.backward(&view)));
+        }
+        check(H::NAME, &view, &programs)
+    }
+
+    /// Identifies strategy, placement and mask, the same on every rank.
+    pub fn hash(&self) -> u64 {
+        self.hash
+    }
+
+    /// Compares the plan's hash over ranks, the first time that it is used.
+    ///
+    /// # Errors
+    /// [`PlanError::Disagree`] with the first rank whose plan is another.
+    pub fn agree<D: Device, C: Communicator<D::Storage>>(&self, device: &D, comm: &C) -> Result<()> {
+        if self.agreed.load(Ordering::Relaxed) {
+            return Ok(());
+        }
+        let mine = device.upload(&[self.hash as i64]);
+        let counts = vec![1; comm.size()];
+        for (rank, hash) in comm.all_gather_v(mine, &counts)?.into_iter().enumerate() {
+            let hash = device.download(&hash)[0] as u64;
+            if hash != self.hash {
+                let (own, found) = (self.hash, hash);
+                return Err(PlanError::Disagree { own_rank: comm.rank(), own, rank, found }.into());
+            }
+        }
+        self.agreed.store(true, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Bytes that [`AttentionPlan::agree`] hands to other ranks, once.
+    pub fn agreement_bytes(&self) -> usize {
+        (self.placement.ranks() - 1) * size_of::<u64>()
+    }
+
+    /// Where the tokens are.
+    pub fn placement(&self) -> &Arc<Placement<O, L>> {
+        &self.placement
+    }
+
+    /// What the executor reads.
+    pub fn rank_plan(&self) -> &RankPlan {
+        &self.rank_plan
+    }
+
+    /// The forward steps.
+    pub fn forward(&self) -> &Program {
+        &self.rank_plan.forward
+    }
+
+    /// The backward steps.
+    pub fn backward(&self) -> &Program {
+        &self.rank_plan.backward
+    }
+
+    /// Bytes that one forward and one backward pass hand to other ranks.
+    pub fn bytes_sent<D: Device>(&self, shape: &AttentionShape) -> (usize, usize) {
+        let RankPlan { rank, swap, .. } = &self.rank_plan;
+        let (elem, acc) = (size_of::<D::Elem>(), size_of::<D::Acc>());
+        let width = self.rank_plan.shape(shape).kv_width();
+        let bytes = |program: &Program| {
+            let keys = program.rows_sent(*rank, Content::Keys) * elem;
+            (keys + program.rows_sent(*rank, Content::Gradients) * acc) * width
+        };
+        let heads = swap.as_ref().map_or((0, 0), |swap| swap.bytes_sent(shape, elem, acc));
+        (bytes(self.forward()) + heads.0, bytes(self.backward()) + heads.1)
+    }
+}
+
+impl RankPlan {
+    /// What the rank attends with: all heads, or its share of them.
+    pub(super) fn shape(&self, shape: &AttentionShape) -> AttentionShape {
+        self.swap.as_ref().map_or(*shape, |swap| swap.share(shape).shape)
+    }
+}
