@@ -78,16 +78,16 @@ impl<K: Kernel> Execute<K> for Executor<K> {
     {
         let whole = shape;
         let shape = &plan.shape(whole);
-        let mut walk = Walk::new(device, comm, &plan.forward, plan.rank, shape.kv_width());
         let swapped = match &plan.swap {
             Some(swap) => Some(swap.bring(device, comm, &plan.rows, whole, [q, k, v])?),
             None => None,
         };
         let (queries, kv) = match &swapped {
-            Some(Swapped { q, kv }) => (Packed::Original(q), duplicate(device, kv)),
-            None => (packed(device, plan, q), packed_kv(device, plan, shape, k, v)),
+            Some(Swapped { q, kv }) => (Packed::Original(q), Packed::Original(kv)),
+            None => (packed(device, plan, q), Packed::Copy(packed_kv(device, plan, shape, k, v))),
         };
         let rows = queries.matrix().rows();
+        let mut walk = Walk::new(device, comm, &plan.forward, plan.rank, shape.kv_width());
         walk.keys[0] = Some(kv);
         let result = || (device.matrix(rows, shape.out_width()), device.zero_matrix(rows, shape.q_heads));
         let (mut out, mut lse): (AccMatrix<D>, AccMatrix<D>) = result();
@@ -114,6 +114,7 @@ impl<K: Kernel> Execute<K> for Executor<K> {
                 step => walk.step(step)?,
             }
         }
+        drop((walk, queries));
         let mut elem = device.to_elem_matrix(&out);
         if let Some(swap) = &plan.swap {
             elem = swap.give_back(device, comm, whole, whole.v_dim, &elem)?;
@@ -142,8 +143,8 @@ impl<K: Kernel> Execute<K> for Executor<K> {
             None => packed(device, plan, dout),
         };
         let (queries, kv) = match &saved.swapped {
-            Some(Swapped { q, kv }) => (Packed::Original(q), duplicate(device, kv)),
-            None => (packed(device, plan, q), packed_kv(device, plan, shape, k, v)),
+            Some(Swapped { q, kv }) => (Packed::Original(q), Packed::Original(kv)),
+            None => (packed(device, plan, q), Packed::Copy(packed_kv(device, plan, shape, k, v))),
         };
         let delta = device.attention_delta(shape, &saved.out, dout.matrix());
         let mut dq: AccMatrix<D> = device.zero_matrix(queries.matrix().rows(), shape.q_width());
@@ -193,6 +194,14 @@ enum Packed<'a, D: Device> {
 }
 
 impl<D: Device> Packed<'_, D> {
+    /// The copy, to write into.
+    fn copy_mut(&mut self) -> Option<&mut ElemMatrix<D>> {
+        match self {
+            Packed::Original(_) => None,
+            Packed::Copy(matrix) => Some(matrix),
+        }
+    }
+
     fn matrix(&self) -> &ElemMatrix<D> {
         match self {
             Packed::Original(matrix) => matrix,
@@ -208,10 +217,6 @@ fn packed<'a, D: Ops>(device: &D, plan: &RankPlan, x: &'a ElemMatrix<D>) -> Pack
     let mut copy = device.matrix(plan.rows.len(), x.cols());
     device.gather_rows(x, &plan.rows, &mut copy, 0);
     Packed::Copy(copy)
-}
-
-fn duplicate<D: Ops>(device: &D, x: &ElemMatrix<D>) -> ElemMatrix<D> {
-    Matrix::new(device.duplicate(x.buffer()), x.rows(), x.cols())
 }
 
 fn packed_kv<D: Ops>(
@@ -251,7 +256,8 @@ struct Walk<'a, D: Device, C: ?Sized> {
     program: &'a Program,
     rank: usize,
     width: usize,
-    keys: Vec<Option<ElemMatrix<D>>>,
+    /// Slot 0 may be borrowed; it is never written into.
+    keys: Vec<Option<Packed<'a, D>>>,
     gradients: Vec<Option<AccMatrix<D>>>,
     open: HashMap<usize, Open<'a, D>>,
 }
@@ -275,7 +281,8 @@ impl<'a, D: Ops, C: Communicator<D::Storage> + ?Sized> Walk<'a, D, C> {
     }
 
     fn key_slot(&mut self, slot: usize) -> &ElemMatrix<D> {
-        self.keys[slot].get_or_insert_with(|| self.device.matrix(self.program.slots[slot], self.width))
+        let new = || Packed::Copy(self.device.matrix(self.program.slots[slot], self.width));
+        self.keys[slot].get_or_insert_with(new).matrix()
     }
 
     fn take_gradients(&mut self, slot: usize) -> AccMatrix<D> {
@@ -286,7 +293,7 @@ impl<'a, D: Ops, C: Communicator<D::Storage> + ?Sized> Walk<'a, D, C> {
     fn step(&mut self, step: &'a Step) -> Result<()> {
         match step {
             Step::Post { exchange, content: Content::Keys, sends, receives } => {
-                let (messages, own_keys) = self.pack(sends, |walk, slot| walk.keys[slot].as_ref());
+                let (messages, own_keys) = self.pack(sends, |walk, slot| walk.keys[slot].as_ref().map(Packed::matrix));
                 let pending = self.post::<D::Elem>("attention keys", messages, receives)?;
                 let (content, own_gradients) = (Content::Keys, VecDeque::new());
                 self.open.insert(*exchange, Open { content, receives, pending, own_keys, own_gradients });
@@ -364,13 +371,13 @@ impl<'a, D: Ops, C: Communicator<D::Storage> + ?Sized> Walk<'a, D, C> {
                     };
                     let whole = receive.rows.iter().copied().eq(0..self.program.slots[slot]);
                     if whole && self.keys[slot].is_none() {
-                        self.keys[slot] = Some(matrix);
+                        self.keys[slot] = Some(Packed::Copy(matrix));
                         continue;
                     }
                     self.key_slot(slot);
-                    if let Some(target) = &mut self.keys[slot] {
-                        self.device.scatter_rows(&matrix, &receive.rows, target, 0);
-                    }
+                    let target = self.keys[slot].as_mut().and_then(Packed::copy_mut);
+                    let target = target.ok_or_else(|| unsound("keys received into a slot that is borrowed"))?;
+                    self.device.scatter_rows(&matrix, &receive.rows, target, 0);
                 }
                 Content::Gradients => {
                     let matrix = match own {
