@@ -285,7 +285,8 @@ fn every_combination<T: Float>(bound: f64) {
                 let [strategy, order, layout, kernel] = [strategy, order, layout, kernel].map(str::to_string);
                 let choice = Choice { strategy, order, layout, kernel, degree, grid: None };
                 let any = Any::<T> { case: &case, lengths, element: std::marker::PhantomData };
-                support::select(&choice, any).unwrap()
+                // Ring x Ulysses in groups that the heads go into.
+                support::select(&support::fit_heads(choice, config(2, 2).heads).unwrap(), any).unwrap()
             };
             let single = select(Single::NAME, "natural", 1);
             for order in support::orders(strategy) {
