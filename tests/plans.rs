@@ -5,6 +5,7 @@ use std::sync::Arc;
 use context_parallel::layout::{Bshd, Dense, Layout, Packed, Thd};
 use context_parallel::mask::{Mask, Slice, SliceKind};
 use context_parallel::order::{Contiguous, Placement, Striped, TokenOrder, Zigzag};
+use context_parallel::plan::stages::StageCount;
 use context_parallel::plan::{Content, Program, Step, View, check};
 use context_parallel::strategy::{CastKv, GatherKv, KvExchange, LocalKv, RingKv};
 
@@ -30,6 +31,29 @@ fn masks(documents: usize, tokens: usize) -> Vec<Mask> {
 fn view<O: TokenOrder, L: Layout>(batch: &L::Batch, ranks: usize, rank: usize, mask: &Mask) -> View {
     let placement = Placement::<O, L>::new(Arc::new(batch.clone()), ranks, rank).unwrap();
     View::new(&placement, mask.lower(batch).unwrap())
+}
+
+/// [`CastKv`] in several stages, as far as there are rows for them.
+#[derive(Clone, Copy, Debug, Hash)]
+struct Staged<const STAGES: usize>;
+
+impl<const STAGES: usize> Default for Staged<STAGES> {
+    fn default() -> Self {
+        Staged
+    }
+}
+
+impl<const STAGES: usize> KvExchange for Staged<STAGES> {
+    const NAME: &'static str = "staged cast";
+
+    fn forward(&self, view: &View) -> Program {
+        CastKv::new(StageCount::Exactly(STAGES)).forward(view)
+    }
+
+    fn backward(&self, view: &View) -> Program {
+        // Other stages than forward.
+        CastKv::new(StageCount::Exactly(STAGES + 1)).backward(view)
+    }
 }
 
 fn programs<X: KvExchange>(view: &View) -> Vec<(Program, Program)> {
@@ -60,6 +84,9 @@ fn sound_everywhere<L: Layout>(batch: &L::Batch, documents: usize, tokens: usize
             sound::<CastKv, Zigzag, L>(batch, ranks, &mask);
             sound::<CastKv, Striped, L>(batch, ranks, &mask);
             sound::<CastKv, Contiguous, L>(batch, ranks, &mask);
+            sound::<Staged<2>, Zigzag, L>(batch, ranks, &mask);
+            sound::<Staged<5>, Striped<2>, L>(batch, ranks, &mask);
+            sound::<Staged<3>, Contiguous, L>(batch, ranks, &mask);
         }
     }
 }
@@ -149,6 +176,7 @@ fn broken_plans_are_noticed() {
     mutations::<RingKv>();
     mutations::<GatherKv>();
     mutations::<CastKv>();
+    mutations::<Staged<3>>();
 }
 
 #[test]
@@ -186,4 +214,25 @@ fn a_windowed_ring_stops_at_the_last_rank_that_needs_a_block() {
     assert_eq!(RingKv.backward(&view).rows_sent(2, Content::Gradients), 3);
     let all = GatherKv.forward(&view).rows_sent(2, Content::Keys);
     assert_eq!(all, 7 * 8);
+}
+
+#[test]
+fn a_staged_cast_fetches_the_next_stage_while_it_attends_one() {
+    let batch = Dense { batch: 1, seq: 64 };
+    for (backward, stages) in [(false, 3), (true, 4)] {
+        let view = view::<Zigzag, Bshd>(&batch, 8, 3, &Mask::Causal);
+        let program = if backward { Staged::<3>.backward(&view) } else { Staged::<3>.forward(&view) };
+        let at = |wanted: &dyn Fn(&Step) -> bool| program.steps.iter().position(wanted).unwrap();
+        let post = |number| at(&|step| matches!(step, Step::Post { exchange, .. } if *exchange == number));
+        let tile = |number| at(&|step| matches!(step, Step::Tile { slot, .. } if *slot == number));
+        assert_eq!(program.slots.len(), 1 + stages);
+        for stage in 1..stages {
+            assert!(post(stage) < tile(stage), "stage {stage} is posted before the one before it is attended");
+            let gradients = stages + stage - 1;
+            assert!(!backward || tile(stage) < post(gradients) && post(gradients) < tile(stage + 1));
+        }
+        // Own rows and two stages at a time.
+        let stage = program.slots[1..].iter().max().unwrap();
+        assert!(program.peak_rows() <= program.slots[0] + 2 * stage, "{} rows at a time", program.peak_rows());
+    }
 }

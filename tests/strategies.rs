@@ -16,6 +16,7 @@ use context_parallel::model::{Config, GptModel, ParameterList, Sizes, init};
 use context_parallel::ops::attention::AttentionShape;
 use context_parallel::oracle::{self, relative_error};
 use context_parallel::order::{Contiguous, Full, Striped, Zigzag};
+use context_parallel::plan::stages::StageCount;
 use context_parallel::strategy::{
     AllGather, CastKv, CpStrategy, Dynamic, Flash, KeepHeads, Kernel, LocalKv, Magi, Ring, RingUlysses, Row, Single,
     Supports, Ulysses, Unfused,
@@ -225,6 +226,35 @@ fn padding_of_nan_never_reaches_a_real_row() {
             }
         }
     }
+}
+
+#[test]
+fn stages_change_neither_numbers_nor_traffic() {
+    let batch = Packed::new(&[13, 0, 1, 90, 140], &[16, 3, 1, 97, 140]).unwrap();
+    for mask in masks() {
+        for ranks in [2, 3, 5] {
+            for stages in [1, 2, 3, 7].map(StageCount::Exactly) {
+                for errors in [
+                    attention_errors(Magi::new(Runtime(ranks)).with_stages(stages), &batch, &mask),
+                    attention_errors(Dynamic::new(Runtime(ranks)).with_stages(stages), &batch, &mask),
+                ] {
+                    assert!(errors.iter().all(|&error| error < 2e-6), "{mask:?}, {stages:?} on {ranks}: {errors:?}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn ranks_with_other_stages_are_told_before_they_compute() {
+    let error = threads::run(2, |comm| {
+        let device = Cpu::<f32>::new(1);
+        let strategy = Magi::new(Runtime(2)).with_stages(StageCount::Exactly(2 + comm.rank()));
+        let handler = CpHandler::<Magi, Thd, _>::new(strategy, comm)?;
+        let placement = handler.place(Packed::from_lengths(&[64])?)?;
+        handler.plan(&placement, &Mask::Causal)?.agree(&device, handler.comm())
+    });
+    assert!(error.unwrap_err().to_string().contains("give every rank the same"));
 }
 
 #[test]

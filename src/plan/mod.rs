@@ -9,6 +9,7 @@ mod piece;
 mod program;
 mod rows;
 pub mod schedule;
+pub mod stages;
 mod tile;
 mod view;
 
@@ -16,5 +17,5 @@ pub use check::check;
 pub use piece::Piece;
 pub use program::{Content, Program, Step, Transfer};
 pub use rows::RowSet;
-pub use tile::{tile, touched};
+pub use tile::{area_by_keys, tile, touched};
 pub use view::View;

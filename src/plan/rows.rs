@@ -91,6 +91,17 @@ impl RowSet {
         RowSet::from_sorted(left)
     }
 
+    /// The rows at these places of the set, counted from its first row.
+    pub fn at_places(&self, places: Range<usize>) -> RowSet {
+        let mut before = 0;
+        RowSet::from_sorted(self.ranges.iter().map(|range| {
+            let first = before;
+            before += range.len();
+            let clip = |place: usize| range.start + place.clamp(first, before) - first;
+            clip(places.start)..clip(places.end)
+        }))
+    }
+
     /// Where the rows of `part` lie in a buffer that holds just the rows of this set.
     ///
     /// # Panics
@@ -133,6 +144,10 @@ mod tests {
             let both = x.intersection(&y);
             let places: Vec<usize> = both.iter().map(|row| a.range(..row).count()).collect();
             prop_assert_eq!(x.places_of(&both), places);
+            for (from, to) in [(0, 3), (2, 2), (1, 50), (40, 50)] {
+                let part: Vec<usize> = a.iter().copied().skip(from).take(to - from).collect();
+                prop_assert_eq!(x.at_places(from..to), set(&part));
+            }
         }
     }
 }

@@ -101,6 +101,28 @@ pub fn touched(pieces: &[Piece]) -> Vec<Range<usize>> {
     merged
 }
 
+/// The attended cells of the pieces by key row: of those before `ends[0]`, of `ends[0]..ends[1]`, and so on. Ends ascend;
+/// rows past the last do not count.
+///
+/// Where the steps of a piece's runs are equal this takes constant time per piece and end, else time in its queries.
+pub fn area_by_keys(pieces: &[Piece], ends: &[usize]) -> Vec<u64> {
+    let mut areas = vec![0; ends.len()];
+    for piece in pieces {
+        let keys = piece.k_rows();
+        let mut before = 0;
+        for index in ends.partition_point(|&end| end <= keys.start)..ends.len() {
+            let len = ends[index].min(keys.end) - keys.start;
+            let area = Piece { k: Run { len, ..piece.k }, ..piece.clone() }.area();
+            areas[index] += area - before;
+            before = area;
+            if len == keys.len() {
+                break;
+            }
+        }
+    }
+    areas
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -150,5 +172,27 @@ mod tests {
         assert_eq!(pieces.len(), documents);
         assert!(pieces.iter().all(|piece| piece.area() == 3));
         assert_eq!(touched(&pieces), vec![0..2 * documents; 1]);
+    }
+
+    #[test]
+    fn areas_by_keys_are_those_of_their_rows() {
+        let batch = Packed::from_lengths(&[9, 4, 20]).unwrap();
+        for mask in [Mask::Causal, Mask::Full, Mask::sliding(3)] {
+            let bands = mask.lower(&batch).unwrap();
+            for (queries, keys) in
+                [(run(0, 1, 33), run(0, 1, 33)), (run(1, 3, 10), run(2, 3, 9)), (run(0, 2, 16), run(1, 1, 30))]
+            {
+                let rows = |to: usize| Run { len: to, ..keys };
+                let before =
+                    |to: usize| tile(&[(0, queries)], &[(0, rows(to))], &bands).iter().map(Piece::area).sum::<u64>();
+                let ends = [0, 1, 4, 4, keys.len.min(9), keys.len];
+                let expected: Vec<u64> = ends
+                    .iter()
+                    .enumerate()
+                    .map(|(i, &end)| before(end) - if i == 0 { 0 } else { before(ends[i - 1]) })
+                    .collect();
+                assert_eq!(area_by_keys(&tile(&[(0, queries)], &[(0, keys)], &bands), &ends), expected, "{mask:?}");
+            }
+        }
     }
 }

@@ -1,11 +1,15 @@
 //! What a strategy plans from: who holds which valid tokens, and what is attended.
 
-use std::sync::OnceLock;
+use std::any::Any;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use crate::layout::Layout;
 use crate::mask::Bands;
 use crate::order::{Placement, Run, TokenOrder};
 use crate::plan::{Piece, RowSet, tile, touched};
+
+/// What [`View::shared`] keeps, by its key.
+type Shared = Arc<dyn Any + Send + Sync>;
 
 /// Everything that the plan of one batch and mask depends on.
 ///
@@ -16,7 +20,9 @@ pub struct View {
     rank: usize,
     held: Vec<Vec<(usize, Run)>>,
     bands: Bands,
-    needs: Vec<OnceLock<RowSet>>,
+    /// By rank: the rows of each owner that its queries attend.
+    needs: Vec<OnceLock<Vec<RowSet>>>,
+    shared: Mutex<Vec<(u64, Shared)>>,
 }
 
 impl View {
@@ -30,9 +36,12 @@ impl View {
             };
             placement.valid_runs_of(rank).into_iter().map(place).collect()
         };
-        let ranks = placement.ranks();
-        let needs = (0..ranks * ranks).map(|_| OnceLock::new()).collect();
-        View { rank: placement.rank(), held: (0..ranks).map(valid_rows).collect(), bands, needs }
+        Self::of(placement.rank(), (0..placement.ranks()).map(valid_rows).collect(), bands)
+    }
+
+    fn of(rank: usize, held: Vec<Vec<(usize, Run)>>, bands: Bands) -> Self {
+        let needs = held.iter().map(|_| OnceLock::new()).collect();
+        View { rank, held, bands, needs, shared: Mutex::default() }
     }
 
     /// The view in which each group of the placement's grid is one rank that holds the rows of all its members, seen
@@ -47,8 +56,7 @@ impl View {
         };
         let (held, mut places): (Vec<_>, Vec<_>) = (0..grid.outer).map(group).unzip();
         let rank = grid.place(placement.rank()).0;
-        let needs = (0..grid.outer * grid.outer).map(|_| OnceLock::new()).collect();
-        (View { rank, held, bands: by_rank.bands, needs }, places.swap_remove(rank))
+        (Self::of(rank, held, by_rank.bands), places.swap_remove(rank))
     }
 
     /// The rank that the plan is for.
@@ -63,7 +71,8 @@ impl View {
 
     /// The same view from another rank.
     pub fn seen_from(&self, rank: usize) -> View {
-        View { rank, held: self.held.clone(), bands: self.bands.clone(), needs: self.needs.clone() }
+        let shared = Mutex::new(self.shared.lock().unwrap_or_else(PoisonError::into_inner).clone());
+        View { rank, held: self.held.clone(), bands: self.bands.clone(), needs: self.needs.clone(), shared }
     }
 
     /// The same view from another rank, with all that was worked out so far.
@@ -88,8 +97,34 @@ impl View {
 
     /// The rows of `owner` that queries of `rank` attend.
     pub fn needs(&self, owner: usize, rank: usize) -> &RowSet {
-        self.needs[owner * self.ranks() + rank]
-            .get_or_init(|| RowSet::from_sorted(touched(&tile(self.held(rank), self.held(owner), &self.bands))))
+        &self.needs[rank].get_or_init(|| self.needs_of(rank))[owner]
+    }
+
+    fn needs_of(&self, rank: usize) -> Vec<RowSet> {
+        let queries = self.held(rank);
+        let owners = (0..self.ranks()).map(|owner| self.held(owner));
+        if queries.iter().any(|(_, run)| run.step > 1 && run.len > 1) {
+            // Keys of the same step are quicker to compare with than all tokens.
+            return owners.map(|held| RowSet::from_sorted(touched(&tile(queries, held, &self.bands)))).collect();
+        }
+        let ends = self.bands.as_slice().iter().map(|band| band.k.end as usize);
+        let all = (0, Run { start: 0, step: 1, len: ends.max().unwrap_or(0) });
+        let tokens = RowSet::from_sorted(touched(&tile(queries, &[all], &self.bands)));
+        owners.map(|held| rows_with(held, &tokens)).collect()
+    }
+
+    /// Something that the programs of several ranks are made from, worked out once for this view and those turned or
+    /// seen from it. The key says all that it depends on beside the view; another type under the same key is made
+    /// anew each time.
+    pub fn shared<T: Any + Send + Sync>(&self, key: u64, make: impl FnOnce() -> T) -> Arc<T> {
+        let lock = || self.shared.lock().unwrap_or_else(PoisonError::into_inner);
+        let found = lock().iter().find(|(other, _)| *other == key).map(|(_, value)| value.clone());
+        if let Some(value) = found.and_then(|value| value.downcast::<T>().ok()) {
+            return value;
+        }
+        let value = Arc::new(make());
+        lock().push((key, value.clone()));
+        value
     }
 
     /// The pieces of this rank's queries against a buffer that holds the rows `rows` of `owner`.
@@ -100,6 +135,11 @@ impl View {
     /// The pieces of this rank's queries against a buffer with the given runs, each with its first row.
     pub fn tile_runs(&self, keys: &[(usize, Run)]) -> Vec<Piece> {
         tile(self.held(self.rank), keys, &self.bands)
+    }
+
+    /// The pieces of another rank's queries against a buffer with the given runs.
+    pub fn tile_of(&self, rank: usize, keys: &[(usize, Run)]) -> Vec<Piece> {
+        tile(self.held(rank), keys, &self.bands)
     }
 
     /// The runs of a buffer that holds the rows `rows` of `owner`, from row `first` on.
@@ -148,6 +188,18 @@ fn joined(held: &[&[(usize, Run)]]) -> (Vec<(usize, Run)>, Vec<Vec<usize>>) {
     (runs, places)
 }
 
+/// The rows whose tokens are in a set.
+fn rows_with(held: &[(usize, Run)], tokens: &RowSet) -> RowSet {
+    let ranges = tokens.ranges();
+    RowSet::from_sorted(held.iter().flat_map(|&(row, run)| {
+        let first = ranges.partition_point(|range| range.end <= run.start);
+        let meeting = ranges[first..].iter().take_while(move |range| range.start < run.end());
+        // Rows before the first token at or after a bound.
+        let rows = move |bound: usize| row + bound.saturating_sub(run.start).div_ceil(run.step).min(run.len);
+        meeting.map(move |range| rows(range.start)..rows(range.end))
+    }))
+}
+
 fn rows_of(held: &[(usize, Run)]) -> usize {
     held.last().map_or(0, |(row, run)| row + run.len)
 }
@@ -172,4 +224,46 @@ fn kept(held: &[(usize, Run)], rows: &RowSet) -> Vec<(usize, Run)> {
         }
     }
     parts
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::layout::{Packed, Thd};
+    use crate::mask::Mask;
+    use crate::order::{Contiguous, Striped, Zigzag};
+
+    fn needs_are_what_tiles_touch<O: TokenOrder>() {
+        let batch = Arc::new(Packed::new(&[0, 1, 7, 16, 0, 3, 33], &[2, 1, 9, 16, 0, 8, 40]).unwrap());
+        let window = Mask::Window { left: Some(5), right: Some(2) };
+        for mask in [Mask::Causal, Mask::Full, window, Mask::Prefix(vec![4; 7])] {
+            for ranks in [1, 2, 3, 5, 8] {
+                let placement = Placement::<O, Thd>::new(batch.clone(), ranks, 0).unwrap();
+                let view = View::new(&placement, mask.lower(&*batch).unwrap());
+                for (owner, rank) in (0..ranks).flat_map(|owner| (0..ranks).map(move |rank| (owner, rank))) {
+                    let pieces = tile(view.held(rank), view.held(owner), view.bands());
+                    let expected = RowSet::from_sorted(touched(&pieces));
+                    assert_eq!(view.needs(owner, rank), &expected, "{mask:?}, {owner} to {rank} of {ranks}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn needs_are_what_tiles_touch_under_every_order() {
+        needs_are_what_tiles_touch::<Zigzag>();
+        needs_are_what_tiles_touch::<Contiguous>();
+        needs_are_what_tiles_touch::<Striped>();
+        needs_are_what_tiles_touch::<Striped<4>>();
+    }
+
+    #[test]
+    fn what_is_shared_is_made_once_per_key() {
+        let batch = Arc::new(Packed::from_lengths(&[8]).unwrap());
+        let placement = Placement::<Zigzag, Thd>::new(batch.clone(), 2, 0).unwrap();
+        let view = View::new(&placement, Mask::Causal.lower(&*batch).unwrap());
+        assert_eq!((*view.shared(1, || 5u8), *view.shared(1, || 6u8), *view.shared(2, || 7u8)), (5, 5, 7));
+        assert_eq!(*view.seen_from(1).shared(1, || 8u8), 5);
+        assert_eq!(*view.turned_to(1).shared(1, || "text"), "text");
+    }
 }

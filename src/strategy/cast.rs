@@ -1,63 +1,201 @@
-//! Group-cast: each rank receives just the rows of keys and values that its queries attend.
+//! Group-cast: each rank receives just the rows of keys and values that its queries attend, in stages.
 
-use crate::plan::{Content, Program, RowSet, Step, Transfer, View};
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::sync::Arc;
+
+use crate::plan::stages::{Atom, StageCosts, StageCount, Stages, Work, best};
+use crate::plan::{Content, Program, RowSet, Step, Transfer, View, area_by_keys};
 use crate::strategy::KvExchange;
 
-/// Every owner sends each rank the rows that it needs, packed, straight. The own rows are attended meanwhile, then
-/// all remote rows in one tile. Gradients return the same way and are summed at home in rank order.
+/// Every owner sends each rank the rows that it needs, packed, straight.
+///
+/// A rank cuts its remote rows into [`stages`](crate::plan::stages): while it attends one, the next is under way. Its own
+/// keys come first, or in a backward pass last where that is quicker. Gradients of a stage go home while the next one is
+/// attended, and are added there stage by stage, in a fixed order. Forward and backward passes are cut by themselves.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-pub struct CastKv;
+pub struct CastKv {
+    /// How many stages; every rank must use the same.
+    pub stages: StageCount,
+}
 
-/// Slots of the programs: own rows, rows of other ranks by owner, and the home of the gradients.
+/// The slot of the own rows, and of their gradients; stage `i` has slot `i + 1`.
 const OWN: usize = 0;
-const REMOTE: usize = 1;
-const HOME: usize = 2;
+/// Parts of the remote rows, equally large, that a stage can be made of.
+const ATOMS: usize = 16;
+
+/// What a rank fetches in each stage: rows by owner, in the order in which they lie in the stage's slot.
+#[derive(Debug)]
+struct Fetches {
+    stages: Vec<Vec<(usize, RowSet)>>,
+    own_last: bool,
+}
+
+impl Fetches {
+    fn rows(&self, stage: usize, owner: usize) -> Option<&RowSet> {
+        self.stages.get(stage)?.iter().find(|(other, _)| *other == owner).map(|(_, rows)| rows)
+    }
+}
 
 impl CastKv {
-    fn program(view: &View, backward: bool) -> Program {
-        let (rank, ranks) = (view.rank(), view.ranks());
-        let others = || (0..ranks).filter(move |&peer| peer != rank);
-        let own = RowSet::all(view.rows(rank));
-        let send = |peer| Transfer { peer, slot: OWN, rows: view.needs(rank, peer).iter().collect() };
-        let (mut receives, mut pieces, mut remote) = (Vec::new(), Vec::new(), 0);
-        for owner in others() {
+    /// With this many stages.
+    pub fn new(stages: StageCount) -> Self {
+        CastKv { stages }
+    }
+
+    /// What every rank fetches.
+    fn fetches(&self, view: &View, backward: bool) -> Arc<Vec<Fetches>> {
+        let mut key = DefaultHasher::new();
+        (Self::NAME, self, backward).hash(&mut key);
+        view.shared(key.finish(), || (0..view.ranks()).map(|rank| self.fetches_of(view, rank, backward)).collect())
+    }
+
+    fn fetches_of(&self, view: &View, rank: usize, backward: bool) -> Fetches {
+        let ranks = view.ranks();
+        // Starting with the next rank, so that not all ask the same one first.
+        let owners = (1..ranks).map(|i| (rank + i) % ranks).filter(|&owner| !view.needs(owner, rank).is_empty());
+        let owners: Vec<usize> = owners.collect();
+        let (mut runs, mut firsts, mut total) = (Vec::new(), Vec::new(), 0);
+        for &owner in &owners {
             let needs = view.needs(owner, rank);
-            receives.push(Transfer { peer: owner, slot: REMOTE, rows: (remote..remote + needs.len()).collect() });
-            pieces.extend(view.tile_runs(&view.runs(owner, needs, remote)));
-            remote += needs.len();
+            runs.extend(view.runs(owner, needs, total));
+            firsts.push(total);
+            total += needs.len();
         }
-        pieces.sort_by_key(|piece| (piece.q_row, piece.k_row));
-        let mut steps = vec![
-            Step::Post {
-                exchange: 0,
-                content: Content::Keys,
-                sends: others().map(send).collect(),
-                receives: receives.clone(),
-            },
-            Step::Tile { slot: OWN, pieces: view.tile(rank, &own) },
-            Step::Wait { exchange: 0 },
-        ];
-        if remote > 0 {
-            steps.push(Step::Tile { slot: REMOTE, pieces });
-            if !backward {
+        let parts = ATOMS.min(total).max(1);
+        let ends: Vec<usize> = (1..=parts).map(|part| part * total / parts).collect();
+        let areas = area_by_keys(&view.tile_of(rank, &runs), &ends);
+        let mut start = 0;
+        let atom = |(&end, area)| Atom { rows: end - std::mem::replace(&mut start, end), area };
+        let atoms: Vec<Atom> = ends.iter().zip(areas).map(atom).filter(|atom| atom.rows > 0).collect();
+        let own = view.tile_of(rank, view.held(rank));
+        let own_area = own.iter().map(crate::plan::Piece::area).sum();
+        let work = Work { queries: view.rows(rank), own_area, atoms: &atoms };
+        let costs = if backward { StageCosts::BACKWARD } else { StageCosts::FORWARD };
+        let Stages { cuts, own_last, .. } = best(&work, &costs, self.stages);
+        let stage = |atoms: std::ops::Range<usize>| {
+            let rows = if atoms.start == 0 { 0 } else { ends[atoms.start - 1] }..ends[atoms.end - 1];
+            let part = |(&owner, &first): (&usize, &usize)| {
+                let clip = |row: usize| row.saturating_sub(first);
+                let part = view.needs(owner, rank).at_places(clip(rows.start)..clip(rows.end));
+                (!part.is_empty()).then_some((owner, part))
+            };
+            owners.iter().zip(&firsts).filter_map(part).collect()
+        };
+        Fetches { stages: cuts.into_iter().map(stage).collect(), own_last }
+    }
+
+    fn program(&self, view: &View, backward: bool) -> Program {
+        let fetches = self.fetches(view, backward);
+        Writer {
+            view,
+            fetches: &fetches,
+            exchanges: fetches.iter().map(|f| f.stages.len()).max().unwrap_or(0),
+            backward,
+        }
+        .program()
+    }
+}
+
+/// Writes one rank's program.
+///
+/// Every rank posts all exchanges in the same order, whatever its own stages are: keys of stage 0, keys 1, gradients 0,
+/// keys 2, gradients 1, and so on.
+struct Writer<'a> {
+    view: &'a View,
+    fetches: &'a [Fetches],
+    /// Most stages of any rank.
+    exchanges: usize,
+    backward: bool,
+}
+
+impl Writer<'_> {
+    fn mine(&self) -> &Fetches {
+        &self.fetches[self.view.rank()]
+    }
+
+    /// Rows of the stage's slot by owner.
+    fn places(&self, stage: usize) -> Vec<Transfer> {
+        let mut first = 0;
+        let parts = self.mine().stages.get(stage).map_or(&[][..], Vec::as_slice);
+        let place = |(owner, rows): &(usize, RowSet)| {
+            let start = first;
+            first += rows.len();
+            Transfer { peer: *owner, slot: stage + 1, rows: (start..first).collect() }
+        };
+        parts.iter().map(place).collect()
+    }
+
+    /// Own rows that other ranks use in a stage.
+    fn used(&self, stage: usize) -> Vec<Transfer> {
+        let (rank, ranks) = (self.view.rank(), self.view.ranks());
+        let peers = (1..ranks).map(|i| (rank + ranks - i) % ranks);
+        let rows = |peer: usize| {
+            let rows = self.fetches[peer].rows(stage, rank)?;
+            Some(Transfer { peer, slot: OWN, rows: rows.iter().collect() })
+        };
+        peers.filter_map(rows).collect()
+    }
+
+    fn post_keys(&self, steps: &mut Vec<Step>, stage: usize) {
+        if stage < self.exchanges {
+            let (sends, receives) = (self.used(stage), self.places(stage));
+            steps.push(Step::Post { exchange: stage, content: Content::Keys, sends, receives });
+        }
+    }
+
+    fn post_gradients(&self, steps: &mut Vec<Step>, stage: usize) {
+        if self.backward && stage < self.exchanges {
+            let (sends, receives) = (self.places(stage), self.used(stage));
+            steps.push(Step::Post { exchange: self.exchanges + stage, content: Content::Gradients, sends, receives });
+        }
+    }
+
+    fn wait_for_gradients(&self, steps: &mut Vec<Step>, stages: std::ops::Range<usize>) {
+        if self.backward {
+            steps.extend(stages.map(|stage| Step::Wait { exchange: self.exchanges + stage }));
+        }
+    }
+
+    fn program(&self) -> Program {
+        let (view, mine) = (self.view, self.mine());
+        let stages = mine.stages.len();
+        let own = Step::Tile { slot: OWN, pieces: view.tile_runs(view.held(view.rank())) };
+        let mut steps = Vec::new();
+        self.post_keys(&mut steps, 0);
+        if !mine.own_last && stages > 0 {
+            steps.push(own.clone());
+        }
+        for (stage, parts) in mine.stages.iter().enumerate() {
+            steps.push(Step::Wait { exchange: stage });
+            self.post_keys(&mut steps, stage + 1);
+            let slot = stage + 1;
+            let (mut keys, mut rows) = (Vec::new(), 0);
+            for (owner, part) in parts {
+                keys.extend(view.runs(*owner, part, rows));
+                rows += part.len();
+            }
+            steps.push(Step::Tile { slot, pieces: view.tile_runs(&keys) });
+            if !self.backward {
                 steps.push(Step::Merge);
             }
+            self.post_gradients(&mut steps, stage);
+            steps.push(Step::Free { slot });
+            self.wait_for_gradients(&mut steps, stage.saturating_sub(1)..stage);
         }
-        let mut slots = vec![own.len(), remote];
-        if backward {
-            let whole = |slot| Transfer { peer: rank, slot, rows: own.iter().collect() };
-            let mut sends = receives;
-            sends.push(whole(OWN));
-            let home = |peer| match peer == rank {
-                true => whole(HOME),
-                false => Transfer { peer, slot: HOME, rows: view.needs(rank, peer).iter().collect() },
-            };
-            let receives = (0..ranks).map(home).collect();
-            steps.push(Step::Post { exchange: 1, content: Content::Gradients, sends, receives });
-            steps.push(Step::Wait { exchange: 1 });
-            slots.push(own.len());
+        // Others may have more stages; what they need of this rank is not held up by its own work.
+        for stage in stages..self.exchanges {
+            self.post_keys(&mut steps, stage + 1);
+            self.post_gradients(&mut steps, stage);
         }
-        Program { slots, home: if backward { HOME } else { OWN }, steps }
+        if mine.own_last || stages == 0 {
+            steps.push(own);
+        }
+        steps.extend((stages..self.exchanges).map(|exchange| Step::Wait { exchange }));
+        self.wait_for_gradients(&mut steps, stages.saturating_sub(1)..self.exchanges);
+        let rows = |parts: &Vec<(usize, RowSet)>| -> usize { parts.iter().map(|(_, rows)| rows.len()).sum() };
+        let mut slots = vec![view.rows(view.rank())];
+        slots.extend(mine.stages.iter().map(rows));
+        Program { slots, home: OWN, steps }
     }
 }
 
@@ -65,10 +203,10 @@ impl KvExchange for CastKv {
     const NAME: &'static str = "cast";
 
     fn forward(&self, view: &View) -> Program {
-        Self::program(view, false)
+        self.program(view, false)
     }
 
     fn backward(&self, view: &View) -> Program {
-        Self::program(view, true)
+        self.program(view, true)
     }
 }

@@ -6,6 +6,7 @@ use crate::layout::Batch;
 use crate::mask::Mask;
 use crate::order::{Dealt, Grouped};
 use crate::plan::schedule::{Group, assign};
+use crate::plan::stages::StageCount;
 use crate::strategy::{CastKv, CpStrategy, KeepHeads};
 
 /// A block of 1 to `N` ranks for each document of a packed batch; a document on one rank needs no communication.
@@ -16,12 +17,18 @@ use crate::strategy::{CastKv, CpStrategy, KeepHeads};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Dynamic<N = Runtime> {
     degree: N,
+    kv: CastKv,
 }
 
 impl<N: Degree> Dynamic<N> {
     /// On `degree` ranks.
     pub fn new(degree: N) -> Self {
-        Dynamic { degree }
+        Dynamic { degree, kv: CastKv::default() }
+    }
+
+    /// How many stages remote keys and values come in. Every rank must use the same.
+    pub fn with_stages(self, stages: StageCount) -> Self {
+        Dynamic { kv: CastKv::new(stages), ..self }
     }
 }
 
@@ -39,6 +46,10 @@ impl<N: Degree> CpStrategy for Dynamic<N> {
 
     fn degree(&self) -> usize {
         self.degree.ranks()
+    }
+
+    fn kv(&self) -> CastKv {
+        self.kv
     }
 
     fn table<B: Batch>(&self, batch: &B, _masks: &[(Mask, u64)]) -> Result<Dealt> {

@@ -150,11 +150,12 @@ impl<K: Kernel> Execute<K> for Executor<K> {
         let mut dq: AccMatrix<D> = device.zero_matrix(queries.matrix().rows(), shape.q_width());
         let mut walk = Walk::new(device, comm, &plan.backward, plan.rank, shape.kv_width());
         walk.keys[0] = Some(kv);
-        let mut tiles = saved.tiles.iter();
+        let (mut tiles, nothing) = (saved.tiles.iter(), K::nothing_saved());
         for step in &plan.backward.steps {
             match step {
                 Step::Tile { slot, pieces } => {
-                    let of_tile = tiles.next().ok_or_else(|| unsound("more tiles backward than forward"))?;
+                    let of_tile = nothing.as_ref().or_else(|| tiles.next());
+                    let of_tile = of_tile.ok_or_else(|| unsound("more tiles backward than forward"))?;
                     let mut dkv = walk.take_gradients(*slot);
                     let kv = walk.key_slot(*slot);
                     let tile = TileOperands { shape, q: queries.matrix(), kv, pieces, blocks: &plan.blocks };

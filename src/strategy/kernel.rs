@@ -32,6 +32,12 @@ pub trait Kernel: Copy + Default + fmt::Debug + PartialEq + Send + Sync + 'stati
     /// What the backward pass needs besides output and log-sum-exp.
     type Saved<D: Device>: Send;
 
+    /// What stands for [`Kernel::Saved`] if there is nothing in it, so that a backward pass may be cut into other tiles
+    /// than its forward pass.
+    fn nothing_saved<D: Device>() -> Option<Self::Saved<D>> {
+        None
+    }
+
     /// Writes `out [queries, out_width]`, and `lse [queries, q_heads]` if the kernel computes it.
     fn forward<D: Ops>(
         device: &D,
@@ -84,6 +90,10 @@ impl LogSumExp for Flash {}
 impl Kernel for Flash {
     const NAME: &'static str = "flash";
     type Saved<D: Device> = ();
+
+    fn nothing_saved<D: Device>() -> Option<()> {
+        Some(())
+    }
 
     fn forward<D: Ops>(device: &D, tile: TileOperands<'_, D>, out: &mut AccMatrix<D>, lse: &mut AccMatrix<D>) {
         device.attention(tile.shape, tile.q, tile.kv, tile.pieces, out, lse);

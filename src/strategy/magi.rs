@@ -9,6 +9,7 @@ use crate::layout::Batch;
 use crate::mask::Mask;
 use crate::order::{Dealt, Solved};
 use crate::plan::dispatch::{Options, Problem, solve};
+use crate::plan::stages::StageCount;
 use crate::strategy::{CastKv, CpStrategy, KeepHeads};
 
 /// Solved placement and group-cast over `N` ranks, for packed batches under any mask. Megatron calls it `magi`.
@@ -16,17 +17,23 @@ use crate::strategy::{CastKv, CpStrategy, KeepHeads};
 pub struct Magi<N = Runtime> {
     degree: N,
     effort: u64,
+    kv: CastKv,
 }
 
 impl<N: Degree> Magi<N> {
     /// On `degree` ranks, at the solver's default effort.
     pub fn new(degree: N) -> Self {
-        Magi { degree, effort: Options::default().effort }
+        Magi { degree, effort: Options::default().effort, kv: CastKv::default() }
     }
 
     /// How many moves the solver tries to improve a placement. Every rank must use the same number.
     pub fn with_effort(self, moves: u64) -> Self {
         Magi { effort: moves, ..self }
+    }
+
+    /// How many stages remote keys and values come in. Every rank must use the same.
+    pub fn with_stages(self, stages: StageCount) -> Self {
+        Magi { kv: CastKv::new(stages), ..self }
     }
 }
 
@@ -44,6 +51,10 @@ impl<N: Degree> CpStrategy for Magi<N> {
 
     fn degree(&self) -> usize {
         self.degree.ranks()
+    }
+
+    fn kv(&self) -> CastKv {
+        self.kv
     }
 
     fn table<B: Batch>(&self, batch: &B, masks: &[(Mask, u64)]) -> Result<Dealt> {

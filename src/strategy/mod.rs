@@ -37,6 +37,7 @@ pub use support::{Row, RunsOn, Supports};
 pub use ulysses::Ulysses;
 
 use std::fmt;
+use std::hash::Hash;
 
 use crate::degree::Grid;
 use crate::error::Result;
@@ -85,8 +86,8 @@ pub trait CpStrategy: Copy + fmt::Debug + PartialEq + Send + Sync + 'static {
 /// How keys and values reach the queries, and their gradients the way back.
 ///
 /// Both programs must pass [`crate::plan::check`] on every rank, and must list transfers between two ranks in the
-/// same order on both sides.
-pub trait KvExchange: Copy + Default + fmt::Debug + Send + Sync + 'static {
+/// same order on both sides. The hash of its settings is part of a plan's.
+pub trait KvExchange: Copy + Default + fmt::Debug + Hash + Send + Sync + 'static {
     /// Name in messages.
     const NAME: &'static str;
 

@@ -35,7 +35,7 @@ fn view_of<H: CpStrategy, L: Layout>(
 pub struct AttentionPlan<O: TokenOrder, L: Layout> {
     placement: Arc<Placement<O, L>>,
     rank_plan: RankPlan,
-    /// Identifies strategy, placement and mask, the same on every rank.
+    /// Identifies strategy, placement, mask and exchange, the same on every rank.
     hash: u64,
     /// Whether every rank is known to have the same plan.
     agreed: AtomicBool,
@@ -94,7 +94,7 @@ impl<O: TokenOrder, L: Layout> AttentionPlan<O, L> {
         let in_place = L::TOKEN_MAJOR && rows.len() == stored;
         let rank_plan = RankPlan { rank, forward, backward, swap, stored, rows, in_place, blocks };
         let mut hasher = DefaultHasher::new();
-        (H::NAME, placement.hash(), mask).hash(&mut hasher);
+        (H::NAME, placement.hash(), mask, H::Kv::NAME, kv).hash(&mut hasher);
         let (hash, agreed) = (hasher.finish(), AtomicBool::new(placement.ranks() == 1));
         Ok(AttentionPlan { placement: placement.clone(), rank_plan, hash, agreed })
     }
@@ -114,7 +114,7 @@ impl<O: TokenOrder, L: Layout> AttentionPlan<O, L> {
         check(H::NAME, &view, &programs)
     }
 
-    /// Identifies strategy, placement and mask, the same on every rank.
+    /// Identifies strategy, placement, mask and exchange, the same on every rank.
     pub fn hash(&self) -> u64 {
         self.hash
     }

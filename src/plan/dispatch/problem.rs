@@ -37,7 +37,7 @@ pub struct Costs {
 }
 
 impl Default for Costs {
-    /// Units of 57 fs: 64 query heads of 128 features at 580 TFLOP/s, 8 key/value heads in 16 bits at 45 GB/s
+    /// Units of 57 ps: 64 query heads of 128 features at 580 TFLOP/s, 8 key/value heads in 16 bits at 45 GB/s
     /// (`magi.md` section 3.4: an H100 and its share of the network between nodes).
     fn default() -> Self {
         Costs { cell: 1, received: 1600, sent: 1600 }

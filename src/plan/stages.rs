@@ -1,0 +1,286 @@
+//! Stages: how remote keys are cut into parts that travel while earlier ones are attended.
+//!
+//! In time slot `j` a rank attends stage `j`, fetches stage `j + 1`, and in a backward pass sends the gradients of stage
+//! `j - 1` home; a slot takes as long as the slowest of the three (MagiAttention's model of overlap). The keys that the
+//! rank holds itself need no fetch: they hide the first fetch if they come first, the last return of gradients if they
+//! come last. [`best`] finds the cut that takes the least time, exactly, for each direction by itself.
+
+use std::ops::Range;
+
+use serde::Serialize;
+
+/// Rows of remote keys that are never cut apart, and what is attended of them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize)]
+pub struct Atom {
+    /// Rows.
+    pub rows: usize,
+    /// Attended cells.
+    pub area: u64,
+}
+
+/// What the parts of one direction cost, in any common unit of time. Only ratios matter.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
+pub struct StageCosts {
+    /// Attending a cell.
+    pub cell: u64,
+    /// Fetching the keys and values of a token.
+    pub fetched: u64,
+    /// Sending the gradients of the keys and values of a token home; 0 in a forward pass.
+    pub returned: u64,
+    /// Any exchange, however few its rows.
+    pub message: u64,
+    /// Any stage of remote keys, however few its cells.
+    pub launch: u64,
+    /// Merging a stage's result into those before it, for each query of the rank.
+    pub merged: u64,
+}
+
+impl StageCosts {
+    /// Forward, in units of 57 ps: 64 query heads of 128 features at 580 TFLOP/s, 8 key/value heads in 16 bits at 45
+    /// GB/s as in [`Costs`](crate::plan::dispatch::Costs), 10 us to a message, 5 us to a launch, and results in 32
+    /// bits merged at 3.3 TB/s.
+    pub const FORWARD: Self =
+        StageCosts { cell: 2, fetched: 3200, returned: 0, message: 350_000, launch: 175_000, merged: 1024 };
+
+    /// Backward, in the same units: five matrix products where a forward pass has two, gradients in 32 bits, and
+    /// nothing to merge.
+    pub const BACKWARD: Self = StageCosts { cell: 5, returned: 6400, merged: 0, ..Self::FORWARD };
+}
+
+/// How many stages to cut remote keys into.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum StageCount {
+    /// As many as take the least time, up to [`MOST`].
+    #[default]
+    Best,
+    /// This many (at least 1), as far as there are rows.
+    Exactly(usize),
+}
+
+/// Most stages that [`StageCount::Best`] tries.
+pub const MOST: usize = 8;
+
+/// A cut of remote keys into stages.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize)]
+pub struct Stages {
+    /// The atoms of each stage, in order; none is empty.
+    pub cuts: Vec<Range<usize>>,
+    /// Whether the rank's own keys are attended after all others. Never in a forward pass.
+    pub own_last: bool,
+    /// Estimated time, in the unit of the costs.
+    pub time: u64,
+}
+
+/// What a rank has to do in one direction.
+#[derive(Clone, Copy, Debug)]
+pub struct Work<'a> {
+    /// Queries.
+    pub queries: usize,
+    /// Attended cells of the rank's own keys.
+    pub own_area: u64,
+    /// The remote keys.
+    pub atoms: &'a [Atom],
+}
+
+/// The cut that takes the least time; of equals, the one with fewer stages, then the one with the rank's own keys first.
+pub fn best(work: &Work, costs: &StageCosts, count: StageCount) -> Stages {
+    let atoms = work.atoms.len();
+    let (least, most) = match count {
+        StageCount::Best => (1, MOST.min(atoms)),
+        StageCount::Exactly(stages) => (stages.clamp(1, atoms.max(1)), stages.clamp(1, atoms.max(1))),
+    };
+    let search = Search::new(work, costs);
+    if atoms == 0 {
+        return Stages { time: search.own, ..Stages::default() };
+    }
+    let mut best = search.cut(least, most, false);
+    // With own keys last nothing hides the first fetch, which can only pay where gradients return.
+    if costs.returned > 0 {
+        let other = search.cut(least, most, true);
+        if (other.time, other.cuts.len()) < (best.time, best.cuts.len()) {
+            best = other;
+        }
+    }
+    best
+}
+
+struct Search<'a> {
+    costs: &'a StageCosts,
+    /// Rows and cells of the first atoms.
+    before: Vec<Atom>,
+    /// Time to attend the rank's own keys.
+    own: u64,
+    /// Time of any remote stage beyond that of its cells.
+    each: u64,
+}
+
+impl<'a> Search<'a> {
+    fn new(work: &Work, costs: &'a StageCosts) -> Self {
+        let mut before = vec![Atom::default()];
+        for atom in work.atoms {
+            let last = before[before.len() - 1];
+            before.push(Atom { rows: last.rows + atom.rows, area: last.area.saturating_add(atom.area) });
+        }
+        let each = costs.launch.saturating_add(costs.merged.saturating_mul(work.queries as u64));
+        Search { costs, before, own: work.own_area.saturating_mul(costs.cell), each }
+    }
+
+    fn exchange(&self, start: usize, end: usize, row: u64) -> u64 {
+        match (self.before[end].rows - self.before[start].rows) as u64 {
+            0 => 0,
+            rows => self.costs.message.saturating_add(rows.saturating_mul(row)),
+        }
+    }
+
+    fn fetch(&self, start: usize, end: usize) -> u64 {
+        self.exchange(start, end, self.costs.fetched)
+    }
+
+    fn attend(&self, start: usize, end: usize) -> u64 {
+        let area = self.before[end].area - self.before[start].area;
+        area.saturating_mul(self.costs.cell).saturating_add(self.each)
+    }
+
+    fn give_back(&self, start: usize, end: usize) -> u64 {
+        match self.costs.returned {
+            0 => 0,
+            row => self.exchange(start, end, row),
+        }
+    }
+
+    /// The best cut into `least..=most` stages, by dynamic programming: the time of a slot depends on the stages
+    /// before, at and after it, so a state is where the last two stages start and where the last one ends.
+    fn cut(&self, least: usize, most: usize, own_last: bool) -> Stages {
+        let atoms = self.before.len() - 1;
+        let index = |a: usize, b: usize, c: usize| (a * (atoms + 1) + b) * (atoms + 1) + c;
+        let states = (atoms + 1).pow(3);
+        // Time until the last stage is there; MAX where no cut leads.
+        let mut times = vec![u64::MAX; states];
+        for end in 1..=atoms {
+            let first = if own_last { 0 } else { self.own };
+            times[index(0, 0, end)] = self.fetch(0, end).max(first);
+        }
+        // By stage: where the stage two before it starts.
+        let mut from: Vec<Vec<u32>> = vec![vec![0; states]];
+        let mut best = (u64::MAX, 0, [0, 0]);
+        for stages in 1..=most {
+            let (mut next, mut starts) = (vec![u64::MAX; states], vec![0; states]);
+            // The first stage has none before it, and starts where that would.
+            for (a, b) in (0..atoms).flat_map(|a| (a..atoms).map(move |b| (a, b))) {
+                let back = self.give_back(a, b);
+                for c in b + 1..=atoms {
+                    let time = times[index(a, b, c)];
+                    if time == u64::MAX {
+                        continue;
+                    }
+                    let slot = self.attend(b, c).max(back);
+                    for d in c + 1..=atoms {
+                        let (state, time) = (index(b, c, d), time.saturating_add(slot.max(self.fetch(c, d))));
+                        if time < next[state] {
+                            (next[state], starts[state]) = (time, a as u32);
+                        }
+                    }
+                    let end = self.give_back(b, c).max(if own_last { self.own } else { 0 });
+                    let time = time.saturating_add(slot).saturating_add(end);
+                    if c == atoms && stages >= least && time < best.0 {
+                        best = (time, stages, [a, b]);
+                    }
+                }
+            }
+            times = next;
+            from.push(starts);
+        }
+        let (time, stages, [mut a, mut b]) = best;
+        let (mut c, mut cuts) = (atoms, Vec::with_capacity(stages));
+        for starts in from[..stages].iter().rev() {
+            cuts.push(b..c);
+            (a, b, c) = (starts[index(a, b, c)] as usize, a, b);
+        }
+        cuts.reverse();
+        Stages { cuts, own_last, time }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    /// Time slot by slot, as the module says it.
+    fn simulated(work: &Work, costs: &StageCosts, cuts: &[Range<usize>], own_last: bool) -> u64 {
+        let exchange = |rows: u64, each: u64| if rows == 0 || each == 0 { 0 } else { costs.message + rows * each };
+        let rows = |cut: &Range<usize>| work.atoms[cut.clone()].iter().map(|atom| atom.rows as u64).sum();
+        let area = |cut: &Range<usize>| work.atoms[cut.clone()].iter().map(|atom| atom.area).sum::<u64>();
+        let own = work.own_area * costs.cell;
+        let remote = |cut| area(cut) * costs.cell + costs.launch + costs.merged * work.queries as u64;
+        // Slots as (fetch, attend, give back); own keys are a slot without exchanges of its own.
+        let mut attends: Vec<Option<&Range<usize>>> = cuts.iter().map(Some).collect();
+        attends.insert(if own_last { cuts.len() } else { 0 }, None);
+        if own_last {
+            attends.insert(0, None);
+        }
+        attends.push(None);
+        let mut time = 0;
+        for slot in 0..attends.len() {
+            let is_own = if own_last { slot + 2 == attends.len() } else { slot == 0 };
+            let attend = attends[slot].map_or(if is_own { own } else { 0 }, remote);
+            let fetch = attends.get(slot + 1).copied().flatten().map_or(0, |cut| exchange(rows(cut), costs.fetched));
+            let before = if slot == 0 { None } else { attends[slot - 1] };
+            let back = before.map_or(0, |cut| exchange(rows(cut), costs.returned));
+            time += fetch.max(attend).max(back);
+        }
+        time
+    }
+
+    /// All ways to cut `0..atoms` into non-empty parts.
+    fn partitions(atoms: usize) -> Vec<Vec<Range<usize>>> {
+        (0..1usize << (atoms - 1))
+            .map(|bits| {
+                let mut ends: Vec<usize> = (1..atoms).filter(|cut| bits >> (cut - 1) & 1 == 1).collect();
+                ends.push(atoms);
+                let mut start = 0;
+                ends.into_iter().map(|end| std::mem::replace(&mut start, end)..end).collect()
+            })
+            .collect()
+    }
+
+    proptest! {
+        #[test]
+        fn no_cut_is_faster(
+            atoms in proptest::collection::vec((0usize..40, 0u64..400), 1..8),
+            own_area in 0u64..600, queries in 0usize..30, backward: bool,
+            (message, launch) in (0u64..60, 0u64..60), exactly in 1usize..6, fixed: bool,
+        ) {
+            let atoms: Vec<Atom> = atoms.into_iter().map(|(rows, area)| Atom { rows, area }).collect();
+            let work = Work { queries, own_area, atoms: &atoms };
+            let costs = StageCosts { cell: 2, fetched: 5, returned: if backward { 7 } else { 0 }, message, launch, merged: 1 };
+            let count = if fixed { StageCount::Exactly(exactly) } else { StageCount::Best };
+            let found = best(&work, &costs, count);
+            prop_assert_eq!(found.time, simulated(&work, &costs, &found.cuts, found.own_last));
+            let allowed = |cuts: &Vec<Range<usize>>| !fixed || cuts.len() == exactly.min(atoms.len());
+            for cuts in partitions(atoms.len()).iter().filter(|cuts| allowed(cuts)) {
+                for own_last in [false, backward] {
+                    prop_assert!(found.time <= simulated(&work, &costs, cuts, own_last));
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn stages_pay_where_both_sides_take_long() {
+        let atoms = [Atom { rows: 1024, area: 8 << 20 }; 16];
+        let count = |costs: &StageCosts, own_area: u64, queries: usize| {
+            best(&Work { queries, own_area, atoms: &atoms }, costs, StageCount::Best).cuts.len()
+        };
+        assert!(count(&StageCosts::FORWARD, 0, 1024) > 1, "the second half travels while the first is attended");
+        assert_eq!(count(&StageCosts::FORWARD, 1 << 30, 1024), 1, "own keys hide the whole fetch");
+        assert_eq!(count(&StageCosts::FORWARD, 0, 1 << 30), 1, "merging costs more than it hides");
+        let none = best(&Work { queries: 8, own_area: 3, atoms: &[] }, &StageCosts::FORWARD, StageCount::Exactly(4));
+        assert_eq!((none.cuts.len(), none.time), (0, 6));
+        // A long own part at the end hides the return of every gradient.
+        let backward =
+            best(&Work { queries: 0, own_area: 1 << 24, atoms: &atoms }, &StageCosts::BACKWARD, StageCount::Best);
+        assert!(backward.own_last && backward.cuts.len() > 1, "{backward:?}");
+    }
+}
