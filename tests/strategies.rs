@@ -21,7 +21,7 @@ use context_parallel::strategy::{
     AllGather, CastKv, CpStrategy, Dynamic, Flash, KeepHeads, Kernel, LocalKv, Magi, Ring, RingUlysses, Row, Single,
     Supports, Ulysses, Unfused,
 };
-use context_parallel::tensor::Cpu;
+use context_parallel::tensor::{Cpu, Device};
 use context_parallel::train::data::{IGNORED, Recall, Source, TokenBatch};
 use context_parallel::train::learner::{AdamwOptions, GptLearner};
 use context_parallel::train::trainer::Learner;
@@ -167,8 +167,14 @@ fn attention_errors_with<H: Supports<Thd, Flash>>(
         }
         let plan = handler.plan(&placement, mask)?;
         let (q, k, v) = (&shards[0], &shards[1], &shards[2]);
+        plan.agree(&device, handler.comm())?;
+        let (ledger, predicted) = (device.ledger(), plan.peak_bytes::<Flash, Cpu<f32>>(&shape)?);
+        let held = ledger.mark();
         let (out, core) = handler.core_attn::<Flash, _>(&device, &plan, &shape, q, k, v)?;
+        let peak_forward = ledger.peak() - held;
+        let held = ledger.mark();
         let [dq, dk, dv] = handler.core_attn_backward(&device, &plan, q, k, v, &core, &shards[3])?;
+        assert_eq!((peak_forward, ledger.peak() - held), predicted, "peak memory of {strategy:?}");
         let mut whole = Vec::new();
         for shard in [out, dq, dk, dv] {
             whole.push(handler.combine(&device, &shard)?.to_batch_first());

@@ -44,6 +44,7 @@ macro_rules! delegate_to_member {
 
 pub mod clock;
 mod collectives;
+pub mod dry;
 pub mod faults;
 pub mod group;
 mod groups;
@@ -64,7 +65,7 @@ use std::fmt;
 pub use collectives::Collectives;
 
 use crate::error::{CommError, Result};
-use crate::tensor::{Buffer, DType, Element, Host, Storage};
+use crate::tensor::{Buffer, Charge, DType, Device, Element, Host, Storage};
 
 /// An owned buffer whose element type is known at run time: what a message carries.
 #[derive(Debug)]
@@ -95,6 +96,11 @@ impl<S: Storage> Parcel<S> {
         self.len * self.dtype.size()
     }
 
+    /// Says on whose account the memory is: see [`Storage::set_charge`].
+    pub fn set_charge(&mut self, charge: Option<Charge>) {
+        self.storage.set_charge(charge);
+    }
+
     /// The buffer, if it holds elements of `T`.
     pub fn open<T: Element>(self) -> Option<Buffer<T, S>> {
         (self.dtype == T::DTYPE).then(|| Buffer::from_storage(self.storage, self.len))
@@ -102,8 +108,10 @@ impl<S: Storage> Parcel<S> {
 }
 
 impl<T: Element, S: Storage> From<Buffer<T, S>> for Parcel<S> {
-    fn from(buffer: Buffer<T, S>) -> Self {
+    /// The buffer is on nobody's account from now on: when a receiver drops it is not for the sender to say.
+    fn from(mut buffer: Buffer<T, S>) -> Self {
         let len = buffer.len();
+        buffer.set_charge(None);
         Parcel { storage: buffer.into_storage(), len, dtype: T::DTYPE }
     }
 }
@@ -220,6 +228,51 @@ macro_rules! forward_communicator {
     )* };
 }
 forward_communicator!(Box<C>, &'a C);
+
+impl Receive {
+    /// Bytes that come.
+    pub fn bytes(&self) -> usize {
+        self.len * self.dtype.size()
+    }
+}
+
+/// An exchange under way whose memory is on the account of a device: what it expects counts from the post on, what it
+/// sends until then.
+#[must_use = "an exchange that is not waited for is lost"]
+pub struct Accounted<S = Host> {
+    pending: Pending<S>,
+    charges: Vec<Charge>,
+}
+
+impl<S: Storage> Accounted<S> {
+    /// Posts on `comm`, for `device`.
+    ///
+    /// # Errors
+    /// Those of [`Communicator::exchange`].
+    pub fn post<D: Device<Storage = S>>(
+        device: &D,
+        comm: &(impl Communicator<S> + ?Sized),
+        operation: &'static str,
+        sends: Vec<Send<S>>,
+        receives: Vec<Receive>,
+    ) -> Result<Self> {
+        let charges = receives.iter().map(|receive| device.ledger().charge(receive.bytes())).collect();
+        let _sent = device.ledger().charge(sends.iter().map(|send| send.parcel.bytes()).sum());
+        Ok(Accounted { pending: comm.exchange(operation, sends, receives)?, charges })
+    }
+
+    /// Waits; what came is on the device's account.
+    ///
+    /// # Errors
+    /// Those of [`Pending::wait`].
+    pub fn wait(self) -> Result<Received<S>> {
+        let mut received = self.pending.wait()?;
+        for (parcel, charge) in received.parcels.iter_mut().zip(self.charges) {
+            parcel.set_charge(Some(charge));
+        }
+        Ok(received)
+    }
+}
 
 /// Opens a parcel as elements of `T`, or says who broke the protocol.
 pub fn open<T: Element, S: Storage>(parcel: Parcel<S>, peer: usize, operation: &'static str) -> Result<Buffer<T, S>> {

@@ -4,6 +4,7 @@
 //! above this floor. Forward and backward stand next to each other.
 
 pub mod attention;
+mod dry;
 pub mod embedding;
 mod exp;
 pub mod loss;

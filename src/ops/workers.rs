@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use half::f16;
 use half::slice::HalfFloatSliceExt;
 
-use crate::tensor::{Buffer, Cpu, DType, Device, Element, Float};
+use crate::tensor::{Buffer, Cpu, DType, Element, Float};
 
 /// Number of threads of the device.
 pub(crate) fn threads<T: Float>(device: &Cpu<T>) -> usize {
@@ -72,7 +72,7 @@ impl<'a, T: Float> Wide<'a, T> {
         if is_acc::<T>() {
             return Wide::Same(bytemuck::cast_slice(values));
         }
-        let mut copy = device.empty::<T::Acc>(values.len());
+        let mut copy = device.scratch::<T::Acc>(values.len());
         widen(values, &mut copy);
         Wide::Copy(copy)
     }
@@ -94,7 +94,7 @@ pub(crate) fn write_rounded<T: Float>(device: &Cpu<T>, target: &mut [T], keep: b
     if is_acc::<T>() {
         return fill(bytemuck::cast_slice_mut(target));
     }
-    let mut wide = device.empty::<T::Acc>(target.len());
+    let mut wide = device.scratch::<T::Acc>(target.len());
     if keep {
         widen(target, &mut wide);
     }

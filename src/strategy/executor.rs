@@ -3,7 +3,7 @@
 use std::collections::{HashMap, VecDeque};
 use std::marker::PhantomData;
 
-use crate::comm::{Communicator, Pending, Receive, Send, open};
+use crate::comm::{Accounted, Communicator, Receive, Send, open};
 use crate::error::{PlanError, Result};
 use crate::ops::Ops;
 use crate::ops::attention::AttentionShape;
@@ -267,7 +267,7 @@ struct Walk<'a, D: Device, C: ?Sized> {
 struct Open<'a, D: Device> {
     content: Content,
     receives: &'a [Transfer],
-    pending: Pending<D::Storage>,
+    pending: Accounted<D::Storage>,
     /// What the rank sends itself.
     own_keys: VecDeque<ElemMatrix<D>>,
     own_gradients: VecDeque<AccMatrix<D>>,
@@ -348,10 +348,10 @@ impl<'a, D: Ops, C: Communicator<D::Storage> + ?Sized> Walk<'a, D, C> {
         operation: &'static str,
         messages: Vec<Send<D::Storage>>,
         receives: &[Transfer],
-    ) -> Result<Pending<D::Storage>> {
+    ) -> Result<Accounted<D::Storage>> {
         let expected = receives.iter().filter(|receive| receive.peer != self.rank && !receive.rows.is_empty());
         let expected = expected.map(|receive| Receive::of::<T>(receive.peer, receive.rows.len() * self.width));
-        self.comm.exchange(operation, messages, expected.collect())
+        Accounted::post(self.device, self.comm, operation, messages, expected.collect())
     }
 
     fn wait(&mut self, exchange: usize) -> Result<()> {

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::ops::Range;
 
-use crate::comm::{Communicator, Receive, Send, open};
+use crate::comm::{Accounted, Communicator, Receive, Send, open};
 use crate::error::{PlanError, Result, SupportError};
 use crate::ops::Ops;
 use crate::ops::attention::AttentionShape;
@@ -295,7 +295,8 @@ impl HeadSwap {
         let sends = sends.filter(|(_, message)| message.rows() > 0);
         let sends = sends.map(|(to, message)| Send { to, parcel: message.into_buffer().into() }).collect();
         let expect = |member: usize| Receive::of::<T>(self.members[member], rows(member) * cols(member));
-        let pending = comm.exchange(operation, sends, others().filter(filled).map(expect).collect())?;
+        let receives = others().filter(filled).map(expect).collect();
+        let pending = Accounted::post(device, comm, operation, sends, receives)?;
         let mut own = Some(message(self.place));
         let mut parcels = pending.wait()?.parcels.into_iter();
         let mut parts = Vec::with_capacity(self.members.len());

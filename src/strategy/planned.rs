@@ -4,6 +4,7 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use crate::comm::dry::DryComm;
 use crate::comm::{Collectives, Communicator};
 use crate::error::{PlanError, Result};
 use crate::layout::{Batch, Layout};
@@ -12,9 +13,10 @@ use crate::ops::attention::AttentionShape;
 use crate::ops::unfused::Block;
 use crate::order::{Placement, TokenOrder};
 use crate::plan::{Content, Program, View, check};
+use crate::strategy::executor::{Execute, Executor};
 use crate::strategy::heads::{HeadExchange, HeadSwap};
-use crate::strategy::{CpStrategy, KvExchange};
-use crate::tensor::Device;
+use crate::strategy::{CpStrategy, Kernel, KvExchange};
+use crate::tensor::{Device, DryRun, Float};
 
 /// What the exchange of `H` plans from, and the rows of this rank's group if its ranks exchange heads.
 fn view_of<H: CpStrategy, L: Layout>(
@@ -177,9 +179,33 @@ impl<O: TokenOrder, L: Layout> AttentionPlan<O, L> {
         let heads = swap.as_ref().map_or((0, 0), |swap| swap.bytes_sent(shape, elem, acc));
         (bytes(self.forward()) + heads.0, bytes(self.backward()) + heads.1)
     }
+
+    /// Most bytes that a forward and a backward pass hold at a time on this rank, beyond what is there when they start:
+    /// copies, messages, partial results, and what they leave. Just what [`Device::ledger`] counts; an op's scratch is
+    /// not in it. Nothing is computed, but the steps are all gone through.
+    ///
+    /// # Errors
+    /// If the programs cannot be run with this kernel.
+    pub fn peak_bytes<K: Kernel, D: Device>(&self, shape: &AttentionShape) -> Result<(usize, usize)> {
+        self.rank_plan.rehearsed::<K, D::Elem>(self.placement.ranks(), shape)
+    }
 }
 
 impl RankPlan {
+    /// Rehearses both passes on a device that only counts.
+    fn rehearsed<K: Kernel, T: Float>(&self, ranks: usize, shape: &AttentionShape) -> Result<(usize, usize)> {
+        let (device, comm) = (DryRun::<T>::default(), DryComm::new(self.rank, ranks));
+        let operand = |width| device.matrix::<T>(self.stored, width);
+        let [q, k, v] = [shape.q_width(), shape.k_width(), shape.v_width()].map(operand);
+        let held = device.ledger().mark();
+        let (out, saved) = Executor::<K>::forward(&device, &comm, self, shape, [&q, &k, &v])?;
+        let forward = device.ledger().peak() - held;
+        let held = device.ledger().mark();
+        let gradients = Executor::<K>::backward(&device, &comm, self, shape, [&q, &k, &v], &saved, &out)?;
+        drop(gradients);
+        Ok((forward, device.ledger().peak() - held))
+    }
+
     /// What the rank attends with: all heads, or its share of them.
     pub(super) fn shape(&self, shape: &AttentionShape) -> AttentionShape {
         self.swap.as_ref().map_or(*shape, |swap| swap.share(shape).shape)

@@ -7,12 +7,16 @@ use std::sync::{Arc, Mutex};
 
 use bytemuck::{Pod, Zeroable};
 
-use crate::tensor::{Element, Real};
+use crate::tensor::{Charge, Element, Ledger, Real};
 
 /// Untyped memory on some device; what a communicator moves.
 pub trait Storage: Send + Sync + Sized + fmt::Debug + 'static {
     /// Usable bytes.
     fn capacity(&self) -> usize;
+
+    /// Says on whose account the memory is from now on: that of the rank that received it, or nobody's once it is
+    /// handed over.
+    fn set_charge(&mut self, charge: Option<Charge>);
 
     /// A copy of a range of elements, in memory from the same place.
     fn part<T: Element>(source: &Buffer<T, Self>, range: Range<usize>) -> Buffer<T, Self>;
@@ -35,11 +39,16 @@ const LINE: usize = 64;
 pub struct Host {
     lines: Vec<Line>,
     pool: Option<Arc<Pool>>,
+    charge: Option<Charge>,
 }
 
 impl Storage for Host {
     fn capacity(&self) -> usize {
         self.lines.len() * LINE
+    }
+
+    fn set_charge(&mut self, charge: Option<Charge>) {
+        self.charge = charge;
     }
 
     fn part<T: Element>(source: &Buffer<T>, range: Range<usize>) -> Buffer<T> {
@@ -79,6 +88,7 @@ impl Drop for Host {
 #[derive(Default)]
 pub struct Pool {
     state: Mutex<PoolState>,
+    ledger: Arc<Ledger>,
 }
 
 #[derive(Default)]
@@ -119,6 +129,11 @@ impl Pool {
     pub fn stats(&self) -> PoolStats {
         let state = self.lock();
         PoolStats { allocations: state.allocations, owned: state.owned * LINE, peak: state.peak * LINE }
+    }
+
+    /// What the buffers from this pool hold, scratch excepted.
+    pub fn ledger(&self) -> &Arc<Ledger> {
+        &self.ledger
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, PoolState> {
@@ -189,6 +204,11 @@ impl<T: Element, S: Storage> Buffer<T, S> {
         self.len == 0
     }
 
+    /// Says on whose account the memory is: see [`Storage::set_charge`].
+    pub fn set_charge(&mut self, charge: Option<Charge>) {
+        self.storage.set_charge(charge);
+    }
+
     /// Bytes of the elements.
     pub fn bytes(&self) -> usize {
         self.len * size_of::<T>()
@@ -199,11 +219,19 @@ impl<T: Element> Buffer<T, Host> {
     /// Memory from `pool`, its contents unspecified; in debug builds every byte is 0xFF, which reads as NaN, so
     /// that a use before a write shows.
     pub fn empty(pool: &Arc<Pool>, len: usize) -> Self {
+        let mut buffer = Self::scratch(pool, len);
+        let bytes = buffer.bytes();
+        buffer.storage.charge = Some(pool.ledger.charge(bytes));
+        buffer
+    }
+
+    /// [`Buffer::empty`], but on nobody's account.
+    pub(super) fn scratch(pool: &Arc<Pool>, len: usize) -> Self {
         let mut lines = pool.take((len * size_of::<T>()).div_ceil(LINE));
         if cfg!(debug_assertions) {
             lines.fill(Line([0xFF; LINE]));
         }
-        Buffer::from_storage(Host { lines, pool: Some(pool.clone()) }, len)
+        Buffer::from_storage(Host { lines, pool: Some(pool.clone()), charge: None }, len)
     }
 
     /// Memory from `pool`, every element zero.
@@ -216,7 +244,7 @@ impl<T: Element> Buffer<T, Host> {
     /// A copy of `values` that belongs to no pool.
     pub fn from_slice(values: &[T]) -> Self {
         let lines = vec![Line([0; LINE]); size_of_val(values).div_ceil(LINE)];
-        let mut buffer = Buffer::from_storage(Host { lines, pool: None }, values.len());
+        let mut buffer = Buffer::from_storage(Host { lines, pool: None, charge: None }, values.len());
         buffer.copy_from_slice(values);
         buffer
     }

@@ -3,9 +3,13 @@
 //! Everything larger than a few numbers lives in a [`Buffer`], which comes from a per-rank [`Pool`] and goes back
 //! to it when dropped, so that a training step allocates nothing once every shape has been seen.
 
+mod dry;
+mod ledger;
 mod matrix;
 mod memory;
 
+pub use dry::{DryRun, Imagined};
+pub use ledger::{Charge, Ledger};
 pub use matrix::Matrix;
 pub use memory::{Buffer, Host, Pool, PoolStats, Storage};
 
@@ -142,6 +146,8 @@ pub trait Device: Clone + Send + Sync + 'static {
     fn duplicate<T: Element>(&self, buffer: &Buffer<T, Self::Storage>) -> Buffer<T, Self::Storage>;
     /// What the device's arena has done so far.
     fn memory(&self) -> PoolStats;
+    /// What programs on the device hold, to the byte.
+    fn ledger(&self) -> &Arc<Ledger>;
     /// Every shape has been seen: see [`Pool::seal`].
     fn seal(&self);
 
@@ -187,6 +193,12 @@ impl<T: Float> Cpu<T> {
         &self.pool
     }
 
+    /// Memory with unspecified contents for the inside of an op: it does not count in the [`Ledger`], because its size
+    /// may depend on threads and tiles.
+    pub(crate) fn scratch<E: Element>(&self, len: usize) -> Buffer<E> {
+        Buffer::scratch(&self.pool, len)
+    }
+
     /// The threads to spread work over, if more than one.
     pub fn workers(&self) -> Option<&rayon::ThreadPool> {
         self.workers.as_deref()
@@ -228,6 +240,10 @@ impl<T: Float> Device for Cpu<T> {
 
     fn memory(&self) -> PoolStats {
         self.pool.stats()
+    }
+
+    fn ledger(&self) -> &Arc<Ledger> {
+        self.pool.ledger()
     }
 
     fn seal(&self) {

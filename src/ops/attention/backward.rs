@@ -12,7 +12,7 @@ use crate::ops::attention::schedule::{BLOCK, Schedule, TILE, Visit};
 use crate::ops::matmul::{View, ViewMut, gemm};
 use crate::ops::simd;
 use crate::ops::workers::{for_each_task, threads};
-use crate::tensor::{Buffer, Cpu, Device, Float, Matrix, Real};
+use crate::tensor::{Buffer, Cpu, Float, Matrix, Real};
 
 /// Key blocks of one unit of work. The number is fixed, so that sums are grouped the same for any number of threads.
 const SEGMENT: usize = 16;
@@ -68,9 +68,9 @@ impl<T: Float> Inputs<'_, T> {
         let results: Vec<_> = (0..wave)
             .map(|_| {
                 Mutex::new(Unit {
-                    dq: device.empty(self.q.rows() * shape.qk_dim),
-                    dk: device.empty(keys * shape.qk_dim),
-                    dv: device.empty(keys * shape.v_dim),
+                    dq: device.scratch(self.q.rows() * shape.qk_dim),
+                    dk: device.scratch(keys * shape.qk_dim),
+                    dv: device.scratch(keys * shape.v_dim),
                 })
             })
             .collect();
@@ -210,14 +210,14 @@ impl<T: Float> Inputs<'_, T> {
 impl<A: Real> Scratch<A> {
     fn new<T: Float<Acc = A>>(device: &Cpu<T>, shape: &AttentionShape) -> Self {
         Scratch {
-            k: device.empty(BLOCK * shape.qk_dim),
-            k_transposed: device.empty(BLOCK * shape.qk_dim),
-            v: device.empty(BLOCK * shape.v_dim),
-            v_transposed: device.empty(BLOCK * shape.v_dim),
-            q: device.empty(TILE * shape.qk_dim),
-            dout: device.empty(TILE * shape.v_dim),
-            p: device.empty(TILE * BLOCK),
-            ds: device.empty(TILE * BLOCK),
+            k: device.scratch(BLOCK * shape.qk_dim),
+            k_transposed: device.scratch(BLOCK * shape.qk_dim),
+            v: device.scratch(BLOCK * shape.v_dim),
+            v_transposed: device.scratch(BLOCK * shape.v_dim),
+            q: device.scratch(TILE * shape.qk_dim),
+            dout: device.scratch(TILE * shape.v_dim),
+            p: device.scratch(TILE * BLOCK),
+            ds: device.scratch(TILE * BLOCK),
             attended: Vec::new(),
         }
     }

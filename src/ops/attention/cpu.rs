@@ -29,7 +29,7 @@ impl<T: Float> Attention for Cpu<T> {
         // Heads whose keys and values are packed at the same time: as many as there are threads, to bound memory.
         let wave = threads(self).min(shape.kv_heads);
         let (k_size, v_size) = (BLOCK * shape.qk_dim, BLOCK * shape.v_dim);
-        let mut packs = self.empty::<T::Acc>(wave * schedule.blocks() * (k_size + v_size));
+        let mut packs = self.scratch::<T::Acc>(wave * schedule.blocks() * (k_size + v_size));
         // A tile's results are written by one head after another; each holds the lock only while it copies.
         let tiles: Vec<_> = out
             .chunks_mut((TILE * shape.out_width()).max(1))
@@ -144,7 +144,7 @@ impl<T: Float> Cpu<T> {
         for_each_task(
             self,
             heads.len() * schedule.blocks(),
-            || self.empty::<T::Acc>(k_size),
+            || self.scratch::<T::Acc>(k_size),
             |scratch, task| {
                 let (head, block) = (heads.start + task / schedule.blocks(), task % schedule.blocks());
                 if schedule.of_block(block).len() == 0 {
@@ -214,11 +214,11 @@ struct Scratch<A> {
 impl<A: Real> Scratch<A> {
     fn new<T: Float<Acc = A>>(device: &Cpu<T>, shape: &AttentionShape) -> Self {
         Scratch {
-            q: device.empty(TILE * shape.qk_dim),
-            s: device.empty(TILE * BLOCK),
-            o: device.empty(TILE * shape.v_dim),
-            most: device.empty(TILE),
-            sum: device.empty(TILE),
+            q: device.scratch(TILE * shape.qk_dim),
+            s: device.scratch(TILE * BLOCK),
+            o: device.scratch(TILE * shape.v_dim),
+            most: device.scratch(TILE),
+            sum: device.scratch(TILE),
             attended: Vec::new(),
         }
     }

@@ -4,7 +4,7 @@ use super::CrossEntropy;
 use crate::ops::exp::exp;
 use crate::ops::parallel::{RowsMut, by_rows};
 use crate::ops::sums::{max, sum};
-use crate::tensor::{Buffer, Cpu, Device, ElemMatrix, Float};
+use crate::tensor::{Buffer, Cpu, ElemMatrix, Float};
 
 impl<T: Float> CrossEntropy for Cpu<T> {
     fn cross_entropy(
@@ -16,7 +16,7 @@ impl<T: Float> CrossEntropy for Cpu<T> {
     ) -> f64 {
         let (rows, vocab) = (logits.rows(), logits.cols());
         assert_eq!((labels.len(), weights.len()), (rows, rows), "a label and a weight per row");
-        let mut losses: Buffer<f64> = self.empty(rows);
+        let mut losses: Buffer<f64> = self.scratch(rows);
         let outputs = (RowsMut::new(logits, vocab), RowsMut::new(&mut losses, 1));
         by_rows(self, rows, vocab, outputs, |range, (mut logits, mut losses)| {
             for (i, row) in range.enumerate() {
@@ -57,7 +57,7 @@ fn one_row<T: Float>(logits: &mut [T], label: i64, weight: f64, scale: Option<f6
 mod tests {
     use super::*;
     use crate::ops::testing::*;
-    use crate::tensor::Matrix;
+    use crate::tensor::{Device, Matrix};
     use half::bf16;
 
     const ROWS: usize = 4;

@@ -70,7 +70,8 @@ impl<T: Float> RmsNorm for Cpu<T> {
         });
 
         let blocks = rows.div_ceil(BLOCK);
-        let mut partial: Matrix<T::Acc> = self.zero_matrix(blocks, cols);
+        let mut partial: Matrix<T::Acc> = Matrix::new(self.scratch(blocks * cols), blocks, cols);
+        partial.fill(T::Acc::default());
         by_rows(self, blocks, cols * BLOCK, RowsMut::new(&mut partial, cols), |range, mut partial| {
             for (i, block) in range.enumerate() {
                 for row in block * BLOCK..rows.min((block + 1) * BLOCK) {

@@ -3,7 +3,7 @@
 use super::{AdamwStep, Optimizer};
 use crate::ops::parallel::{RowsMut, by_elements, by_rows};
 use crate::ops::sums::sum;
-use crate::tensor::{AccBuffer, AccMatrix, Buffer, Cpu, Device, Float};
+use crate::tensor::{AccBuffer, AccMatrix, Buffer, Cpu, Float};
 
 /// Elements whose squares are summed together: fixed, so that the sum does not depend on threads.
 const BLOCK: usize = 4096;
@@ -43,7 +43,7 @@ impl<T: Float> Optimizer for Cpu<T> {
 
     fn sum_of_squares(&self, x: &AccBuffer<Self>) -> f64 {
         let blocks = x.len().div_ceil(BLOCK);
-        let mut sums: Buffer<f64> = self.empty(blocks);
+        let mut sums: Buffer<f64> = self.scratch(blocks);
         by_rows(self, blocks, BLOCK, RowsMut::new(&mut sums, 1), |range, mut sums| {
             for (i, block) in range.enumerate() {
                 let x = &x[block * BLOCK..x.len().min((block + 1) * BLOCK)];
@@ -67,6 +67,7 @@ impl<T: Float> Optimizer for Cpu<T> {
 mod tests {
     use super::*;
     use crate::ops::testing::*;
+    use crate::tensor::Device;
     use half::bf16;
 
     const STEP: AdamwStep =

@@ -8,7 +8,7 @@ use crate::ops::attention::pack::{pack, pack_scaled, transpose};
 use crate::ops::attention::{AttentionShape, mask_row};
 use crate::ops::matmul::{View, ViewMut, gemm};
 use crate::ops::simd;
-use crate::ops::unfused::{Block, Unfused};
+use crate::ops::unfused::{Block, Unfused, cells};
 use crate::ops::workers::{install, threads};
 use crate::plan::Piece;
 use crate::tensor::{Buffer, Cpu, Device, Float, Matrix, Real};
@@ -80,7 +80,7 @@ impl<T: Float> Unfused for Cpu<T> {
         for (queries, keys) in blocks.iter().filter(|(queries, keys)| !queries.is_empty() && !keys.is_empty()) {
             let (rows, cols) = (queries.len(), keys.len());
             let mut packs = Packs::new(self, shape, rows, cols);
-            let mut ds = self.empty::<T::Acc>(rows * cols);
+            let mut ds = self.scratch::<T::Acc>(rows * cols);
             for head in 0..shape.q_heads {
                 let p;
                 (p, rest) = rest.split_at(rows * cols);
@@ -113,11 +113,6 @@ impl<T: Float> Unfused for Cpu<T> {
             }
         }
     }
-}
-
-/// Number of probabilities.
-fn cells(shape: &AttentionShape, blocks: &[Block]) -> usize {
-    blocks.iter().map(|(queries, keys)| queries.len() * keys.len()).sum::<usize>() * shape.q_heads
 }
 
 fn overlap(a: &Range<usize>, b: &Range<usize>) -> bool {
@@ -169,11 +164,11 @@ struct Packs<A> {
 impl<A: Real> Packs<A> {
     fn new<T: Float<Acc = A>>(device: &Cpu<T>, shape: &AttentionShape, queries: usize, keys: usize) -> Self {
         Packs {
-            q: device.empty(queries * shape.qk_dim),
-            k: device.empty(keys * shape.qk_dim),
-            k_transposed: device.empty(keys * shape.qk_dim),
-            v: device.empty(keys * shape.v_dim),
-            out: device.empty(queries * shape.v_dim),
+            q: device.scratch(queries * shape.qk_dim),
+            k: device.scratch(keys * shape.qk_dim),
+            k_transposed: device.scratch(keys * shape.qk_dim),
+            v: device.scratch(keys * shape.v_dim),
+            out: device.scratch(queries * shape.v_dim),
         }
     }
 }

@@ -11,6 +11,11 @@ use crate::tensor::{AccBuffer, AccMatrix, Device, ElemMatrix};
 /// Query rows and key rows of one sequence.
 pub type Block = (Range<usize>, Range<usize>);
 
+/// Number of probabilities.
+pub(super) fn cells(shape: &AttentionShape, blocks: &[Block]) -> usize {
+    blocks.iter().map(|(queries, keys)| queries.len() * keys.len()).sum::<usize>() * shape.q_heads
+}
+
 /// Attention that keeps every probability. Buffers and pieces as in [`crate::ops::attention::Attention`]; `blocks`
 /// lists the rows of each sequence in both buffers, and no piece crosses them.
 pub trait Unfused: Device {

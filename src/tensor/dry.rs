@@ -1,0 +1,94 @@
+//! A device that computes nothing: what it would hold is all that it knows.
+
+use std::marker::PhantomData;
+use std::ops::Range;
+use std::sync::Arc;
+
+use crate::tensor::{Buffer, Charge, Device, Element, Float, Ledger, PoolStats, Real, Storage};
+
+/// Stands for a device that stores `T`, so that a program can be rehearsed for the memory that it takes. Buffers have
+/// a length and no contents; ops give results of the right shape ([`crate::ops`]).
+#[derive(Clone, Debug)]
+pub struct DryRun<T> {
+    ledger: Arc<Ledger>,
+    marker: PhantomData<fn() -> T>,
+}
+
+impl<T> Default for DryRun<T> {
+    fn default() -> Self {
+        DryRun { ledger: Arc::default(), marker: PhantomData }
+    }
+}
+
+/// Memory that is only counted.
+#[derive(Debug)]
+pub struct Imagined {
+    bytes: usize,
+    charge: Option<Charge>,
+}
+
+impl Imagined {
+    /// Memory on nobody's account: a message under way.
+    pub(crate) fn message(bytes: usize) -> Self {
+        Imagined { bytes, charge: None }
+    }
+}
+
+impl Storage for Imagined {
+    fn capacity(&self) -> usize {
+        self.bytes
+    }
+
+    fn set_charge(&mut self, charge: Option<Charge>) {
+        self.charge = charge;
+    }
+
+    fn part<T: Element>(source: &Buffer<T, Self>, range: Range<usize>) -> Buffer<T, Self> {
+        let bytes = range.len() * size_of::<T>();
+        let charge = source.storage().charge.as_ref().map(|charge| charge.ledger().charge(bytes));
+        Buffer::from_storage(Imagined { bytes, charge }, range.len())
+    }
+
+    fn write<T: Element>(_target: &mut Buffer<T, Self>, _at: usize, _from: &Buffer<T, Self>) {}
+
+    fn add<T: Real>(_target: &mut Buffer<T, Self>, _at: usize, _from: &Buffer<T, Self>) {}
+}
+
+impl<T: Float> Device for DryRun<T> {
+    type Elem = T;
+    type Acc = T::Acc;
+    type Storage = Imagined;
+
+    fn empty<E: Element>(&self, len: usize) -> Buffer<E, Imagined> {
+        let bytes = len * size_of::<E>();
+        Buffer::from_storage(Imagined { bytes, charge: Some(self.ledger.charge(bytes)) }, len)
+    }
+
+    fn zeros<E: Element>(&self, len: usize) -> Buffer<E, Imagined> {
+        self.empty(len)
+    }
+
+    fn upload<E: Element>(&self, values: &[E]) -> Buffer<E, Imagined> {
+        self.empty(values.len())
+    }
+
+    /// Zeros.
+    fn download<E: Element>(&self, buffer: &Buffer<E, Imagined>) -> Vec<E> {
+        vec![E::zeroed(); buffer.len()]
+    }
+
+    fn duplicate<E: Element>(&self, buffer: &Buffer<E, Imagined>) -> Buffer<E, Imagined> {
+        self.empty(buffer.len())
+    }
+
+    /// Nothing is ever requested from a system.
+    fn memory(&self) -> PoolStats {
+        PoolStats { allocations: 0, owned: 0, peak: self.ledger.peak() }
+    }
+
+    fn ledger(&self) -> &Arc<Ledger> {
+        &self.ledger
+    }
+
+    fn seal(&self) {}
+}
