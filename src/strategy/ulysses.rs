@@ -28,7 +28,7 @@ impl<N: Degree + Default, O: TokenOrder> Default for Ulysses<N, O> {
 
 impl<N: Degree, O: TokenOrder> CpStrategy for Ulysses<N, O> {
     type Order = O;
-    type Heads = SwapHeads;
+    type Heads = SwapHeads<N>;
     type Kv = LocalKv;
     const NAME: &'static str = "ulysses";
 
