@@ -69,7 +69,8 @@ impl Zero for U0 {}
 
 /// Degrees that divide `NUMBER`, which is not 0, as far as the compiler sees: a degree of run time is checked at run time.
 ///
-/// The compiler divides numbers up to 1024, and larger powers of two.
+/// The compiler divides numbers up to 1024, and larger powers of two. A degree of your own implements this for the
+/// numbers of heads that it is used with.
 #[diagnostic::on_unimplemented(message = "`{Self}` does not divide {NUMBER}")]
 pub trait Divides<const NUMBER: usize>: Degree {}
 

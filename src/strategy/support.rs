@@ -21,8 +21,10 @@ pub trait Row<L: Layout, K: Kernel>: CpStrategy<Kv: RunsOn<K>> {}
 
 /// Exchanges that a kernel can compute: those that merge partial results need a log-sum-exp.
 #[diagnostic::on_unimplemented(
-    message = "the exchange `{Self}` merges partial results, which needs the log-sum-exp that `{K}` does not keep",
-    label = "use the kernel `Flash`, or one that implements `LogSumExp`"
+    message = "the exchange `{Self}` does not run on the kernel `{K}`: to merge partial results, use `Flash` or another kernel with `LogSumExp`",
+    label = "not a kernel for this exchange",
+    note = "`LocalKv` and `GatherKv` merge nothing and run on every kernel",
+    note = "an exchange of your own implements `RunsOn<K>` for every `K: LogSumExp`, or, if it attends all keys in one tile, for every kernel"
 )]
 pub trait RunsOn<K: Kernel>: KvExchange {}
 

@@ -1,5 +1,5 @@
 //~ E0277
-//~ the exchange `CastKv` merges partial results, which needs the log-sum-exp that `Unfused` does not keep
+//~ the exchange `CastKv` does not run on the kernel `Unfused`: to merge partial results, use `Flash` or another kernel with `LogSumExp`
 // A strategy of one's own is held to what its exchange needs.
 
 use context_parallel::layout::Bshd;

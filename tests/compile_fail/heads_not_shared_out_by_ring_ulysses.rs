@@ -11,7 +11,8 @@ use context_parallel::strategy::{Flash, RingUlysses};
 use context_parallel::tensor::Cpu;
 
 fn model(folder: &Path) {
-    let _ = GptModel::<RingUlysses<Fixed<4>, Fixed<3>>, Thd, Flash, Cpu, FixedHeads<8, 4>>::load(Cpu::default(), folder);
+    let _ =
+        GptModel::<RingUlysses<Fixed<4>, Fixed<3>>, Thd, Flash, Cpu, FixedHeads<8, 4>>::load(Cpu::default(), folder);
 }
 
 fn main() {}

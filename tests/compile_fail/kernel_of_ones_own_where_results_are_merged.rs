@@ -1,5 +1,5 @@
 //~ E0277
-//~ the exchange `RingKv` merges partial results, which needs the log-sum-exp that `Scores` does not keep
+//~ the exchange `RingKv` does not run on the kernel `Scores`: to merge partial results, use `Flash` or another kernel with `LogSumExp`
 // A kernel of one's own runs where results are merged if it implements `LogSumExp`.
 
 use context_parallel::degree::Fixed;
