@@ -1,6 +1,9 @@
 //! Degrees: how many ranks share a sequence, known at compile time or at run time.
 
 use std::fmt;
+use std::ops::Rem;
+
+use typenum::{Const, NonZero, ToUInt, U, U0};
 
 use crate::error::{PlacementError, Result};
 
@@ -59,6 +62,29 @@ impl Degree for Runtime {
 }
 
 static_assertions::assert_eq_size!(Fixed<8>, ());
+
+/// The number zero, as the remainder of a division between types.
+pub trait Zero {}
+impl Zero for U0 {}
+
+/// Degrees that divide `NUMBER`, which is not 0, as far as the compiler sees: a degree of run time is checked at run time.
+///
+/// The compiler divides numbers up to 1024, and larger powers of two. A degree of your own implements this for the
+/// numbers of heads that it is used with.
+#[diagnostic::on_unimplemented(message = "`{Self}` does not divide {NUMBER}")]
+pub trait Divides<const NUMBER: usize>: Degree {}
+
+impl<const NUMBER: usize> Divides<NUMBER> for Runtime {}
+
+#[diagnostic::do_not_recommend]
+impl<const RANKS: usize, const NUMBER: usize> Divides<NUMBER> for Fixed<RANKS>
+where
+    Const<RANKS>: ToUInt,
+    Const<NUMBER>: ToUInt,
+    U<NUMBER>: NonZero + Rem<U<RANKS>>,
+    <U<NUMBER> as Rem<U<RANKS>>>::Output: Zero,
+{
+}
 
 /// Ranks as a grid: `outer` groups of `inner` ranks each.
 ///
@@ -134,6 +160,12 @@ mod tests {
         assert_eq!((Fixed::<4>.checked(), Runtime(5).checked()), (Ok(4), Ok(5)));
         assert!(Fixed::<0>.checked().is_err() && Runtime(0).checked().is_err());
     }
+
+    static_assertions::assert_impl_all!(Fixed<1>: Divides<1>, Divides<7>, Divides<1024>);
+    static_assertions::assert_impl_all!(Fixed<4>: Divides<4>, Divides<8>, Divides<2048>);
+    static_assertions::assert_impl_all!(Runtime: Divides<8>, Divides<1536>);
+    static_assertions::assert_not_impl_any!(Fixed<4>: Divides<0>, Divides<2>, Divides<6>);
+    static_assertions::assert_not_impl_any!(Fixed<0>: Divides<0>, Divides<1>);
 
     #[test]
     fn a_grid_places_either_level_on_neighbours() {

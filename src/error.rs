@@ -361,7 +361,7 @@ pub enum SupportError {
     /// Query heads that ranks cannot exchange evenly.
     #[error(
         "{strategy} cannot run a model with {q_heads} query heads on {ranks} ranks that exchange heads: the number of \
-         query heads must be a multiple of the degree of the head exchange; `ring` and `all-gather` take any number"
+         query heads must be a multiple of the degree of the head exchange; ring and all-gather take any number"
     )]
     Heads {
         /// The strategy.

@@ -57,7 +57,10 @@ fn cases_of_the_table() -> Vec<Case> {
                      fn model(config: &Config) {{\n    let _ = GptModel::<{h}, {l}, {k}>::new(Cpu::default(), config, 0);\n}}\n\n\
                      fn main() {{}}\n"
                 );
-                let sentence = format!("`{h}` does not work with layout `{l}` and kernel `{k}`");
+                let sentence = format!(
+                    "`{h}` does not work with layout `{l}` and kernel `{k}`: use kernel `Flash`, and layout `Thd` with \
+                     `Magi` and `Dynamic`"
+                );
                 let expected = Expected { code: "E0277".to_string(), sentence, label: None };
                 cases.push(match support::works(strategy, layout, kernel) {
                     true => Case::passing(&name, &source),

@@ -1,21 +1,21 @@
 //! The support table, and everything that is derived from it, agree.
 
 use context_parallel::comm::threads::ThreadComm;
-use context_parallel::degree::{Fixed, Runtime};
-use context_parallel::error::Result;
+use context_parallel::degree::{Fixed, Grid};
+use context_parallel::error::{Result, SupportError};
 use context_parallel::handler::CpHandler;
 use context_parallel::layout::{Bshd, Layout, Sbhd, Thd};
 use context_parallel::order::{Natural, Striped, Zigzag};
 use context_parallel::strategy::support::{self, Choice, TABLE, Visitor};
 use context_parallel::strategy::{
-    AllGather, CpStrategy, Flash, GatherKv, Kernel, LocalKv, LogSumExp, Ring, RingKv, Row, RunsOn, Single, Supports,
+    AllGather, Flash, GatherKv, Kernel, LocalKv, LogSumExp, Ring, RingKv, Row, RunsOn, Single, Supports, Ulysses,
     Unfused,
 };
 use static_assertions::{assert_eq_size, assert_impl_all, assert_not_impl_any};
 
 // Markers and strategies of fixed degree take no space.
 assert_eq_size!(Bshd, Sbhd, Thd, Flash, Unfused, Zigzag, Natural, Striped<4>, Single, ());
-assert_eq_size!(Ring<Fixed<4>>, AllGather<Fixed<8>, Striped>, Fixed<2>, ());
+assert_eq_size!(Ring<Fixed<4>>, AllGather<Fixed<8>, Striped>, Ulysses<Fixed<4>>, Fixed<2>, ());
 // Handlers can be moved to the thread of their rank.
 assert_impl_all!(CpHandler<Ring, Thd, ThreadComm>: Send);
 assert_impl_all!(CpHandler<AllGather, Sbhd, ThreadComm>: Send);
@@ -119,10 +119,36 @@ fn unknown_names_list_what_exists() {
     assert!(order.contains("ring has no order natural") && order.contains("zigzag, striped, contiguous"), "{order}");
 }
 
+/// What follows the combination in a sentence of the compiler (first lines of a case that must not compile) or of an
+/// error.
+fn rule(sentence: &str) -> &str {
+    sentence.split_once(": ").map(|(_, rule)| rule).unwrap_or_else(|| panic!("no rule in {sentence}"))
+}
+
 #[test]
-fn a_fixed_degree_is_a_type() {
-    assert_eq!(Ring::<Fixed<4>>::default().degree(), 4);
-    assert_eq!(AllGather::<Runtime>::new(Runtime(3)).degree(), 3);
+fn compiler_and_constructor_refuse_heads_with_the_same_sentence() {
+    let cases = [
+        include_str!("compile_fail/heads_not_shared_out_by_ulysses.rs"),
+        include_str!("compile_fail/heads_not_shared_out_by_ring_ulysses.rs"),
+        include_str!("compile_fail/heads_fewer_than_ranks.rs"),
+        include_str!("compile_fail/heads_not_shared_out_by_a_strategy_of_ones_own.rs"),
+    ];
+    let error = |strategy: &str, grid| {
+        let choice = Choice { grid, ..choice(strategy, "", "thd", "flash", 12) };
+        support::fit_heads(support::checked(&choice).unwrap(), 8).unwrap_err()
+    };
+    let grid = Grid { outer: 4, inner: 3, inner_adjacent: true };
+    let (ulysses, ring_ulysses) = (error("ulysses", None), error("ring-ulysses", Some(grid)));
+    assert_eq!(ulysses, SupportError::Heads { strategy: "ulysses", q_heads: 8, ranks: 12 }.into());
+    assert_eq!(ring_ulysses, SupportError::Heads { strategy: "ring-ulysses", q_heads: 8, ranks: 3 }.into());
+    for error in [ulysses, ring_ulysses].map(|error| error.to_string()) {
+        assert!(error.contains(" cannot run a model with 8 query heads on "), "{error}");
+        for case in cases {
+            let sentence = case.lines().nth(1).unwrap();
+            assert!(sentence.contains(" cannot run a model with `FixedHeads<"), "{sentence}");
+            assert_eq!(rule(sentence), rule(&error));
+        }
+    }
 }
 
 #[test]

@@ -57,7 +57,7 @@ impl<H: CpStrategy, L: Layout, C> CpHandler<H, L, C> {
     /// A handler for this rank of `comm`.
     ///
     /// # Errors
-    /// If the strategy's degree is not the number of ranks.
+    /// If the strategy's degree is not the number of ranks, or its type and its grid differ over who exchanges heads.
     pub fn new<S: Storage>(strategy: H, comm: C) -> Result<Self>
     where
         C: Communicator<S>,
@@ -68,6 +68,14 @@ impl<H: CpStrategy, L: Layout, C> CpHandler<H, L, C> {
         }
         if degree != size {
             return Err(PlacementError::Degree { strategy: H::NAME, degree, size }.into());
+        }
+        let inner = strategy.grid().inner;
+        if let Some(ranks) = H::Heads::RANKS.filter(|&ranks| ranks != inner) {
+            return Err(SupportError::Numbers(format!(
+                "{} exchanges heads over {ranks} ranks by its type and over {inner} by its grid: use the same number",
+                H::NAME
+            ))
+            .into());
         }
         Ok(CpHandler { cache: Cache::new(strategy, comm.rank(), size), comm, layout: PhantomData })
     }
@@ -222,7 +230,7 @@ impl<H: CpStrategy, L: Layout, C> CpHandler<H, L, C> {
             ))
             .into());
         }
-        H::Heads::heads_per_rank(H::NAME, shape.q_heads, self.strategy().grid().inner)?;
+        self.strategy().heads_per_rank(shape.q_heads)?;
         let widths = [shape.q_width(), shape.k_width(), shape.v_width()];
         for ((name, shard), width) in [("queries", q), ("keys", k), ("values", v)].into_iter().zip(widths) {
             plan.placement().expect_same("the plan", shard.placement(), name)?;

@@ -1,18 +1,19 @@
 //! Head counts as types: known at compile time, or read from a configuration.
 
 use std::fmt;
-use std::ops::Rem;
 
-use typenum::{Const, ToUInt, U, U0};
-
+use crate::degree::{Divides, Fixed};
 use crate::error::{ModelError, Result};
 use crate::model::Config;
+use crate::strategy::{CpStrategy, SharesHeads};
 
 /// What the type of a model says about its heads.
+///
+/// An architecture of your own also needs [`HeadsFit`], for every strategy or for those that it is made for.
 #[diagnostic::on_unimplemented(
-    message = "`{Self}` is not an architecture: query heads must be a multiple of key/value heads",
+    message = "`{Self}` is not an architecture: query heads must be a multiple of key/value heads, both from 1 to 1024",
     label = "each key/value head serves the same number of query heads",
-    note = "the head counts must be at least 1 and at most 1024"
+    note = "`FromConfig` takes the head counts, whatever they are, from the configuration"
 )]
 pub trait Architecture: Copy + fmt::Debug + Send + Sync + 'static {
     /// Query heads and key/value heads, if the type says them.
@@ -31,6 +32,18 @@ pub trait Architecture: Copy + fmt::Debug + Send + Sync + 'static {
     }
 }
 
+/// Architectures whose heads strategy `H` can share out, as far as the compiler sees: strategies that keep heads take
+/// any, those that exchange them need a multiple of the degree of the exchange.
+///
+/// Where the degree or the number of heads is not part of the types, this holds, and the constructor checks: with
+/// [`SupportError::Heads`](crate::error::SupportError::Heads), which is the same sentence.
+#[diagnostic::on_unimplemented(
+    message = "`{H}` cannot run a model with `{Self}`: the number of query heads must be a multiple of the degree of the head exchange; ring and all-gather take any number",
+    label = "these heads cannot be shared out evenly",
+    note = "`Ulysses<N>` exchanges heads over all ranks, `RingUlysses<Outer, Inner>` over `Inner`; other strategies keep them"
+)]
+pub trait HeadsFit<H: CpStrategy> {}
+
 /// Head counts come from the configuration at run time.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct FromConfig;
@@ -43,17 +56,21 @@ impl Architecture for FromConfig {
     const HEADS: Option<(usize, usize)> = None;
 }
 
-/// The number zero, as the result of a division without remainder.
-pub trait Zero {}
-impl Zero for U0 {}
+#[diagnostic::do_not_recommend]
+impl<H: CpStrategy> HeadsFit<H> for FromConfig {}
 
 #[diagnostic::do_not_recommend]
 impl<const Q: usize, const KV: usize> Architecture for FixedHeads<Q, KV>
 where
-    Const<Q>: ToUInt,
-    Const<KV>: ToUInt,
-    U<Q>: Rem<U<KV>>,
-    <U<Q> as Rem<U<KV>>>::Output: Zero,
+    Fixed<KV>: Divides<Q>,
 {
     const HEADS: Option<(usize, usize)> = Some((Q, KV));
+}
+
+#[diagnostic::do_not_recommend]
+impl<const Q: usize, const KV: usize, H> HeadsFit<H> for FixedHeads<Q, KV>
+where
+    H: CpStrategy,
+    H::Heads: SharesHeads<Q>,
+{
 }

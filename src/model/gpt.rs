@@ -9,7 +9,7 @@ use crate::error::{ModelError, Result};
 use crate::handler::{CpHandler, Rotary};
 use crate::layout::{Batch, Layout};
 use crate::mask::Mask;
-use crate::model::architecture::{Architecture, FromConfig};
+use crate::model::architecture::{Architecture, FromConfig, HeadsFit};
 use crate::model::block::BlockActivations;
 use crate::model::parameters::{Gradients, Master, ParameterId, ParameterList, Parameters};
 use crate::model::{Config, init, weights};
@@ -18,7 +18,7 @@ use crate::ops::attention::AttentionShape;
 use crate::order::{Placement, Shard};
 use crate::rope::Rope;
 use crate::strategy::executor::AttentionPlan;
-use crate::strategy::{CpStrategy, Flash, Kernel, Supports};
+use crate::strategy::{CpStrategy, Flash, HeadExchange, Kernel, Supports};
 use crate::tensor::{AccMatrix, Buffer, Cpu, Device, ElemMatrix};
 
 /// A GPT for strategy `H`, layout `L`, attention kernel `K`, device (with storage type) `D` and architecture `A`.
@@ -79,14 +79,16 @@ where
     /// A model with fresh weights; the same for every strategy, layout and number of ranks.
     ///
     /// # Errors
-    /// If the configuration does not fit the architecture `A`.
+    /// If the configuration does not fit the architecture `A`, or has query heads that a degree which the type of `H`
+    /// says does not divide.
     pub fn new(device: D, config: &Config, seed: u64) -> Result<Self>
     where
         H: Supports<L, K>,
         L: Layout,
         K: Kernel,
-        A: Architecture,
+        A: Architecture + HeadsFit<H>,
     {
+        Self::check(config)?;
         let master = init::fresh(&device, config, &ParameterList::new(config), seed)?;
         Self::from_master(device, config, &master)
     }
@@ -97,9 +99,10 @@ where
         H: Supports<L, K>,
         L: Layout,
         K: Kernel,
-        A: Architecture,
+        A: Architecture + HeadsFit<H>,
     {
         let config = Config::read(folder)?;
+        Self::check(&config)?;
         let parameters = weights::load(&device, folder, &ParameterList::new(&config))?;
         Self::from_parameters(device, &config, parameters)
     }
@@ -110,7 +113,7 @@ where
         H: Supports<L, K>,
         L: Layout,
         K: Kernel,
-        A: Architecture,
+        A: Architecture + HeadsFit<H>,
     {
         let parameters = master.working(&device);
         Self::from_parameters(device, config, parameters)
@@ -122,10 +125,9 @@ where
         H: Supports<L, K>,
         L: Layout,
         K: Kernel,
-        A: Architecture,
+        A: Architecture + HeadsFit<H>,
     {
-        config.check()?;
-        A::check(config)?;
+        Self::check(config)?;
         let window = |window: &Option<usize>| window.map_or(Mask::Causal, Mask::sliding);
         let shape = AttentionShape {
             q_heads: config.heads,
@@ -147,6 +149,20 @@ where
         };
         model.refresh_tied();
         Ok(model)
+    }
+
+    /// Refuses a configuration that does not go with the model's types.
+    fn check(config: &Config) -> Result<()>
+    where
+        H: CpStrategy,
+        A: Architecture,
+    {
+        config.check()?;
+        A::check(config)?;
+        if let Some(ranks) = H::Heads::RANKS {
+            H::Heads::heads_per_rank(H::NAME, config.heads, ranks)?;
+        }
+        Ok(())
     }
 
     /// Whether the backward pass computes the inside of each block again, instead of keeping it: one forward pass
@@ -229,12 +245,13 @@ where
     /// Runs the blocks on this rank's tokens `[rows, 1]`.
     ///
     /// # Errors
-    /// Ids outside the vocabulary, and failures of other ranks.
+    /// Heads that the handler's ranks cannot share out, ids outside the vocabulary, and failures of other ranks.
     pub fn forward<C: Communicator<D::Storage>>(
         &self,
         handler: &CpHandler<H, L, C>,
         tokens: &Shard<H::Order, L, i64, D::Storage>,
     ) -> Result<Activations<H, L, K, D>> {
+        handler.strategy().heads_per_rank(self.shape.q_heads)?;
         self.check_tokens(tokens)?;
         let placement = tokens.placement().clone();
         let rotary = handler.get_emb_on_this_cp_rank(&self.device, &self.rope, &placement)?;

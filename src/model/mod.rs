@@ -13,7 +13,7 @@ pub mod mtp;
 pub mod parameters;
 pub mod weights;
 
-pub use architecture::{Architecture, FixedHeads, FromConfig};
+pub use architecture::{Architecture, FixedHeads, FromConfig, HeadsFit};
 pub use config::{Config, Family, Sizes};
 pub use gpt::{Activations, GptModel};
 pub use parameters::{Gradients, Master, Moments, ParameterId, ParameterList, Parameters};

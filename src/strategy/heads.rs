@@ -1,9 +1,11 @@
 //! Head exchange: around attention, ranks give up rows for heads and take them back.
 
 use std::fmt;
+use std::marker::PhantomData;
 use std::ops::Range;
 
 use crate::comm::{Accounted, Communicator, Receive, Send, open};
+use crate::degree::{Degree, Divides, Runtime};
 use crate::error::{PlanError, Result, SupportError};
 use crate::ops::Ops;
 use crate::ops::attention::AttentionShape;
@@ -17,9 +19,17 @@ pub trait HeadExchange: Copy + fmt::Debug + std::marker::Send + Sync + 'static {
     /// Whether the ranks of a group exchange heads.
     const SWAPS: bool;
 
+    /// The ranks of a group that exchanges heads, if the type says how many.
+    const RANKS: Option<usize> = None;
+
     /// Query heads that one of `ranks` ranks attends with, or why they cannot be shared out.
     fn heads_per_rank(strategy: &'static str, q_heads: usize, ranks: usize) -> Result<usize, SupportError>;
 }
+
+/// Head exchanges that can share out `Q` query heads, as far as the compiler sees. What it does not see is left to
+/// [`HeadExchange::heads_per_rank`].
+#[diagnostic::on_unimplemented(message = "`{Self}` cannot share out {Q} query heads")]
+pub trait SharesHeads<const Q: usize>: HeadExchange {}
 
 /// Every rank attends with all heads of its own tokens.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -34,17 +44,20 @@ impl HeadExchange for KeepHeads {
     }
 }
 
-/// Every rank of a group attends with its share of the heads, for the tokens of the whole group (DeepSpeed-Ulysses,
-/// Jacobs et al. 2023).
+impl<const Q: usize> SharesHeads<Q> for KeepHeads {}
+
+/// Every one of the `N` ranks of a group attends with its share of the heads, for the tokens of the whole group
+/// (DeepSpeed-Ulysses, Jacobs et al. 2023).
 ///
 /// Only query heads must divide by the ranks of the group: a rank receives the key/value heads that its queries use,
 /// and where several ranks use one, its gradients are summed in rank order.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-pub struct SwapHeads;
+pub struct SwapHeads<N = Runtime>(PhantomData<N>);
 
-impl HeadExchange for SwapHeads {
+impl<N: Degree> HeadExchange for SwapHeads<N> {
     const NAME: &'static str = "swap-heads";
     const SWAPS: bool = true;
+    const RANKS: Option<usize> = N::FIXED;
 
     fn heads_per_rank(strategy: &'static str, q_heads: usize, ranks: usize) -> Result<usize, SupportError> {
         match ranks > 0 && q_heads.is_multiple_of(ranks) {
@@ -53,6 +66,9 @@ impl HeadExchange for SwapHeads {
         }
     }
 }
+
+#[diagnostic::do_not_recommend]
+impl<const Q: usize, N: Divides<Q>> SharesHeads<Q> for SwapHeads<N> {}
 
 /// One member's share of the heads.
 #[derive(Clone, Debug, PartialEq)]
@@ -307,7 +323,7 @@ impl HeadSwap {
                 (false, rows) => {
                     let from = self.members[member];
                     let what = || format!("rank {from} sent no heads");
-                    let missing = || PlanError::Unsound { strategy: SwapHeads::NAME, what: what() };
+                    let missing = || PlanError::Unsound { strategy: <SwapHeads>::NAME, what: what() };
                     let parcel = parcels.next().ok_or_else(missing)?;
                     Matrix::new(open(parcel, from, operation)?, rows, cols(member))
                 }
@@ -338,8 +354,8 @@ mod tests {
 
     #[test]
     fn heads_that_cannot_be_shared_out_are_refused() {
-        assert_eq!(SwapHeads::heads_per_rank("ulysses", 8, 4), Ok(2));
-        let message = SwapHeads::heads_per_rank("ulysses", 8, 3).unwrap_err().to_string();
+        assert_eq!(<SwapHeads>::heads_per_rank("ulysses", 8, 4), Ok(2));
+        let message = <SwapHeads>::heads_per_rank("ulysses", 8, 3).unwrap_err().to_string();
         assert!(message.contains("8 query heads on 3 ranks") && message.contains("must be a multiple"), "{message}");
     }
 }

@@ -27,7 +27,7 @@ mod ulysses;
 pub use all_gather::{AllGather, GatherKv};
 pub use cast::CastKv;
 pub use dynamic::Dynamic;
-pub use heads::{HeadExchange, KeepHeads, SwapHeads};
+pub use heads::{HeadExchange, KeepHeads, SharesHeads, SwapHeads};
 pub use kernel::{Flash, Kernel, LogSumExp, TileOperands, Unfused};
 pub use magi::Magi;
 pub use ring::{Ring, RingKv};
@@ -40,7 +40,7 @@ use std::fmt;
 use std::hash::Hash;
 
 use crate::degree::Grid;
-use crate::error::Result;
+use crate::error::{Result, SupportError};
 use crate::layout::Batch;
 use crate::mask::Mask;
 use crate::order::TokenOrder;
@@ -65,6 +65,14 @@ pub trait CpStrategy: Copy + fmt::Debug + PartialEq + Send + Sync + 'static {
     /// values go between groups. Groups of one rank unless the strategy says otherwise.
     fn grid(&self) -> Grid {
         Grid::line(self.degree())
+    }
+
+    /// Query heads that each rank attends with.
+    ///
+    /// # Errors
+    /// [`SupportError::Heads`] if the ranks of a group cannot share them out.
+    fn heads_per_rank(&self, q_heads: usize) -> Result<usize, SupportError> {
+        Self::Heads::heads_per_rank(Self::NAME, q_heads, self.grid().inner)
     }
 
     /// The exchange of keys and values, with its settings if it has any.

@@ -38,7 +38,7 @@ impl<Outer: Degree + Default, Inner: Degree + Default, O: TokenOrder> Default fo
 
 impl<Outer: Degree, Inner: Degree, O: TokenOrder> CpStrategy for RingUlysses<Outer, Inner, O> {
     type Order = O;
-    type Heads = SwapHeads;
+    type Heads = SwapHeads<Inner>;
     type Kv = RingKv;
     const NAME: &'static str = "ring-ulysses";
 

@@ -6,7 +6,8 @@ use crate::strategy::{CpStrategy, LocalKv, SwapHeads};
 
 /// Head exchange over `N` ranks with token order `O`. Megatron and Transformer Engine call it `a2a`.
 ///
-/// The query heads must divide by the degree, key/value heads need not.
+/// The query heads must divide by the degree, key/value heads need not: `Ulysses<Fixed<3>>` with `FixedHeads<8, 4>` does
+/// not compile, and where one of the numbers is of run time, the constructor that sees both refuses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Ulysses<N = Runtime, O = Zigzag> {
     degree: N,
@@ -28,7 +29,7 @@ impl<N: Degree + Default, O: TokenOrder> Default for Ulysses<N, O> {
 
 impl<N: Degree, O: TokenOrder> CpStrategy for Ulysses<N, O> {
     type Order = O;
-    type Heads = SwapHeads;
+    type Heads = SwapHeads<N>;
     type Kv = LocalKv;
     const NAME: &'static str = "ulysses";
 

@@ -62,6 +62,9 @@ where
     C: Communicator<D::Storage>,
 {
     /// A learner that starts from `master`.
+    ///
+    /// # Errors
+    /// What [`GptModel::from_master`] refuses, and heads that the handler's ranks cannot share out.
     pub fn new(
         device: D,
         config: &Config,
@@ -70,6 +73,7 @@ where
         options: AdamwOptions,
         recompute: bool,
     ) -> Result<Self> {
+        handler.strategy().heads_per_rank(config.heads)?;
         let list: Arc<ParameterList> = master.list().clone();
         let model = GptModel::from_master(device.clone(), config, &master)?.with_recompute(recompute);
         let moments = || Moments::<D>::zeros(&device, &list);

@@ -1,5 +1,5 @@
 //~ E0277
-//~ `FixedHeads<6, 4>` is not an architecture: query heads must be a multiple of key/value heads
+//~ `FixedHeads<6, 4>` is not an architecture: query heads must be a multiple of key/value heads, both from 1 to 1024
 // Head counts that the type says are checked by the compiler.
 
 use context_parallel::layout::Thd;

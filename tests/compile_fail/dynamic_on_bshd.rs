@@ -1,0 +1,15 @@
+//~ E0277
+//~ `Dynamic<Fixed<4>>` does not work with layout `Bshd` and kernel `Flash`: use kernel `Flash`, and layout `Thd` with `Magi` and `Dynamic`
+// Every document gets its own number of ranks; a dense batch has no documents.
+
+use context_parallel::degree::Fixed;
+use context_parallel::layout::Bshd;
+use context_parallel::model::{Config, GptModel};
+use context_parallel::strategy::Dynamic;
+use context_parallel::tensor::Cpu;
+
+fn model(config: &Config) {
+    let _ = GptModel::<Dynamic<Fixed<4>>, Bshd>::new(Cpu::default(), config, 0);
+}
+
+fn main() {}

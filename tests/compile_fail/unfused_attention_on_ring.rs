@@ -1,0 +1,24 @@
+//~ E0277
+//~ `Ring<Fixed<4>>` does not work with layout `Bshd` and kernel `Unfused`: use kernel `Flash`, and layout `Thd` with `Magi` and `Dynamic`
+// The gate is the same in a model of one's own, which calls the handler.
+
+use context_parallel::comm::threads::ThreadComm;
+use context_parallel::degree::Fixed;
+use context_parallel::handler::CpHandler;
+use context_parallel::layout::Bshd;
+use context_parallel::ops::attention::AttentionShape;
+use context_parallel::order::{Shard, Zigzag};
+use context_parallel::strategy::executor::AttentionPlan;
+use context_parallel::strategy::{Ring, Unfused};
+use context_parallel::tensor::Cpu;
+
+fn step(
+    handler: &CpHandler<Ring<Fixed<4>>, Bshd, ThreadComm>,
+    plan: &AttentionPlan<Zigzag, Bshd>,
+    shape: &AttentionShape,
+    [q, k, v]: [&Shard<Zigzag, Bshd, f32>; 3],
+) {
+    let _ = handler.core_attn::<Unfused, Cpu>(&Cpu::default(), plan, shape, q, k, v);
+}
+
+fn main() {}
