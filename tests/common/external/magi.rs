@@ -1,7 +1,5 @@
 //! The named mask cases of MagiAttention (`magi.md` section 8.2), and its two benchmark masks.
 
-use context_parallel::mask::Mask;
-
 use super::problem::{Case, Padding};
 use super::scale::Scale;
 use crate::packs::{self, consecutive, slices};
@@ -18,12 +16,12 @@ pub struct Named {
     /// Ends of the documents that the mask does not cross.
     documents: Vec<usize>,
     /// What it runs with when scaled down: one choice of `HEADS` and `DIMS` per mask, so that the set has each.
-    pub heads: (usize, usize),
-    pub dim: usize,
+    heads: (usize, usize),
+    dim: usize,
 }
 
 /// Masks of section 8.2 that the dispatch solver's tests do not have.
-fn others() -> Vec<packs::Case> {
+pub fn others() -> Vec<packs::Case> {
     let case = |name, tokens, chunk, slices| packs::Case { name, tokens, chunk, padded: true, slices };
     let pieces = |(row, column): (usize, usize)| ([512 * row, 512 * (row + 1)], [1024 * column, 1024 * (column + 1)]);
     let (q, k): (Vec<_>, Vec<_>) = (0..16).flat_map(|row| (0..8).map(move |column| (row, column))).map(pieces).unzip();
@@ -52,7 +50,7 @@ pub fn cases() -> Vec<Named> {
     let cases = vec![
         named(1, "full_attn_14k", &[14336], eight, 64),
         named(2, "varlen_full_attn_12k", &documents, eight, 128),
-        named(3, "varlen_block_causal_15k", &[8192, 12288, 15360], two, 128),
+        named(3, "varlen_block_causal_15k", &[8192, 12288, 15360], two, 64),
         named(4, "varlen_block_causal_12k_with_q_overlap", &[8192, 12288], eight, 64),
         named(5, "bi_causal_12k_with_q_overlap", &[12288], eight, 128),
         named(6, "continuous_multi_masks_10k_with_q_overlap", &[10240], two, 64),
@@ -71,7 +69,15 @@ pub fn cases() -> Vec<Named> {
 }
 
 impl Named {
-    pub fn case(&self, scale: Scale, heads: (usize, usize), dim: usize) -> Case {
+    /// At full size with all heads and dimensions, else with one of each.
+    pub fn cases(&self, scale: Scale) -> Vec<Case> {
+        match scale == Scale::FULL {
+            true => HEADS.iter().flat_map(|&heads| DIMS.map(|dim| self.case(scale, heads, dim))).collect(),
+            false => vec![self.case(scale, self.heads, self.dim)],
+        }
+    }
+
+    fn case(&self, scale: Scale, heads: (usize, usize), dim: usize) -> Case {
         let range = |range: &std::ops::Range<usize>| scale.tokens(range.start)..scale.tokens(range.end);
         let slices = self.mask.slices.iter().map(|(q, k, code)| (range(q), range(k), *code)).collect();
         let mask = packs::Case { tokens: scale.tokens(self.mask.tokens), slices, ..self.mask };
@@ -86,14 +92,9 @@ impl Named {
         assert_eq!(lengths.iter().sum::<usize>(), mask.tokens, "{name}");
         Case { name, lengths, padding: Padding::None, heads, dims: (dim, dim), mask: mask.mask() }
     }
-
-    /// The mask over the tokens of the batch, at full size.
-    pub fn mask(&self) -> (&'static str, usize, Mask) {
-        (self.mask.name, self.mask.tokens, self.mask.mask())
-    }
 }
 
-/// Case 10, which is planned only: masks with the ends of their documents and their attended areas.
+/// Case 10, which is planned only: masks with the lengths of their documents and their attended areas.
 pub fn benchmarks() -> [(packs::Case, Vec<usize>, u64); 2] {
     const TOKENS: usize = 147456;
     const BLOCK: usize = 20480;
@@ -101,13 +102,12 @@ pub fn benchmarks() -> [(packs::Case, Vec<usize>, u64); 2] {
     let seen = [[0, 1], [0, 2], [0, 3], [0, 4], [4, 5], [4, 6]].map(|[start, end]| [BLOCK * start, BLOCK * end]);
     let keys = [&seen[..], &[[6 * BLOCK, TOKENS]]].concat();
     let case = |name, chunk, slices| packs::Case { name, tokens: TOKENS, chunk, padded: true, slices };
-    let area = |tokens: usize| (tokens * tokens) as u64;
     [
-        (case("full_attn_144k", 2048, slices(&[[0, TOKENS]], &[[0, TOKENS]], &[0])), vec![TOKENS], area(TOKENS)),
+        (case("full_attn_144k", 2048, slices(&[[0, TOKENS]], &[[0, TOKENS]], &[0])), vec![TOKENS], 21743271936),
         (
             case("varlen_block_causal_144k", 4096, slices(&consecutive(&ends), &keys, &[0])),
-            vec![4 * BLOCK, 6 * BLOCK, TOKENS],
-            13 * area(BLOCK) + area(TOKENS - 6 * BLOCK),
+            vec![4 * BLOCK, 2 * BLOCK, TOKENS - 6 * BLOCK],
+            6056574976,
         ),
     ]
 }

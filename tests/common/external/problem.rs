@@ -15,7 +15,7 @@ use context_parallel::ops::attention::AttentionShape;
 use context_parallel::oracle::{self, Rectangle, relative_error};
 use context_parallel::order::Full;
 use context_parallel::strategy::support::Visitor;
-use context_parallel::strategy::{CpStrategy, Kernel, Supports};
+use context_parallel::strategy::{Kernel, Supports};
 use context_parallel::tensor::{Cpu, Matrix};
 
 /// Rows that documents have beyond their tokens.

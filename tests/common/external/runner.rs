@@ -3,10 +3,11 @@
 use std::collections::HashMap;
 
 use context_parallel::degree::{Grid, Runtime};
+use context_parallel::error::Result;
 use context_parallel::layout::{Bshd, Layout, Sbhd, Thd};
 use context_parallel::order::Striped;
 use context_parallel::strategy::support::{self, Choice, TABLE, Visitor};
-use context_parallel::strategy::{AllGather, CpStrategy, Flash, Kernel, Ring, RingUlysses, Single, Supports, Ulysses};
+use context_parallel::strategy::{AllGather, CpStrategy, Flash, Ring, RingUlysses, Single, Supports, Ulysses};
 
 use super::problem::{Attend, Problem, TENSORS};
 
@@ -16,17 +17,23 @@ pub const RANKS: [usize; 5] = [2, 3, 4, 5, 8];
 /// How far a rank's error may go beyond that of a single rank.
 const FACTOR: f64 = 1.5;
 
+/// How large a single rank's own error may be: sums of some hundred products in f32.
+const ALONE: f64 = 2e-6;
+
 /// Layouts without padding: every sequence is as long.
 pub const DENSE: &[&str] = &[Bshd::NAME, Sbhd::NAME];
 /// Packed documents.
 pub const PACKED: &[&str] = &[Thd::NAME];
 
-/// Token orders of a strategy that run.
+/// How much of the support table runs.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Orders {
-    All,
-    /// The strategy's default.
-    First,
+pub enum Breadth {
+    /// Every strategy x order x layout x kernel.
+    Whole,
+    /// Every strategy x order x kernel, each in one of the layouts, in turn over cases, orders and ranks.
+    LayoutsInTurn,
+    /// Every strategy and kernel in its default order.
+    DefaultOrders,
 }
 
 /// Combinations that ran, and those that cannot because query heads do not divide by the ranks.
@@ -46,34 +53,42 @@ pub struct Runner {
     worst: [(f64, String); 4],
 }
 
-/// Errors of a single rank, by layout and kernel.
-type Alone = HashMap<(&'static str, &'static str), [f64; 4]>;
-
 impl Runner {
-    /// Every combination of the support table that can run the problem, in these layouts and orders.
-    pub fn run(&mut self, problem: &Problem, layouts: &[&str], orders: Orders, ranks: &[usize]) {
-        self.tally.cases += 1;
-        let mut alone = Alone::new();
+    /// The combinations of the support table that can run the problem, in these layouts.
+    pub fn run(&mut self, problem: &Problem, layouts: &[&str], breadth: Breadth, ranks: &[usize]) {
+        let mut alone = HashMap::new();
         for line in TABLE {
-            let works = || line.works.iter().filter(|(layout, _)| layouts.contains(layout));
-            for &(layout, kernel) in works() {
+            for &(layout, kernel) in line.works {
+                let Some(place) = layouts.iter().position(|other| *other == layout) else { continue };
                 if line.strategy == Single::NAME {
-                    let choice = choice(Single::NAME, "", layout, kernel, 1, None);
-                    let errors = support::select(&choice, Attend(problem)).expect("a single rank");
-                    alone.insert((layout, kernel), errors);
+                    let errors = support::select(&choice(line.strategy, "", layout, kernel, 1, None), Attend(problem));
+                    alone.insert((layout, kernel), self.alone(problem, errors));
                     continue;
                 }
-                let taken = if orders == Orders::First { 1 } else { line.orders.len() };
-                for (&order, &ranks) in
-                    line.orders[..taken].iter().flat_map(|order| ranks.iter().map(move |n| (order, n)))
-                {
-                    for grid in grids(line.strategy, ranks, problem.shape.q_heads) {
+                let orders = line.orders.iter().enumerate();
+                for ((at, &order), &ranks) in orders.flat_map(|order| ranks.iter().map(move |ranks| (order, ranks))) {
+                    let taken = match breadth {
+                        Breadth::Whole => true,
+                        Breadth::LayoutsInTurn => (self.tally.cases + at + ranks) % layouts.len() == place,
+                        Breadth::DefaultOrders => at == 0,
+                    };
+                    for grid in grids(line.strategy, ranks, problem.shape.q_heads).into_iter().filter(|_| taken) {
                         let choice = choice(line.strategy, order, layout, kernel, ranks, grid);
                         self.one(problem, &choice, &alone[&(layout, kernel)]);
                     }
                 }
             }
         }
+        self.tally.cases += 1;
+    }
+
+    /// A single rank's errors, which must be those of rounding.
+    fn alone(&mut self, problem: &Problem, errors: Result<[f64; 4]>) -> [f64; 4] {
+        let errors = errors.expect("a single rank");
+        if !errors.iter().all(|&error| error <= ALONE) {
+            self.wrong.push(format!("{}: a single rank has errors {errors:?}", problem.case.name));
+        }
+        errors
     }
 
     fn one(&mut self, problem: &Problem, choice: &Choice, alone: &[f64; 4]) {
@@ -100,13 +115,11 @@ impl Runner {
 
     /// Flash attention of packed documents under strategies with stripes of `STRIPE` rows.
     pub fn stripes<const STRIPE: usize>(&mut self, problem: &Problem, ranks: usize) {
-        let alone = Attend(problem).visit::<_, Thd, Flash>(Single).expect("a single rank");
+        let alone = self.alone(problem, Attend(problem).visit::<_, Thd, Flash>(Single));
         let (n, name) = (Runtime(ranks), &problem.case.name);
         let what = |strategy: &str| format!("{name}: {strategy} in stripes of {STRIPE} on {ranks}");
-        let gather = Striped::<STRIPE>;
         self.striped(what(<AllGather>::NAME), problem, AllGather::<_, Striped<STRIPE>>::new(n), &alone);
         self.striped(what(<Ring>::NAME), problem, Ring::<_, Striped<STRIPE>>::new(n), &alone);
-        let _ = gather;
     }
 
     fn striped<H: Supports<Thd, Flash>>(&mut self, what: String, problem: &Problem, strategy: H, alone: &[f64; 4]) {
@@ -127,6 +140,11 @@ impl Runner {
                 self.worst[tensor] = (ratio, what.to_string());
             }
         }
+    }
+
+    /// What was wrong.
+    pub fn wrong(&self) -> &[String] {
+        &self.wrong
     }
 
     /// What ran; fails with every combination that was wrong.
