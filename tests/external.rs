@@ -2,8 +2,9 @@
 //! masks of MagiAttention's (`magi.md` section 8.2), under every strategy on 2, 3, 4, 5 and 8 ranks. Out, dq, dk and dv
 //! are compared with the float64 oracle; each relative error is at most 1.5 times that of a single rank.
 //!
-//! `cargo test --test external` runs cases scaled down by one rule (`common/external/scale.rs`), in about three minutes of processor time. At full size, for one case or
-//! all (which takes hours; the oracle then judges the last key/value head alone):
+//! `cargo test --test external` runs cases scaled down by one rule (`common/external/scale.rs`), in about three
+//! minutes of processor time. At full size, for one case or all (which takes hours and, with 128 heads, tens of
+//! gigabytes; the oracle then judges the last key/value head alone):
 //!
 //! ```sh
 //! CONTEXT_PARALLEL_EXTERNAL=full:flash:2_0 cargo test --release --test external -- --nocapture
