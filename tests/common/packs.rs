@@ -62,31 +62,33 @@ pub struct Case {
 }
 
 impl Case {
+    /// The mask that the slices are.
+    pub fn mask(&self) -> Mask {
+        let kinds = [SliceKind::Full, SliceKind::Causal, SliceKind::InvCausal, SliceKind::BiCausal];
+        let slice = |(q, k, code): &(Range<usize>, Range<usize>, u8)| Slice {
+            q: q.clone(),
+            k: k.clone(),
+            kind: kinds[*code as usize],
+        };
+        Mask::Slices(self.slices.iter().map(slice).collect())
+    }
+
     /// The case on `ranks` ranks. The whole batch counts as one document, as slices may go anywhere.
     pub fn pack(&self, ranks: usize) -> Pack {
-        let slices = self
-            .slices
-            .iter()
-            .map(|(q, k, code)| Slice {
-                q: q.clone(),
-                k: k.clone(),
-                kind: [SliceKind::Full, SliceKind::Causal, SliceKind::InvCausal, SliceKind::BiCausal][*code as usize],
-            })
-            .collect();
-        let bands = Mask::Slices(slices).lower(&Dense { batch: 1, seq: self.tokens }).expect("a mask");
+        let bands = self.mask().lower(&Dense { batch: 1, seq: self.tokens }).expect("a mask");
         Pack { masks: vec![(bands, 1)], documents: vec![0..self.tokens; 1], ranks }
     }
 }
 
 /// Slices from `[q, q] [k, k]` lists and type codes; one code stands for all.
-fn slices(q: &[[usize; 2]], k: &[[usize; 2]], codes: &[u8]) -> Vec<(Range<usize>, Range<usize>, u8)> {
+pub fn slices(q: &[[usize; 2]], k: &[[usize; 2]], codes: &[u8]) -> Vec<(Range<usize>, Range<usize>, u8)> {
     assert_eq!(q.len(), k.len());
     let code = |index: usize| if codes.len() == 1 { codes[0] } else { codes[index] };
     (0..q.len()).map(|i| (q[i][0]..q[i][1], k[i][0]..k[i][1], code(i))).collect()
 }
 
 /// Consecutive ranges between these ends.
-fn consecutive(ends: &[usize]) -> Vec<[usize; 2]> {
+pub fn consecutive(ends: &[usize]) -> Vec<[usize; 2]> {
     ends.windows(2).map(|pair| [pair[0], pair[1]]).collect()
 }
 
