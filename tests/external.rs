@@ -2,8 +2,8 @@
 //! masks of MagiAttention's (`magi.md` section 8.2), under every strategy on 2, 3, 4, 5 and 8 ranks. Out, dq, dk and dv
 //! are compared with the float64 oracle; each relative error is at most 1.5 times that of a single rank.
 //!
-//! `cargo test --test external` runs cases scaled down by one rule (`common/external/scale.rs`), in about three
-//! minutes of processor time. At full size, for one case or all (which takes hours and, with 128 heads, tens of
+//! `cargo test --test external` runs cases scaled down by one rule (`common/external/scale.rs`), in about two and
+//! a half minutes of processor time. At full size, for one case or all (which takes hours and, with 128 heads, tens of
 //! gigabytes; the oracle then judges the last key/value head alone):
 //!
 //! ```sh
@@ -38,6 +38,7 @@ use external::{jax, magi, transformer_engine};
 
 /// Scale of each part of the grid.
 const TRANSFORMER_ENGINE: Scale = Scale { tokens: 64, heads: 4 };
+const JAX_DENSE: Scale = Scale { tokens: 32, heads: 4 };
 const JAX: Scale = Scale { tokens: 16, heads: 4 };
 const MAGI: Scale = Scale { tokens: 8, heads: 2 };
 const MAGI_SMALL: Scale = Scale { tokens: 1, heads: 2 };
@@ -140,7 +141,7 @@ fn transformer_engine_packed() {
 fn jax_dense() {
     let (size, mut runner) = (Size::asked(), Runner::default());
     for ranks in RANKS {
-        for case in jax::dense(size.scale(JAX), ranks) {
+        for case in jax::dense(size.scale(JAX_DENSE), ranks) {
             if let Some(problem) = size.problem(case) {
                 runner.run(&problem, DENSE, size.breadth(Breadth::LayoutsInTurn), &[ranks]);
             }
