@@ -10,5 +10,6 @@ pub mod documents;
 pub mod learner;
 pub mod run_folder;
 pub mod schedule;
+mod text;
 pub mod tokens;
 pub mod trainer;
