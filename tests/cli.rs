@@ -126,6 +126,17 @@ fn numbers_that_cannot_be() {
     refused("train --data text --clip nan", &["--clip is NaN"]);
     refused("train --data text --seq-len 8 --mtp-depth 8", &["8 tokens", "depth 8", "--mtp-depth 7 or less"]);
     refused("train --data text --mtp-depth two", &["'two'", "--mtp-depth"]);
+    refused("train --data text --tokens-per-rank 64 --cp 2", &["--tokens-per-rank is for dynamic", "not for ring"]);
+    refused("train --data recall --strategy dynamic --tokens-per-rank 0", &["--tokens-per-rank is 0"]);
+    for command in ["train --data text --seq-len 130 --out new", "inspect --lengths 7,130"] {
+        let expected =
+            ["--tokens-per-rank is 40: document", "130 tokens", "on 3 ranks of 40 tokens", "allow 44 tokens"];
+        refused(&format!("{command} --strategy dynamic --cp 3 --tokens-per-rank 40"), &expected);
+    }
+    // A document of the text, not the longest that there could be.
+    let documents = r"train --data text --document-separator \n --strategy dynamic --cp 2 --tokens-per-rank";
+    refused(&format!("{documents} 7"), &["document 0 of 16 tokens", "allow 8 tokens"]);
+    refused("inspect --lengths 8 --cp 2 --tokens-per-rank 8", &["--tokens-per-rank is for dynamic"]);
     refused("train --data text --validation 0.7", &["--validation is 0.7", "0.5"]);
     refused("train --data recall --validation 0.7", &["--validation is 0.7"]);
     refused("train --data text --steps many", &["'many'", "--steps"]);
@@ -158,6 +169,18 @@ fn data_that_cannot_be_used() {
     refused("train --data short --seq-len 64", &["short has 10 bytes", "--seq-len 64 needs 65", "--seq-len 9"]);
     refused("train --data text --seq-len 1800 --validation 0.2", &["1600 bytes", "400 of 2000"]);
     refused("train --data recall --seq-len 1", &["--seq-len is 1"]);
+    let separated = "--data text --document-separator";
+    refused(&format!(r"train {separated} \r\n"), &["text does not contain --document-separator \"\\r\\n\""]);
+    refused(&format!(r"train {separated} \q"), &[r"--document-separator has \q: use \n"]);
+    refused(&format!("train {separated} ="), &["text does not contain --document-separator \"=\""]);
+    refused("train --data text --document-separator=", &["--document-separator is empty"]);
+    for command in ["train", "eval --model bpe"] {
+        refused(&format!(r"{command} {separated} \n --layout bshd"), &["layout bshd", "--layout thd"]);
+        refused(&format!(r"{command} --data recall --document-separator \n"), &["the recall task", "--data FILE"]);
+    }
+    refused("train --data short --document-separator |", &["short does not contain --document-separator \"|\""]);
+    refused(r"eval --model bpe --data text --document-separator \n --logits new", &["--logits", "one length"]);
+    refused(r"eval --model bpe --tokens short --document-separator \n", &["--tokens", "--document-separator"]);
     refused("train --data text --model missing", &["cannot read missing/config.json"]);
     refused("train --data text --model bpe --preset tiny", &["--model", "--preset"]);
     refused("eval --model bpe", &["--data", "--tokens"]);
@@ -275,6 +298,57 @@ fn a_run_leaves_a_model_that_can_be_used() {
         assert!(String::from_utf8_lossy(&output.stderr).contains("model.safetensors"));
         assert_eq!(listing(path), before);
     }
+}
+
+#[test]
+fn dynamic_trains_on_documents_in_micro_batches() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path();
+    let paragraph = |index: usize| "In the beginning was the word. ".repeat(index * index % 7);
+    fs::write(path.join("text"), (0..80).map(|index| paragraph(index) + "end\n\n").collect::<String>()).unwrap();
+    let train = r"train --data text --document-separator \n\n --seq-len 100 --batch 4 --accumulate 2 --threads 1
+        --steps 3 --warmup 0 --validation 0.2 --json";
+    let single = json(path, &format!("{train} --out single"));
+    assert_eq!(single["micro_batches"], serde_json::json!([2, 2, 2]));
+    let mut most = 0;
+    for choices in
+        ["--cp 2 --tokens-per-rank 50", "--cp 3", "--cp 3 --tokens-per-rank 34", "--cp 1 --tokens-per-rank 500"]
+    {
+        let found = json(path, &format!("{train} --strategy dynamic {choices}"));
+        for key in ["loss", "grad_norm"] {
+            let pairs = numbers(&found[key]).into_iter().zip(numbers(&single[key]));
+            pairs.for_each(|(found, expected)| close(found, expected, 1e-4));
+        }
+        close(found["held_out_loss"].as_f64().unwrap(), single["held_out_loss"].as_f64().unwrap(), 1e-4);
+        let counts = numbers(&found["micro_batches"]);
+        assert_eq!(counts.len(), 3);
+        most = counts.into_iter().fold(most, |most, count| most.max(count as usize));
+    }
+    assert!(most > 3, "a small limit takes more micro-batches, found {most}");
+    // Another strategy sees the same documents.
+    let ring = json(path, &format!("{train} --strategy ring --cp 3"));
+    close(numbers(&ring["loss"])[2], numbers(&single["loss"])[2], 1e-4);
+
+    // What is said before the first step, and what is logged.
+    let arguments =
+        format!("{} --strategy dynamic --cp 2 --tokens-per-rank 60 --out run", train.replace(" --json", ""));
+    let output = run(path, &arguments.split_whitespace().collect::<Vec<_>>());
+    let message = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{message}");
+    for part in ["sequences of", "step 1: 8 documents", "per rank; ", "keys and values received; makespan"] {
+        assert!(message.contains(part), "\"{part}\" is not in\n{message}");
+    }
+    let log = fs::read_to_string(path.join("run/log.jsonl")).unwrap();
+    let line: Value = serde_json::from_str(log.lines().next().unwrap()).unwrap();
+    assert!(line["micro_batches"].as_u64() > Some(0) && line["tokens"].as_u64() > Some(8));
+
+    let eval = r"eval --model single --data text --document-separator \n\n --seq-len 100 --threads 1 --json";
+    let (whole, spread) = (json(path, eval), json(path, &format!("{eval} --strategy dynamic --cp 3 --batch 9")));
+    close(spread["loss"].as_f64().unwrap(), whole["loss"].as_f64().unwrap(), 1e-5);
+    // Every byte but a document's first one is predicted.
+    let text = fs::read_to_string(path.join("text")).unwrap();
+    let expected: usize = text.split("\n\n").map(|document| document.len().saturating_sub(1)).sum();
+    assert_eq!(whole["tokens"], expected);
 }
 
 #[test]
@@ -422,6 +496,31 @@ fn plans_are_printed() {
         assert_eq!(report["area"], 40 * 41 / 2 + 24 * 25 / 2, "{strategy}");
         assert!(ranks.iter().all(|rank| rank["forward"]["steps"].is_array()), "{strategy}");
     }
+    // The scheduler's micro-batches.
+    let arguments = "inspect --strategy dynamic --cp 8 --lengths 6000,3000,1500,700,300,100,0 --tokens-per-rank 1024";
+    let report = json(folder.path(), &format!("{arguments} --json"));
+    let micro_batches = report["micro_batches"].as_array().unwrap();
+    assert_eq!(report["schedule"]["rows_received"], 49_500);
+    assert_eq!(
+        report["area"],
+        [6000u64, 3000, 1500, 700, 300, 100].map(|length| length * (length + 1) / 2).iter().sum::<u64>()
+    );
+    let mut documents: Vec<u64> = Vec::new();
+    let (mut bytes, mut rows) = (0, 0);
+    for micro in micro_batches {
+        let groups = micro["groups"].as_array().unwrap();
+        documents.extend(groups.iter().map(|group| group["document"].as_u64().unwrap()));
+        assert_eq!(micro["plan"]["lengths"].as_array().unwrap().len(), groups.len());
+        let ranks = micro["plan"]["ranks"].as_array().unwrap();
+        assert!(ranks.len() == 8 && ranks.iter().all(|rank| rank["rows"].as_u64() <= Some(1024)));
+        rows += ranks.iter().map(|rank| rank["rows"].as_u64().unwrap()).sum::<u64>();
+        bytes += micro["plan"]["bytes"].as_u64().unwrap();
+    }
+    documents.sort_unstable();
+    assert_eq!((documents, rows, report["bytes"].as_u64()), ((0..7).collect(), 11_600, Some(bytes)));
+    let output = run(folder.path(), &arguments.split(' ').collect::<Vec<_>>());
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert!(text.contains("49,500 rows of keys and values received") && text.contains("micro-batch"), "{text}");
     // The solver's effort is an option, and a plan is the same every time.
     let magi = |effort: u64| {
         let lengths = "300,20,500,70,900,33";

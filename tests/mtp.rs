@@ -430,7 +430,7 @@ fn training_allocates_nothing_once_shapes_are_known() {
 fn micro_batches_add_up_to_one_batch() {
     let config = config(2, 2);
     let (tokens, labels) = data(4 * 7);
-    let whole = TokenBatch { tokens, labels, batch: 4, seq: 7 };
+    let whole = TokenBatch::uniform(tokens, labels, 4, 7);
     let counts = whole.counted_by_depth(2);
     let parts: Vec<TokenBatch> = whole.chunks(1).collect();
     assert_ne!(parts[0].counted_by_depth(2), parts[3].counted_by_depth(2), "uneven, so that means of means would show");

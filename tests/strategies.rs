@@ -379,7 +379,7 @@ fn right_answers<H: Supports<Thd, Flash>>(
     batch: &TokenBatch,
 ) -> Result<f64> {
     let (model, handler) = (learner.model(), learner.handler());
-    let shape = Arc::new(Packed::from_lengths(&vec![batch.seq; batch.batch])?);
+    let shape = Arc::new(Packed::from_lengths(&batch.lengths)?);
     let inputs = Inputs::<H, Thd, Cpu<f32>>::new(handler, model.device(), shape, &batch.tokens, &batch.labels)?;
     let logits = model.logits(&model.forward(handler, &inputs.tokens)?);
     let mut right = 0;

@@ -3,9 +3,12 @@
 use clap::Args;
 use context_parallel::degree::Grid;
 use context_parallel::error::{Result, SupportError};
+use context_parallel::layout::{Layout, Thd};
+use context_parallel::plan::schedule::check_fits;
 use context_parallel::strategy::support::{self, Choice};
-use context_parallel::strategy::{CpStrategy, Ring, RingUlysses, Single};
+use context_parallel::strategy::{CpStrategy, Dynamic, Ring, RingUlysses, Single};
 use context_parallel::tensor::DType;
+use context_parallel::train::documents::Separator;
 
 use super::engine::{Cluster, Transport};
 
@@ -166,10 +169,44 @@ impl Settings {
         Ok(())
     }
 
-    /// Refuses more ranks than a sequence has tokens.
+    /// Whether every document gets ranks of its own.
+    pub fn is_dynamic(&self) -> bool {
+        self.choice.strategy == <Dynamic>::NAME
+    }
+
+    /// The limit on the tokens of a rank in a micro-batch; refuses one for a strategy that makes no micro-batches, and
+    /// one that a document of these lengths does not keep.
+    pub fn tokens_per_rank(&self, asked: Option<usize>, lengths: &[usize]) -> Result<Option<usize>> {
+        let Some(tokens) = asked else { return Ok(None) };
+        if !self.is_dynamic() {
+            let strategy = &self.choice.strategy;
+            return Err(numbers(format!(
+                "--tokens-per-rank is for dynamic, not for {strategy}: leave it out, or use --strategy dynamic"
+            )));
+        }
+        let tokens = positive("--tokens-per-rank", tokens)?;
+        check_fits(lengths, self.choice.degree, tokens)
+            .map_err(|error| numbers(format!("--tokens-per-rank is {tokens}: {error}")))?;
+        Ok(Some(tokens))
+    }
+
+    /// What separates documents; refuses layouts that cannot hold sequences of different lengths.
+    pub fn separator(&self, asked: Option<&str>) -> Result<Option<Separator>> {
+        let Some(text) = asked else { return Ok(None) };
+        if self.choice.layout != Thd::NAME {
+            let layout = &self.choice.layout;
+            return Err(numbers(format!(
+                "--document-separator makes sequences of different lengths, which layout {layout} does not hold: use \
+                 --layout thd, or leave it out"
+            )));
+        }
+        Separator::new(unescaped("--document-separator", text)?).map(Some)
+    }
+
+    /// Refuses more ranks than a sequence has tokens, where all ranks share each.
     pub fn check_seq_len(&self, seq_len: usize) -> Result<()> {
         let cp = self.choice.degree;
-        if cp > seq_len {
+        if cp > seq_len && !self.is_dynamic() {
             return Err(numbers(format!(
                 "--cp is {cp} but sequences have {seq_len} tokens, so ranks would hold none: use --cp {seq_len} or less, \
                  or longer sequences"
@@ -243,6 +280,29 @@ pub fn threads(asked: Option<usize>, ranks: usize) -> Result<usize> {
     }
 }
 
+/// Text in which `\n`, `\r`, `\t`, `\0` and `\\` stand for one byte.
+fn unescaped(option: &str, text: &str) -> Result<String> {
+    let mut out = String::with_capacity(text.len());
+    let mut letters = text.chars();
+    while let Some(letter) = letters.next() {
+        out.push(match letter {
+            '\\' => match letters.next() {
+                Some('n') => '\n',
+                Some('r') => '\r',
+                Some('t') => '\t',
+                Some('0') => '\0',
+                Some('\\') => '\\',
+                other => {
+                    let escape = other.map_or("\\ at its end".to_string(), |letter| format!("\\{letter}"));
+                    return Err(numbers(format!("{option} has {escape}: use \\n, \\r, \\t, \\0, and \\\\ for \\")));
+                }
+            },
+            letter => letter,
+        });
+    }
+    Ok(out)
+}
+
 /// Refuses 0.
 pub fn positive(option: &str, value: usize) -> Result<usize> {
     match value {
@@ -262,6 +322,11 @@ pub fn not_negative(option: &str, value: f64) -> Result<f64> {
 /// Numbers that do not go together.
 pub fn numbers(message: String) -> context_parallel::error::Error {
     SupportError::Numbers(message).into()
+}
+
+/// Documents of something that has none.
+pub fn no_documents() -> context_parallel::error::Error {
+    numbers("--document-separator is for a text, which the recall task is not: leave it out, or use --data FILE".into())
 }
 
 /// A name that does not exist.
@@ -332,6 +397,15 @@ mod tests {
             let error = rank_list(wrong).unwrap_err();
             assert!(error.is_input() && error.to_string().contains("--cp"), "{wrong}: {error}");
         }
+    }
+
+    #[test]
+    fn separators_are_written_with_escapes() {
+        let unescaped = |text| unescaped("--option", text).map_err(|error| error.to_string());
+        assert_eq!(unescaped(r"\n\n"), Ok("\n\n".into()));
+        assert_eq!(unescaped(r"<|end|>\r\t\0\\n"), Ok("<|end|>\r\t\0\\n".into()));
+        assert!(unescaped(r"a\x").unwrap_err().contains(r"--option has \x: use \n"));
+        assert!(unescaped(r"a\").unwrap_err().contains(r"has \ at its end"));
     }
 
     #[test]

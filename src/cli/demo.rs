@@ -179,7 +179,7 @@ fn accuracy(
     batch: &TokenBatch,
 ) -> Result<f64> {
     let (model, handler) = (learner.model(), learner.handler());
-    let shape = Arc::new(Thd::batch_of(&vec![batch.seq; batch.batch])?);
+    let shape = Arc::new(Thd::batch_of(&batch.lengths)?);
     let inputs = Inputs::new(handler, device, shape, &batch.tokens, &batch.labels)?;
     let logits = model.logits(&model.forward(handler, &inputs.tokens)?);
     let best = |row: &[f32]| row.iter().enumerate().max_by(|a, b| a.1.total_cmp(b.1)).map(|(id, _)| id as i64);

@@ -1,5 +1,7 @@
 //! `inspect`: the plan of a strategy for given lengths, mask and ranks, as a table or as JSON; nothing is run.
 
+mod micro_batches;
+
 use std::process::ExitCode;
 use std::sync::Arc;
 
@@ -46,6 +48,9 @@ pub struct Arguments {
     /// Moves that magi's solver tries
     #[arg(long, value_name = "MOVES")]
     effort: Option<u64>,
+    /// Cut the documents into dynamic's micro-batches, with at most so many tokens per rank, as train does
+    #[arg(long, value_name = "N")]
+    tokens_per_rank: Option<usize>,
     /// Print one JSON object
     #[arg(long)]
     json: bool,
@@ -58,6 +63,7 @@ struct Job {
     mask: Mask,
     shape: AttentionShape,
     effort: Option<u64>,
+    tokens_per_rank: Option<usize>,
 }
 
 /// The plan of all ranks.
@@ -101,6 +107,14 @@ struct Rank {
 
 pub fn run(arguments: Arguments, cluster: &Cluster) -> Result<ExitCode> {
     let job = prepare(&arguments, cluster)?;
+    if let Some(tokens) = job.tokens_per_rank {
+        let report = with_storage_type!(job.settings.dtype, T => micro_batches::compute::<T>(&job, tokens))?;
+        match arguments.json {
+            true => output::json(&report),
+            false => micro_batches::print(&report),
+        }
+        return Ok(ExitCode::SUCCESS);
+    }
     let report = with_storage_type!(job.settings.dtype, T => compute::<T>(&job))?;
     if arguments.json {
         output::json(&report);
@@ -134,7 +148,9 @@ fn prepare(arguments: &Arguments, cluster: &Cluster) -> Result<Job> {
         return Err(args::numbers(format!("--effort is for magi, not for {strategy}: leave it out")));
     }
     let shape = AttentionShape { q_heads, kv_heads, qk_dim: dim, v_dim: dim, scale: 1.0 };
-    Ok(Job { settings, lengths: lengths?, mask, shape, effort: arguments.effort })
+    let lengths = lengths?;
+    let tokens_per_rank = settings.tokens_per_rank(arguments.tokens_per_rank, &lengths)?;
+    Ok(Job { settings, lengths, mask, shape, effort: arguments.effort, tokens_per_rank })
 }
 
 fn length(text: &str) -> Result<usize> {
@@ -165,9 +181,22 @@ impl<T: Float> Visitor for Inspect<'_, T> {
         L: Layout,
         K: Kernel,
     {
-        let Job { lengths, mask, shape, .. } = self.job;
-        let batch = Arc::new(L::batch_of(lengths)?);
-        let (table, area) = (strategy.table(&*batch, &[(mask.clone(), 1)])?, mask.lower(&*batch)?.area());
+        let batch = Arc::new(L::batch_of(&self.job.lengths)?);
+        let table = strategy.table(&*batch, &[(self.job.mask.clone(), 1)])?;
+        self.placed::<H, L>(strategy, batch, table)
+    }
+}
+
+impl<T: Float> Inspect<'_, T> {
+    /// The plan of a batch whose tokens are where `table` says.
+    fn placed<H: CpStrategy, L: Layout>(
+        &self,
+        strategy: H,
+        batch: Arc<L::Batch>,
+        table: <H::Order as TokenOrder>::Table,
+    ) -> Result<Report> {
+        let Job { mask, shape, .. } = self.job;
+        let area = mask.lower(&*batch)?.area();
         let place = |rank| Placement::<H::Order, L>::with_table(batch.clone(), strategy.grid(), rank, table.clone());
         AttentionPlan::check(&strategy, &place(0)?, mask)?;
         let (mut ranks, mut hash) = (Vec::new(), 0);

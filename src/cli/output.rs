@@ -80,6 +80,16 @@ pub fn count(number: u64) -> String {
     out
 }
 
+/// A number of things: `1 token`, `2,000 tokens`, `3 micro-batches`.
+pub fn many(number: usize, what: &str) -> String {
+    let plural = match (number, what.ends_with("ch")) {
+        (1, _) => "",
+        (_, true) => "es",
+        (_, false) => "s",
+    };
+    format!("{} {what}{plural}", count(number as u64))
+}
+
 /// A relative error: `0` or `1.2e-7`.
 pub fn relative(error: f64) -> String {
     if error == 0.0 { "0".to_string() } else { format!("{error:.1e}") }
@@ -94,6 +104,9 @@ mod tests {
         let sizes = [0, 1023, 1024, 1536, 1_048_570, 1_048_576, 5 << 30, u64::MAX].map(bytes);
         assert_eq!(sizes, ["0 B", "1023 B", "1.0 KiB", "1.5 KiB", "1.0 MiB", "1.0 MiB", "5.0 GiB", "16384.0 PiB"]);
         assert_eq!([0, 999, 1000, 1_234_567].map(count), ["0", "999", "1,000", "1,234,567"]);
+        let many =
+            [(0, "row"), (1, "row"), (1000, "row"), (1, "micro-batch"), (2, "micro-batch")].map(|(n, w)| many(n, w));
+        assert_eq!(many, ["0 rows", "1 row", "1,000 rows", "1 micro-batch", "2 micro-batches"]);
         assert_eq!([0.0, 1.234e-7, 2.0].map(relative), ["0", "1.2e-7", "2.0e0"]);
     }
 

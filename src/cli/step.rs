@@ -109,7 +109,7 @@ impl<T: Float> Visitor for OneStep<'_, T> {
             let options = AdamwOptions::default();
             let mut learner =
                 GptLearner::<H, L, K, _, _>::new(device.clone(), config, master, handler, options, false)?;
-            let shape = Arc::new(L::batch_of(&vec![batch.seq; batch.batch])?);
+            let shape = Arc::new(L::batch_of(&batch.lengths)?);
             let inputs = Inputs::new(learner.handler(), &device, shape, &batch.tokens, &batch.labels)?;
             // Makes plans and memory; with a scale of 0 it adds nothing to the gradient.
             learner.accumulate_inputs(&inputs, &[0.0])?;

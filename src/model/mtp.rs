@@ -10,6 +10,8 @@
 //! of a step over the number of its labels, which every rank counts from the whole batch ([`label_counts`],
 //! [`scales`]).
 
+use std::ops::Range;
+
 use crate::comm::Communicator;
 use crate::error::Result;
 use crate::handler::CpHandler;
@@ -30,12 +32,24 @@ pub const WEIGHT: f64 = 0.1;
 /// How many labels of a whole batch count: for the main loss, then for depths 1 to `depth`. `labels` come sequence by
 /// sequence, padding included.
 pub fn label_counts<B: Batch>(batch: &B, labels: &[i64], depth: usize) -> Vec<usize> {
+    label_counts_in((0..batch.documents()).map(|index| batch.document(index).valid_range()), labels, depth)
+}
+
+/// [`label_counts`] of documents that are these ranges of the labels. What no range holds counts for the main loss.
+pub(crate) fn label_counts_in(
+    documents: impl Iterator<Item = Range<usize>>,
+    labels: &[i64],
+    depth: usize,
+) -> Vec<usize> {
     let counted = |labels: &[i64]| labels.iter().filter(|&&label| label != IGNORED).count();
-    let at = |depth: usize| {
-        let ranges = (0..batch.documents()).map(|index| batch.document(index).valid_range());
-        ranges.map(|range| counted(&labels[(range.start + depth).min(range.end)..range.end])).sum()
-    };
-    std::iter::once(counted(labels)).chain((1..=depth).map(at)).collect()
+    let mut counts = vec![0; depth + 1];
+    counts[0] = counted(labels);
+    for document in documents {
+        for (depth, count) in counts.iter_mut().enumerate().skip(1) {
+            *count += counted(&labels[(document.start + depth).min(document.end)..document.end]);
+        }
+    }
+    counts
 }
 
 /// What each sum of losses is multiplied with in the loss of a step, from the step's numbers of labels: the main

@@ -12,8 +12,9 @@ use crate::strategy::{CastKv, CpStrategy, KeepHeads};
 /// A block of 1 to `N` ranks for each document of a packed batch; a document on one rank needs no communication.
 /// Megatron calls it `dynamic_cp` or hybrid context parallelism.
 ///
-/// A pack is placed as one micro-batch. To cut documents into micro-batches first, see [`crate::plan::schedule`], and
-/// place each with its groups by [`crate::handler::CpHandler::place_with`].
+/// A pack is placed as one micro-batch. To cut documents into micro-batches first, train with
+/// [`GptLearner::with_schedule`](crate::train::learner::GptLearner::with_schedule), or make them with
+/// [`crate::plan::schedule`] and place each by [`crate::handler::CpHandler::place_with`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Dynamic<N = Runtime> {
     degree: N,

@@ -125,6 +125,8 @@ mod tests {
             mtp_loss: None,
             grad_norm: 1.0,
             lr: 1e-3,
+            tokens: 1,
+            micro_batches: 1,
             tokens_per_second: 1.0,
             seconds: 1.0,
             held_out_loss,

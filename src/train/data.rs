@@ -1,166 +1,18 @@
 //! Where training batches come from: a text file read as bytes, or the recall task.
 
 use std::ops::Range;
-use std::path::Path;
 
 use rand_xoshiro::Xoshiro256PlusPlus;
 use rand_xoshiro::rand_core::{Rng, SeedableRng};
 
-use crate::error::{DataError, ModelError, Result};
-use crate::layout::Dense;
-use crate::model::mtp::label_counts;
+use crate::error::{DataError, Result};
 
+pub use super::batch::TokenBatch;
+pub use super::text::{Text, check_validation, read_bytes, windows};
 pub use crate::model::loss::IGNORED;
 
 /// Number of different tokens in a text: its bytes.
 pub const BYTE_VOCAB: usize = 256;
-
-/// Sequences of token ids and what each token has to predict, on the host.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct TokenBatch {
-    /// Token ids `[batch, seq]`, row-major.
-    pub tokens: Vec<i64>,
-    /// Labels `[batch, seq]`, row-major; [`IGNORED`] where nothing is to be predicted.
-    pub labels: Vec<i64>,
-    /// Number of sequences.
-    pub batch: usize,
-    /// Tokens per sequence.
-    pub seq: usize,
-}
-
-impl TokenBatch {
-    fn with_capacity(batch: usize, seq: usize) -> Self {
-        TokenBatch { tokens: Vec::with_capacity(batch * seq), labels: Vec::with_capacity(batch * seq), batch, seq }
-    }
-
-    /// A batch of ids `[batch, seq]` in which each token has to predict the next one of its sequence.
-    pub fn next_token(tokens: Vec<i64>, batch: usize, seq: usize) -> Self {
-        debug_assert_eq!(tokens.len(), batch * seq);
-        let label = |(index, _): (usize, &i64)| if (index + 1) % seq == 0 { IGNORED } else { tokens[index + 1] };
-        let labels = tokens.iter().enumerate().map(label).collect();
-        TokenBatch { tokens, labels, batch, seq }
-    }
-
-    /// Number of labels that count.
-    pub fn counted(&self) -> usize {
-        self.labels.iter().filter(|&&label| label != IGNORED).count()
-    }
-
-    /// Number of labels that count for each loss: of the next token, then of the depths 1 to `depth` of multi-token
-    /// prediction.
-    pub fn counted_by_depth(&self, depth: usize) -> Vec<usize> {
-        label_counts(&Dense { batch: self.batch, seq: self.seq }, &self.labels, depth)
-    }
-
-    /// The same sequences in batches of `batch` (at least 1) of them; the last may have fewer.
-    pub fn chunks(&self, batch: usize) -> impl Iterator<Item = TokenBatch> + '_ {
-        let (batch, seq) = (batch.max(1), self.seq);
-        (0..self.batch).step_by(batch).map(move |first| {
-            let batch = batch.min(self.batch - first);
-            let range = first * seq..(first + batch) * seq;
-            TokenBatch { tokens: self.tokens[range.clone()].to_vec(), labels: self.labels[range].to_vec(), batch, seq }
-        })
-    }
-
-    /// Refuses ids (and labels that count) outside `0..vocab`, naming the first.
-    pub fn check_vocab(&self, vocab: usize) -> Result<()> {
-        let outside = |id: &i64| !usize::try_from(*id).is_ok_and(|id| id < vocab);
-        // Tokens first: a label is the token after it, and would be found one position early.
-        let token = self.tokens.iter().position(outside).map(|index| (index, self.tokens[index]));
-        let counts = |label: &i64| *label != IGNORED && outside(label);
-        let label = || self.labels.iter().position(counts).map(|index| (index, self.labels[index]));
-        match token.or_else(label) {
-            None => Ok(()),
-            Some((index, token)) => {
-                let (sequence, position) = (index / self.seq, index % self.seq);
-                Err(ModelError::Token { token, sequence, position, vocab }.into())
-            }
-        }
-    }
-}
-
-/// A text as bytes, its end held out from training.
-#[derive(Clone, Debug)]
-pub struct Text {
-    bytes: Vec<u8>,
-    /// Bytes used for training; the rest is held out.
-    training: usize,
-}
-
-impl Text {
-    /// Reads `path` whole; `validation`, in `[0, 0.5]`, is the share at its end that training never sees.
-    ///
-    /// Fails if the file cannot be read or is empty, if the share is out of range, if the training part is shorter
-    /// than one sequence and the byte after it, or if a share is held out that has no byte to predict.
-    pub fn read(path: &Path, seq_len: usize, validation: f64) -> Result<Self> {
-        check_validation(validation)?;
-        let bytes = read_bytes(path)?;
-        let held_out = (bytes.len() as f64 * validation).floor() as usize;
-        let (all, training, path) = (bytes.len(), bytes.len() - held_out, path.display());
-        if training <= seq_len {
-            let part =
-                if held_out > 0 { format!(" for training ({held_out} of {all} are held out)") } else { String::new() };
-            let fix = match training {
-                1 => "use a longer text".to_string(),
-                _ => format!("use --seq-len {} or less, or a longer text", training - 1),
-            };
-            return Err(unusable(format!(
-                "{path} has {training} bytes{part}, --seq-len {seq_len} needs {}, the last one as a label: {fix}",
-                seq_len.saturating_add(1)
-            )));
-        }
-        if validation > 0.0 && held_out < 2 {
-            return Err(unusable(format!(
-                "--validation {validation} holds out {held_out} of the {all} bytes of {path}, which leaves nothing to \
-                 predict: use --validation 0 or a longer text"
-            )));
-        }
-        Ok(Text { bytes, training })
-    }
-
-    /// The bytes that training draws from.
-    pub fn training(&self) -> &[u8] {
-        &self.bytes[..self.training]
-    }
-
-    /// The bytes that training never sees.
-    pub fn held_out(&self) -> &[u8] {
-        &self.bytes[self.training..]
-    }
-}
-
-/// Refuses a held-out share that is not in `[0, 0.5]`.
-pub fn check_validation(share: f64) -> Result<()> {
-    if (0.0..=0.5).contains(&share) {
-        return Ok(());
-    }
-    Err(unusable(format!("--validation is {share}: choose a share from 0 to 0.5, such as 0.05")))
-}
-
-/// The whole of a file that must not be empty.
-pub fn read_bytes(path: &Path) -> Result<Vec<u8>> {
-    let bytes = std::fs::read(path)
-        .map_err(|error| DataError::Read { path: path.display().to_string(), reason: error.to_string() })?;
-    if bytes.is_empty() {
-        return Err(unusable(format!("{} is empty: pass a file with text", path.display())));
-    }
-    Ok(bytes)
-}
-
-/// Consecutive windows of `seq` bytes, at most `limit` of them; each byte predicts the next one, also across windows.
-///
-/// The last window is filled with bytes 0 whose labels do not count.
-pub fn windows(bytes: &[u8], seq: usize, limit: usize) -> TokenBatch {
-    let predicting = bytes.len().saturating_sub(1);
-    let batch = predicting.div_ceil(seq).min(limit);
-    let mut out = TokenBatch::with_capacity(batch, seq);
-    for index in 0..batch * seq {
-        let inside = index < predicting;
-        out.tokens.push(if inside { i64::from(bytes[index]) } else { 0 });
-        out.labels.push(if inside { i64::from(bytes[index + 1]) } else { IGNORED });
-    }
-    out
-}
 
 /// Random tokens of which the second half has to repeat the first.
 ///
@@ -189,6 +41,7 @@ impl Recall {
         let distance = seq / 2;
         let label = |t: usize| if t < distance { IGNORED } else { out.tokens[start + t - distance] };
         out.labels.extend((0..seq).map(label));
+        out.lengths.push(seq);
     }
 }
 
@@ -217,36 +70,50 @@ impl Source {
         }
     }
 
-    /// Sequences `sequences` of step `step` (from 0), each of `seq` tokens.
+    /// Sequences `sequences` of step `step` (from 0), each of `seq` tokens; of a text that is cut into documents, of at
+    /// most as many.
     ///
     /// A sequence depends on the seed, the step and its own number in the step: cutting a step into several
     /// micro-batches does not change what the step sees.
     ///
-    /// For a text, `seq` must not be larger than the length that it was read for.
+    /// For a text, `seq` must be the length that it was read for, or a smaller one where it is not cut into documents.
     pub fn batch(&self, seed: u64, step: u64, sequences: Range<usize>, seq: usize) -> TokenBatch {
-        let mut out = TokenBatch::with_capacity(sequences.len(), seq);
+        let mut out = TokenBatch::default();
         for sequence in sequences {
-            let mut random = stream(seed, Purpose::Training, step, sequence as u64);
+            let random = stream(seed, Purpose::Training, step, sequence as u64);
             match self {
                 Source::Recall(recall) => recall.sequence(random, seq, &mut out),
-                Source::Text(text) => {
-                    let bytes = text.training();
-                    let offset = below(&mut random, bytes.len() - seq);
-                    out.tokens.extend(bytes[offset..offset + seq].iter().map(|&byte| i64::from(byte)));
-                    out.labels.extend(bytes[offset + 1..=offset + seq].iter().map(|&byte| i64::from(byte)));
-                }
+                Source::Text(text) => out.push_bytes(text.training(), text.draw(random, seq)),
             }
         }
         out
     }
 
-    /// At most `limit` sequences that no training step sees, the same ones at every call; for a text without a
-    /// held-out share there are none.
+    /// The lengths of [`Source::batch`]'s sequences, without making them.
+    pub fn lengths(&self, seed: u64, step: u64, sequences: Range<usize>, seq: usize) -> Vec<usize> {
+        let length = |sequence| match self {
+            Source::Text(text) => text.draw(stream(seed, Purpose::Training, step, sequence as u64), seq).len(),
+            Source::Recall(_) => seq,
+        };
+        sequences.map(length).collect()
+    }
+
+    /// Every length that a sequence of [`Source::batch`] or [`Source::held_out`] can have: of a text that is cut into
+    /// documents, one per sequence of the text.
+    pub fn possible_lengths(&self, seq: usize) -> Vec<usize> {
+        match self {
+            Source::Text(text) => text.possible_lengths(seq),
+            Source::Recall(_) => vec![seq],
+        }
+    }
+
+    /// Sequences that no training step sees, the same ones at every call: at most `limit` of them, or documents until
+    /// they have as many tokens. For a text without a held-out share there are none.
     pub fn held_out(&self, seed: u64, seq: usize, limit: usize) -> TokenBatch {
         match self {
-            Source::Text(text) => windows(text.held_out(), seq, limit),
+            Source::Text(text) => text.held_out_batch(seq, limit),
             Source::Recall(recall) => {
-                let mut out = TokenBatch::with_capacity(limit, seq);
+                let mut out = TokenBatch::default();
                 for sequence in 0..limit as u64 {
                     recall.sequence(stream(seed, Purpose::HeldOut, 0, sequence), seq, &mut out);
                 }
@@ -271,16 +138,17 @@ fn mix(value: u64) -> u64 {
 }
 
 /// A number in `0..bound` (`bound` at least 1): the high word of a product, whose bias of `bound / 2^64` is nothing here.
-fn below(random: &mut Xoshiro256PlusPlus, bound: usize) -> usize {
+pub(super) fn below(random: &mut Xoshiro256PlusPlus, bound: usize) -> usize {
     ((u128::from(random.next_u64()) * bound as u128) >> 64) as usize
 }
 
-fn unusable(message: String) -> crate::error::Error {
+pub(super) fn unusable(message: String) -> crate::error::Error {
     DataError::Unusable(message).into()
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::documents::Separator;
     use super::*;
 
     fn file(content: &[u8]) -> (tempfile::TempDir, std::path::PathBuf) {
@@ -302,7 +170,7 @@ mod tests {
         let mut seen = vec![false; 1000];
         for step in 0..400 {
             let batch = source.batch(7, step, 0..4, 16);
-            assert_eq!((batch.batch, batch.seq, batch.tokens.len(), batch.labels.len()), (4, 16, 64, 64));
+            assert_eq!((&batch.lengths[..], batch.tokens.len(), batch.labels.len()), (&[16; 4][..], 64, 64));
             for (tokens, labels) in batch.tokens.chunks(16).zip(batch.labels.chunks(16)) {
                 assert_eq!(tokens[1..], labels[..15]);
                 let window: Vec<u8> = tokens.iter().chain(&labels[15..]).map(|&id| id as u8).collect();
@@ -360,18 +228,15 @@ mod tests {
         let (_folder, path) = file(&content);
         let source = Source::Text(Text::read(&path, 16, 0.1).unwrap());
         let all = source.held_out(0, 16, 100);
-        assert_eq!(all.batch, 7, "99 predicted bytes in windows of 16");
+        assert_eq!(all.lengths, [16; 7], "99 predicted bytes in windows of 16");
         assert_eq!(all.counted(), 99);
         let expected: Vec<i64> = content[900..999].iter().map(|&byte| i64::from(byte)).collect();
         assert_eq!(all.tokens[..99], expected);
         assert_eq!(all.labels[..98], expected[1..]);
         assert_eq!(all.labels[99..], [IGNORED; 13]);
         let few = source.held_out(0, 16, 2);
-        assert_eq!((few.batch, few.counted()), (2, 32));
+        assert_eq!((few.sequences(), few.counted()), (2, 32));
         assert_eq!(few.tokens, all.tokens[..32]);
-        let pieces: Vec<TokenBatch> = all.chunks(3).collect();
-        assert_eq!(pieces.iter().map(|piece| piece.batch).collect::<Vec<_>>(), [3, 3, 1]);
-        assert_eq!(pieces.iter().flat_map(|piece| piece.labels.clone()).collect::<Vec<_>>(), all.labels);
 
         let recall = Source::Recall(Recall::new(64, 16).unwrap());
         assert_eq!(recall.held_out(5, 16, 4), recall.held_out(5, 16, 4));
@@ -379,20 +244,40 @@ mod tests {
     }
 
     #[test]
-    fn next_token_labels_end_with_each_sequence() {
-        let batch = TokenBatch::next_token(vec![1, 2, 3, 4, 5, 6], 2, 3);
-        assert_eq!(batch.labels, [2, 3, IGNORED, 5, 6, IGNORED]);
-    }
+    fn documents_are_drawn_whole_and_all_of_them() {
+        let content = b"first\n\nthe second\n\n\n\nx\n\nthird one\n\nheld out\n\ntoo";
+        let (_folder, path) = file(content);
+        let separator = || Separator::new("\n\n").unwrap();
+        let share = 13.0 / content.len() as f64;
+        let source = Source::Text(Text::read_documents(&path, separator(), 6, share).unwrap());
+        let mut seen = std::collections::BTreeSet::new();
+        for step in 0..50 {
+            let batch = source.batch(3, step, 0..3, 6);
+            assert_eq!(batch.lengths, source.lengths(3, step, 0..3, 6));
+            assert_eq!(batch.lengths, [0..1, 1..3].map(|part| source.batch(3, step, part, 6).lengths).concat());
+            for sequence in batch.chunks(1) {
+                assert_eq!(sequence.tokens[1..], sequence.labels[..sequence.labels.len() - 1]);
+                let ids = sequence.tokens.iter().chain(sequence.labels.last());
+                seen.insert(String::from_utf8(ids.map(|&id| id as u8).collect()).unwrap());
+            }
+        }
+        assert_eq!(Vec::from_iter(&seen), ["cond", "first", "one", "the sec", "third o"]);
+        assert_eq!(source.held_out(0, 6, 9).lengths, [6, 1, 2], "\"held out\" is cut, \"too\" is not");
+        assert_eq!(source.held_out(0, 6, 1).lengths, [6]);
+        assert_eq!(source.possible_lengths(6), [4, 6, 3, 6, 2, 6, 1, 2]);
+        assert_eq!(Source::Recall(Recall::new(64, 8).unwrap()).possible_lengths(8), [8]);
 
-    #[test]
-    fn ids_outside_the_vocabulary_are_named() {
-        let batch = TokenBatch::next_token(vec![1, 2, 3, 4, 9, 6], 2, 3);
-        batch.check_vocab(10).unwrap();
-        let error = batch.check_vocab(9).unwrap_err();
-        assert_eq!(error, ModelError::Token { token: 9, sequence: 1, position: 1, vocab: 9 }.into());
-        let labels = TokenBatch { tokens: vec![1, 2], labels: vec![IGNORED, 9], batch: 1, seq: 2 };
-        assert!(labels.check_vocab(10).is_ok() && labels.check_vocab(9).is_err());
-        assert!(TokenBatch::next_token(vec![0, -1], 1, 2).check_vocab(9).is_err());
+        let refused = |separator: &str, share| {
+            let separator = Separator::new(separator).unwrap();
+            let error = Text::read_documents(&path, separator, 6, share).unwrap_err();
+            assert!(error.is_input());
+            error.to_string()
+        };
+        assert!(refused("\r\n", 0.0).contains("does not contain"));
+        assert!(refused("\n\n", 0.03).contains("in the share held out"));
+        let (_folder, path) = file(b"a|b|c|");
+        let error = Text::read_documents(&path, Separator::new("|").unwrap(), 6, 0.0).unwrap_err().to_string();
+        assert!(error.contains("no document of 2 bytes or more for training"), "{error}");
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! A GPT that learns: the model, its optimizer state and the handler of one rank.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 
 use crate::comm::{Collectives, Communicator};
@@ -10,6 +11,8 @@ use crate::model::inputs::Inputs;
 use crate::model::{Config, GptModel, Gradients, Master, Moments, ParameterList, mtp};
 use crate::ops::Ops;
 use crate::ops::optimizer::AdamwStep;
+use crate::order::{Grouped, Placement, TokenOrder};
+use crate::plan::schedule::{MicroBatch, Scheduler};
 use crate::strategy::{CpStrategy, Kernel, Supports};
 use crate::tensor::{AccMatrix, Buffer, Device, Storage};
 use crate::train::data::TokenBatch;
@@ -37,6 +40,19 @@ impl Default for AdamwOptions {
     }
 }
 
+/// Cuts batches into micro-batches whose documents have ranks of their own.
+struct Cutter<H: CpStrategy, L: Layout> {
+    scheduler: Scheduler,
+    table: TableOf<H, L>,
+}
+
+/// Where the tokens of a micro-batch are, on so many ranks: [`MicroBatch::table`], for orders that have it.
+type TableOf<H, L> =
+    fn(&MicroBatch, &<L as Layout>::Batch, usize) -> Result<<<H as CpStrategy>::Order as TokenOrder>::Table>;
+
+/// Sequences that run at once, and where their tokens are.
+type Part<'a, H, L> = (Cow<'a, TokenBatch>, Arc<Placement<<H as CpStrategy>::Order, L>>);
+
 /// One rank's model in training.
 ///
 /// Master weights, gradients and optimizer state are held in the accumulation type, on every rank alike; what is
@@ -51,6 +67,9 @@ pub struct GptLearner<H: CpStrategy, L: Layout, K, D: Device, C> {
     square: Moments<D>,
     gradients: Gradients<D>,
     step: u64,
+    cutter: Option<Cutter<H, L>>,
+    /// Micro-batches since the last update.
+    micro_batches: usize,
 }
 
 impl<H, L, K, D, C> GptLearner<H, L, K, D, C>
@@ -86,7 +105,20 @@ where
             options,
             master,
             step: 0,
+            cutter: None,
+            micro_batches: 0,
         })
+    }
+
+    /// Cuts every batch into the scheduler's micro-batches ([`crate::plan::schedule`]): each document on ranks of its
+    /// own, none of which gets more tokens at once than it may. Every rank passes a scheduler of the same limit, and
+    /// finds the same without communication. Losses and gradients are those of the whole batch.
+    pub fn with_schedule(mut self, scheduler: &Scheduler) -> Self
+    where
+        H: CpStrategy<Order = Grouped>,
+    {
+        self.cutter = Some(Cutter { scheduler: scheduler.clone(), table: MicroBatch::table::<L::Batch> });
+        self
     }
 
     /// The model.
@@ -132,11 +164,26 @@ where
         Ok(())
     }
 
-    /// Inputs of `[B, S]` ids, each sequence a document of its own under a packed layout.
-    fn inputs(&self, batch: &TokenBatch) -> Result<Inputs<H, L, D>> {
-        let shape = Arc::new(L::batch_of(&vec![batch.seq; batch.batch])?);
-        let placement = self.handler.place_for(shape, &self.model.mask_weights())?;
-        Inputs::placed(&self.handler, self.model.device(), &placement, &batch.tokens, &batch.labels)
+    /// What of a batch runs at once, one after another: all of it, or what the scheduler says. Each sequence is a
+    /// document of its own under a packed layout.
+    fn parts<'a>(&self, batch: &'a TokenBatch) -> Result<Vec<Part<'a, H, L>>> {
+        let Some(Cutter { scheduler, table }) = &self.cutter else {
+            let shape = Arc::new(L::batch_of(&batch.lengths)?);
+            let placement = self.handler.place_for(shape, &self.model.mask_weights())?;
+            return Ok(vec![(Cow::Borrowed(batch), placement)]);
+        };
+        let ranks = self.handler.ranks();
+        let part = |micro: &MicroBatch| {
+            let part = batch.select(micro.documents());
+            let shape = Arc::new(L::batch_of(&part.lengths)?);
+            let table = table(micro, &shape, ranks)?;
+            Ok((Cow::Owned(part), self.handler.place_with(shape, table)?))
+        };
+        scheduler.schedule(&batch.lengths, ranks)?.micro_batches.iter().map(part).collect()
+    }
+
+    fn inputs(&self, (batch, placement): &Part<H, L>) -> Result<Inputs<H, L, D>> {
+        Inputs::placed(&self.handler, self.model.device(), placement, &batch.tokens, &batch.labels)
     }
 
     /// Forward and backward of a batch: adds the gradient of the sum of `scale * sum of the losses` of this rank's
@@ -164,6 +211,7 @@ where
             sums.extend(model.mtp_backward(handler, &mut activations, inputs, &scales[1..], gradients)?);
         }
         model.backward(handler, activations, &dhidden, gradients)?;
+        self.micro_batches += 1;
         Ok(sums)
     }
 
@@ -201,9 +249,21 @@ where
         self.model.config().mtp_depth
     }
 
+    fn cuts_steps(&self) -> bool {
+        self.cutter.is_some()
+    }
+
+    fn micro_batches(&self) -> usize {
+        self.micro_batches
+    }
+
     fn accumulate_depths(&mut self, batch: &TokenBatch, labels_in_step: &[usize]) -> Result<Vec<f64>> {
-        let inputs = self.inputs(batch)?;
-        let sums = self.accumulate_inputs(&inputs, &mtp::scales(labels_in_step))?;
+        let mut sums = vec![0.0; labels_in_step.len()];
+        for part in self.parts(batch)? {
+            let inputs = self.inputs(&part)?;
+            let losses = self.accumulate_inputs(&inputs, &mtp::scales(labels_in_step))?;
+            sums.iter_mut().zip(losses).for_each(|(sum, loss)| *sum += loss);
+        }
         global_sums(self.model.device(), self.handler.comm(), &sums)
     }
 
@@ -216,6 +276,7 @@ where
         // PyTorch's `clip_grad_norm_`.
         let gradient_scale = if clip > 0.0 { (clip / (norm + 1e-6)).min(1.0) } else { 1.0 };
         self.step += 1;
+        self.micro_batches = 0;
         let list = self.gradients.list().clone();
         for (id, spec) in list.iter() {
             let weight_decay = if spec.decays() { weight_decay } else { 0.0 };
@@ -230,9 +291,12 @@ where
     }
 
     fn evaluate(&mut self, batch: &TokenBatch) -> Result<f64> {
-        let inputs = self.inputs(batch)?;
-        let activations = self.model.forward(&self.handler, &inputs.tokens)?;
-        let sum = self.model.loss_sum(&activations, &inputs.labels, &inputs.weights)?;
+        let mut sum = 0.0;
+        for part in self.parts(batch)? {
+            let inputs = self.inputs(&part)?;
+            let activations = self.model.forward(&self.handler, &inputs.tokens)?;
+            sum += self.model.loss_sum(&activations, &inputs.labels, &inputs.weights)?;
+        }
         self.global(sum)
     }
 

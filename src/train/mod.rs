@@ -3,10 +3,13 @@
 //! Which tokens a step sees depends on the seed and the step alone ([`data`]), so runs under different strategies,
 //! layouts and numbers of ranks can be compared step by step.
 
+mod batch;
 pub mod chart;
 pub mod data;
+pub mod documents;
 pub mod learner;
 pub mod run_folder;
 pub mod schedule;
+mod text;
 pub mod tokens;
 pub mod trainer;

@@ -139,6 +139,8 @@ mod tests {
             mtp_loss: None,
             grad_norm,
             lr,
+            tokens: 1,
+            micro_batches: 1,
             tokens_per_second,
             seconds: step as f64,
             held_out_loss: None,

@@ -55,7 +55,7 @@ mod tests {
         let data: Vec<u8> = [5i64, 6, 7, -1, 8, 9].iter().flat_map(|id| id.to_le_bytes()).collect();
         let (_folder, path) = write("tokens", Dtype::I64, &[2, 3], &data);
         let batch = read_tokens(&path).unwrap();
-        assert_eq!((batch.batch, batch.seq), (2, 3));
+        assert_eq!(batch.lengths, [3, 3]);
         assert_eq!(batch.tokens, [5, 6, 7, -1, 8, 9]);
         assert_eq!(batch.labels, [6, 7, IGNORED, 8, 9, IGNORED]);
     }

@@ -19,10 +19,18 @@ pub trait Learner {
         0
     }
 
-    /// Forward and backward of a micro-batch: adds its share of the gradient of the step's loss, and returns the sums
-    /// of the losses of its labels, in nats: of the next token first, then of each depth of multi-token prediction.
-    /// `labels_in_step` are the numbers of labels of the whole step in the same order, those of all its micro-batches
-    /// together ([`TokenBatch::counted_by_depth`]), so that cutting a step does not change its gradient.
+    /// Whether the learner cuts what it is given into micro-batches itself; it then gets all of a step at once.
+    fn cuts_steps(&self) -> bool {
+        false
+    }
+
+    /// Micro-batches that went forward and backward since the last update.
+    fn micro_batches(&self) -> usize;
+
+    /// Forward and backward of a part of a step: adds its share of the gradient of the step's loss, and returns the
+    /// sums of the losses of its labels, in nats: of the next token first, then of each depth of multi-token
+    /// prediction. `labels_in_step` are the numbers of labels of the whole step in the same order, those of all its
+    /// parts together ([`TokenBatch::counted_by_depth`]), so that cutting a step does not change its gradient.
     fn accumulate_depths(&mut self, batch: &TokenBatch, labels_in_step: &[usize]) -> Result<Vec<f64>>;
 
     /// [`Learner::accumulate_depths`] for a model that predicts the next token only: adds the gradient of
@@ -54,11 +62,11 @@ pub struct Options {
     pub seed: u64,
     /// Sequences of a micro-batch.
     pub batch: usize,
-    /// Micro-batches of a step.
+    /// Micro-batches of a step. A learner that cuts steps itself makes its own of all `batch * accumulate` sequences.
     pub accumulate: usize,
-    /// Tokens of a sequence.
+    /// Tokens of a sequence; of a text that is cut into documents, at most.
     pub seq_len: usize,
-    /// Most sequences of the held-out evaluation; 0 for none.
+    /// Most sequences of the held-out evaluation, or documents of as many tokens; 0 for none.
     pub held_out: usize,
     /// Steps between held-out evaluations; there is always one at the end.
     pub validate_every: u64,
@@ -78,6 +86,10 @@ pub struct StepRecord {
     pub grad_norm: f64,
     /// Learning rate.
     pub lr: f64,
+    /// Tokens of the step.
+    pub tokens: usize,
+    /// Micro-batches of the step, which ran one after another.
+    pub micro_batches: usize,
     /// Tokens of the step over the time that it took, without evaluation.
     pub tokens_per_second: f64,
     /// Seconds since the run began.
@@ -112,10 +124,13 @@ pub fn train(
             break;
         }
         let started = Instant::now();
-        let batches: Vec<TokenBatch> = (0..options.accumulate)
-            .map(|micro| micro * options.batch..(micro + 1) * options.batch)
-            .map(|sequences| source.batch(options.seed, step, sequences, options.seq_len))
+        let sequences = options.batch * options.accumulate;
+        let at_once = if learner.cuts_steps() { sequences } else { options.batch };
+        let batches: Vec<TokenBatch> = (0..sequences)
+            .step_by(at_once.max(1))
+            .map(|first| source.batch(options.seed, step, first..first + at_once, options.seq_len))
             .collect();
+        let tokens = batches.iter().map(|batch| batch.tokens.len()).sum();
         let depth = learner.mtp_depth();
         let mut labels = vec![0; depth + 1];
         for batch in &batches {
@@ -126,8 +141,8 @@ pub fn train(
             sums.iter_mut().zip(learner.accumulate_depths(batch, &labels)?).for_each(|(sum, part)| *sum += part);
         }
         let lr = options.schedule.rate(step);
+        let micro_batches = learner.micro_batches();
         let grad_norm = learner.update(lr)?;
-        let tokens = options.batch * options.accumulate * options.seq_len;
         let tokens_per_second = tokens as f64 / started.elapsed().as_secs_f64().max(1e-9);
 
         let step = step + 1;
@@ -141,7 +156,18 @@ pub fn train(
         let losses: Vec<f64> = sums.iter().zip(&labels).map(|(&sum, &count)| mean(sum, count)).collect();
         let loss = losses[0];
         let mtp_loss = (depth > 0).then(|| losses[1..].iter().sum::<f64>() / depth as f64);
-        let record = StepRecord { step, loss, mtp_loss, grad_norm, lr, tokens_per_second, seconds, held_out_loss };
+        let record = StepRecord {
+            step,
+            loss,
+            mtp_loss,
+            grad_norm,
+            lr,
+            tokens,
+            micro_batches,
+            tokens_per_second,
+            seconds,
+            held_out_loss,
+        };
         observe(&record)?;
         if !(loss.is_finite() && grad_norm.is_finite()) {
             return Err(DataError::Diverged { step, loss, grad_norm }.into());
@@ -174,6 +200,7 @@ mod tests {
     struct Constant {
         value: f64,
         gradient: f64,
+        cuts_steps: bool,
         calls: Vec<&'static str>,
         seen: Vec<i64>,
     }
@@ -185,6 +212,12 @@ mod tests {
     }
 
     impl Learner for Constant {
+        fn cuts_steps(&self) -> bool {
+            self.cuts_steps
+        }
+        fn micro_batches(&self) -> usize {
+            self.calls.iter().rev().take_while(|&&call| call != "update").filter(|&&call| call == "accumulate").count()
+        }
         fn accumulate_depths(&mut self, batch: &TokenBatch, labels_in_step: &[usize]) -> Result<Vec<f64>> {
             self.calls.push("accumulate");
             self.seen.extend(&batch.tokens);
@@ -252,7 +285,12 @@ mod tests {
         assert_eq!(whole.seen, cut.seen);
         for (whole, cut) in whole_records.iter().zip(&cut_records) {
             assert!((whole.loss - cut.loss).abs() < 1e-9 && (whole.grad_norm - cut.grad_norm).abs() < 1e-9);
+            assert_eq!((whole.tokens, whole.micro_batches, cut.tokens, cut.micro_batches), (48, 1, 48, 3));
         }
+        // A learner that cuts steps itself gets each at once.
+        let mut own = Constant { cuts_steps: true, ..Constant::default() };
+        let own_records = train(&mut own, &recall(), &options(2, 3), &stop, |_| Ok(())).unwrap();
+        assert_eq!((own.seen, own_records[0].micro_batches), (whole.seen, 1));
     }
 
     #[test]

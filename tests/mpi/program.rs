@@ -68,10 +68,14 @@ fn training_prints_the_same_losses_and_writes_once() {
     let path = folder.path();
     text(path);
     let train = "train --data text --seq-len 64 --batch 2 --steps 4 --validation 0.1 --json";
-    for (choices, ranks) in [("--strategy ring --cp 2", 2), ("--strategy all-gather --cp 3 --dtype bf16", 4)] {
+    for (choices, ranks) in [
+        ("--strategy ring --cp 2", 2),
+        ("--strategy all-gather --cp 3 --dtype bf16", 4),
+        ("--strategy dynamic --cp 3 --tokens-per-rank 12 --document-separator in --accumulate 2", 3),
+    ] {
         let expected = json(&threads(path, &format!("{train} {choices} --out threads{ranks}")));
         let found = json(&processes(ranks, path, &format!("{train} {choices} --out mpi{ranks}")));
-        for key in ["loss", "grad_norm", "held_out_loss", "steps"] {
+        for key in ["loss", "grad_norm", "held_out_loss", "steps", "micro_batches"] {
             assert_eq!(found[key], expected[key], "{choices}: {key}");
         }
         assert!(found["peak_bytes_per_rank"].as_u64().unwrap() > 0);

@@ -7,6 +7,7 @@ use clap::ArgGroup;
 use context_parallel::error::{DataError, Result};
 use context_parallel::model::Config;
 use context_parallel::train::data::{Recall, Source, TokenBatch, read_bytes, windows};
+use context_parallel::train::documents::{self, Separator};
 use context_parallel::train::tokens::read_tokens;
 use serde::Serialize;
 
@@ -34,7 +35,7 @@ pub struct Arguments {
     #[arg(long, value_name = "FILE")]
     data: Option<PathBuf>,
     /// Token ids: a safetensors file with "tokens" [B, S] of i64; each row is a sequence
-    #[arg(long, value_name = "FILE", conflicts_with_all = ["seq_len", "seed"])]
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["seq_len", "seed", "document_separator"])]
     tokens: Option<PathBuf>,
     /// Write the logits here as a safetensors file with "logits" [B, S, V] of f32, replacing it
     #[arg(long, value_name = "FILE")]
@@ -44,6 +45,10 @@ pub struct Arguments {
     /// Tokens of a sequence of --data [default: 512, or the whole text where it is shorter]
     #[arg(long, value_name = "N")]
     seq_len: Option<usize>,
+    /// What stands between the documents of a text, such as '\n\n' (blank lines): a sequence is then a document, or a
+    /// part of at most --seq-len tokens of a longer one
+    #[arg(long, value_name = "STRING", allow_hyphen_values = true)]
+    document_separator: Option<String>,
     /// Sequences at a time
     #[arg(long, value_name = "N", default_value_t = 4)]
     batch: usize,
@@ -107,6 +112,12 @@ fn prepare(arguments: &Arguments, cluster: &Cluster) -> Result<Job> {
     if let Some(seq_len) = seq_len {
         settings.check_seq_len(seq_len)?;
     }
+    let separator = settings.separator(arguments.document_separator.as_deref())?;
+    if separator.is_some() && arguments.logits.is_some() {
+        return Err(args::numbers(
+            "--logits holds sequences of one length, --document-separator makes many: leave one of them out".into(),
+        ));
+    }
     if let Some(path) = arguments.logits.as_deref().filter(|_| cluster.speaks()) {
         check_writable(path)?;
         check_not_input(path, arguments)?;
@@ -120,6 +131,9 @@ fn prepare(arguments: &Arguments, cluster: &Cluster) -> Result<Job> {
     let input = match (&arguments.tokens, &arguments.data) {
         (Some(tokens), _) => read_tokens(tokens)?,
         (None, Some(data)) if data == Path::new(RECALL) => {
+            if separator.is_some() {
+                return Err(args::no_documents());
+            }
             let seq_len = seq_len.unwrap_or(SEQ_LEN);
             let source = Source::Recall(Recall::new(RECALL_VOCAB.min(config.vocab_size), seq_len)?);
             source.held_out(arguments.seed.unwrap_or(0), seq_len, RECALL_SEQUENCES)
@@ -130,11 +144,14 @@ fn prepare(arguments: &Arguments, cluster: &Cluster) -> Result<Job> {
                     "--seed is for --data recall: a text has nothing random, leave it out".into(),
                 ));
             }
-            read_text(data, seq_len)?
+            match &separator {
+                None => read_text(data, seq_len)?,
+                Some(separator) => read_documents(data, separator, seq_len.unwrap_or(SEQ_LEN))?,
+            }
         }
         (None, None) => return Err(args::numbers("nothing to evaluate: pass --data FILE or --tokens FILE".into())),
     };
-    settings.check_seq_len(input.seq)?;
+    settings.check_seq_len(input.longest())?;
     input.check_vocab(config.vocab_size)?;
     Ok(Job { model, config, settings, input, batch, logits: arguments.logits.clone() })
 }
@@ -157,6 +174,21 @@ fn read_text(path: &Path, asked: Option<usize>) -> Result<TokenBatch> {
     }
     let seq_len = asked.unwrap_or(SEQ_LEN.min(predicting));
     Ok(windows(&bytes, seq_len, usize::MAX))
+}
+
+/// A text as documents; one must have something to predict.
+fn read_documents(path: &Path, separator: &Separator, seq_len: usize) -> Result<TokenBatch> {
+    let bytes = read_bytes(path)?;
+    separator.check(&bytes, path.display())?;
+    let documents = documents::batch(&bytes, separator, seq_len, usize::MAX);
+    if documents.sequences() == 0 {
+        let message = format!(
+            "{} has no document of 2 bytes or more between separators {separator:?}: use another --document-separator",
+            path.display()
+        );
+        return Err(DataError::Unusable(message).into());
+    }
+    Ok(documents)
 }
 
 /// Refuses a path that cannot become a file, before hours of work.

@@ -29,7 +29,7 @@ fn run_as<T: Float>(job: &Job, cluster: &Cluster) -> Result<Option<f64>> {
     let list = ParameterList::new(&job.config);
     let (ranks, threads) = (cluster.local(job.settings.choice.degree), job.settings.threads);
     let ranks = Ranks::new(ranks, threads, |device: &Cpu<T>| weights::load(device, &job.model, &list))?;
-    let shape = [job.input.batch, job.input.seq, job.config.vocab_size];
+    let shape = [job.input.sequences(), job.input.longest(), job.config.vocab_size];
     let file =
         job.logits.as_deref().filter(|_| cluster.speaks()).map(|path| LogitsFile::create(path, shape)).transpose()?;
     let file = Mutex::new(file);
@@ -58,7 +58,7 @@ impl<T: Float> Visitor for Evaluation<'_, T> {
         K: Kernel,
     {
         let Evaluation { cluster, job, ranks, file } = self;
-        let bar = cluster.bar(job.input.batch as u64, "evaluating");
+        let bar = cluster.bar(job.input.sequences() as u64, "evaluating");
         let sum = cluster.on_ranks(strategy.degree(), &|comm| {
             let rank = comm.rank();
             let device = ranks.device(rank);
@@ -66,7 +66,7 @@ impl<T: Float> Visitor for Evaluation<'_, T> {
             let model = GptModel::<H, L, K, Cpu<T>>::from_parameters(device.clone(), &job.config, ranks.take(rank))?;
             let mut sum = 0.0;
             for batch in job.input.chunks(job.batch) {
-                let shape = Arc::new(L::batch_of(&vec![batch.seq; batch.batch])?);
+                let shape = Arc::new(L::batch_of(&batch.lengths)?);
                 let Inputs { tokens, labels, weights } =
                     Inputs::new(&handler, device, shape, &batch.tokens, &batch.labels)?;
                 let activations = model.forward(&handler, &tokens)?;
@@ -79,7 +79,7 @@ impl<T: Float> Visitor for Evaluation<'_, T> {
                     }
                 }
                 if rank == 0 {
-                    bar.inc(batch.batch as u64);
+                    bar.inc(batch.sequences() as u64);
                 }
             }
             Ok(sum)

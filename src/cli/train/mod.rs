@@ -18,6 +18,7 @@ use super::engine::Cluster;
 use super::output;
 
 mod memory;
+mod micro_batches;
 mod work;
 
 use work::Finished;
@@ -49,12 +50,19 @@ pub struct Arguments {
     /// Tokens of a sequence
     #[arg(long, value_name = "N", default_value_t = 512)]
     seq_len: usize,
+    /// What stands between the documents of a text, such as '\n\n' (blank lines) or '<|endoftext|>'. A sequence is then
+    /// a document, or a part of at most --seq-len tokens of a longer one, and nothing is predicted across documents
+    #[arg(long, value_name = "STRING", allow_hyphen_values = true)]
+    document_separator: Option<String>,
     /// Sequences of a micro-batch
     #[arg(long, value_name = "N", default_value_t = 4)]
     batch: usize,
-    /// Micro-batches of a step
+    /// Micro-batches of a step; dynamic makes its own of all --batch times --accumulate sequences
     #[arg(long, value_name = "N", default_value_t = 1)]
     accumulate: usize,
+    /// Most tokens of a rank in a micro-batch of dynamic [default: 1.1 times the even share of a step]
+    #[arg(long, value_name = "N")]
+    tokens_per_rank: Option<usize>,
     /// Highest learning rate
     #[arg(long, value_name = "RATE", default_value_t = 3e-3, allow_negative_numbers = true)]
     lr: f64,
@@ -108,6 +116,8 @@ struct Job {
     source: Source,
     settings: Settings,
     options: Options,
+    /// Limit for the micro-batches of dynamic.
+    tokens_per_rank: Option<usize>,
     adamw: AdamwOptions,
     recompute: bool,
     /// Where the run is written, by the process that speaks.
@@ -120,6 +130,8 @@ struct Report {
     #[serde(skip_serializing_if = "Option::is_none")]
     mtp_loss: Option<Vec<f64>>,
     grad_norm: Vec<f64>,
+    /// Micro-batches of each step.
+    micro_batches: Vec<usize>,
     tokens_per_second: f64,
     peak_bytes_per_rank: u64,
     out: Option<String>,
@@ -165,6 +177,7 @@ fn prepare(arguments: &Arguments, cluster: &Cluster) -> Result<Job> {
     }
     let seq_len = args::positive("--seq-len", arguments.seq_len)?;
     settings.check_seq_len(seq_len)?;
+    let separator = settings.separator(arguments.document_separator.as_deref())?;
     let batch = args::positive("--batch", arguments.batch)?;
     let accumulate = args::positive("--accumulate", arguments.accumulate)?;
     let steps = arguments.steps;
@@ -189,18 +202,25 @@ fn prepare(arguments: &Arguments, cluster: &Cluster) -> Result<Job> {
     settings.fit_heads(config.heads)?;
     let stored_depth = config.mtp_depth;
     let config = with_mtp_depth(config, arguments.mtp_depth, seq_len)?;
-    let source = match &arguments.data {
+    settings.tokens_per_rank(arguments.tokens_per_rank, &[])?;
+    let source = match (&arguments.data, separator) {
         // Last, so that it does not hide what else is wrong.
-        None => return Err(args::numbers("nothing to train on: pass --data FILE or --data recall".into())),
-        Some(_) if is_recall => Source::Recall(Recall::new(RECALL_VOCAB.min(config.vocab_size), seq_len)?),
-        Some(path) => Source::Text(Text::read(path, seq_len, arguments.validation)?),
+        (None, _) => return Err(args::numbers("nothing to train on: pass --data FILE or --data recall".into())),
+        (Some(_), Some(_)) if is_recall => return Err(args::no_documents()),
+        (Some(_), None) if is_recall => Source::Recall(Recall::new(RECALL_VOCAB.min(config.vocab_size), seq_len)?),
+        (Some(path), None) => Source::Text(Text::read(path, seq_len, arguments.validation)?),
+        (Some(path), Some(separator)) => {
+            Source::Text(Text::read_documents(path, separator, seq_len, arguments.validation)?)
+        }
     };
     check_vocab(&config, &source)?;
+    let tokens_per_rank = settings.tokens_per_rank(arguments.tokens_per_rank, &source.possible_lengths(seq_len))?;
     let held_out = if arguments.validation > 0.0 { HELD_OUT_TOKENS.div_ceil(seq_len) } else { 0 };
     let (seed, validate_every) = (arguments.seed, arguments.validate_every);
     let options = Options { schedule, seed, batch, accumulate, seq_len, held_out, validate_every };
     let adamw = AdamwOptions { weight_decay, clip, ..AdamwOptions::default() };
-    Ok(Job { config, weights, stored_depth, source, settings, options, adamw, recompute: arguments.recompute, out })
+    let recompute = arguments.recompute;
+    Ok(Job { config, weights, stored_depth, source, settings, options, tokens_per_rank, adamw, recompute, out })
 }
 
 /// The model with the depth of multi-token prediction that is asked for. One that has a depth keeps it.
@@ -275,7 +295,8 @@ fn describe(record: &StepRecord, steps: u64) -> String {
 /// The whole run's numbers. Throughput is the mean over the steps' time, without the first, which grows the buffers.
 fn report(records: &[StepRecord], peak_bytes_per_rank: u64, out: Option<String>, steps: u64) -> Report {
     let settled = if records.len() > 1 { &records[1..] } else { records };
-    let time: f64 = settled.iter().map(|record| 1.0 / record.tokens_per_second).sum();
+    let tokens: f64 = settled.iter().map(|record| record.tokens as f64).sum();
+    let time: f64 = settled.iter().map(|record| record.tokens as f64 / record.tokens_per_second).sum();
     let done = records.len() as u64;
     Report {
         loss: records.iter().map(|record| record.loss).collect(),
@@ -286,7 +307,8 @@ fn report(records: &[StepRecord], peak_bytes_per_rank: u64, out: Option<String>,
             .collect::<Option<Vec<_>>>()
             .filter(|all| !all.is_empty()),
         grad_norm: records.iter().map(|record| record.grad_norm).collect(),
-        tokens_per_second: if time > 0.0 { settled.len() as f64 / time } else { 0.0 },
+        micro_batches: records.iter().map(|record| record.micro_batches).collect(),
+        tokens_per_second: if time > 0.0 { tokens / time } else { 0.0 },
         peak_bytes_per_rank,
         out,
         held_out_loss: records.last().and_then(|record| record.held_out_loss),
@@ -316,23 +338,26 @@ mod tests {
 
     #[test]
     fn a_report_has_both_series_and_a_mean_throughput() {
-        let record = |step: u64, tokens_per_second: f64| StepRecord {
+        let record = |step: u64, tokens: usize, tokens_per_second: f64| StepRecord {
             step,
             loss: 3.0 / step as f64,
             mtp_loss: None,
             grad_norm: step as f64,
             lr: 1e-3,
+            tokens,
+            micro_batches: step as usize,
             tokens_per_second,
             seconds: 1.0,
             held_out_loss: (step == 3).then_some(1.5),
         };
-        let records = [record(1, 1.0), record(2, 100.0), record(3, 300.0)];
+        let records = [record(1, 50, 1.0), record(2, 50, 100.0), record(3, 100, 400.0)];
         let report = report(&records, 7, None, 5);
         assert_eq!((&report.loss[..], &report.grad_norm[..]), (&[3.0, 1.5, 1.0][..], &[1.0, 2.0, 3.0][..]));
-        assert!((report.tokens_per_second - 150.0).abs() < 1e-9, "equal tokens: the harmonic mean");
+        assert!((report.tokens_per_second - 200.0).abs() < 1e-9, "150 tokens in 0.75 s");
+        assert_eq!(report.micro_batches, [1, 2, 3]);
         assert!(report.interrupted && report.held_out_loss == Some(1.5));
         let json = serde_json::to_value(&report).unwrap();
-        for key in ["loss", "grad_norm", "tokens_per_second", "peak_bytes_per_rank", "out"] {
+        for key in ["loss", "grad_norm", "micro_batches", "tokens_per_second", "peak_bytes_per_rank", "out"] {
             assert!(json.get(key).is_some(), "{key}");
         }
         assert!(

@@ -1,18 +1,22 @@
 //! The training itself: the trainer on every rank, the run folder on one.
 
+use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Mutex, PoisonError};
 
+use context_parallel::degree::Runtime;
 use context_parallel::error::Result;
 use context_parallel::handler::CpHandler;
-use context_parallel::layout::Layout;
+use context_parallel::layout::{Layout, Thd};
 use context_parallel::model::parameters::MasterRole;
 use context_parallel::model::{Master, ParameterList, init, weights};
+use context_parallel::plan::schedule::Scheduler;
 use context_parallel::rope::Rope;
 use context_parallel::strategy::support::{self, Visitor};
-use context_parallel::strategy::{Kernel, Supports};
+use context_parallel::strategy::{CpStrategy, Dynamic, Flash, Kernel, Supports};
 use context_parallel::tensor::{Cpu, DType, Device, Float};
+use context_parallel::train::data::Source;
 use context_parallel::train::learner::GptLearner;
 use context_parallel::train::run_folder::{RunFolder, Vacant};
 use context_parallel::train::trainer::{self, Learner, StepRecord};
@@ -22,7 +26,7 @@ use super::super::engine::{Cluster, Comm, gather};
 use super::super::sets::Ranks;
 use super::super::{interrupt, output};
 use super::memory::{self, Load};
-use super::{Job, describe};
+use super::{Job, describe, micro_batches};
 
 /// Lines of progress where there is no bar.
 const NOTES: u64 = 20;
@@ -60,7 +64,7 @@ fn run_as<T: Float>(job: &Job, cluster: &Cluster, quiet: bool) -> Result<Finishe
         None => init::fresh(device, &job.config, &list, job.options.seed),
     })?;
     let load = Load {
-        tokens: job.options.batch * job.options.seq_len,
+        rows: micro_batches::rows_per_rank(job),
         ranks: choice.degree,
         elem: size_of::<T>(),
         acc: size_of::<T::Acc>(),
@@ -80,6 +84,14 @@ fn run_as<T: Float>(job: &Job, cluster: &Cluster, quiet: bool) -> Result<Finishe
     );
     if cluster.speaks() {
         output::note(summary);
+        if let Source::Text(text) = &job.source
+            && let Some(sequences) = text.sequences()
+        {
+            output::note(describe_sequences(sequences));
+        }
+        if job.settings.is_dynamic() {
+            output::note(micro_batches::describe_first(job)?);
+        }
     }
     let stop = interrupt::watch(cluster.speaks());
     let folder = job.out.clone().map(Vacant::create).transpose()?;
@@ -89,13 +101,24 @@ fn run_as<T: Float>(job: &Job, cluster: &Cluster, quiet: bool) -> Result<Finishe
     let progress = Progress { folder, records: Vec::new(), peak: 0, bar, steps, quiet };
     let progress = Mutex::new(progress);
     let training = Training { cluster, job, ranks: &ranks, stop: &stop, progress: &progress };
-    let trained = support::select(choice, training);
+    let trained = match job.settings.is_dynamic() {
+        true => training.dynamic(Dynamic::new(Runtime(choice.degree))),
+        false => support::select(choice, training),
+    };
     let Progress { folder, records, peak, bar, .. } = progress.into_inner().unwrap_or_else(PoisonError::into_inner);
     bar.finish_and_clear();
     // A run that failed leaves its log and chart too.
     let drawn = folder.map_or(Ok(()), |folder| folder.finish(&records));
     trained.and(drawn)?;
     Ok(Finished { records, peak_bytes_per_rank: peak, out })
+}
+
+/// The documents' sequences in words.
+fn describe_sequences(sequences: &[Range<usize>]) -> String {
+    let longest = sequences.iter().map(ExactSizeIterator::len).max().unwrap_or(0);
+    let mean = sequences.iter().map(|sequence| sequence.len() as f64).sum::<f64>() / sequences.len().max(1) as f64;
+    let [count, longest] = [sequences.len(), longest].map(|number| output::count(number as u64));
+    format!("documents give {count} sequences of {mean:.0} tokens on average, {longest} at most")
 }
 
 /// What the first rank reports to.
@@ -144,14 +167,9 @@ impl<T: Float> Visitor for Training<'_, T> {
         L: Layout,
         K: Kernel,
     {
-        let Job { config, adamw, recompute, .. } = self.job;
         self.cluster.on_ranks(strategy.degree(), &|comm| {
             let rank = comm.rank();
-            let device = self.ranks.device(rank).clone();
-            let handler = CpHandler::<H, L, Comm>::new(strategy, comm)?;
-            let master = self.ranks.take(rank);
-            let mut learner = GptLearner::<H, L, K, _, _>::new(device, config, master, handler, *adamw, *recompute)?;
-            self.rank(rank, &mut learner)
+            self.rank(rank, &mut self.learner::<H, L, K>(strategy, comm)?)
         })?;
         Ok(())
     }
@@ -181,6 +199,30 @@ where
 }
 
 impl<T: Float> Training<'_, T> {
+    /// Trains in the micro-batches of the scheduler.
+    fn dynamic(self, strategy: Dynamic) -> Result<()> {
+        let scheduler = Scheduler::new(self.job.tokens_per_rank);
+        self.cluster.on_ranks(strategy.degree(), &|comm| {
+            let rank = comm.rank();
+            let learner = self.learner::<Dynamic, Thd, Flash>(strategy, comm)?;
+            self.rank(rank, &mut learner.with_schedule(&scheduler))
+        })?;
+        Ok(())
+    }
+
+    fn learner<H, L, K>(&self, strategy: H, comm: Comm) -> Result<GptLearner<H, L, K, Cpu<T>, Comm>>
+    where
+        H: Supports<L, K>,
+        L: Layout,
+        K: Kernel,
+    {
+        let Job { config, adamw, recompute, .. } = self.job;
+        let rank = comm.rank();
+        let handler = CpHandler::<H, L, Comm>::new(strategy, comm)?;
+        let (device, master) = (self.ranks.device(rank).clone(), self.ranks.take(rank));
+        GptLearner::new(device, config, master, handler, *adamw, *recompute)
+    }
+
     /// One rank's run; the first one reports and saves.
     fn rank(&self, rank: usize, learner: &mut dyn Trainee<T>) -> Result<()> {
         let Job { config, source, options, settings, .. } = self.job;

@@ -82,10 +82,6 @@ fn batch() -> TokenBatch {
     let count = (SEQUENCES * SEQ) as i64;
     let token = |i: i64| (i * i * 7 + 3 * i) % VOCAB as i64;
     let ignored = |i: i64| i % 7 == 0 || (20..31).contains(&i);
-    TokenBatch {
-        tokens: (0..count).map(token).collect(),
-        labels: (0..count).map(|i| if ignored(i) { IGNORED } else { token(i + 1) }).collect(),
-        batch: SEQUENCES,
-        seq: SEQ,
-    }
+    let labels = (0..count).map(|i| if ignored(i) { IGNORED } else { token(i + 1) }).collect();
+    TokenBatch::uniform((0..count).map(token).collect(), labels, SEQUENCES, SEQ)
 }

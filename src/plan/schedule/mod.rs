@@ -25,6 +25,7 @@
 //! ```
 
 mod reference;
+mod scheduler;
 mod search;
 mod state;
 #[cfg(test)]
@@ -34,6 +35,9 @@ mod work;
 use serde::Serialize;
 
 use crate::error::{Result, ScheduleError};
+use crate::layout::Batch;
+use crate::order::{Dealt, Grouped};
+pub use scheduler::Scheduler;
 use search::{Task, improve, start_of};
 use state::{Place, State};
 pub use work::Work;
@@ -57,6 +61,19 @@ pub struct MicroBatch {
 }
 
 impl MicroBatch {
+    /// Its documents, ascending.
+    pub fn documents(&self) -> impl Iterator<Item = usize> + '_ {
+        self.groups.iter().map(|group| group.document)
+    }
+
+    /// Where the tokens are, in a batch of just its documents, in this order.
+    ///
+    /// # Errors
+    /// If the batch does not have as many documents, or there are not that many ranks.
+    pub fn table<B: Batch>(&self, batch: &B, ranks: usize) -> Result<Dealt> {
+        Grouped::deal(batch, self.groups.iter().map(|group| group.first..group.first + group.degree).enumerate(), ranks)
+    }
+
     /// Work of the busiest rank.
     pub fn busiest(&self, lengths: &[usize], ranks: usize) -> Work {
         let mut work = vec![Work::NONE; ranks];
@@ -167,24 +184,44 @@ pub fn assign(lengths: &[usize], ranks: usize) -> Result<Vec<Group>> {
 /// Most tokens that are counted exactly, whatever the degrees: the sum of squares times [`Work`]'s unit fits.
 const MOST_TOKENS: u128 = 1 << 37;
 
-/// The token limit, once everything is known to fit.
-fn check(lengths: &[usize], ranks: usize, tokens_per_rank: Option<usize>) -> Result<usize, ScheduleError> {
+/// Refuses documents of which one does not fit on all ranks together, whichever of them share a micro-batch.
+///
+/// # Errors
+///
+/// [`ScheduleError::DocumentTooLong`] with the first such document, [`ScheduleError::NoRanks`].
+pub fn check_fits(lengths: &[usize], ranks: usize, tokens_per_rank: usize) -> Result<()> {
+    Ok(fits(lengths, ranks, tokens_per_rank)?)
+}
+
+fn fits(lengths: &[usize], ranks: usize, tokens: usize) -> Result<(), ScheduleError> {
     if ranks == 0 {
         return Err(ScheduleError::NoRanks);
     }
-    let total: u128 = lengths.iter().map(|&length| length as u128).sum();
-    if total > MOST_TOKENS {
-        return Err(ScheduleError::TooManyTokens { total, most: MOST_TOKENS });
-    }
-    let default = (total * 11).div_ceil(ranks as u128 * 10) as usize;
-    let tokens = tokens_per_rank.unwrap_or(default);
     match lengths.iter().position(|length| length.div_ceil(ranks) > tokens) {
         Some(document) => {
             let (length, needed) = (lengths[document], lengths[document].div_ceil(ranks));
             Err(ScheduleError::DocumentTooLong { document, length, ranks, tokens, needed })
         }
-        None => Ok(tokens),
+        None => Ok(()),
     }
+}
+
+/// Tokens that a rank may have in a micro-batch where nothing else is said: 1.1 times the even share of `total` tokens,
+/// rounded up. `ranks` is at least 1.
+pub fn default_tokens_per_rank(total: usize, ranks: usize) -> usize {
+    (total as u128 * 11).div_ceil(ranks as u128 * 10) as usize
+}
+
+/// The token limit, once everything is known to fit.
+fn check(lengths: &[usize], ranks: usize, tokens_per_rank: Option<usize>) -> Result<usize, ScheduleError> {
+    fits(&[], ranks, 0)?;
+    let total: u128 = lengths.iter().map(|&length| length as u128).sum();
+    if total > MOST_TOKENS {
+        return Err(ScheduleError::TooManyTokens { total, most: MOST_TOKENS });
+    }
+    let tokens = tokens_per_rank.unwrap_or_else(|| default_tokens_per_rank(total as usize, ranks));
+    fits(lengths, ranks, tokens)?;
+    Ok(tokens)
 }
 
 /// The least makespan: every document on all ranks.

@@ -128,7 +128,7 @@ impl Visitor for Training<'_> {
             let mut curve = Curve::default();
             for Tokens { dense, tokens, labels, .. } in self.batches {
                 let (batch, seq) = dense.unwrap_or((1, tokens.len()));
-                let batch = TokenBatch { tokens: tokens.clone(), labels: labels.clone(), batch, seq };
+                let batch = TokenBatch::uniform(tokens.clone(), labels.clone(), batch, seq);
                 let counted = batch.counted();
                 curve.loss.push(learner.accumulate(&batch, counted)? / counted as f64);
                 curve.gradient_norm.push(learner.update(learning_rate)?);

@@ -1,0 +1,131 @@
+//! The micro-batches that the scheduler of `dynamic` cuts documents into, each with its plan.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use context_parallel::degree::Runtime;
+use context_parallel::error::Result;
+use context_parallel::layout::{Packed, Thd};
+use context_parallel::plan::schedule::{self, Group, schedule};
+use context_parallel::strategy::Dynamic;
+use context_parallel::tensor::Float;
+use serde::Serialize;
+
+use super::{Inspect, Job, Report};
+use crate::cli::output;
+
+/// All micro-batches.
+#[derive(Clone, Debug, Serialize)]
+pub struct Scheduled {
+    strategy: String,
+    cp: usize,
+    lengths: Vec<usize>,
+    /// Attended cells of one query head.
+    area: u64,
+    /// Bytes of all ranks, forward and backward.
+    bytes: u64,
+    /// What the scheduler reached, beside its limits and bounds.
+    schedule: schedule::Report,
+    micro_batches: Vec<MicroBatch>,
+}
+
+#[derive(Clone, Debug, Serialize)]
+struct MicroBatch {
+    /// Documents by their index in the lengths.
+    groups: Vec<Group>,
+    /// Attention work of the busiest rank, in query-key pairs.
+    busiest: schedule::Work,
+    rows_received: u128,
+    plan: Report,
+}
+
+pub fn compute<T: Float>(job: &Job, tokens_per_rank: usize) -> Result<Scheduled> {
+    let (lengths, ranks) = (&job.lengths, job.settings.choice.degree);
+    let schedule = schedule(lengths, ranks, Some(tokens_per_rank))?;
+    let strategy = Dynamic::new(Runtime(ranks));
+    let inspect = Inspect::<T> { job, dtype: std::marker::PhantomData };
+    let mut micro_batches = Vec::with_capacity(schedule.micro_batches.len());
+    for micro in schedule.micro_batches {
+        let own: Vec<usize> = micro.documents().map(|document| lengths[document]).collect();
+        let batch = Arc::new(Packed::from_lengths(&own)?);
+        let table = micro.table(&*batch, ranks)?;
+        micro_batches.push(MicroBatch {
+            busiest: micro.busiest(lengths, ranks),
+            rows_received: micro.rows_received(lengths),
+            plan: inspect.placed::<_, Thd>(strategy, batch, table)?,
+            groups: micro.groups,
+        });
+    }
+    let sum = |of: fn(&Report) -> u64| micro_batches.iter().map(|micro| of(&micro.plan)).sum();
+    Ok(Scheduled {
+        strategy: job.settings.choice.strategy.clone(),
+        cp: ranks,
+        lengths: lengths.clone(),
+        area: sum(|plan| plan.area),
+        bytes: sum(|plan| plan.bytes),
+        schedule: schedule.report,
+        micro_batches,
+    })
+}
+
+pub fn print(report: &Scheduled) {
+    let Scheduled { strategy, cp, lengths, bytes, schedule, micro_batches, .. } = report;
+    let rows = |rows: u128| output::count(u64::try_from(rows).unwrap_or(u64::MAX));
+    let pairs = |work: schedule::Work| output::count(work.to_f64().round() as u64);
+    output::line(format!(
+        "{strategy} on {cp} ranks of at most {} tokens: {} in {}, {} sent",
+        output::count(schedule.tokens_limit as u64),
+        output::many(lengths.len(), "document"),
+        output::many(micro_batches.len(), "micro-batch"),
+        output::bytes(*bytes),
+    ));
+    output::line(format!(
+        "{} of keys and values received, within these limits at least {}; makespan {} query-key pairs, at most {} \
+         allowed, at least {}",
+        output::many(usize::try_from(schedule.rows_received).unwrap_or(usize::MAX), "row"),
+        rows(schedule.rows_bound),
+        pairs(schedule.makespan),
+        pairs(schedule.makespan_limit),
+        pairs(schedule.makespan_bound),
+    ));
+    let header = ["micro-batch", "ranks", "documents", "tokens", "tokens per rank", "rows received"];
+    let blocks = micro_batches.iter().enumerate().flat_map(|(index, micro)| {
+        blocks(&micro.groups).into_iter().map(move |(ranks, documents)| {
+            let tokens: usize = documents.iter().map(|&document| lengths[document]).sum();
+            let each: usize = documents.iter().map(|&document| lengths[document].div_ceil(ranks.len())).sum();
+            vec![
+                index.to_string(),
+                if ranks.len() == 1 { ranks.start.to_string() } else { format!("{}..{}", ranks.start, ranks.end) },
+                named(&documents),
+                output::count(tokens as u64),
+                output::count(each as u64),
+                rows(tokens as u128 * (ranks.len() as u128 - 1)),
+            ]
+        })
+    });
+    output::line(output::table(&header, 3, blocks));
+}
+
+/// Documents by the ranks that they share.
+fn blocks(groups: &[Group]) -> Vec<(Range<usize>, Vec<usize>)> {
+    let mut blocks: Vec<(Range<usize>, Vec<usize>)> = Vec::new();
+    for Group { document, first, degree } in groups {
+        let ranks = *first..first + degree;
+        match blocks.iter_mut().find(|(other, _)| *other == ranks) {
+            Some((_, documents)) => documents.push(*document),
+            None => blocks.push((ranks, vec![*document])),
+        }
+    }
+    blocks.sort_by_key(|(ranks, _)| (ranks.start, ranks.end));
+    blocks
+}
+
+/// The first few documents in words.
+fn named(documents: &[usize]) -> String {
+    const SHOWN: usize = 8;
+    let mut words: Vec<String> = documents.iter().take(SHOWN).map(usize::to_string).collect();
+    if documents.len() > SHOWN {
+        words.push(format!("and {} more", documents.len() - SHOWN));
+    }
+    words.join(", ")
+}

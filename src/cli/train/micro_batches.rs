@@ -1,0 +1,88 @@
+//! What runs at once in a step: how much of it, and in words how `dynamic` cuts it.
+
+use std::collections::BTreeMap;
+
+use context_parallel::error::Result;
+use context_parallel::plan::schedule::{Schedule, default_tokens_per_rank, schedule};
+
+use super::super::output;
+use super::Job;
+
+/// Steps that are looked at before the first one, where sequences differ in length.
+const STEPS: u64 = 64;
+
+/// Most rows of a rank in a micro-batch, about: of the first steps, which are like the others. Under dynamic as many as
+/// the scheduler may give a rank.
+pub fn rows_per_rank(job: &Job) -> usize {
+    let (options, ranks) = (&job.options, job.settings.choice.degree);
+    let sequences = options.batch * options.accumulate;
+    let at_once = if job.settings.is_dynamic() { sequences } else { options.batch };
+    let largest = |step| {
+        let lengths = job.source.lengths(options.seed, step, 0..sequences, options.seq_len);
+        lengths.chunks(at_once).map(|lengths| lengths.iter().sum()).max().unwrap_or(0)
+    };
+    let tokens: usize = (0..options.schedule.steps().min(STEPS)).map(largest).max().unwrap_or(0);
+    match (job.settings.is_dynamic(), job.tokens_per_rank) {
+        (false, _) => tokens.div_ceil(ranks),
+        (true, None) => default_tokens_per_rank(tokens, ranks),
+        (true, Some(limit)) => limit.min(tokens),
+    }
+}
+
+/// How the first step is cut.
+pub fn describe_first(job: &Job) -> Result<String> {
+    let options = &job.options;
+    let lengths = job.source.lengths(options.seed, 0, 0..options.batch * options.accumulate, options.seq_len);
+    let schedule = schedule(&lengths, job.settings.choice.degree, job.tokens_per_rank)?;
+    Ok(format!("step 1: {}", describe(&lengths, &schedule)))
+}
+
+fn describe(lengths: &[usize], schedule: &Schedule) -> String {
+    let report = &schedule.report;
+    let mut degrees = BTreeMap::<usize, usize>::new();
+    for group in schedule.micro_batches.iter().flat_map(|micro| &micro.groups) {
+        *degrees.entry(group.degree).or_default() += 1;
+    }
+    let on = |(degree, count): (&usize, &usize)| match degree {
+        1 => format!("{count} on 1 rank"),
+        degree => format!("{count} on {degree} ranks"),
+    };
+    format!(
+        "{} ({}) in {} of at most {} per rank; {}; {} of keys and values received; makespan {:.3} times the bound",
+        output::many(lengths.len(), "document"),
+        output::many(lengths.iter().sum(), "token"),
+        output::many(schedule.micro_batches.len(), "micro-batch"),
+        output::many(report.tokens_per_rank, "token"),
+        degrees.iter().map(on).collect::<Vec<_>>().join(", "),
+        output::many(usize::try_from(report.rows_received).unwrap_or(usize::MAX), "row"),
+        relative_makespan(schedule),
+    )
+}
+
+/// The makespan over its lower bound; 1 where there is no work.
+fn relative_makespan(schedule: &Schedule) -> f64 {
+    let (makespan, bound) = (schedule.report.makespan.to_f64(), schedule.report.makespan_bound.to_f64());
+    if bound > 0.0 { makespan / bound } else { 1.0 }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_schedule_is_one_line() {
+        let words = |lengths: &[usize], ranks, tokens| describe(lengths, &schedule(lengths, ranks, tokens).unwrap());
+        let text = words(&[1000, 1000, 1000], 3, None);
+        assert_eq!(
+            text,
+            "3 documents (3,000 tokens) in 1 micro-batch of at most 1,000 tokens per rank; 3 on 1 rank; 0 rows of keys \
+             and values received; makespan 1.000 times the bound"
+        );
+        let text = words(&[1000; 3], 2, Some(500));
+        assert!(
+            text.contains("in 3 micro-batches of at most 500 tokens") && text.contains("3 on 2 ranks; 3,000 rows"),
+            "{text}"
+        );
+        assert!(words(&[0], 2, Some(500)).contains("makespan 1.000"));
+    }
+}
