@@ -1,0 +1,1 @@
+//! Broken strategies fail the check that is there to catch them.
