@@ -52,7 +52,12 @@ where
             kit.passed(Check::OracleF64, error);
         }
         if all {
-            single_precision::<H, L, K>(kit, &case, batch, &Problem::new(&**batch, &owners, shape, &mask, index as u64))?;
+            single_precision::<H, L, K>(
+                kit,
+                &case,
+                batch,
+                &Problem::new(&**batch, &owners, shape, &mask, index as u64),
+            )?;
         }
     }
     Ok(())

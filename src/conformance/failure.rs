@@ -135,12 +135,12 @@ impl fmt::Display for Check {
 /// What was run when a check failed.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Case {
-    /// The strategy's name.
+    /// The strategy's name, or the learner's.
     pub strategy: &'static str,
     /// Number of ranks.
     pub ranks: usize,
-    /// Layout and kernel.
-    pub works: (&'static str, &'static str),
+    /// Layout and kernel; nothing for checks of a learner, which may have any.
+    pub works: Option<(&'static str, &'static str)>,
     /// The documents as `valid` or `valid/stored` lengths; nothing for checks that have no batch.
     pub batch: Option<String>,
     /// The mask.
@@ -152,6 +152,11 @@ pub struct Case {
 }
 
 impl Case {
+    /// Of a strategy or a learner, nothing else said.
+    pub(crate) fn of(strategy: &'static str, ranks: usize) -> Case {
+        Case { strategy, ranks, works: None, batch: None, mask: None, shape: None, dtype: None }
+    }
+
     /// The same with a batch.
     pub(super) fn on<B: Batch>(&self, batch: &B) -> Case {
         let documents = (0..batch.documents()).map(|index| batch.document(index));
@@ -164,15 +169,18 @@ impl Case {
     }
 
     /// The failure of a check in this case.
-    pub(super) fn fails(&self, check: Check, what: impl fmt::Display) -> Failure {
+    pub(crate) fn fails(&self, check: Check, what: impl fmt::Display) -> Failure {
         Failure { check, case: Box::new(self.clone()), what: what.to_string() }
     }
 }
 
 impl fmt::Display for Case {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Case { strategy, ranks, works: (layout, kernel), batch, mask, shape, dtype } = self;
-        write!(f, "{strategy} on {ranks} ranks with layout {layout} and kernel {kernel}")?;
+        let Case { strategy, ranks, works, batch, mask, shape, dtype } = self;
+        write!(f, "{strategy} on {ranks} ranks")?;
+        if let Some((layout, kernel)) = works {
+            write!(f, " with layout {layout} and kernel {kernel}")?;
+        }
         if let Some(batch) = batch {
             write!(f, ", documents of {batch} tokens")?;
         }

@@ -19,6 +19,8 @@
 //! # Ok::<(), conformance::Failure>(())
 //! ```
 //!
+//! A learner of one's own is compared with a single rank by [`crate::train::conformance::check_learner`].
+//!
 //! Ranks are threads of this process. Numbers are drawn from fixed seeds, so that a failure comes again.
 
 mod attention;
@@ -78,7 +80,8 @@ impl<H> Kit<'_, H> {
         body: &(dyn Fn(Comm) -> Result<R> + Sync),
     ) -> Result<Vec<R>, Failure> {
         let options = threads::Options { deadline: self.options.deadline, ..threads::Options::default() };
-        threads::run_with(options, self.case.ranks, |comm| body(Box::new(comm))).map_err(|error| case.fails(check, error))
+        threads::run_with(options, self.case.ranks, |comm| body(Box::new(comm)))
+            .map_err(|error| case.fails(check, error))
     }
 
     /// Notes that a check was passed with this number, which would be 0 if all were exact.
@@ -102,15 +105,7 @@ where
     K: Kernel,
 {
     let mut report = Report::default();
-    let case = |ranks| Case {
-        strategy: H::NAME,
-        ranks,
-        works: (L::NAME, K::NAME),
-        batch: None,
-        mask: None,
-        shape: None,
-        dtype: None,
-    };
+    let case = |ranks| Case { works: Some((L::NAME, K::NAME)), ..Case::of(H::NAME, ranks) };
     let mut injected = false;
     for &ranks in &options.degrees {
         let Some(strategy) = strategy(ranks).filter(|_| ranks > 0) else { continue };

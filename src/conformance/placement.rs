@@ -46,7 +46,9 @@ pub(super) fn check<O: TokenOrder, L: Layout>(case: &Case, placements: &[Arc<Pla
             return fails(format!("its runs have {held} tokens, but it has {rows} rows"));
         }
         let crosses = |run: &&crate::order::Run| {
-            run.len == 0 || run.end() > batch.tokens() || batch.document_of(run.start) != batch.document_of(run.end() - 1)
+            run.len == 0
+                || run.end() > batch.tokens()
+                || batch.document_of(run.start) != batch.document_of(run.end() - 1)
         };
         if let Some(run) = runs.iter().find(crosses) {
             return fails(format!("{run:?} is empty, leaves the batch or crosses a document"));
@@ -95,7 +97,8 @@ fn positions<O: TokenOrder, L: Layout>(case: &Case, placements: &[Arc<Placement<
     for (rank, placement) in placements.iter().enumerate() {
         let documents = documents(&**placement.batch());
         let position = |token: usize| {
-            let holds = |document: &&oracle::Document| (document.start..document.start + document.stored).contains(&token);
+            let holds =
+                |document: &&oracle::Document| (document.start..document.start + document.stored).contains(&token);
             documents.iter().find(holds).map(|document| token - document.start)
         };
         let tokens = tokens_by_row(placement, rank);

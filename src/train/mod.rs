@@ -4,6 +4,8 @@
 //! layouts and numbers of ranks can be compared step by step.
 
 pub mod chart;
+#[cfg(feature = "conformance")]
+pub mod conformance;
 pub mod data;
 pub mod learner;
 pub mod run_folder;

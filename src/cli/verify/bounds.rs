@@ -37,6 +37,8 @@ mod tests {
         assert!(attention(DType::Bf16, 4, [1.5e-3; 4], Some([1e-3; 4])));
         assert!(!attention(DType::Bf16, 4, [1e-3, 1e-3, 1.6e-3, 1e-3], Some([1e-3; 4])));
         assert!(model(DType::F32, 4, [9e-6; 2], None) && !model(DType::F32, 4, [0.0, 1e-5], None));
-        assert!(!attention(DType::F32, 4, [f64::NAN; 4], None) && !model(DType::F16, 4, [f64::INFINITY; 2], Some([1.0; 2])));
+        assert!(
+            !attention(DType::F32, 4, [f64::NAN; 4], None) && !model(DType::F16, 4, [f64::INFINITY; 2], Some([1.0; 2]))
+        );
     }
 }
