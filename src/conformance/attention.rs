@@ -13,7 +13,7 @@ use crate::layout::{Batch, Layout, Packed, Thd};
 use crate::mask::Mask;
 use crate::ops::attention::AttentionShape;
 use crate::oracle::{self, Answer, F64_BOUND, NAMES, allowed};
-use crate::order::{Full, Shard, TokenOrder};
+use crate::order::{Full, Placement, Shard, TokenOrder};
 use crate::strategy::executor::AttentionPlan;
 use crate::strategy::{Flash, Kernel, Single, Supports};
 use crate::tensor::{Cpu, Float};
@@ -26,23 +26,26 @@ where
     K: Kernel,
 {
     let shapes = shapes(&kit.strategy);
+    let mut placements = None;
     for (index, mask) in masks(&**batch).into_iter().enumerate() {
         let shape = shapes[index % shapes.len()];
         let case = Case { mask: Some(mask.clone()), ..kit.case.on(&**batch) };
-        let placements = placement::of::<H, L>(&kit.strategy, batch, &mask);
-        let placements = placements.map_err(|error| case.fails(Check::TokenCover, error))?;
-        if H::Order::FROM_MASKS {
-            placement::check(&case, &placements)?;
+        let fails = |error| case.fails(Check::TokenCover, error);
+        if placements.is_none() || H::Order::FROM_MASKS {
+            let made = placement::of::<H, L>(&kit.strategy, batch, &mask).map_err(fails)?;
+            placement::check(&case, &made)?;
             kit.passed(Check::TokenCover, 0.0);
+            placements = Some(made);
         }
+        let Some(placement) = placements.as_ref().and_then(|placements| placements.first()) else { return Ok(()) };
         if kit.options.rehearse {
-            AttentionPlan::check(&kit.strategy, &placements[0], &mask)
+            AttentionPlan::check(&kit.strategy, placement, &mask)
                 .map_err(|error| case.fails(Check::ExactCover, error))?;
             kit.passed(Check::ExactCover, 0.0);
         }
-        let owners: Vec<usize> = (0..batch.tokens()).map(|token| placements[0].locate(token).0).collect();
+        let owners: Vec<usize> = (0..batch.tokens()).map(|token| placement.locate(token).0).collect();
         let problem = Problem::<f64>::new(&**batch, &owners, shape, &mask, index as u64);
-        let found = run::<H, L, K, f64>(kit, Check::OracleF64, &case, batch, &problem)?;
+        let found = run::<H, L, K, f64>(kit, Check::OracleF64, &case, placement, &problem)?;
         let errors = problem.errors(&found);
         for (name, error) in NAMES.into_iter().zip(errors) {
             if error.is_nan() || error >= F64_BOUND {
@@ -55,7 +58,7 @@ where
             single_precision::<H, L, K>(
                 kit,
                 &case,
-                batch,
+                placement,
                 &Problem::new(&**batch, &owners, shape, &mask, index as u64),
             )?;
         }
@@ -66,7 +69,7 @@ where
 fn single_precision<H, L, K>(
     kit: &mut Kit<H>,
     case: &Case,
-    batch: &Arc<L::Batch>,
+    placement: &Placement<H::Order, L>,
     problem: &Problem<f32>,
 ) -> Result<(), Failure>
 where
@@ -75,8 +78,8 @@ where
     K: Kernel,
 {
     let case = problem.of(case);
-    let found = run::<H, L, K, f32>(kit, Check::OracleF32, &case, batch, problem)?;
-    let alone = alone(&**batch, problem).map_err(|error| case.fails(Check::OracleF32, error))?;
+    let found = run::<H, L, K, f32>(kit, Check::OracleF32, &case, placement, problem)?;
+    let alone = alone(&**placement.batch(), problem).map_err(|error| case.fails(Check::OracleF32, error))?;
     for (name, (error, single)) in NAMES.into_iter().zip(problem.errors(&found).into_iter().zip(alone)) {
         let bound = allowed(single, kit.case.ranks);
         if error.is_nan() || error > bound {
@@ -85,7 +88,7 @@ where
         }
         kit.passed(Check::OracleF32, error);
     }
-    let again = run::<H, L, K, f32>(kit, Check::Determinism, &case, batch, problem)?;
+    let again = run::<H, L, K, f32>(kit, Check::Determinism, &case, placement, problem)?;
     for ((name, first), second) in NAMES.into_iter().zip(&found).zip(&again) {
         let differ = first.iter().zip(second).filter(|(a, b)| a.to_bits() != b.to_bits()).count();
         if differ > 0 {
@@ -167,7 +170,7 @@ fn run<H, L, K, T>(
     kit: &mut Kit<H>,
     check: Check,
     case: &Case,
-    batch: &Arc<L::Batch>,
+    placement: &Placement<H::Order, L>,
     problem: &Problem<T>,
 ) -> Result<[Vec<T>; 4], Failure>
 where
@@ -177,7 +180,7 @@ where
     T: Float,
 {
     let (case, strategy) = (problem.of(case), kit.strategy);
-    let parts = kit.on_ranks(check, &case, &|comm| attend::<H, L, K, T>(strategy, comm, batch, problem))?;
+    let parts = kit.on_ranks(check, &case, &|comm| attend::<H, L, K, T>(strategy, comm, placement, problem))?;
     for (rank, part) in parts.iter().enumerate() {
         if let Some(Prediction { what, predicted, counted }) =
             part.predictions.iter().find(|prediction| prediction.predicted != prediction.counted)
@@ -187,23 +190,23 @@ where
         }
     }
     kit.passed(Check::Prediction, 0.0);
-    Ok(together(&problem.shape, batch.tokens(), &parts))
+    Ok(together(&problem.shape, placement.batch().tokens(), &parts))
 }
 
 /// Relative errors of `Single` on the same numbers. It is always the packed layout, whose tokens are numbered alike.
 fn alone<B: Batch>(batch: &B, problem: &Problem<f32>) -> Result<[f64; 4]> {
     let documents = (0..batch.documents()).map(|index| batch.document(index));
     let (valid, stored): (Vec<usize>, Vec<usize>) = documents.map(|document| (document.valid, document.stored)).unzip();
-    let batch = Arc::new(Packed::new(&valid, &stored)?);
-    let parts = threads::run(1, |comm| attend::<Single, Thd, Flash, f32>(Single, Box::new(comm), &batch, problem))?;
+    let placement = Placement::new(Arc::new(Packed::new(&valid, &stored)?), 1, 0)?;
+    let parts = threads::run(1, |comm| attend::<Single, Thd, Flash, f32>(Single, Box::new(comm), &placement, problem))?;
     Ok(problem.errors(&together(&problem.shape, batch.tokens(), &parts)))
 }
 
-/// Forward and backward on one rank.
+/// Forward and backward on one rank, with the table of a placement that was made before: solvers take time.
 pub(super) fn attend<H, L, K, T>(
     strategy: H,
     comm: Comm,
-    batch: &Arc<L::Batch>,
+    placement: &Placement<H::Order, L>,
     problem: &Problem<T>,
 ) -> Result<Part<T>>
 where
@@ -219,7 +222,8 @@ where
     let comm: Comm = Box::new(counted);
     // Rehearsed already, where that is asked for.
     let handler = CpHandler::<H, L, _>::new(strategy, comm)?.with_plan_checks(false);
-    let placement = handler.place_for(batch.clone(), &[(mask.clone(), 1)])?;
+    let (batch, table) = (placement.batch(), placement.table().clone());
+    let placement = handler.place_with(batch.clone(), table)?;
     let mut shards: Vec<Shard<H::Order, L, T>> = Vec::new();
     for (values, width) in operands.iter().zip(widths(shape)) {
         let full = Full::<L, T>::from_batch_first(values, width, batch.clone())?;

@@ -96,7 +96,7 @@ impl Check {
             }
             Check::TokenCover => {
                 "the functions rows, runs, token and locate of the TokenOrder must describe the same tokens, and \
-                 every token must belong to one rank"
+                 every token must belong to one rank; every rank must make the same table of a batch"
             }
             Check::Positions | Check::RoundTrip | Check::Roll => {
                 "rows are not where the TokenOrder says: look at its runs and at the order of tokens in a rank"

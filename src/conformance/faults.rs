@@ -40,7 +40,7 @@ where
     let owners: Vec<usize> = (0..batch.tokens()).map(|token| placements[0].locate(token).0).collect();
     let problem = Problem::<f32>::new(&**batch, &owners, shapes[0], &mask, 0);
     let victim = ranks / 2;
-    let body = |comm: super::Comm| attend::<H, L, K, f32>(strategy, comm, batch, &problem).map(drop);
+    let body = |comm: super::Comm| attend::<H, L, K, f32>(strategy, comm, &placements[0], &problem).map(drop);
 
     // The first operation agrees on the plan; the second is the first exchange of attention, if there is any.
     let operations = if all { 1..MOST_OPERATIONS + 1 } else { 2..3 };

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::cases::{Numbers, documents};
 use super::placement::{self, tokens_by_row};
-use super::{Case, Check, Comm, Failure, Kit};
+use super::{Check, Comm, Failure, Kit};
 use crate::error::Result;
 use crate::handler::{CpHandler, Partial, Replicated};
 use crate::layout::{Batch, Layout};
@@ -28,11 +28,15 @@ pub(super) fn check<H: CpStrategy, L: Layout>(kit: &mut Kit<H>, batch: &Arc<L::B
     let placements = placement::of::<H, L>(&kit.strategy, batch, &Mask::Causal);
     let placements = placements.map_err(|error| case.fails(Check::TokenCover, error))?;
     placement::check(&case, &placements)?;
-    kit.passed(Check::TokenCover, 0.0);
     kit.passed(Check::Positions, 0.0);
 
     let strategy = kit.strategy;
     let found = kit.on_ranks(Check::RoundTrip, &case, &|comm| moved::<H, L>(strategy, comm, batch))?;
+    if let Some(rank) = found.iter().position(|moved| moved.placement != placements[0].hash()) {
+        let what = format!("rank {rank} deals the batch out in another way than it was dealt out before");
+        return Err(case.fails(Check::TokenCover, what));
+    }
+    kit.passed(Check::TokenCover, 0.0);
     if let Some((check, what)) = found.iter().find_map(|moved| moved.wrong.first()) {
         return Err(case.fails(*check, what));
     }
@@ -41,32 +45,52 @@ pub(super) fn check<H: CpStrategy, L: Layout>(kit: &mut Kit<H>, batch: &Arc<L::B
 
     let checks = [Check::DispatchAdjoint, Check::CombineAdjoint, Check::CombineAdjoint, Check::RollAdjoint];
     for (index, check) in checks.into_iter().enumerate() {
-        let sum = |side: fn((f64, f64)) -> f64| found.iter().map(|moved| side(moved.products[index])).sum::<f64>();
-        let (forward, backward) = (sum(|pair| pair.0), sum(|pair| pair.1));
-        if forward != backward {
-            return Err(unequal(&case, check, forward, backward));
+        let sides = |moved: &Moved| [moved.products[index].0, moved.products[index].1];
+        for rank in &found {
+            let [left, right] = [0, 1].map(|side| match sides(rank)[side] {
+                Product::Whole(value) => value,
+                Product::Share(_) => found.iter().map(|moved| sides(moved)[side].value()).sum(),
+            });
+            if left != right {
+                let what = format!("the products are {left} and {right}, of whole numbers that add up exactly");
+                return Err(case.fails(check, what));
+            }
         }
         kit.passed(check, 0.0);
     }
     Ok(())
 }
 
-fn unequal(case: &Case, check: Check, forward: f64, backward: f64) -> Failure {
-    case.fails(check, format!("the products are {forward} and {backward}, of whole numbers that add up exactly"))
+/// One side of an adjoint, as one rank knows it.
+#[derive(Clone, Copy)]
+enum Product {
+    /// All of it.
+    Whole(f64),
+    /// What all ranks have adds up to it.
+    Share(f64),
+}
+
+impl Product {
+    fn value(self) -> f64 {
+        match self {
+            Product::Whole(value) | Product::Share(value) => value,
+        }
+    }
 }
 
 /// What one rank found.
 struct Moved {
     wrong: Vec<(Check, String)>,
-    /// Products of both sides of the adjoint of dispatch, of combine for summands and for wholes, and of roll; sums over
-    /// ranks are equal.
-    products: [(f64, f64); 4],
+    /// Both sides of the adjoint of dispatch, of combine for summands and for wholes, and of roll.
+    products: [(Product, Product); 4],
+    /// Of the placement that the rank made.
+    placement: u64,
 }
 
 fn moved<H: CpStrategy, L: Layout>(strategy: H, comm: Comm, batch: &Arc<L::Batch>) -> Result<Moved> {
     let device = Cpu::<f32>::new(1);
     let handler = CpHandler::<H, L, _>::new(strategy, comm)?;
-    let (rank, ranks) = (handler.rank(), handler.ranks());
+    let rank = handler.rank();
     let placement = handler.place(batch.clone())?;
     let documents = documents(&**batch);
     let count = batch.tokens() * FEATURES;
@@ -90,8 +114,8 @@ fn moved<H: CpStrategy, L: Layout>(strategy: H, comm: Comm, batch: &Arc<L::Batch
             break;
         }
     }
-    let whole = handler.combine(&device, &shard)?.to_batch_first();
-    wrong.extend(difference(&whole, &poisoned).map(|token| {
+    let found = handler.combine(&device, &shard)?.to_batch_first();
+    wrong.extend(difference(&found, &poisoned).map(|token| {
         (Check::RoundTrip, format!("combine(dispatch(x)) differs from x at token {token}, on rank {rank}"))
     }));
     for offset in OFFSETS {
@@ -108,18 +132,17 @@ fn moved<H: CpStrategy, L: Layout>(strategy: H, comm: Comm, batch: &Arc<L::Batch
     let y = Numbers::new(10 + rank as u64).whole(placement.rows() * FEATURES);
     let y = Shard::new(Matrix::from_slice(&y, placement.rows(), FEATURES), placement.clone())?;
     let Replicated(gathered) = handler.dispatch_adjoint(&device, &y)?;
-    // Every rank holds the whole gradient, and a share of the other side.
-    let dispatch = (dot(of_x.matrix(), y.matrix()), dot(x.matrix(), gathered.matrix()) / ranks as f64);
-    let whole = handler.combine(&device, &y)?;
+    let dispatch = (share(of_x.matrix(), y.matrix()), whole(x.matrix(), gathered.matrix()));
+    let of_y = handler.combine(&device, &y)?;
     let summand = full::<L, _>(&Numbers::new(50 + rank as u64).whole(count), batch)?;
     let summed = handler.combine_adjoint(&device, &placement, Partial(&summand))?;
-    let partial = (dot(whole.matrix(), summand.matrix()), dot(y.matrix(), summed.matrix()));
+    let partial = (share(of_y.matrix(), summand.matrix()), share(y.matrix(), summed.matrix()));
     let cut = handler.combine_adjoint(&device, &placement, Replicated(&x))?;
-    let replicated = (dot(whole.matrix(), x.matrix()) / ranks as f64, dot(y.matrix(), cut.matrix()));
+    let replicated = (whole(of_y.matrix(), x.matrix()), share(y.matrix(), cut.matrix()));
     let rolled = handler.roll(&device, &of_x, OFFSETS[0], 0.0)?;
     let back = handler.roll_adjoint(&device, &y, OFFSETS[0])?;
-    let roll = (dot(rolled.matrix(), y.matrix()), dot(of_x.matrix(), back.matrix()));
-    Ok(Moved { wrong, products: [dispatch, partial, replicated, roll] })
+    let roll = (share(rolled.matrix(), y.matrix()), share(of_x.matrix(), back.matrix()));
+    Ok(Moved { wrong, products: [dispatch, partial, replicated, roll], placement: placement.hash() })
 }
 
 fn full<L: Layout, T: Element>(values: &[T], batch: &Arc<L::Batch>) -> Result<Full<L, T>> {
@@ -134,6 +157,14 @@ fn same(a: &[f32], b: &[f32]) -> bool {
 fn difference(found: &[f32], expected: &[f32]) -> Option<usize> {
     let mut rows = found.chunks(FEATURES).zip(expected.chunks(FEATURES));
     rows.position(|(found, expected)| !same(found, expected))
+}
+
+fn whole(x: &[f32], y: &[f32]) -> Product {
+    Product::Whole(dot(x, y))
+}
+
+fn share(x: &[f32], y: &[f32]) -> Product {
+    Product::Share(dot(x, y))
 }
 
 fn dot(x: &[f32], y: &[f32]) -> f64 {
