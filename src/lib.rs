@@ -70,7 +70,7 @@ pub mod strategy;
 pub mod tensor;
 pub mod train;
 
-/// Compiles and runs the examples of the README.
-#[cfg(doctest)]
+/// Compiles and runs the examples of the README; one of them uses the kit.
+#[cfg(all(doctest, feature = "conformance"))]
 #[doc = include_str!("../README.md")]
 struct Readme;

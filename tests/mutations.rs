@@ -312,7 +312,7 @@ fn learner<H: context_parallel::strategy::Supports<Thd, Flash>>(strategy: H, com
 /// Most of the labels that count are those of the first tokens.
 fn uneven() -> TokenBatch {
     let tokens: Vec<i64> = (0..74).map(|i| (i * i + 5 * i) % 41).collect();
-    let counts = |i: usize| i % 37 < 12 || i % 11 == 0;
+    let counts = |i: usize| i % 37 < 12 || i.is_multiple_of(11);
     let labels = (0..74).map(|i| if counts(i) { tokens[(i + 1) % 74] } else { IGNORED }).collect();
     TokenBatch { tokens, labels, batch: 2, seq: 37 }
 }
