@@ -45,7 +45,7 @@ pub(super) fn masks<B: Batch>(batch: &B) -> Vec<Mask> {
         window(5, 2),
         Mask::Prefix((0..batch.documents()).map(|i| 3 * i + 1).collect()),
     ];
-    // Slices may cross documents, which only packed batches allow.
+    // Slices that cross documents, where they are packed: the kernel unfused computes dense sequences one by one.
     let tokens = batch.tokens();
     if tokens > 8 && batch.uniform().is_none() {
         masks.push(Mask::Slices(vec![
