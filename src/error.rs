@@ -118,6 +118,18 @@ pub enum LayoutError {
         /// Length of the first sequence.
         first: usize,
     },
+    /// Dense sequences have no padding.
+    #[error(
+        "sequence {sequence} has {valid} valid tokens in {stored} rows: a dense layout has no padding, use the layout thd"
+    )]
+    PaddedSequence {
+        /// Index of the sequence.
+        sequence: usize,
+        /// Its valid length.
+        valid: usize,
+        /// Its stored length.
+        stored: usize,
+    },
     /// Lengths whose sum does not fit.
     #[error("the documents have more than {} rows in all: split the batch", i64::MAX)]
     TooLong,

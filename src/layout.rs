@@ -88,6 +88,12 @@ pub trait Layout: sealed::Sealed + Copy + Default + fmt::Debug + PartialEq + Eq 
     /// In a dense layout, if they are not all as long.
     fn batch_of(lengths: &[usize]) -> Result<Self::Batch>;
 
+    /// The same with padding: `valid[i]` tokens in `stored[i]` rows.
+    ///
+    /// # Errors
+    /// In a dense layout, if there is any padding; where lengths do not go together.
+    fn padded_batch_of(valid: &[usize], stored: &[usize]) -> Result<Self::Batch>;
+
     /// The row of token `token` in a matrix that holds `sequences` sequences of `tokens / sequences` tokens each
     /// (a whole batch, or one rank's part of it).
     fn row(sequences: usize, tokens: usize, token: usize) -> usize;
@@ -112,6 +118,10 @@ impl Layout for Bshd {
         Dense::from_lengths(lengths)
     }
 
+    fn padded_batch_of(valid: &[usize], stored: &[usize]) -> Result<Dense> {
+        Dense::from_padded_lengths(valid, stored)
+    }
+
     type Batch = Dense;
     const NAME: &'static str = "bshd";
     const TOKEN_MAJOR: bool = true;
@@ -125,6 +135,10 @@ impl Layout for Bshd {
 impl Layout for Sbhd {
     fn batch_of(lengths: &[usize]) -> Result<Dense> {
         Dense::from_lengths(lengths)
+    }
+
+    fn padded_batch_of(valid: &[usize], stored: &[usize]) -> Result<Dense> {
+        Dense::from_padded_lengths(valid, stored)
     }
 
     type Batch = Dense;
@@ -144,6 +158,10 @@ impl Layout for Sbhd {
 impl Layout for Thd {
     fn batch_of(lengths: &[usize]) -> Result<Packed> {
         Packed::from_lengths(lengths)
+    }
+
+    fn padded_batch_of(valid: &[usize], stored: &[usize]) -> Result<Packed> {
+        Packed::new(valid, stored)
     }
 
     type Batch = Packed;
@@ -172,6 +190,19 @@ impl Dense {
         match lengths.iter().position(|&other| other != seq) {
             None => Ok(Dense { batch: lengths.len(), seq }),
             Some(sequence) => Err(LayoutError::Ragged { sequence, length: lengths[sequence], first: seq }.into()),
+        }
+    }
+
+    fn from_padded_lengths(valid: &[usize], stored: &[usize]) -> Result<Self> {
+        if valid.len() != stored.len() {
+            return Err(LayoutError::DocumentCount { valid: valid.len(), stored: stored.len() }.into());
+        }
+        match valid.iter().zip(stored).position(|(valid, stored)| valid != stored) {
+            None => Self::from_lengths(stored),
+            Some(sequence) => {
+                let (valid, stored) = (valid[sequence], stored[sequence]);
+                Err(LayoutError::PaddedSequence { sequence, valid, stored }.into())
+            }
         }
     }
 }
@@ -327,6 +358,10 @@ mod tests {
         assert!(Packed::new(&[1], &[]).is_err());
         assert!(Packed::from_lengths(&[usize::MAX, 1]).is_err());
         assert!(Packed::from_lengths(&[4]).unwrap().expect_rows(5).is_err());
+        let dense = |valid: &[usize], stored: &[usize]| Bshd::padded_batch_of(valid, stored);
+        assert_eq!(dense(&[3, 3], &[3, 3]).unwrap(), Dense { batch: 2, seq: 3 });
+        assert!(dense(&[3, 2], &[3, 3]).unwrap_err().to_string().contains("sequence 1 has 2 valid tokens in 3 rows"));
+        assert!(dense(&[3], &[3, 3]).is_err());
     }
 
     #[test]

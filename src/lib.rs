@@ -17,6 +17,9 @@
 //! and a layout. Passing one where the other is needed, mixing orders, or choosing a strategy, layout and kernel
 //! that do not work together does not compile. What only shows at run time is one error before any work starts.
 //!
+//! A strategy of one's own is put through everything that can be checked by the module `conformance`, which the
+//! feature of that name adds.
+//!
 //! # Example
 //!
 //! Two ranks, on two threads, run a forward pass of a small GPT on one document of 21 tokens:
@@ -50,6 +53,8 @@
 //! ```
 
 pub mod comm;
+#[cfg(feature = "conformance")]
+pub mod conformance;
 pub mod degree;
 pub mod error;
 pub mod handler;
@@ -65,7 +70,7 @@ pub mod strategy;
 pub mod tensor;
 pub mod train;
 
-/// Compiles and runs the examples of the README.
-#[cfg(doctest)]
+/// Compiles and runs the examples of the README; one of them uses the kit.
+#[cfg(all(doctest, feature = "conformance"))]
 #[doc = include_str!("../README.md")]
 struct Readme;

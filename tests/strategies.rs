@@ -14,7 +14,7 @@ use context_parallel::model::init::Normal;
 use context_parallel::model::inputs::Inputs;
 use context_parallel::model::{Config, GptModel, ParameterList, Sizes, init};
 use context_parallel::ops::attention::AttentionShape;
-use context_parallel::oracle::{self, relative_error};
+use context_parallel::oracle;
 use context_parallel::order::{Contiguous, Full, Striped, Zigzag};
 use context_parallel::plan::stages::StageCount;
 use context_parallel::strategy::{
@@ -191,23 +191,15 @@ fn attention_errors_with<H: Supports<Thd, Flash>>(
     let (valid, stored): (Vec<usize>, Vec<usize>) =
         (0..batch.documents()).map(|i| batch.document(i)).map(|document| (document.valid, document.stored)).unzip();
     let documents = oracle::documents(&valid, &stored);
-    let attends: Box<dyn Fn(usize, usize) -> bool> = match mask {
-        Mask::Causal => Box::new(oracle::causal(&documents)),
-        Mask::Window { left, right } => Box::new(oracle::window(&documents, *left, *right)),
-        _ => Box::new(oracle::full(&documents)),
-    };
-    let [q, k, v, dout] = operands.each_ref().map(|x| {
+    let attends = oracle::attends(mask, &documents);
+    let operands = operands.each_ref().map(|x| {
         let clean = |&x: &f32| if x.is_nan() { 0.0 } else { f64::from(x) };
         x.iter().map(clean).collect::<Vec<f64>>()
     });
     let heads = oracle::Heads { query: q_heads, key_value: kv_heads, qk_dim: 8, v_dim: 12, scale: 0.35 };
-    let problem = oracle::Problem { tokens: batch.tokens(), heads, q: &q, k: &k, v: &v, attends: &*attends };
-    let oracle::Gradients { dq, dk, dv } = oracle::attention_backward(&problem, &dout);
-    let expected = [oracle::attention(&problem).out, dq, dk, dv];
-    std::array::from_fn(|i| {
-        let found: Vec<f64> = found[i].iter().map(|&x| f64::from(x)).collect();
-        relative_error(&found, &expected[i], if i == 0 { 0.0 } else { oracle::norm(&dout) })
-    })
+    let answer = oracle::Answer::new(batch.tokens(), heads, &*attends, operands.each_ref().map(Vec::as_slice));
+    let found: Vec<Vec<f64>> = found.iter().map(|x| x.iter().map(|&x| f64::from(x)).collect()).collect();
+    answer.errors(std::array::from_fn(|i| found[i].as_slice()))
 }
 
 fn masks() -> [Mask; 4] {

@@ -37,6 +37,17 @@ pub fn relative_error(found: &[f64], reference: &[f64], scale_norm: f64) -> f64 
     if denominator == 0.0 { f64::INFINITY } else { squares.sqrt() / denominator }
 }
 
+/// Largest relative error of what is computed in `f64` with sums in another order.
+pub const F64_BOUND: f64 = 1e-12;
+
+/// Largest relative error of a strategy on so many ranks where `Single` has the error `single`: half as much again,
+/// two and a half times as much beyond 16 ranks (a ring merges as many partial results), and a little for errors near
+/// 0.
+pub fn allowed(single: f64, ranks: usize) -> f64 {
+    let factor = if ranks <= 16 { 1.5 } else { 2.5 };
+    factor * single + 1e-7
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -2,6 +2,8 @@
 
 use std::ops::Range;
 
+use crate::mask::{Mask, SliceKind};
+
 /// One document (or one sequence of a dense batch) in plain numbers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Document {
@@ -106,6 +108,28 @@ pub fn rectangles(documents: &[Document], rectangles: &[Rectangle]) -> impl Fn(u
                     && (!cut_upper || keys.end - key >= queries.end - query)
                     && (!cut_lower || key - keys.start >= query - queries.start)
             })
+    }
+}
+
+/// The definition of a mask.
+///
+/// # Panics
+/// If there is not a prefix length per document.
+pub fn attends(mask: &Mask, documents: &[Document]) -> Box<dyn Fn(usize, usize) -> bool> {
+    match mask {
+        Mask::Full => Box::new(full(documents)),
+        Mask::Causal => Box::new(causal(documents)),
+        Mask::Window { left, right } => Box::new(window(documents, *left, *right)),
+        Mask::Prefix(lengths) => Box::new(prefix(documents, lengths)),
+        Mask::Slices(slices) => {
+            let rectangle = |slice: &crate::mask::Slice| Rectangle {
+                queries: slice.q.clone(),
+                keys: slice.k.clone(),
+                cut_upper: matches!(slice.kind, SliceKind::Causal | SliceKind::BiCausal),
+                cut_lower: matches!(slice.kind, SliceKind::InvCausal | SliceKind::BiCausal),
+            };
+            Box::new(rectangles(documents, &slices.iter().map(rectangle).collect::<Vec<_>>()))
+        }
     }
 }
 

@@ -14,14 +14,16 @@
 //! assert_eq!(attention(&problem).out, [1.0, 2.0, 5.0]);
 //! ```
 
+mod answer;
 mod attention;
 mod error;
 mod mask;
 mod roll;
 mod rotary;
 
+pub use answer::{Answer, NAMES};
 pub use attention::{Attended, Gradients, Heads, Problem, attention, attention_backward};
-pub use error::{norm, relative_error};
-pub use mask::{Document, Rectangle, causal, documents, full, prefix, rectangles, window};
+pub use error::{F64_BOUND, allowed, norm, relative_error};
+pub use mask::{Document, Rectangle, attends, causal, documents, full, prefix, rectangles, window};
 pub use roll::roll;
 pub use rotary::{Rotary, Stretch};

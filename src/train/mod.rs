@@ -5,6 +5,8 @@
 
 mod batch;
 pub mod chart;
+#[cfg(feature = "conformance")]
+pub mod conformance;
 pub mod data;
 pub mod documents;
 pub mod learner;

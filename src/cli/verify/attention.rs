@@ -10,7 +10,7 @@ use context_parallel::layout::{Batch, Layout};
 use context_parallel::mask::Mask;
 use context_parallel::model::init::Normal;
 use context_parallel::ops::attention::AttentionShape;
-use context_parallel::oracle::{self, relative_error};
+use context_parallel::oracle::{self, Answer};
 use context_parallel::order::{Full, Placement};
 use context_parallel::strategy::support::{self, Choice, Visitor};
 use context_parallel::strategy::{CpStrategy, Kernel, Single, Supports};
@@ -107,8 +107,7 @@ struct Problem<T> {
     shape: AttentionShape,
     mask: Mask,
     operands: [Vec<T>; 4],
-    /// Out, dq, dk, dv.
-    expected: [Vec<f64>; 4],
+    answer: Answer,
 }
 
 impl<T: Float> Problem<T> {
@@ -123,30 +122,19 @@ impl<T: Float> Problem<T> {
         };
         let (q, k) = (draw(shape.q_width(), false), draw(shape.k_width(), false));
         let operands = [q, k, draw(shape.v_width(), true), draw(shape.out_width(), true)];
-        let expected = expected(&operands, lengths, &shape, mask);
-        Problem { lengths: lengths.to_vec(), shape, mask: mask.clone(), operands, expected }
+        let answer = answer(&operands, lengths, &shape, mask);
+        Problem { lengths: lengths.to_vec(), shape, mask: mask.clone(), operands, answer }
     }
 
     fn judge(&self, attended: Attended) -> Outcome {
         let Attended { tensors, predicted, counted } = attended;
-        let dout: Vec<f64> = self.operands[3].iter().map(|x| x.to_f64()).collect();
-        let dout_norm = oracle::norm(&dout);
-        let error = |i: usize| {
-            let scale = if i == 0 { 0.0 } else { dout_norm };
-            relative_error(&tensors[i], &self.expected[i], scale)
-        };
-        Outcome { errors: std::array::from_fn(error), predicted, counted }
+        Outcome { errors: self.answer.errors(tensors.each_ref().map(Vec::as_slice)), predicted, counted }
     }
 }
 
-fn expected<T: Float>(operands: &[Vec<T>; 4], lengths: &[usize], shape: &AttentionShape, mask: &Mask) -> [Vec<f64>; 4] {
-    let documents = oracle::documents(lengths, lengths);
-    let attends: Box<dyn Fn(usize, usize) -> bool> = match mask {
-        Mask::Causal => Box::new(oracle::causal(&documents)),
-        Mask::Window { left, right } => Box::new(oracle::window(&documents, *left, *right)),
-        _ => Box::new(oracle::full(&documents)),
-    };
-    let [q, k, v, dout] = operands.each_ref().map(|x| x.iter().map(|x| x.to_f64()).collect::<Vec<f64>>());
+fn answer<T: Float>(operands: &[Vec<T>; 4], lengths: &[usize], shape: &AttentionShape, mask: &Mask) -> Answer {
+    let attends = oracle::attends(mask, &oracle::documents(lengths, lengths));
+    let operands = operands.each_ref().map(|x| x.iter().map(|x| x.to_f64()).collect::<Vec<f64>>());
     let heads = oracle::Heads {
         query: shape.q_heads,
         key_value: shape.kv_heads,
@@ -154,11 +142,7 @@ fn expected<T: Float>(operands: &[Vec<T>; 4], lengths: &[usize], shape: &Attenti
         v_dim: shape.v_dim,
         scale: shape.scale,
     };
-    let tokens = lengths.iter().sum();
-    let problem = oracle::Problem { tokens, heads, q: &q, k: &k, v: &v, attends: &*attends };
-    let out = oracle::attention(&problem).out;
-    let oracle::Gradients { dq, dk, dv } = oracle::attention_backward(&problem, &dout);
-    [out, dq, dk, dv]
+    Answer::new(lengths.iter().sum(), heads, &*attends, operands.each_ref().map(Vec::as_slice))
 }
 
 /// One combination's run of a problem.

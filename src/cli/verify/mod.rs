@@ -163,8 +163,8 @@ fn row(job: &Job, choice: &Choice, references: &mut model::References, cluster: 
     let (Some((attended, alone)), Some((model, model_alone))) = (attended, model) else { return Ok(None) };
     let [err_out, err_dq, err_dk, err_dv] = attended.errors;
     let [err_loss, err_grad] = model;
-    let within = bounds::attention(job.dtype, attended.errors, alone.map(|alone| alone.errors))
-        && bounds::model(job.dtype, model, model_alone);
+    let within = bounds::attention(job.dtype, choice.degree, attended.errors, alone.map(|alone| alone.errors))
+        && bounds::model(job.dtype, choice.degree, model, model_alone);
     Ok(Some(Row {
         strategy: choice.strategy.clone(),
         order: choice.order.clone(),

@@ -1,0 +1,106 @@
+//! What a strategy is run on: batches, masks, heads and numbers.
+
+use std::sync::Arc;
+
+use crate::error::Result;
+use crate::layout::{Batch, Layout};
+use crate::mask::{Mask, Slice, SliceKind};
+use crate::ops::attention::AttentionShape;
+use crate::oracle;
+use crate::strategy::{CpStrategy, HeadExchange};
+
+/// Batches for `ranks` ranks, the one with most in it first: edges of what divides by two chunks per rank, padding
+/// where the layout has any, fewer tokens than ranks, and nothing at all.
+pub(super) fn batches<L: Layout>(ranks: usize) -> Result<Vec<Arc<L::Batch>>> {
+    let chunks = 2 * ranks;
+    let valid = [0, 1, chunks - 1, chunks, chunks + 1, 37];
+    let stored = [2, 1, chunks + 2, chunks, chunks + 1, 40];
+    let lists: Vec<L::Batch> = match L::padded_batch_of(&valid, &stored) {
+        Ok(padded) => vec![padded, L::batch_of(&[2 * chunks, chunks])?, L::batch_of(&[1])?, L::batch_of(&[])?],
+        Err(_) => vec![
+            L::batch_of(&[37; 2])?,
+            L::batch_of(&[2 * chunks])?,
+            L::batch_of(&[chunks - 1; 3])?,
+            L::batch_of(&[1])?,
+        ],
+    };
+    Ok(lists.into_iter().map(Arc::new).collect())
+}
+
+/// Two batches of as many tokens that are not the same.
+pub(super) fn two_batches<L: Layout>() -> Result<[Arc<L::Batch>; 2]> {
+    let first = L::batch_of(&[12, 4]).or_else(|_| L::batch_of(&[8, 8]))?;
+    let second = L::batch_of(&[4, 12]).or_else(|_| L::batch_of(&[16]))?;
+    Ok([Arc::new(first), Arc::new(second)])
+}
+
+/// Masks that a batch of documents or sequences can have.
+pub(super) fn masks<B: Batch>(batch: &B) -> Vec<Mask> {
+    let window = |left, right| Mask::Window { left: Some(left), right: Some(right) };
+    let mut masks = vec![
+        Mask::Causal,
+        Mask::Full,
+        window(0, 0),
+        window(1, 0),
+        window(5, 2),
+        Mask::Prefix((0..batch.documents()).map(|i| 3 * i + 1).collect()),
+    ];
+    // Slices that cross documents, where they are packed: the kernel unfused computes dense sequences one by one.
+    let tokens = batch.tokens();
+    if tokens > 8 && batch.uniform().is_none() {
+        masks.push(Mask::Slices(vec![
+            Slice { q: 0..5, k: 2..tokens, kind: SliceKind::Full },
+            Slice { q: 6..tokens, k: 0..tokens - 3, kind: SliceKind::Causal },
+        ]));
+    }
+    masks
+}
+
+/// Head counts that the strategy can share out: as many key/value heads as query heads, fewer, and one; values of
+/// another size than keys among them. None if no number of query heads suits it.
+pub(super) fn shapes<H: CpStrategy>(strategy: &H) -> Vec<AttentionShape> {
+    let inner = strategy.grid().inner;
+    let suits = |&q_heads: &usize| H::Heads::heads_per_rank(H::NAME, q_heads, inner).is_ok();
+    let Some(q_heads) = (4..=4 * inner.max(1)).find(suits) else { return Vec::new() };
+    let shape = |kv_heads, v_dim| AttentionShape { q_heads, kv_heads, qk_dim: 8, v_dim, scale: 0.35 };
+    let fewer = (2..q_heads).find(|kv_heads| q_heads.is_multiple_of(*kv_heads));
+    let mut shapes = vec![shape(1, 8), shape(q_heads, 12)];
+    shapes.splice(0..0, fewer.map(|kv_heads| shape(kv_heads, 12)));
+    shapes
+}
+
+/// The documents of a batch as the oracle takes them.
+pub(super) fn documents<B: Batch>(batch: &B) -> Vec<oracle::Document> {
+    let lengths = (0..batch.documents()).map(|index| batch.document(index));
+    let (valid, stored): (Vec<usize>, Vec<usize>) = lengths.map(|document| (document.valid, document.stored)).unzip();
+    oracle::documents(&valid, &stored)
+}
+
+/// Numbers without a pattern that depend on the seed alone: a generator by Steele, Lea and Flood (2014, SplitMix64).
+pub(super) struct Numbers(u64);
+
+impl Numbers {
+    pub(super) fn new(seed: u64) -> Self {
+        Numbers(seed.wrapping_mul(0xA24B_AED4_963E_E407))
+    }
+
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+        z ^ (z >> 31)
+    }
+
+    /// Even, with mean 0 and variance 1.
+    pub(super) fn even(&mut self) -> f64 {
+        let unit = (self.next() >> 11) as f64 / (1u64 << 53) as f64;
+        12f64.sqrt() * (unit - 0.5)
+    }
+
+    /// Small whole numbers, whose sums are exact, and -0 among them.
+    pub(super) fn whole(&mut self, count: usize) -> Vec<f32> {
+        let number = |bits: u64| if bits == 0 { -0.0 } else { bits as f32 - 32.0 };
+        (0..count).map(|_| number(self.next() >> 58)).collect()
+    }
+}

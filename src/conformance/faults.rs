@@ -1,0 +1,178 @@
+//! Checks of failure: a rank that fails or falls silent in the middle of attention, and operands that do not belong.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use super::attention::{Problem, attend};
+use super::cases::{shapes, two_batches};
+use super::{Check, Failure, Kit, placement};
+use crate::comm::clock::ManualClock;
+use crate::comm::faults::{Fault, Faulty};
+use crate::comm::{Communicator, threads};
+use crate::error::{CommError, Error, PlacementError, Result};
+use crate::handler::CpHandler;
+use crate::layout::{Batch, Layout};
+use crate::mask::Mask;
+use crate::order::Full;
+use crate::strategy::{Kernel, Supports};
+use crate::tensor::{Cpu, Float};
+
+/// The deadline on a clock that is turned while a rank is silent, and how many turns make one.
+const DEADLINE: Duration = Duration::from_secs(64);
+const TURNS: u32 = 64;
+
+/// Operations of a rank, from the first, that are made to fail one after another.
+const MOST_OPERATIONS: u64 = 8;
+
+/// Checks failures: at all of the first operations if `all` is asked for, else at one in the middle.
+pub(super) fn check<H, L, K>(kit: &mut Kit<H>, batch: &Arc<L::Batch>, all: bool) -> Result<(), Failure>
+where
+    H: Supports<L, K>,
+    L: Layout,
+    K: Kernel,
+{
+    let mask = Mask::Causal;
+    let case = super::Case { mask: Some(mask.clone()), ..kit.case.on(&**batch) };
+    let (strategy, ranks, shapes) = (kit.strategy, kit.case.ranks, shapes(&kit.strategy));
+    let placements = placement::of::<H, L>(&strategy, batch, &mask);
+    let placements = placements.map_err(|error| case.fails(Check::FailingRank, error))?;
+    let owners: Vec<usize> = (0..batch.tokens()).map(|token| placements[0].locate(token).0).collect();
+    let problem = Problem::<f32>::new(&**batch, &owners, shapes[0], &mask, 0);
+    let victim = ranks / 2;
+    let body = |comm: super::Comm| attend::<H, L, K, f32>(strategy, comm, &placements[0], &problem).map(drop);
+
+    // The first operation agrees on the plan; the second is the first exchange of attention, if there is any.
+    let operations = if all { 1..MOST_OPERATIONS + 1 } else { 2..3 };
+    for at in operations {
+        let errors = with_fault(ranks, victim, at, Fault::Fail, kit.options.deadline, &body);
+        if errors.iter().all(Option::is_none) && at > 1 {
+            break;
+        }
+        for (rank, error) in errors.iter().enumerate().filter(|(rank, _)| *rank != victim) {
+            match error {
+                Some(Error::Comm(CommError::Poisoned { rank: named, .. })) if *named == victim => {}
+                other => {
+                    let what = format!("rank {victim} failed at its operation {at}, and rank {rank} {}", said(other));
+                    return Err(case.fails(Check::FailingRank, what));
+                }
+            }
+        }
+        kit.passed(Check::FailingRank, 0.0);
+        if all && at <= 2 {
+            let errors = with_fault(ranks, victim, at, Fault::Silence, DEADLINE, &body);
+            for (rank, error) in errors.iter().enumerate().filter(|(rank, _)| *rank != victim) {
+                match error {
+                    Some(Error::Comm(CommError::Poisoned { .. } | CommError::Deadline { .. })) => {}
+                    other => {
+                        let what =
+                            format!("rank {victim} fell silent at its operation {at}, and rank {rank} {}", said(other));
+                        return Err(case.fails(Check::FailingRank, what));
+                    }
+                }
+            }
+            kit.passed(Check::FailingRank, 0.0);
+        }
+    }
+    if all {
+        foreign_operands::<H, L, K>(kit)?;
+    }
+    Ok(())
+}
+
+fn said(error: &Option<Error>) -> String {
+    match error {
+        Some(error) => format!("gave the error \"{error}\""),
+        None => "gave no error".to_string(),
+    }
+}
+
+/// The error of each rank, where `victim` has a fault at its operation number `at`.
+fn with_fault(
+    ranks: usize,
+    victim: usize,
+    at: u64,
+    fault: Fault,
+    deadline: Duration,
+    body: &(dyn Fn(super::Comm) -> Result<()> + Sync),
+) -> Vec<Option<Error>> {
+    let errors = Mutex::new(vec![None; ranks]);
+    let run = |options| {
+        threads::run_with(options, ranks, |comm| {
+            let rank = comm.rank();
+            let fault = (rank == victim).then_some((at, fault));
+            body(Box::new(Faulty::new(comm, fault))).inspect_err(|error| {
+                errors.lock().unwrap_or_else(PoisonError::into_inner)[rank] = Some(error.clone());
+            })
+        })
+    };
+    let ended = match fault {
+        Fault::Fail | Fault::Panic => run(threads::Options { deadline, ..threads::Options::default() }),
+        Fault::Silence => {
+            let (clock, over) = (ManualClock::default(), AtomicBool::new(false));
+            let options = threads::Options { deadline, clock: Arc::new(clock.clone()) };
+            std::thread::scope(|scope| {
+                scope.spawn(|| {
+                    while !over.load(Ordering::Relaxed) {
+                        std::thread::sleep(Duration::from_millis(1));
+                        clock.advance(deadline / TURNS);
+                    }
+                });
+                let ended = run(options);
+                over.store(true, Ordering::Relaxed);
+                ended
+            })
+        }
+    };
+    // Every rank's own error is what is looked at.
+    drop(ended);
+    errors.into_inner().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Each operand in turn is of another placement than the plan.
+fn foreign_operands<H, L, K>(kit: &mut Kit<H>) -> Result<(), Failure>
+where
+    H: Supports<L, K>,
+    L: Layout,
+    K: Kernel,
+{
+    let (strategy, shape) = (kit.strategy, shapes(&kit.strategy)[0]);
+    let batches = two_batches::<L>().map_err(|error| kit.case.fails(Check::ForeignOperand, error))?;
+    let case = kit.case.on(&*batches[0]);
+    let refused = kit.on_ranks(Check::ForeignOperand, &case, &|comm| {
+        let device = Cpu::<f64>::new(1);
+        let handler = CpHandler::<H, L, _>::new(strategy, comm)?.with_plan_checks(false);
+        let widths = [shape.q_width(), shape.k_width(), shape.v_width(), shape.out_width()];
+        let mut shards = Vec::new();
+        for batch in &batches {
+            let placement = handler.place(batch.clone())?;
+            for width in widths {
+                let values = vec![<f64 as Float>::from_f64(0.5); batch.tokens() * width];
+                let full = Full::<L, f64>::from_batch_first(&values, width, batch.clone())?;
+                shards.push(handler.dispatch(&device, &placement, &full)?);
+            }
+        }
+        let (own, foreign) = shards.split_at(widths.len());
+        let plan = handler.plan(own[0].placement(), &Mask::Causal)?;
+        let is_refused =
+            |error: Option<Error>| matches!(error, Some(Error::Placement(PlacementError::Mismatch { .. })));
+        let attend = |which: Option<usize>| {
+            let operand = |i: usize| if which == Some(i) { &foreign[i] } else { &own[i] };
+            handler.core_attn::<K, _>(&device, &plan, &shape, operand(0), operand(1), operand(2))
+        };
+        let mut refused: Vec<bool> = (0..3).map(|i| is_refused(attend(Some(i)).err())).collect();
+        let (_, core) = attend(None)?;
+        let backward = handler.core_attn_backward(&device, &plan, &own[0], &own[1], &own[2], &core, &foreign[3]);
+        refused.push(is_refused(backward.err()));
+        handler.comm().barrier()?;
+        Ok(refused)
+    })?;
+    for (rank, refused) in refused.iter().enumerate() {
+        let names = ["queries", "keys", "values", "the output gradient"];
+        if let Some((name, _)) = names.into_iter().zip(refused).find(|(_, refused)| !**refused) {
+            return Err(case.fails(Check::ForeignOperand, format!("rank {rank} took {name} of another placement")));
+        }
+    }
+    kit.passed(Check::ForeignOperand, 0.0);
+    Ok(())
+}

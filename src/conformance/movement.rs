@@ -1,0 +1,172 @@
+//! Checks of dispatch, combine and roll, and of their adjoints, to the bit.
+
+use std::sync::Arc;
+
+use super::cases::{Numbers, documents};
+use super::placement::{self, tokens_by_row};
+use super::{Check, Comm, Failure, Kit};
+use crate::error::Result;
+use crate::handler::{CpHandler, Partial, Replicated};
+use crate::layout::{Batch, Layout};
+use crate::mask::Mask;
+use crate::oracle;
+use crate::order::{Full, Shard};
+use crate::strategy::CpStrategy;
+use crate::tensor::{Cpu, Element, Matrix};
+
+/// Features of a row.
+const FEATURES: usize = 3;
+
+/// What no roll brings.
+const FILL: f32 = 7.5;
+
+/// By how many tokens is rolled: to both sides, past chunks, past every document.
+const OFFSETS: [i64; 4] = [1, -1, 3, 1000];
+
+pub(super) fn check<H: CpStrategy, L: Layout>(kit: &mut Kit<H>, batch: &Arc<L::Batch>) -> Result<(), Failure> {
+    let case = kit.case.on(&**batch);
+    let placements = placement::of::<H, L>(&kit.strategy, batch, &Mask::Causal);
+    let placements = placements.map_err(|error| case.fails(Check::TokenCover, error))?;
+    placement::check(&case, &placements)?;
+    kit.passed(Check::Positions, 0.0);
+
+    let strategy = kit.strategy;
+    let found = kit.on_ranks(Check::RoundTrip, &case, &|comm| moved::<H, L>(strategy, comm, batch))?;
+    if let Some(rank) = found.iter().position(|moved| moved.placement != placements[0].hash()) {
+        let what = format!("rank {rank} deals the batch out in another way than it was dealt out before");
+        return Err(case.fails(Check::TokenCover, what));
+    }
+    kit.passed(Check::TokenCover, 0.0);
+    if let Some((check, what)) = found.iter().find_map(|moved| moved.wrong.first()) {
+        return Err(case.fails(*check, what));
+    }
+    kit.passed(Check::RoundTrip, 0.0);
+    kit.passed(Check::Roll, 0.0);
+
+    let checks = [Check::DispatchAdjoint, Check::CombineAdjoint, Check::CombineAdjoint, Check::RollAdjoint];
+    for (index, check) in checks.into_iter().enumerate() {
+        let sides = |moved: &Moved| [moved.products[index].0, moved.products[index].1];
+        for rank in &found {
+            let [left, right] = [0, 1].map(|side| match sides(rank)[side] {
+                Product::Whole(value) => value,
+                Product::Share(_) => found.iter().map(|moved| sides(moved)[side].value()).sum(),
+            });
+            if left != right {
+                let what = format!("the products are {left} and {right}, of whole numbers that add up exactly");
+                return Err(case.fails(check, what));
+            }
+        }
+        kit.passed(check, 0.0);
+    }
+    Ok(())
+}
+
+/// One side of an adjoint, as one rank knows it.
+#[derive(Clone, Copy)]
+enum Product {
+    /// All of it.
+    Whole(f64),
+    /// What all ranks have adds up to it.
+    Share(f64),
+}
+
+impl Product {
+    fn value(self) -> f64 {
+        match self {
+            Product::Whole(value) | Product::Share(value) => value,
+        }
+    }
+}
+
+/// What one rank found.
+struct Moved {
+    wrong: Vec<(Check, String)>,
+    /// Both sides of the adjoint of dispatch, of combine for summands and for wholes, and of roll.
+    products: [(Product, Product); 4],
+    /// Of the placement that the rank made.
+    placement: u64,
+}
+
+fn moved<H: CpStrategy, L: Layout>(strategy: H, comm: Comm, batch: &Arc<L::Batch>) -> Result<Moved> {
+    let device = Cpu::<f32>::new(1);
+    let handler = CpHandler::<H, L, _>::new(strategy, comm)?;
+    let rank = handler.rank();
+    let placement = handler.place(batch.clone())?;
+    let documents = documents(&**batch);
+    let count = batch.tokens() * FEATURES;
+    let mut wrong = Vec::new();
+
+    let plain = Numbers::new(1).whole(count);
+    let mut poisoned = plain.clone();
+    for document in &documents {
+        let padding = document.start + document.valid..document.start + document.stored;
+        for (i, value) in poisoned[padding.start * FEATURES..padding.end * FEATURES].iter_mut().enumerate() {
+            // Different NaN, so that padding rows can be told apart.
+            *value = f32::from_bits(0x7fc0_0001 + i as u32);
+        }
+    }
+    let shard = handler.dispatch(&device, &placement, &full::<L, _>(&poisoned, batch)?)?;
+    let tokens = tokens_by_row(&placement, rank);
+    for (row, &token) in tokens.iter().enumerate() {
+        let expected = &poisoned[token * FEATURES..(token + 1) * FEATURES];
+        if !same(shard.matrix().row(row), expected) {
+            wrong.push((Check::RoundTrip, format!("dispatch: row {row} of rank {rank} is not that of token {token}")));
+            break;
+        }
+    }
+    let found = handler.combine(&device, &shard)?.to_batch_first();
+    wrong.extend(difference(&found, &poisoned).map(|token| {
+        (Check::RoundTrip, format!("combine(dispatch(x)) differs from x at token {token}, on rank {rank}"))
+    }));
+    for offset in OFFSETS {
+        let rolled = handler.roll(&device, &shard, offset, FILL)?;
+        let found = handler.combine(&device, &rolled)?.to_batch_first();
+        let expected = oracle::roll(&poisoned, FEATURES, &documents, -offset, FILL);
+        wrong.extend(difference(&found, &expected).map(|token| {
+            (Check::Roll, format!("rolled by {offset}, token {token} is not that of the oracle, on rank {rank}"))
+        }));
+    }
+
+    let x = full::<L, _>(&plain, batch)?;
+    let of_x = handler.dispatch(&device, &placement, &x)?;
+    let y = Numbers::new(10 + rank as u64).whole(placement.rows() * FEATURES);
+    let y = Shard::new(Matrix::from_slice(&y, placement.rows(), FEATURES), placement.clone())?;
+    let Replicated(gathered) = handler.dispatch_adjoint(&device, &y)?;
+    let dispatch = (share(of_x.matrix(), y.matrix()), whole(x.matrix(), gathered.matrix()));
+    let of_y = handler.combine(&device, &y)?;
+    let summand = full::<L, _>(&Numbers::new(50 + rank as u64).whole(count), batch)?;
+    let summed = handler.combine_adjoint(&device, &placement, Partial(&summand))?;
+    let partial = (share(of_y.matrix(), summand.matrix()), share(y.matrix(), summed.matrix()));
+    let cut = handler.combine_adjoint(&device, &placement, Replicated(&x))?;
+    let replicated = (whole(of_y.matrix(), x.matrix()), share(y.matrix(), cut.matrix()));
+    let rolled = handler.roll(&device, &of_x, OFFSETS[0], 0.0)?;
+    let back = handler.roll_adjoint(&device, &y, OFFSETS[0])?;
+    let roll = (share(rolled.matrix(), y.matrix()), share(of_x.matrix(), back.matrix()));
+    Ok(Moved { wrong, products: [dispatch, partial, replicated, roll], placement: placement.hash() })
+}
+
+fn full<L: Layout, T: Element>(values: &[T], batch: &Arc<L::Batch>) -> Result<Full<L, T>> {
+    Full::from_batch_first(values, FEATURES, batch.clone())
+}
+
+fn same(a: &[f32], b: &[f32]) -> bool {
+    a.len() == b.len() && a.iter().zip(b).all(|(a, b)| a.to_bits() == b.to_bits())
+}
+
+/// The first token whose bits differ.
+fn difference(found: &[f32], expected: &[f32]) -> Option<usize> {
+    let mut rows = found.chunks(FEATURES).zip(expected.chunks(FEATURES));
+    rows.position(|(found, expected)| !same(found, expected))
+}
+
+fn whole(x: &[f32], y: &[f32]) -> Product {
+    Product::Whole(dot(x, y))
+}
+
+fn share(x: &[f32], y: &[f32]) -> Product {
+    Product::Share(dot(x, y))
+}
+
+fn dot(x: &[f32], y: &[f32]) -> f64 {
+    x.iter().zip(y).map(|(&x, &y)| f64::from(x) * f64::from(y)).sum()
+}

@@ -1,0 +1,116 @@
+//! Checks of a placement: the functions of a token order against each other and against the documents.
+
+use std::sync::Arc;
+
+use super::cases::documents;
+use super::{Case, Check, Failure};
+use crate::error::Result;
+use crate::layout::{Batch, Layout};
+use crate::mask::Mask;
+use crate::oracle;
+use crate::order::{Placement, TokenOrder};
+use crate::strategy::CpStrategy;
+
+/// How `strategy` deals out a batch for a mask, seen from every rank.
+#[allow(clippy::type_complexity)]
+pub(super) fn of<H: CpStrategy, L: Layout>(
+    strategy: &H,
+    batch: &Arc<L::Batch>,
+    mask: &Mask,
+) -> Result<Vec<Arc<Placement<H::Order, L>>>> {
+    let table = strategy.table(&**batch, &[(mask.clone(), 1)])?;
+    let seen_from = |rank| Placement::with_table(batch.clone(), strategy.grid(), rank, table.clone());
+    (0..strategy.degree()).map(seen_from).collect()
+}
+
+/// The tokens of a rank by memory row.
+pub(super) fn tokens_by_row<O: TokenOrder, L: Layout>(placement: &Placement<O, L>, rank: usize) -> Vec<usize> {
+    let runs = placement.runs_of(rank);
+    let mut tokens = vec![0; placement.rows_of(rank)];
+    for (local, token) in runs.iter().flat_map(|run| (0..run.len).map(|i| run.token(i))).enumerate() {
+        tokens[placement.row_of(rank, local)] = token;
+    }
+    tokens
+}
+
+/// Every token is held once, and the order's functions agree; then positions.
+pub(super) fn check<O: TokenOrder, L: Layout>(case: &Case, placements: &[Arc<Placement<O, L>>]) -> Result<(), Failure> {
+    let Some(placement) = placements.first() else { return Ok(()) };
+    let batch = &**placement.batch();
+    let mut holder: Vec<Option<usize>> = vec![None; batch.tokens()];
+    for rank in 0..placement.ranks() {
+        let fails = |what: String| Err(case.fails(Check::TokenCover, format!("rank {rank}: {what}")));
+        let (runs, rows) = (placement.runs_of(rank), placement.rows_of(rank));
+        let held: usize = runs.iter().map(|run| run.len).sum();
+        if held != rows {
+            return fails(format!("its runs have {held} tokens, but it has {rows} rows"));
+        }
+        let crosses = |run: &&crate::order::Run| {
+            run.len == 0
+                || run.end() > batch.tokens()
+                || batch.document_of(run.start) != batch.document_of(run.end() - 1)
+        };
+        if let Some(run) = runs.iter().find(crosses) {
+            return fails(format!("{run:?} is empty, leaves the batch or crosses a document"));
+        }
+        let mut before = None;
+        for (local, token) in runs.iter().flat_map(|run| (0..run.len).map(|i| run.token(i))).enumerate() {
+            if let Some(other) = holder[token].replace(rank) {
+                return fails(format!("token {token} is held by rank {other} too"));
+            }
+            if before.replace(token).is_some_and(|before| before >= token) {
+                return fails(format!("token {token} comes after a larger one: tokens must ascend within a rank"));
+            }
+            let found = placement.token_of(rank, local);
+            if found != token {
+                return fails(format!("row {local} is token {token} in its runs and token {found} by `token`"));
+            }
+            let found = placement.locate(token);
+            if found != (rank, local) {
+                return fails(format!(
+                    "token {token} is its row {local}, but `locate` says row {} of rank {}",
+                    found.1, found.0
+                ));
+            }
+        }
+        if batch.uniform().is_some() {
+            let sequences = batch.documents();
+            let in_sequence = |index| runs.iter().filter(move |run| batch.document_of(run.start) == index);
+            let rows = |index| in_sequence(index).map(|run| run.len).sum::<usize>();
+            if let Some(index) = (1..sequences).find(|&index| rows(index) != rows(0)) {
+                return fails(format!(
+                    "it holds {} rows of sequence 0 and {} of sequence {index}: sequences of a dense batch are dealt \
+                     out alike",
+                    rows(0),
+                    rows(index)
+                ));
+            }
+        }
+    }
+    if let Some(token) = holder.iter().position(Option::is_none) {
+        return Err(case.fails(Check::TokenCover, format!("token {token} is held by no rank")));
+    }
+    positions(case, placements)
+}
+
+fn positions<O: TokenOrder, L: Layout>(case: &Case, placements: &[Arc<Placement<O, L>>]) -> Result<(), Failure> {
+    for (rank, placement) in placements.iter().enumerate() {
+        let documents = documents(&**placement.batch());
+        let position = |token: usize| {
+            let holds =
+                |document: &&oracle::Document| (document.start..document.start + document.stored).contains(&token);
+            documents.iter().find(holds).map(|document| token - document.start)
+        };
+        let tokens = tokens_by_row(placement, rank);
+        for (row, (found, token)) in placement.positions().into_iter().zip(tokens).enumerate() {
+            if Some(found) != position(token) {
+                let expected = position(token);
+                return Err(case.fails(
+                    Check::Positions,
+                    format!("rank {rank}: row {row} holds token {token}, position {expected:?}, and says {found}"),
+                ));
+            }
+        }
+    }
+    Ok(())
+}
