@@ -23,13 +23,13 @@ use context_parallel::train::learner::GptLearner;
 use context_parallel::train::trainer::Learner;
 
 /// What is done to the programs of a sound exchange.
-trait Mutation: Copy + Default + std::fmt::Debug + Send + Sync + 'static {
+trait Mutation: Copy + Default + std::fmt::Debug + std::hash::Hash + Send + Sync + 'static {
     fn forward(program: &mut Program, rank: usize);
     fn backward(program: &mut Program, rank: usize);
 }
 
 /// An exchange with a mutation.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default, Hash)]
 struct Mutated<X, M>(X, PhantomData<M>);
 
 impl<X: KvExchange, M: Mutation> KvExchange for Mutated<X, M> {
@@ -68,7 +68,7 @@ impl<O: TokenOrder, X: KvExchange> CpStrategy for Of<O, X> {
         self.0
     }
 }
-impl<L: Layout, K: Kernel, O: TokenOrder, X: KvExchange> Row<L, K> for Of<O, X> {}
+impl<L: Layout, K: Kernel, O: TokenOrder, X: RunsOn<K>> Row<L, K> for Of<O, X> {}
 
 fn options(rehearse: bool) -> Options {
     Options { degrees: vec![2, 4], rehearse, deadline: Duration::from_secs(5) }
@@ -98,7 +98,7 @@ fn tiles(program: &mut Program) -> impl Iterator<Item = &mut Vec<Piece>> {
 macro_rules! mutation {
     ($(#[$doc:meta])* $name:ident, |$program:ident, $rank:ident| $forward:expr, $backward:expr) => {
         $(#[$doc])*
-        #[derive(Clone, Copy, Debug, Default)]
+        #[derive(Clone, Copy, Debug, Default, Hash)]
         struct $name;
         impl Mutation for $name {
             fn forward($program: &mut Program, $rank: usize) { $forward }
@@ -282,6 +282,9 @@ fn tokens_of_another_owner_are_caught() {
 struct Counting<A, F>(A, F);
 
 impl<A: Learner, F: Fn(&A, &TokenBatch, usize) -> Result<usize>> Learner for Counting<A, F> {
+    fn micro_batches(&self) -> usize {
+        self.0.micro_batches()
+    }
     fn accumulate_depths(&mut self, batch: &TokenBatch, labels_in_step: &[usize]) -> Result<Vec<f64>> {
         let labels = (self.1)(&self.0, batch, labels_in_step[0])?;
         self.0.accumulate_depths(batch, &[labels])
@@ -314,7 +317,7 @@ fn uneven() -> TokenBatch {
     let tokens: Vec<i64> = (0..74).map(|i| (i * i + 5 * i) % 41).collect();
     let counts = |i: usize| i % 37 < 12 || i.is_multiple_of(11);
     let labels = (0..74).map(|i| if counts(i) { tokens[(i + 1) % 74] } else { IGNORED }).collect();
-    TokenBatch { tokens, labels, batch: 2, seq: 37 }
+    TokenBatch::uniform(tokens, labels, 2, 37)
 }
 
 fn trained(count: impl Fn(&Gpt<Ring>, &TokenBatch, usize) -> Result<usize> + Sync) -> Vec<Result<(), Failure>> {
@@ -327,7 +330,7 @@ fn trained(count: impl Fn(&Gpt<Ring>, &TokenBatch, usize) -> Result<usize> + Syn
 
 /// The labels of this rank's rows that count.
 fn counted_here(learner: &Gpt<Ring>, batch: &TokenBatch) -> Result<usize> {
-    let shape = std::sync::Arc::new(Thd::batch_of(&vec![batch.seq; batch.batch])?);
+    let shape = std::sync::Arc::new(Thd::batch_of(&batch.lengths)?);
     let inputs =
         Inputs::<Ring, Thd, Cpu<f64>>::new(learner.handler(), &Cpu::new(1), shape, &batch.tokens, &batch.labels)?;
     Ok(inputs.weights.matrix().iter().filter(|&&weight| weight > 0.0).count())

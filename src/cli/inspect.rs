@@ -99,6 +99,10 @@ struct Rank {
     rows_sent: usize,
     /// Most rows of keys and values held at a time, in a forward and in a backward pass.
     peak_rows: [usize; 2],
+    /// Most bytes that attention holds at a time beyond its operands, in a forward and in a backward pass.
+    peak_bytes: [usize; 2],
+    /// Stages in which keys and values come from other ranks, in a forward and in a backward pass.
+    stages: [usize; 2],
     bytes_forward: usize,
     bytes_backward: usize,
     forward: Program,
@@ -183,13 +187,13 @@ impl<T: Float> Visitor for Inspect<'_, T> {
     {
         let batch = Arc::new(L::batch_of(&self.job.lengths)?);
         let table = strategy.table(&*batch, &[(self.job.mask.clone(), 1)])?;
-        self.placed::<H, L>(strategy, batch, table)
+        self.placed::<H, L, K>(strategy, batch, table)
     }
 }
 
 impl<T: Float> Inspect<'_, T> {
     /// The plan of a batch whose tokens are where `table` says.
-    fn placed<H: CpStrategy, L: Layout>(
+    fn placed<H: CpStrategy, L: Layout, K: Kernel>(
         &self,
         strategy: H,
         batch: Arc<L::Batch>,
@@ -205,6 +209,7 @@ impl<T: Float> Inspect<'_, T> {
             let plan = AttentionPlan::new(&strategy, &placement, mask)?;
             hash = plan.hash();
             let (bytes_forward, bytes_backward) = plan.bytes_sent::<Cpu<T>>(shape);
+            let peak = plan.peak_bytes::<K, Cpu<T>>(shape)?;
             let tokens = placement.runs_of(rank).into_iter().map(|run| (run.start, run.step, run.len));
             ranks.push(Rank {
                 rank,
@@ -213,6 +218,8 @@ impl<T: Float> Inspect<'_, T> {
                 area: plan.forward().area(),
                 rows_sent: plan.forward().rows_sent(rank, Content::Keys),
                 peak_rows: [plan.forward().peak_rows(), plan.backward().peak_rows()],
+                peak_bytes: [peak.0, peak.1],
+                stages: [plan.forward().stages(rank), plan.backward().stages(rank)],
                 bytes_forward,
                 bytes_backward,
                 forward: plan.forward().clone(),
@@ -244,7 +251,8 @@ fn print(report: &Report) {
         output::count(*area),
         output::bytes(report.bytes),
     ));
-    let header = ["rank", "tokens", "rows", "cells", "rows sent", "peak rows", "forward", "backward"];
+    let header =
+        ["rank", "tokens", "rows", "cells", "rows sent", "stages", "forward", "backward", "held forward", "backward"];
     let rows = report.ranks.iter().map(|rank| {
         vec![
             rank.rank.to_string(),
@@ -252,9 +260,11 @@ fn print(report: &Report) {
             output::count(rank.rows as u64),
             output::count(rank.area),
             output::count(rank.rows_sent as u64),
-            format!("{} / {}", output::count(rank.peak_rows[0] as u64), output::count(rank.peak_rows[1] as u64)),
+            format!("{} / {}", rank.stages[0], rank.stages[1]),
             output::bytes(rank.bytes_forward as u64),
             output::bytes(rank.bytes_backward as u64),
+            output::bytes(rank.peak_bytes[0] as u64),
+            output::bytes(rank.peak_bytes[1] as u64),
         ]
     });
     output::line(output::table(&header, 2, rows));

@@ -16,7 +16,7 @@ use crate::oracle::{self, Answer, F64_BOUND, NAMES, allowed};
 use crate::order::{Full, Placement, Shard, TokenOrder};
 use crate::strategy::executor::AttentionPlan;
 use crate::strategy::{Flash, Kernel, Single, Supports};
-use crate::tensor::{Cpu, Float};
+use crate::tensor::{Cpu, Device, Float};
 
 /// Checks attention on a batch under all masks; in `f32` too, and twice, if `all` is asked for.
 pub(super) fn check<H, L, K>(kit: &mut Kit<H>, batch: &Arc<L::Batch>, all: bool) -> Result<(), Failure>
@@ -231,18 +231,21 @@ where
     }
     let (q, k, v, dout) = (&shards[0], &shards[1], &shards[2], &shards[3]);
     let plan = handler.plan(&placement, mask)?;
-    let (forward, backward) = plan.bytes_sent::<Cpu<T>>(shape);
-    let mut predictions = Vec::new();
-    let mut count = |what, predicted: usize| {
-        predictions.push(Prediction { what, predicted: predicted as u64, counted: traffic.bytes() });
+    let (sent, peak) = (plan.bytes_sent::<Cpu<T>>(shape), plan.peak_bytes::<K, Cpu<T>>(shape)?);
+    let (mut predictions, mut held) = (Vec::new(), 0);
+    let mut count = |sent: (&'static str, usize), peak: Option<(&'static str, usize)>| {
+        let of = |(what, predicted), counted| Prediction { what, predicted: predicted as u64, counted };
+        predictions.push(of(sent, traffic.bytes()));
+        predictions.extend(peak.map(|peak| of(peak, (device.ledger().peak() - held) as u64)));
         traffic.reset();
+        held = device.ledger().mark();
     };
     plan.agree(&device, handler.comm())?;
-    count("bytes to agree on a plan", plan.agreement_bytes());
+    count(("bytes to agree on a plan", plan.agreement_bytes()), None);
     let (out, core) = handler.core_attn::<K, Cpu<T>>(&device, &plan, shape, q, k, v)?;
-    count("bytes forward", forward);
+    count(("bytes forward", sent.0), Some(("most bytes held forward", peak.0)));
     let [dq, dk, dv] = handler.core_attn_backward(&device, &plan, q, k, v, &core, dout)?;
-    count("bytes backward", backward);
+    count(("bytes backward", sent.1), Some(("most bytes held backward", peak.1)));
     // Nobody leaves before all are done: whoever is left alone would be told of that, not of a failure.
     handler.comm().barrier()?;
     let tokens = tokens_by_row(&placement, handler.rank());

@@ -95,6 +95,17 @@ impl Program {
         self.steps.iter().map(sent).sum()
     }
 
+    /// Exchanges that bring this rank keys and values from other ranks.
+    pub fn stages(&self, rank: usize) -> usize {
+        let brings = |step: &&Step| match step {
+            Step::Post { content: Content::Keys, receives, .. } => {
+                receives.iter().any(|receive| receive.peer != rank && !receive.rows.is_empty())
+            }
+            _ => false,
+        };
+        self.steps.iter().filter(brings).count()
+    }
+
     /// Attended cells of all tiles.
     pub fn area(&self) -> u64 {
         let area = |step: &Step| match step {

@@ -7,7 +7,7 @@ use context_parallel::degree::Runtime;
 use context_parallel::error::Result;
 use context_parallel::layout::{Packed, Thd};
 use context_parallel::plan::schedule::{self, Group, schedule};
-use context_parallel::strategy::Dynamic;
+use context_parallel::strategy::{Dynamic, Flash};
 use context_parallel::tensor::Float;
 use serde::Serialize;
 
@@ -52,7 +52,7 @@ pub fn compute<T: Float>(job: &Job, tokens_per_rank: usize) -> Result<Scheduled>
         micro_batches.push(MicroBatch {
             busiest: micro.busiest(lengths, ranks),
             rows_received: micro.rows_received(lengths),
-            plan: inspect.placed::<_, Thd>(strategy, batch, table)?,
+            plan: inspect.placed::<_, Thd, Flash>(strategy, batch, table)?,
             groups: micro.groups,
         });
     }

@@ -14,24 +14,43 @@ use context_parallel::oracle::{self, Answer};
 use context_parallel::order::{Full, Placement};
 use context_parallel::strategy::support::{self, Choice, Visitor};
 use context_parallel::strategy::{CpStrategy, Kernel, Single, Supports};
-use context_parallel::tensor::{Cpu, DType, Float, Matrix};
+use context_parallel::tensor::{Cpu, DType, Device, Float, Matrix};
 
 use super::super::engine::{Cluster, Comm, gather, with_storage_type};
 
-/// Relative errors of out, dq, dk and dv, the worst over masks, and bytes of all ranks over all masks.
+/// Relative errors of out, dq, dk and dv, the worst over masks, and what plans predict.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Outcome {
     pub errors: [f64; 4],
+    /// Bytes that all ranks send, over all masks.
+    pub sent: Prediction,
+    /// Most bytes that a rank holds in a pass beyond what is there when it starts.
+    pub peak: Prediction,
+    /// Ranks and passes for which a prediction is wrong.
+    pub mispredicted: usize,
+}
+
+/// What plans say, and what was counted.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Prediction {
     pub predicted: u64,
     pub counted: u64,
+}
+
+impl Prediction {
+    fn with(self, other: Prediction, join: impl Fn(u64, u64) -> u64) -> Prediction {
+        let (predicted, counted) = (join(self.predicted, other.predicted), join(self.counted, other.counted));
+        Prediction { predicted, counted }
+    }
 }
 
 impl Outcome {
     fn worst(self, other: Outcome) -> Outcome {
         Outcome {
             errors: std::array::from_fn(|i| self.errors[i].max(other.errors[i])),
-            predicted: self.predicted + other.predicted,
-            counted: self.counted + other.counted,
+            sent: self.sent.with(other.sent, |a, b| a + b),
+            peak: self.peak.with(other.peak, u64::max),
+            mispredicted: self.mispredicted + other.mispredicted,
         }
     }
 }
@@ -127,8 +146,17 @@ impl<T: Float> Problem<T> {
     }
 
     fn judge(&self, attended: Attended) -> Outcome {
-        let Attended { tensors, predicted, counted } = attended;
-        Outcome { errors: self.answer.errors(tensors.each_ref().map(Vec::as_slice)), predicted, counted }
+        let mut outcome = Outcome {
+            errors: self.answer.errors(attended.tensors.each_ref().map(Vec::as_slice)),
+            ..Outcome::default()
+        };
+        for [sent, forward, backward] in attended.predictions {
+            outcome.sent = outcome.sent.with(sent, |a, b| a + b);
+            outcome.peak = outcome.peak.with(forward, u64::max).with(backward, u64::max);
+            let wrong = |prediction: &&Prediction| prediction.predicted != prediction.counted;
+            outcome.mispredicted += [sent, forward, backward].iter().filter(wrong).count();
+        }
+        outcome
     }
 }
 
@@ -152,11 +180,10 @@ struct Attend<'a, T> {
     threads: usize,
 }
 
-/// Out, dq, dk, dv in natural order, and bytes of all ranks.
+/// Out, dq, dk, dv in natural order, and by rank bytes sent, and held at most forward and backward.
 struct Attended {
     tensors: [Vec<f64>; 4],
-    predicted: u64,
-    counted: u64,
+    predictions: Vec<[Prediction; 3]>,
 }
 
 impl<T: Float> Visitor for Attend<'_, T> {
@@ -185,18 +212,30 @@ impl<T: Float> Visitor for Attend<'_, T> {
             }
             let (q, k, v, dout) = (&shards[0], &shards[1], &shards[2], &shards[3]);
             let plan = handler.plan(&placement, mask)?;
+            plan.agree(&device, handler.comm())?;
+            let held = device.ledger().mark();
             let (out, core) = handler.core_attn::<K, Cpu<T>>(&device, &plan, shape, q, k, v)?;
+            let peak_forward = device.ledger().peak() - held;
+            let held = device.ledger().mark();
             let [dq, dk, dv] = handler.core_attn_backward(&device, &plan, q, k, v, &core, dout)?;
+            let peak_backward = device.ledger().peak() - held;
             let (forward, backward) = plan.bytes_sent::<Cpu<T>>(shape);
-            let bytes = [(forward + backward + plan.agreement_bytes()) as i64, traffic.bytes() as i64];
+            let sent = (forward + backward + plan.agreement_bytes(), traffic.bytes() as usize);
+            let peak = plan.peak_bytes::<K, Cpu<T>>(shape)?;
+            let predictions = [sent, (peak.0, peak_forward), (peak.1, peak_backward)];
+            let predictions: Vec<i64> =
+                predictions.iter().flat_map(|&(predicted, counted)| [predicted as i64, counted as i64]).collect();
             let rows: Vec<_> = (0..strategy.degree()).map(|rank| placement.full_rows_of(rank)).collect();
             let mut tensors: [Vec<f64>; 4] = Default::default();
             for (whole, part) in tensors.iter_mut().zip([out, dq, dk, dv]) {
                 *whole = together::<L, T>(handler.comm(), part.into_matrix(), &rows, &batch)?;
             }
-            let bytes = gather(handler.comm(), &bytes)?;
-            let sum = |i: usize| bytes.iter().map(|bytes| bytes[i] as u64).sum();
-            Ok(Attended { tensors, predicted: sum(0), counted: sum(1) })
+            let predictions = gather(handler.comm(), &predictions)?;
+            let of = |all: &Vec<i64>| {
+                let at = |i: usize| Prediction { predicted: all[2 * i] as u64, counted: all[2 * i + 1] as u64 };
+                std::array::from_fn(at)
+            };
+            Ok(Attended { tensors, predictions: predictions.iter().map(of).collect() })
         })
     }
 }

@@ -48,7 +48,7 @@ struct Job {
     transport: String,
 }
 
-/// One combination: relative errors, and the bytes that all ranks sent.
+/// One combination: relative errors, the bytes that all ranks sent, and the most that a rank held.
 #[derive(Clone, Debug, Serialize)]
 struct Row {
     strategy: String,
@@ -66,6 +66,8 @@ struct Row {
     err_grad: f64,
     bytes_predicted: u64,
     bytes_counted: u64,
+    peak_bytes_predicted: u64,
+    peak_bytes_counted: u64,
     /// Whether the row is within its bounds; part of `ok`.
     #[serde(skip)]
     ok: bool,
@@ -109,14 +111,16 @@ fn prepare(arguments: &Arguments, cluster: &Cluster) -> Result<Job> {
 
 fn print(report: &Report) {
     let header = [
-        "strategy", "order", "layout", "kernel", "cp", "out", "dq", "dk", "dv", "loss", "gradient", "bytes", "plan", "",
+        "strategy", "order", "layout", "kernel", "cp", "out", "dq", "dk", "dv", "loss", "gradient", "bytes", "plan",
+        "peak", "plan", "",
     ];
     let rows = report.rows.iter().map(|row| {
         let errors = [row.err_out, row.err_dq, row.err_dk, row.err_dv, row.err_loss, row.err_grad];
         let mut cells = vec![row.strategy.clone(), row.order.clone(), row.layout.clone(), row.kernel.clone()];
         cells.push(row.cp.to_string());
         cells.extend(errors.map(output::relative));
-        cells.extend([output::count(row.bytes_counted), output::count(row.bytes_predicted)]);
+        let bytes = [row.bytes_counted, row.bytes_predicted, row.peak_bytes_counted, row.peak_bytes_predicted];
+        cells.extend(bytes.map(output::count));
         cells.push(if row.ok { "ok" } else { "WRONG" }.to_string());
         cells
     });
@@ -179,8 +183,10 @@ fn row(job: &Job, choice: &Choice, references: &mut model::References, cluster: 
         err_dv,
         err_loss,
         err_grad,
-        bytes_predicted: attended.predicted,
-        bytes_counted: attended.counted,
-        ok: within && attended.predicted == attended.counted,
+        bytes_predicted: attended.sent.predicted,
+        bytes_counted: attended.sent.counted,
+        peak_bytes_predicted: attended.peak.predicted,
+        peak_bytes_counted: attended.peak.counted,
+        ok: within && attended.mispredicted == 0,
     }))
 }
