@@ -383,6 +383,15 @@ pub enum SupportError {
         /// Ranks that exchange heads.
         ranks: usize,
     },
+    /// A mask that a kernel cannot compute.
+    #[error(
+        "the mask lets queries of one sequence attend keys of another, which the kernel {kernel} does not compute: use \
+         the kernel flash"
+    )]
+    AcrossSequences {
+        /// The kernel.
+        kernel: &'static str,
+    },
     /// Something that this version does not have.
     #[error("{what} is not available: {instead}")]
     NotAvailable {

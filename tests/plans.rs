@@ -6,7 +6,7 @@ use context_parallel::layout::{Bshd, Dense, Layout, Packed, Thd};
 use context_parallel::mask::{Mask, Slice, SliceKind};
 use context_parallel::order::{Contiguous, Placement, Striped, TokenOrder, Zigzag};
 use context_parallel::plan::stages::StageCount;
-use context_parallel::plan::{Content, Program, Step, View, check};
+use context_parallel::plan::{Content, Program, RowSet, Step, Transfer, View, check};
 use context_parallel::strategy::{CastKv, GatherKv, KvExchange, LocalKv, RingKv};
 
 fn masks(documents: usize, tokens: usize) -> Vec<Mask> {
@@ -235,4 +235,43 @@ fn a_staged_cast_fetches_the_next_stage_while_it_attends_one() {
         let stage = program.slots[1..].iter().max().unwrap();
         assert!(program.peak_rows() <= program.slots[0] + 2 * stage, "{} rows at a time", program.peak_rows());
     }
+}
+
+/// Messages belong to receives in the order of the posts, so the order of the waits is free.
+#[test]
+fn waits_may_come_in_any_order() {
+    let batch = Dense { batch: 1, seq: 64 };
+    let view = view::<Zigzag, Bshd>(&batch, 2, 0, &Mask::Full);
+    let all = |view: &View| {
+        let own = view.rows(view.rank());
+        let (peer, rows) = (1 - view.rank(), [0..own / 2, own / 2..own]);
+        let part = |slot: usize, at: std::ops::Range<usize>| Transfer { peer, slot, rows: at.collect() };
+        let post = |exchange: usize| Step::Post {
+            exchange,
+            content: Content::Keys,
+            sends: vec![part(0, rows[exchange].clone())],
+            receives: vec![part(exchange + 1, 0..rows[exchange].len())],
+        };
+        let needs = view.needs(peer, view.rank());
+        let tile = |exchange: usize| Step::Tile {
+            slot: exchange + 1,
+            pieces: view.tile(peer, &needs.at_places(rows[exchange].clone())),
+        };
+        let own_tile = Step::Tile { slot: 0, pieces: view.tile(view.rank(), &RowSet::all(own)) };
+        let mut steps = vec![post(0), post(1), own_tile];
+        steps.extend([
+            Step::Wait { exchange: 1 },
+            tile(1),
+            Step::Merge,
+            Step::Wait { exchange: 0 },
+            tile(0),
+            Step::Merge,
+        ]);
+        Program { slots: vec![own, rows[0].len(), rows[1].len()], home: 0, steps }
+    };
+    let pair = |rank| {
+        let view = view.seen_from(rank);
+        (all(&view), RingKv.backward(&view))
+    };
+    check("out of order", &view, &[pair(0), pair(1)]).unwrap();
 }

@@ -9,7 +9,7 @@ use context_parallel::degree::Runtime;
 use context_parallel::error::Result;
 use context_parallel::handler::CpHandler;
 use context_parallel::layout::{Batch, Bshd, Layout, Packed, Sbhd, Thd};
-use context_parallel::mask::Mask;
+use context_parallel::mask::{Mask, Slice, SliceKind};
 use context_parallel::model::init::Normal;
 use context_parallel::model::inputs::Inputs;
 use context_parallel::model::{Config, GptModel, ParameterList, Sizes, init};
@@ -335,6 +335,35 @@ fn ranks_with_different_plans_are_told_before_they_compute() {
     });
     let message = error.unwrap_err().to_string();
     assert!(message.contains("has plan") && message.contains("give every rank the same"), "{message}");
+}
+
+/// The unfused kernel computes sequence by sequence.
+#[test]
+fn a_mask_across_sequences_is_refused_where_it_would_be_cut_short() {
+    fn attend<K: Kernel>(mask: &Mask) -> Result<()>
+    where
+        Single: Supports<Bshd, K>,
+    {
+        threads::run(1, |comm| {
+            let device = Cpu::<f32>::new(1);
+            let handler = CpHandler::<Single, Bshd, _>::new(Single, comm)?;
+            let batch = Arc::new(Bshd::batch_of(&[4, 4])?);
+            let placement = handler.place(batch.clone())?;
+            let x = Full::<Bshd, f32>::from_batch_first(&[0.5; 8 * 4], 4, batch)?;
+            let x = handler.dispatch(&device, &placement, &x)?;
+            let shape = AttentionShape { q_heads: 1, kv_heads: 1, qk_dim: 4, v_dim: 4, scale: 0.5 };
+            let plan = handler.plan(&placement, mask)?;
+            handler.core_attn::<K, _>(&device, &plan, &shape, &x, &x, &x).map(drop)
+        })
+        .map(drop)
+    }
+    let slices = |q, k| Mask::Slices(vec![Slice { q, k, kind: SliceKind::Full }]);
+    let (within, across) = (slices(0..4, 1..3), slices(2..6, 1..3));
+    attend::<Unfused>(&within).unwrap();
+    attend::<Unfused>(&Mask::Causal).unwrap();
+    attend::<Flash>(&across).unwrap();
+    let message = attend::<Unfused>(&across).unwrap_err().to_string();
+    assert!(message.contains("kernel unfused") && message.contains("use the kernel flash"), "{message}");
 }
 
 #[test]

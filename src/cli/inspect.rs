@@ -252,7 +252,7 @@ fn print(report: &Report) {
         output::bytes(report.bytes),
     ));
     let header =
-        ["rank", "tokens", "rows", "cells", "rows sent", "stages", "forward", "backward", "held forward", "backward"];
+        ["rank", "tokens", "rows", "cells", "rows sent", "stages", "sent fwd", "sent bwd", "held fwd", "held bwd"];
     let rows = report.ranks.iter().map(|rank| {
         vec![
             rank.rank.to_string(),

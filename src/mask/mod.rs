@@ -59,6 +59,18 @@ impl Bands {
         self.0.iter().any(|band| band.contains(q, k))
     }
 
+    /// Whether a query of one sequence attends a key of another, where every `seq` tokens are a sequence.
+    pub fn cross_sequences(&self, seq: usize) -> bool {
+        let seq = seq.max(1) as i64;
+        self.0.iter().any(|band| {
+            let within = (band.q.start / seq..=(band.q.end - 1) / seq)
+                .map(|sequence| sequence * seq..(sequence + 1) * seq)
+                .filter_map(|tokens| band.intersect(tokens.clone(), tokens))
+                .map(|part| part.area());
+            within.sum::<u64>() != band.area()
+        })
+    }
+
     /// The part with queries in `q` and keys in `k`.
     pub fn intersect(&self, q: Range<i64>, k: Range<i64>) -> Bands {
         Bands::sorted(self.0.iter().filter_map(|band| band.intersect(q.clone(), k.clone())).collect())

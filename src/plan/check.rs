@@ -1,6 +1,6 @@
 //! Checks of plans before anything runs: a rehearsal of all ranks' programs with tokens in place of numbers.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::HashMap;
 use std::ops::Range;
 
 use crate::error::{PlanError, Result};
@@ -34,7 +34,7 @@ pub fn check(strategy: &'static str, view: &View, programs: &[(Program, Program)
             let step = &stuck.program.steps[stuck.at];
             return Err(unsound(format!("{direction}, rank {} waits for ever at {step:?}", stuck.rank)).into());
         }
-        if let Some(((from, to), _)) = mail.iter().find(|(_, queue)| !queue.is_empty()) {
+        if let Some(((from, to), _)) = mail.iter().find(|(_, way)| way.sent.iter().any(Option::is_some)) {
             return Err(unsound(format!("{direction}, rank {from} sends to rank {to}, which expects nothing")).into());
         }
         for actor in &ranks {
@@ -44,8 +44,18 @@ pub fn check(strategy: &'static str, view: &View, programs: &[(Program, Program)
     Ok(())
 }
 
-/// Messages under way by (sender, receiver).
-type Mail = HashMap<(usize, usize), VecDeque<Message>>;
+/// Messages by (sender, receiver).
+type Mail = HashMap<(usize, usize), Way>;
+
+/// Messages of one rank to another. The n-th that is sent is for the n-th receive that is posted, as on every engine,
+/// whenever they are waited for.
+#[derive(Default)]
+struct Way {
+    /// Taken out where they have been received.
+    sent: Vec<Option<Message>>,
+    /// Receives posted so far.
+    expected: usize,
+}
 
 struct Message {
     content: Content,
@@ -71,8 +81,8 @@ struct Actor {
     gradients: Vec<Vec<u64>>,
     /// Sum of the hashes of the keys that each query has met.
     met: Vec<u64>,
-    /// Receives of exchanges under way.
-    open: HashMap<usize, (Content, Vec<Transfer>)>,
+    /// Receives of exchanges under way, each with its message's number.
+    open: HashMap<usize, (Content, Vec<(Transfer, usize)>)>,
 }
 
 impl Actor {
@@ -119,26 +129,30 @@ impl Actor {
                 Content::Gradients => &self.gradients[send.slot],
             };
             let values = send.rows.iter().map(|&row| source[row]).collect();
-            mail.entry((self.rank, send.peer)).or_default().push_back(Message { content, values });
+            mail.entry((self.rank, send.peer)).or_default().sent.push(Some(Message { content, values }));
         }
-        self.open.insert(exchange, (content, receives));
+        let numbered = receives.into_iter().filter(|receive| !receive.rows.is_empty()).map(|receive| {
+            let way = mail.entry((receive.peer, self.rank)).or_default();
+            way.expected += 1;
+            (receive, way.expected - 1)
+        });
+        self.open.insert(exchange, (content, numbered.collect()));
     }
 
     fn wait(&mut self, mail: &mut Mail, exchange: usize) -> Result<bool, String> {
         let Some((content, receives)) = self.open.remove(&exchange) else {
             return Err(format!("rank {} waits for exchange {exchange}, which it has not posted", self.rank));
         };
-        let receives: Vec<Transfer> = receives.into_iter().filter(|receive| !receive.rows.is_empty()).collect();
-        let mut wanted: HashMap<usize, usize> = HashMap::new();
-        receives.iter().for_each(|receive| *wanted.entry(receive.peer).or_default() += 1);
-        let there = |(&peer, &count): (&usize, &usize)| mail.get(&(peer, self.rank)).is_some_and(|q| q.len() >= count);
-        if !wanted.iter().all(there) {
+        let there = |(receive, number): &(Transfer, usize)| {
+            mail.get(&(receive.peer, self.rank)).is_some_and(|way| way.sent.len() > *number)
+        };
+        if !receives.iter().all(there) {
             self.open.insert(exchange, (content, receives));
             return Ok(false);
         }
-        for receive in receives {
-            let queue = mail.entry((receive.peer, self.rank)).or_default();
-            let Some(message) = queue.pop_front() else { continue };
+        for (receive, number) in receives {
+            let way = mail.get_mut(&(receive.peer, self.rank));
+            let Some(message) = way.and_then(|way| way.sent[number].take()) else { continue };
             if message.content != content || message.values.len() != receive.rows.len() {
                 return Err(format!(
                     "rank {} expects {} rows of {content:?} from rank {} and gets {} of {:?}",

@@ -76,6 +76,7 @@ impl<K: Kernel> Execute<K> for Executor<K> {
         D: Ops,
         C: Communicator<D::Storage> + ?Sized,
     {
+        plan.expect::<K>()?;
         let whole = shape;
         let shape = &plan.shape(whole);
         let swapped = match &plan.swap {

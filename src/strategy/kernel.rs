@@ -29,6 +29,9 @@ pub trait Kernel: Copy + Default + fmt::Debug + PartialEq + Send + Sync + 'stati
     /// Name on the command line.
     const NAME: &'static str;
 
+    /// Whether a query of one sequence of a dense batch can attend keys of another.
+    const ACROSS_SEQUENCES: bool = true;
+
     /// What the backward pass needs besides output and log-sum-exp.
     type Saved<D: Device>: Send;
 
@@ -127,6 +130,8 @@ impl Kernel for Flash {
 
 impl Kernel for Unfused {
     const NAME: &'static str = "unfused";
+    /// Scores are materialised sequence by sequence.
+    const ACROSS_SEQUENCES: bool = false;
     type Saved<D: Device> = AccBuffer<D>;
 
     fn forward<D: Ops>(

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::comm::dry::DryComm;
 use crate::comm::{Collectives, Communicator};
-use crate::error::{PlanError, Result};
+use crate::error::{PlanError, Result, SupportError};
 use crate::layout::{Batch, Layout};
 use crate::mask::{Bands, Mask};
 use crate::ops::attention::AttentionShape;
@@ -58,6 +58,8 @@ pub struct RankPlan {
     /// Whether memory rows are just the valid rows, so that queries need no packing.
     pub(super) in_place: bool,
     pub(super) blocks: Vec<Block>,
+    /// Whether a query of one sequence of a dense batch attends keys of another.
+    pub(super) across_sequences: bool,
 }
 
 impl<O: TokenOrder, L: Layout> AttentionPlan<O, L> {
@@ -69,6 +71,7 @@ impl<O: TokenOrder, L: Layout> AttentionPlan<O, L> {
         let batch = placement.batch();
         let (rank, stored, grid) = (placement.rank(), placement.rows(), placement.grid());
         let bands = mask.lower(&**batch)?;
+        let across_sequences = batch.uniform().is_some_and(|seq| bands.cross_sequences(seq));
         let (view, group) = view_of::<H, L>(placement, bands);
         let swap = group.map(|rows| {
             let (outer, place) = grid.place(rank);
@@ -94,7 +97,7 @@ impl<O: TokenOrder, L: Layout> AttentionPlan<O, L> {
             backward.rename_peers(|outer| grid.rank(outer, inner));
         }
         let in_place = L::TOKEN_MAJOR && rows.len() == stored;
-        let rank_plan = RankPlan { rank, forward, backward, swap, stored, rows, in_place, blocks };
+        let rank_plan = RankPlan { rank, forward, backward, swap, stored, rows, in_place, blocks, across_sequences };
         let mut hasher = DefaultHasher::new();
         (H::NAME, placement.hash(), mask, H::Kv::NAME, kv).hash(&mut hasher);
         let (hash, agreed) = (hasher.finish(), AtomicBool::new(placement.ranks() == 1));
@@ -204,6 +207,14 @@ impl RankPlan {
         let gradients = Executor::<K>::backward(&device, &comm, self, shape, [&q, &k, &v], &saved, &out)?;
         drop(gradients);
         Ok((forward, device.ledger().peak() - held))
+    }
+
+    /// Refuses a kernel that cannot attend what the mask says.
+    pub(super) fn expect<K: Kernel>(&self) -> Result<(), SupportError> {
+        match self.across_sequences && !K::ACROSS_SEQUENCES {
+            true => Err(SupportError::AcrossSequences { kernel: K::NAME }),
+            false => Ok(()),
+        }
     }
 
     /// What the rank attends with: all heads, or its share of them.
