@@ -105,7 +105,7 @@ fn numbers_that_cannot_be() {
     refused("train --data text --strategy ring --cp 2 --inner-adjacent false", &["--inner-adjacent", "ring-ulysses"]);
     refused(
         "train --data text --strategy ulysses --cp 3",
-        &["4 query heads on 3 ranks", "must be a multiple", "`ring`"],
+        &["4 query heads on 3 ranks", "must be a multiple", "ring and all-gather"],
     );
     refused("train --data text --cp 2x3", &["4 query heads on 3 ranks", "must be a multiple"]);
     for strategy in ["magi", "dynamic"] {
@@ -115,6 +115,7 @@ fn numbers_that_cannot_be() {
     refused("train --data text --seq-len 8 --cp 9", &["--cp is 9", "8 tokens", "--cp 8 or less"]);
     refused("train --data text --strategy single --cp 2", &["strategy single", "not on 2", "--cp 1", "ring"]);
     refused("train --data text --threads 0", &["--threads is 0"]);
+    refused("train --data text --cp 2 --bf16-wire", &["--bf16-wire is for --dtype bf16, not for f32"]);
     refused("train --data text --steps 0", &["--steps is 0"]);
     refused("train --data text --seq-len 0", &["--seq-len is 0"]);
     refused("train --data text --batch 0", &["--batch is 0"]);

@@ -4,6 +4,7 @@ use clap::Args;
 use context_parallel::degree::Grid;
 use context_parallel::error::{Result, SupportError};
 use context_parallel::layout::{Layout, Thd};
+use context_parallel::plan::Wire;
 use context_parallel::plan::schedule::check_fits;
 use context_parallel::strategy::support::{self, Choice};
 use context_parallel::strategy::{CpStrategy, Dynamic, Ring, RingUlysses, Single};
@@ -156,6 +157,17 @@ impl Choices {
         cluster.check(choice.degree)?;
         let threads = cluster.threads(self.threads, choice.degree)?;
         Ok(Settings { choice, threads, dtype, inner_adjacent })
+    }
+}
+
+/// In what numbers gradients of keys and values travel; refuses a rounding that would be none.
+pub fn gradient_wire(bf16_wire: bool, dtype: DType) -> Result<Wire> {
+    match (bf16_wire, dtype) {
+        (false, _) => Ok(Wire::Accumulated),
+        (true, DType::Bf16) => Ok(Wire::Stored),
+        (true, dtype) => {
+            Err(numbers(format!("--bf16-wire is for --dtype bf16, not for {dtype}: leave it out, or use --dtype bf16")))
+        }
     }
 }
 

@@ -11,7 +11,7 @@ use context_parallel::layout::{Batch, Layout, Thd};
 use context_parallel::mask::Mask;
 use context_parallel::ops::attention::AttentionShape;
 use context_parallel::order::{Placement, TokenOrder};
-use context_parallel::plan::{Content, Program};
+use context_parallel::plan::{Content, Program, Wire};
 use context_parallel::strategy::executor::AttentionPlan;
 use context_parallel::strategy::support::{self, Visitor};
 use context_parallel::strategy::{CpStrategy, Flash, Kernel, Magi, Supports};
@@ -45,6 +45,9 @@ pub struct Arguments {
     /// Features of a head, for bytes
     #[arg(long, value_name = "N", default_value_t = 64)]
     head_dim: usize,
+    /// Gradients of keys and values travel in bf16, not f32; for --dtype bf16
+    #[arg(long)]
+    bf16_wire: bool,
     /// Moves that magi's solver tries
     #[arg(long, value_name = "MOVES")]
     effort: Option<u64>,
@@ -64,6 +67,7 @@ struct Job {
     shape: AttentionShape,
     effort: Option<u64>,
     tokens_per_rank: Option<usize>,
+    wire: Wire,
 }
 
 /// The plan of all ranks.
@@ -74,6 +78,8 @@ struct Report {
     layout: String,
     cp: usize,
     dtype: String,
+    /// Numbers in which gradients of keys and values travel: `accumulated` or `stored`, that is `dtype`.
+    gradient_wire: Wire,
     lengths: Vec<usize>,
     /// Identifies strategy, placement and mask; in hexadecimal.
     hash: String,
@@ -153,8 +159,9 @@ fn prepare(arguments: &Arguments, cluster: &Cluster) -> Result<Job> {
     }
     let shape = AttentionShape { q_heads, kv_heads, qk_dim: dim, v_dim: dim, scale: 1.0 };
     let lengths = lengths?;
+    let wire = args::gradient_wire(arguments.bf16_wire, settings.dtype)?;
     let tokens_per_rank = settings.tokens_per_rank(arguments.tokens_per_rank, &lengths)?;
-    Ok(Job { settings, lengths, mask, shape, effort: arguments.effort, tokens_per_rank })
+    Ok(Job { settings, lengths, mask, shape, effort: arguments.effort, tokens_per_rank, wire })
 }
 
 fn length(text: &str) -> Result<usize> {
@@ -199,14 +206,14 @@ impl<T: Float> Inspect<'_, T> {
         batch: Arc<L::Batch>,
         table: <H::Order as TokenOrder>::Table,
     ) -> Result<Report> {
-        let Job { mask, shape, .. } = self.job;
+        let Job { mask, shape, wire, .. } = self.job;
         let area = mask.lower(&*batch)?.area();
         let place = |rank| Placement::<H::Order, L>::with_table(batch.clone(), strategy.grid(), rank, table.clone());
         AttentionPlan::check(&strategy, &place(0)?, mask)?;
         let (mut ranks, mut hash) = (Vec::new(), 0);
         for rank in 0..strategy.degree() {
             let placement = place(rank)?;
-            let plan = AttentionPlan::new(&strategy, &placement, mask)?;
+            let plan = AttentionPlan::new(&strategy, &placement, mask)?.with_wire(*wire);
             hash = plan.hash();
             let (bytes_forward, bytes_backward) = plan.bytes_sent::<Cpu<T>>(shape);
             let peak = plan.peak_bytes::<K, Cpu<T>>(shape)?;
@@ -234,6 +241,7 @@ impl<T: Float> Inspect<'_, T> {
             layout: L::NAME.to_string(),
             cp: strategy.degree(),
             dtype: T::DTYPE.to_string(),
+            gradient_wire: *wire,
             lengths: (0..batch.documents()).map(|i| batch.document(i).stored).collect(),
             hash: format!("{hash:016x}"),
             area,

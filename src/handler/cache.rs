@@ -7,6 +7,7 @@ use crate::error::Result;
 use crate::layout::Layout;
 use crate::mask::Mask;
 use crate::order::{Placement, TokenOrder};
+use crate::plan::Wire;
 use crate::strategy::CpStrategy;
 use crate::strategy::executor::AttentionPlan;
 
@@ -53,6 +54,7 @@ pub(super) struct Cache<H: CpStrategy, L: Layout> {
     rank: usize,
     ranks: usize,
     pub(super) checks: bool,
+    pub(super) wire: Wire,
     /// By batch, and by masks where the order depends on them.
     placements: Recent<Whose<L>, Place<H, L>>,
     plans: Recent<(u64, Mask), Plan<H, L>>,
@@ -67,6 +69,7 @@ impl<H: CpStrategy, L: Layout> Cache<H, L> {
             rank,
             ranks,
             checks: true,
+            wire: Wire::default(),
             placements: Recent::new(),
             plans: Recent::new(),
             other: Recent::new(),
@@ -99,7 +102,7 @@ impl<H: CpStrategy, L: Layout> Cache<H, L> {
             if self.checks && self.rank == 0 && self.ranks > 1 {
                 AttentionPlan::check(&self.strategy, placement, mask)?;
             }
-            AttentionPlan::new(&self.strategy, placement, mask).map(Arc::new)
+            Ok(Arc::new(AttentionPlan::new(&self.strategy, placement, mask)?.with_wire(self.wire)))
         })
     }
 

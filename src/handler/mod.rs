@@ -24,6 +24,7 @@ use crate::mask::Mask;
 use crate::ops::Ops;
 use crate::ops::attention::AttentionShape;
 use crate::order::{Placement, Shard, TokenOrder};
+use crate::plan::Wire;
 use crate::strategy::executor::{AttentionPlan, AttentionSaved, Execute};
 use crate::strategy::{CpStrategy, HeadExchange, Kernel, Supports};
 use crate::tensor::{Device, ElemMatrix, Storage};
@@ -84,6 +85,12 @@ impl<H: CpStrategy, L: Layout, C> CpHandler<H, L, C> {
     /// the default. An exchange that leaves something out on purpose passes no check.
     pub fn with_plan_checks(mut self, checks: bool) -> Self {
         self.cache.checks = checks;
+        self
+    }
+
+    /// In what numbers gradients of keys and values travel in attention. Every rank must use the same.
+    pub fn with_gradient_wire(mut self, wire: Wire) -> Self {
+        self.cache.wire = wire;
         self
     }
 

@@ -15,7 +15,7 @@ mod view;
 
 pub use check::check;
 pub use piece::Piece;
-pub use program::{Content, Program, Step, Transfer};
+pub use program::{Content, Program, Step, Transfer, Wire};
 pub use rows::RowSet;
 pub use tile::{area_by_keys, tile, touched};
 pub use view::View;

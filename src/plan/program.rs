@@ -14,6 +14,28 @@ pub enum Content {
     Gradients,
 }
 
+/// In what numbers gradients of keys and values travel. Sums are always held in the accumulation type, and what a rank
+/// keeps for itself is never rounded.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Wire {
+    /// In the accumulation type: f32 for 16-bit storage.
+    #[default]
+    Accumulated,
+    /// Rounded to the storage type: half the bytes where that has 16 bits, and one more rounding of every partial sum.
+    Stored,
+}
+
+impl Wire {
+    /// Bytes of an element, for storage and accumulation types of these sizes.
+    pub fn bytes(self, elem: usize, acc: usize) -> usize {
+        match self {
+            Wire::Accumulated => acc,
+            Wire::Stored => elem,
+        }
+    }
+}
+
 /// Rows that one rank sends another, out of or into a slot.
 ///
 /// A transfer to the rank itself is a copy. Where both sides list no rows, there is no message.

@@ -3,15 +3,20 @@
 use std::collections::{HashMap, VecDeque};
 use std::marker::PhantomData;
 
-use crate::comm::{Accounted, Communicator, Receive, Send, open};
+use crate::comm::{Accounted, Communicator, Send};
 use crate::error::{PlanError, Result};
 use crate::ops::Ops;
 use crate::ops::attention::AttentionShape;
-use crate::plan::{Content, Program, Step, Transfer};
+use crate::plan::{Content, Program, Step, Transfer, Wire};
+use crate::strategy::encoding::{AsIs, Encoding};
 use crate::strategy::heads::Swapped;
 pub use crate::strategy::planned::{AttentionPlan, RankPlan};
 use crate::strategy::{Kernel, TileOperands};
 use crate::tensor::{AccMatrix, Device, ElemMatrix, Element, Matrix};
+
+/// Names of the exchanges in errors and counters.
+const KEYS: &str = "attention keys";
+const GRADIENTS: &str = "attention gradients";
 
 /// What the backward pass needs of a forward pass: partial results are kept in the accumulation type.
 pub struct AttentionSaved<D: Device, K: Kernel> {
@@ -88,7 +93,7 @@ impl<K: Kernel> Execute<K> for Executor<K> {
             None => (packed(device, plan, q), Packed::Copy(packed_kv(device, plan, shape, k, v))),
         };
         let rows = queries.matrix().rows();
-        let mut walk = Walk::new(device, comm, &plan.forward, plan.rank, shape.kv_width());
+        let mut walk = Walk::new(device, comm, plan, &plan.forward, shape.kv_width());
         walk.keys[0] = Some(kv);
         let result = || (device.matrix(rows, shape.out_width()), device.zero_matrix(rows, shape.q_heads));
         let (mut out, mut lse): (AccMatrix<D>, AccMatrix<D>) = result();
@@ -149,7 +154,7 @@ impl<K: Kernel> Execute<K> for Executor<K> {
         };
         let delta = device.attention_delta(shape, &saved.out, dout.matrix());
         let mut dq: AccMatrix<D> = device.zero_matrix(queries.matrix().rows(), shape.q_width());
-        let mut walk = Walk::new(device, comm, &plan.backward, plan.rank, shape.kv_width());
+        let mut walk = Walk::new(device, comm, plan, &plan.backward, shape.kv_width());
         walk.keys[0] = Some(kv);
         let (mut tiles, nothing) = (saved.tiles.iter(), K::nothing_saved());
         for step in &plan.backward.steps {
@@ -172,7 +177,7 @@ impl<K: Kernel> Execute<K> for Executor<K> {
         let mut dq = device.to_elem_matrix(&dq);
         if let Some(swap) = &plan.swap {
             dq = swap.give_back(device, comm, whole, whole.qk_dim, &dq)?;
-            home = swap.return_gradients(device, comm, whole, &home)?;
+            home = swap.return_gradients(device, comm, plan.wire, whole, &home)?;
         }
         let home = device.to_elem_matrix(&home);
         let spread = |columns: usize, first: usize| {
@@ -257,6 +262,8 @@ struct Walk<'a, D: Device, C: ?Sized> {
     comm: &'a C,
     program: &'a Program,
     rank: usize,
+    /// How gradients travel.
+    wire: Wire,
     width: usize,
     /// Slot 0 may be borrowed; it is never written into.
     keys: Vec<Option<Packed<'a, D>>>,
@@ -275,11 +282,12 @@ struct Open<'a, D: Device> {
 }
 
 impl<'a, D: Ops, C: Communicator<D::Storage> + ?Sized> Walk<'a, D, C> {
-    fn new(device: &'a D, comm: &'a C, program: &'a Program, rank: usize, width: usize) -> Self {
+    fn new(device: &'a D, comm: &'a C, plan: &RankPlan, program: &'a Program, width: usize) -> Self {
         let slots = program.slots.len();
         let keys = (0..slots).map(|_| None).collect();
         let gradients = (0..slots).map(|_| None).collect();
-        Walk { device, comm, program, rank, width, keys, gradients, open: HashMap::new() }
+        let RankPlan { rank, wire, .. } = *plan;
+        Walk { device, comm, program, rank, wire, width, keys, gradients, open: HashMap::new() }
     }
 
     fn key_slot(&mut self, slot: usize) -> &ElemMatrix<D> {
@@ -295,14 +303,16 @@ impl<'a, D: Ops, C: Communicator<D::Storage> + ?Sized> Walk<'a, D, C> {
     fn step(&mut self, step: &'a Step) -> Result<()> {
         match step {
             Step::Post { exchange, content: Content::Keys, sends, receives } => {
-                let (messages, own_keys) = self.pack(sends, |walk, slot| walk.keys[slot].as_ref().map(Packed::matrix));
-                let pending = self.post::<D::Elem>("attention keys", messages, receives)?;
+                let slot = |slot: usize| self.keys[slot].as_ref().map(Packed::matrix);
+                let (messages, own_keys) = self.pack(AsIs, sends, slot);
+                let pending = self.post::<D::Elem>(KEYS, AsIs, messages, receives)?;
                 let (content, own_gradients) = (Content::Keys, VecDeque::new());
                 self.open.insert(*exchange, Open { content, receives, pending, own_keys, own_gradients });
             }
             Step::Post { exchange, content: Content::Gradients, sends, receives } => {
-                let (messages, own_gradients) = self.pack(sends, |walk, slot| walk.gradients[slot].as_ref());
-                let pending = self.post::<D::Acc>("attention gradients", messages, receives)?;
+                let slot = |slot: usize| self.gradients[slot].as_ref();
+                let (messages, own_gradients) = self.pack(self.wire, sends, slot);
+                let pending = self.post::<D::Acc>(GRADIENTS, self.wire, messages, receives)?;
                 let (content, own_keys) = (Content::Gradients, VecDeque::new());
                 self.open.insert(*exchange, Open { content, receives, pending, own_keys, own_gradients });
             }
@@ -320,14 +330,15 @@ impl<'a, D: Ops, C: Communicator<D::Storage> + ?Sized> Walk<'a, D, C> {
 
     /// Copies the rows to send: messages for other ranks, and what stays here.
     #[allow(clippy::type_complexity)]
-    fn pack<T: Element>(
+    fn pack<'b, T: Element>(
         &self,
+        encoding: impl Encoding<T, D>,
         sends: &[Transfer],
-        slot: impl Fn(&Self, usize) -> Option<&Matrix<T, D::Storage>>,
+        slot: impl Fn(usize) -> Option<&'b Matrix<T, D::Storage>>,
     ) -> (Vec<Send<D::Storage>>, VecDeque<Matrix<T, D::Storage>>) {
         let (mut messages, mut own) = (Vec::new(), VecDeque::new());
         for send in sends.iter().filter(|send| !send.rows.is_empty()) {
-            let rows = match slot(self, send.slot) {
+            let rows = match slot(send.slot) {
                 Some(source) => {
                     let mut rows = self.device.matrix(send.rows.len(), self.width);
                     self.device.gather_rows(source, &send.rows, &mut rows, 0);
@@ -338,7 +349,7 @@ impl<'a, D: Ops, C: Communicator<D::Storage> + ?Sized> Walk<'a, D, C> {
             };
             match send.peer == self.rank {
                 true => own.push_back(rows),
-                false => messages.push(Send { to: send.peer, parcel: rows.into_buffer().into() }),
+                false => messages.push(Send { to: send.peer, parcel: encoding.encode(self.device, rows) }),
             }
         }
         (messages, own)
@@ -347,11 +358,12 @@ impl<'a, D: Ops, C: Communicator<D::Storage> + ?Sized> Walk<'a, D, C> {
     fn post<T: Element>(
         &self,
         operation: &'static str,
+        encoding: impl Encoding<T, D>,
         messages: Vec<Send<D::Storage>>,
         receives: &[Transfer],
     ) -> Result<Accounted<D::Storage>> {
         let expected = receives.iter().filter(|receive| receive.peer != self.rank && !receive.rows.is_empty());
-        let expected = expected.map(|receive| Receive::of::<T>(receive.peer, receive.rows.len() * self.width));
+        let expected = expected.map(|receive| encoding.expect(receive.peer, receive.rows.len() * self.width));
         Accounted::post(self.device, self.comm, operation, messages, expected.collect())
     }
 
@@ -368,7 +380,7 @@ impl<'a, D: Ops, C: Communicator<D::Storage> + ?Sized> Walk<'a, D, C> {
                         true => exchange.own_keys.pop_front().ok_or_else(missing)?,
                         false => {
                             let parcel = parcels.next().ok_or_else(missing)?;
-                            Matrix::new(open(parcel, receive.peer, "attention keys")?, rows, self.width)
+                            AsIs.decode(self.device, parcel, (receive.peer, KEYS), (rows, self.width))?
                         }
                     };
                     let whole = receive.rows.iter().copied().eq(0..self.program.slots[slot]);
@@ -386,7 +398,7 @@ impl<'a, D: Ops, C: Communicator<D::Storage> + ?Sized> Walk<'a, D, C> {
                         true => exchange.own_gradients.pop_front().ok_or_else(missing)?,
                         false => {
                             let parcel = parcels.next().ok_or_else(missing)?;
-                            Matrix::new(open(parcel, receive.peer, "attention gradients")?, rows, self.width)
+                            self.wire.decode(self.device, parcel, (receive.peer, GRADIENTS), (rows, self.width))?
                         }
                     };
                     let mut target = self.take_gradients(slot);

@@ -4,11 +4,13 @@ use std::fmt;
 use std::marker::PhantomData;
 use std::ops::Range;
 
-use crate::comm::{Accounted, Communicator, Receive, Send, open};
+use crate::comm::{Accounted, Communicator, Send};
 use crate::degree::{Degree, Divides, Runtime};
 use crate::error::{PlanError, Result, SupportError};
 use crate::ops::Ops;
 use crate::ops::attention::AttentionShape;
+use crate::plan::Wire;
+use crate::strategy::encoding::{AsIs, Encoding};
 use crate::tensor::{AccMatrix, Device, ElemMatrix, Element, Matrix};
 
 /// Whether ranks exchange heads for tokens around attention.
@@ -196,7 +198,8 @@ impl HeadSwap {
         };
         let share = self.share(shape);
         let width = |_| share.qkv_width();
-        let parts = self.trade(device, comm, "attention heads", message, |member| self.rows[member].len(), width)?;
+        let parts =
+            self.trade(device, comm, ("attention heads", AsIs), message, |member| self.rows[member].len(), width)?;
         let queries = share.shape.q_width();
         let mut swapped = Swapped {
             q: device.matrix(self.group_rows(), queries),
@@ -228,7 +231,8 @@ impl HeadSwap {
             message
         };
         let columns = |member: usize| self.share_of(shape, member).q_columns(dim);
-        let parts = self.trade(device, comm, "attention heads", message, |_| own, |member| columns(member).len())?;
+        let parts =
+            self.trade(device, comm, ("attention heads", AsIs), message, |_| own, |member| columns(member).len())?;
         let mut whole = device.matrix(own, shape.q_heads * dim);
         let rows: Vec<usize> = (0..own).collect();
         for (member, part) in parts.iter().enumerate() {
@@ -254,7 +258,7 @@ impl HeadSwap {
         };
         let width = self.share(shape).shape.out_width();
         let parts =
-            self.trade(device, comm, "attention heads", message, |member| self.rows[member].len(), |_| width)?;
+            self.trade(device, comm, ("attention heads", AsIs), message, |member| self.rows[member].len(), |_| width)?;
         let mut whole = device.matrix(self.group_rows(), width);
         for (part, rows) in parts.iter().zip(&self.rows) {
             device.scatter_rows(part, rows, &mut whole, 0);
@@ -267,6 +271,7 @@ impl HeadSwap {
         &self,
         device: &D,
         comm: &C,
+        wire: Wire,
         shape: &AttentionShape,
         dkv: &AccMatrix<D>,
     ) -> Result<AccMatrix<D>> {
@@ -283,7 +288,7 @@ impl HeadSwap {
             message
         };
         let width = |member: usize| self.share_of(shape, member).kv_width();
-        let parts = self.trade(device, comm, "attention head gradients", message, |_| own, width)?;
+        let parts = self.trade(device, comm, ("attention head gradients", wire), message, |_| own, width)?;
         let mut sum: AccMatrix<D> = device.zero_matrix(own, shape.kv_width());
         let rows: Vec<usize> = (0..own).collect();
         for (member, part) in parts.iter().enumerate() {
@@ -300,7 +305,7 @@ impl HeadSwap {
         &self,
         device: &D,
         comm: &C,
-        operation: &'static str,
+        (operation, encoding): (&'static str, impl Encoding<T, D>),
         message: impl Fn(usize) -> Matrix<T, D::Storage>,
         rows: impl Fn(usize) -> usize,
         cols: impl Fn(usize) -> usize,
@@ -309,8 +314,8 @@ impl HeadSwap {
         let filled = |member: &usize| rows(*member) > 0;
         let sends = others().map(|member| (self.members[member], message(member)));
         let sends = sends.filter(|(_, message)| message.rows() > 0);
-        let sends = sends.map(|(to, message)| Send { to, parcel: message.into_buffer().into() }).collect();
-        let expect = |member: usize| Receive::of::<T>(self.members[member], rows(member) * cols(member));
+        let sends = sends.map(|(to, message)| Send { to, parcel: encoding.encode(device, message) }).collect();
+        let expect = |member: usize| encoding.expect(self.members[member], rows(member) * cols(member));
         let receives = others().filter(filled).map(expect).collect();
         let pending = Accounted::post(device, comm, operation, sends, receives)?;
         let mut own = Some(message(self.place));
@@ -325,7 +330,7 @@ impl HeadSwap {
                     let what = || format!("rank {from} sent no heads");
                     let missing = || PlanError::Unsound { strategy: <SwapHeads>::NAME, what: what() };
                     let parcel = parcels.next().ok_or_else(missing)?;
-                    Matrix::new(open(parcel, from, operation)?, rows, cols(member))
+                    encoding.decode(device, parcel, (from, operation), (rows, cols(member)))?
                 }
             });
         }

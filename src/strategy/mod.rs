@@ -13,6 +13,7 @@
 mod all_gather;
 mod cast;
 mod dynamic;
+mod encoding;
 pub mod executor;
 mod heads;
 mod kernel;

@@ -12,7 +12,7 @@ use crate::mask::{Bands, Mask};
 use crate::ops::attention::AttentionShape;
 use crate::ops::unfused::Block;
 use crate::order::{Placement, TokenOrder};
-use crate::plan::{Content, Program, View, check};
+use crate::plan::{Content, Program, View, Wire, check};
 use crate::strategy::executor::{Execute, Executor};
 use crate::strategy::heads::{HeadExchange, HeadSwap};
 use crate::strategy::{CpStrategy, Kernel, KvExchange};
@@ -60,6 +60,7 @@ pub struct RankPlan {
     pub(super) blocks: Vec<Block>,
     /// Whether a query of one sequence of a dense batch attends keys of another.
     pub(super) across_sequences: bool,
+    pub(super) wire: Wire,
 }
 
 impl<O: TokenOrder, L: Layout> AttentionPlan<O, L> {
@@ -97,11 +98,34 @@ impl<O: TokenOrder, L: Layout> AttentionPlan<O, L> {
             backward.rename_peers(|outer| grid.rank(outer, inner));
         }
         let in_place = L::TOKEN_MAJOR && rows.len() == stored;
-        let rank_plan = RankPlan { rank, forward, backward, swap, stored, rows, in_place, blocks, across_sequences };
+        let rank_plan = RankPlan {
+            rank,
+            forward,
+            backward,
+            swap,
+            stored,
+            rows,
+            in_place,
+            blocks,
+            across_sequences,
+            wire: Wire::default(),
+        };
         let mut hasher = DefaultHasher::new();
         (H::NAME, placement.hash(), mask, H::Kv::NAME, kv).hash(&mut hasher);
         let (hash, agreed) = (hasher.finish(), AtomicBool::new(placement.ranks() == 1));
         Ok(AttentionPlan { placement: placement.clone(), rank_plan, hash, agreed })
+    }
+
+    /// The plan with gradients that travel in other numbers.
+    pub fn with_wire(mut self, wire: Wire) -> Self {
+        if wire == self.rank_plan.wire {
+            return self;
+        }
+        let mut hasher = DefaultHasher::new();
+        (self.hash, wire).hash(&mut hasher);
+        self.hash = hasher.finish();
+        self.rank_plan.wire = wire;
+        self
     }
 
     /// Rehearses the programs of all ranks, as [`crate::plan::check`] says. One rank's rehearsal speaks for all.
@@ -173,7 +197,8 @@ impl<O: TokenOrder, L: Layout> AttentionPlan<O, L> {
     /// Bytes that one forward and one backward pass hand to other ranks.
     pub fn bytes_sent<D: Device>(&self, shape: &AttentionShape) -> (usize, usize) {
         let RankPlan { rank, swap, .. } = &self.rank_plan;
-        let (elem, acc) = (size_of::<D::Elem>(), size_of::<D::Acc>());
+        let elem = size_of::<D::Elem>();
+        let acc = self.rank_plan.wire.bytes(elem, size_of::<D::Acc>());
         let width = self.rank_plan.shape(shape).kv_width();
         let bytes = |program: &Program| {
             let keys = program.rows_sent(*rank, Content::Keys) * elem;

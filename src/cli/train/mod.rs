@@ -5,6 +5,7 @@ use std::process::ExitCode;
 
 use context_parallel::error::{DataError, Result};
 use context_parallel::model::Config;
+use context_parallel::plan::Wire;
 use context_parallel::tensor::DType;
 use context_parallel::train::data::{Recall, Source, Text, check_validation};
 use context_parallel::train::learner::AdamwOptions;
@@ -87,6 +88,9 @@ pub struct Arguments {
     /// Compute the inside of each block again in the backward pass, instead of keeping it: slower, less memory
     #[arg(long)]
     recompute: bool,
+    /// Send gradients of keys and values in bf16, not f32: half their bytes, one more rounding; for --dtype bf16
+    #[arg(long)]
+    bf16_wire: bool,
     /// Seed of fresh weights and of the data
     #[arg(long, value_name = "N", default_value_t = 0)]
     seed: u64,
@@ -120,6 +124,8 @@ struct Job {
     tokens_per_rank: Option<usize>,
     adamw: AdamwOptions,
     recompute: bool,
+    /// How gradients of keys and values travel.
+    wire: Wire,
     /// Where the run is written, by the process that speaks.
     out: Option<Vacant>,
 }
@@ -219,8 +225,8 @@ fn prepare(arguments: &Arguments, cluster: &Cluster) -> Result<Job> {
     let (seed, validate_every) = (arguments.seed, arguments.validate_every);
     let options = Options { schedule, seed, batch, accumulate, seq_len, held_out, validate_every };
     let adamw = AdamwOptions { weight_decay, clip, ..AdamwOptions::default() };
-    let recompute = arguments.recompute;
-    Ok(Job { config, weights, stored_depth, source, settings, options, tokens_per_rank, adamw, recompute, out })
+    let (recompute, wire) = (arguments.recompute, args::gradient_wire(arguments.bf16_wire, settings.dtype)?);
+    Ok(Job { config, weights, stored_depth, source, settings, options, tokens_per_rank, adamw, recompute, wire, out })
 }
 
 /// The model with the depth of multi-token prediction that is asked for. One that has a depth keeps it.

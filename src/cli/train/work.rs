@@ -216,9 +216,9 @@ impl<T: Float> Training<'_, T> {
         L: Layout,
         K: Kernel,
     {
-        let Job { config, adamw, recompute, .. } = self.job;
+        let Job { config, adamw, recompute, wire, .. } = self.job;
         let rank = comm.rank();
-        let handler = CpHandler::<H, L, Comm>::new(strategy, comm)?;
+        let handler = CpHandler::<H, L, Comm>::new(strategy, comm)?.with_gradient_wire(*wire);
         let (device, master) = (self.ranks.device(rank).clone(), self.ranks.take(rank));
         GptLearner::new(device, config, master, handler, *adamw, *recompute)
     }
