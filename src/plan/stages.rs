@@ -58,6 +58,30 @@ pub enum StageCount {
     Exactly(usize),
 }
 
+/// How keys and values are staged: how many stages, and what they are cut by. Every rank must use the same.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
+pub struct Staging {
+    /// How many stages.
+    pub count: StageCount,
+    /// Costs of a forward pass.
+    pub forward: StageCosts,
+    /// Costs of a backward pass.
+    pub backward: StageCosts,
+}
+
+impl Default for Staging {
+    /// The best number of stages on the hardware of [`StageCosts::FORWARD`].
+    fn default() -> Self {
+        Staging { count: StageCount::Best, forward: StageCosts::FORWARD, backward: StageCosts::BACKWARD }
+    }
+}
+
+impl From<StageCount> for Staging {
+    fn from(count: StageCount) -> Self {
+        Staging { count, ..Staging::default() }
+    }
+}
+
 /// Most stages that [`StageCount::Best`] tries.
 pub const MOST: usize = 8;
 

@@ -3,7 +3,7 @@
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 
-use crate::plan::stages::{Atom, StageCosts, StageCount, Stages, Work, best};
+use crate::plan::stages::{Atom, Stages, Staging, Work, best};
 use crate::plan::{Content, Program, RowSet, Step, Transfer, View, area_by_keys};
 use crate::strategy::KvExchange;
 
@@ -14,8 +14,8 @@ use crate::strategy::KvExchange;
 /// attended, and are added there stage by stage, in a fixed order. Forward and backward passes are cut by themselves.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct CastKv {
-    /// How many stages; every rank must use the same.
-    pub stages: StageCount,
+    /// How the remote rows are cut.
+    pub staging: Staging,
 }
 
 /// The slot of the own rows, and of their gradients; stage `i` has slot `i + 1`.
@@ -37,9 +37,9 @@ impl Fetches {
 }
 
 impl CastKv {
-    /// With this many stages.
-    pub fn new(stages: StageCount) -> Self {
-        CastKv { stages }
+    /// Cut like this.
+    pub fn new(staging: impl Into<Staging>) -> Self {
+        CastKv { staging: staging.into() }
     }
 
     /// What every rank fetches.
@@ -70,8 +70,9 @@ impl CastKv {
         let own = view.tile_of(rank, view.held(rank));
         let own_area = own.iter().map(crate::plan::Piece::area).sum();
         let work = Work { queries: view.rows(rank), own_area, atoms: &atoms };
-        let costs = if backward { StageCosts::BACKWARD } else { StageCosts::FORWARD };
-        let Stages { cuts, own_last, .. } = best(&work, &costs, self.stages);
+        let Staging { count, forward, backward: of_backward } = &self.staging;
+        let costs = if backward { of_backward } else { forward };
+        let Stages { cuts, own_last, .. } = best(&work, costs, *count);
         let stage = |atoms: std::ops::Range<usize>| {
             let rows = if atoms.start == 0 { 0 } else { ends[atoms.start - 1] }..ends[atoms.end - 1];
             let part = |(&owner, &first): (&usize, &usize)| {

@@ -6,7 +6,7 @@ use crate::layout::Batch;
 use crate::mask::Mask;
 use crate::order::{Dealt, Grouped};
 use crate::plan::schedule::{Group, assign};
-use crate::plan::stages::StageCount;
+use crate::plan::stages::Staging;
 use crate::strategy::{CastKv, CpStrategy, KeepHeads};
 
 /// A block of 1 to `N` ranks for each document of a packed batch; a document on one rank needs no communication.
@@ -27,8 +27,8 @@ impl<N: Degree> Dynamic<N> {
         Dynamic { degree, kv: CastKv::default() }
     }
 
-    /// How many stages remote keys and values come in. Every rank must use the same.
-    pub fn with_stages(self, stages: StageCount) -> Self {
+    /// How remote keys and values are staged: a number of stages, or their costs too. Every rank must use the same.
+    pub fn with_stages(self, stages: impl Into<Staging>) -> Self {
         Dynamic { kv: CastKv::new(stages), ..self }
     }
 }

@@ -9,7 +9,7 @@ use crate::layout::Batch;
 use crate::mask::Mask;
 use crate::order::{Dealt, Solved};
 use crate::plan::dispatch::{Options, Problem, solve};
-use crate::plan::stages::StageCount;
+use crate::plan::stages::Staging;
 use crate::strategy::{CastKv, CpStrategy, KeepHeads};
 
 /// Solved placement and group-cast over `N` ranks, for packed batches under any mask. Megatron calls it `magi`.
@@ -31,8 +31,8 @@ impl<N: Degree> Magi<N> {
         Magi { effort: moves, ..self }
     }
 
-    /// How many stages remote keys and values come in. Every rank must use the same.
-    pub fn with_stages(self, stages: StageCount) -> Self {
+    /// How remote keys and values are staged: a number of stages, or their costs too. Every rank must use the same.
+    pub fn with_stages(self, stages: impl Into<Staging>) -> Self {
         Magi { kv: CastKv::new(stages), ..self }
     }
 }
