@@ -489,7 +489,7 @@ pub enum PlanError {
     /// Ranks plan differently.
     #[error(
         "rank {own_rank} has plan {own:016x} and rank {rank} plan {found:016x}: give every rank the same strategy, batch \
-         lengths, masks and solver effort"
+         lengths, masks, solver effort, stages with their costs, and gradient wire"
     )]
     Disagree {
         /// This rank.

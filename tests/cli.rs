@@ -115,6 +115,8 @@ fn numbers_that_cannot_be() {
     refused("train --data text --seq-len 8 --cp 9", &["--cp is 9", "8 tokens", "--cp 8 or less"]);
     refused("train --data text --strategy single --cp 2", &["strategy single", "not on 2", "--cp 1", "ring"]);
     refused("train --data text --threads 0", &["--threads is 0"]);
+    refused("train --cp 1 --dtype bf16 --bf16-wire", &["--bf16-wire is for several ranks", "--cp is 1"]);
+    refused("train --data text --batch 4294967296 --accumulate 4294967296", &["--batch 4294967296", "use fewer"]);
     refused("train --data text --cp 2 --bf16-wire", &["--bf16-wire is for --dtype bf16, not for f32"]);
     refused("train --data text --steps 0", &["--steps is 0"]);
     refused("train --data text --seq-len 0", &["--seq-len is 0"]);

@@ -162,6 +162,19 @@ fn mutations<X: KvExchange>() {
                 _ => false,
             })
         });
+        noticed::<X>("a slot given back before it is attended", |programs| {
+            let steps = steps(programs, 2, backward);
+            let last = steps.iter().rposition(|step| matches!(step, Step::Tile { .. }));
+            let Some((at, Step::Tile { slot, .. })) = last.map(|at| (at, steps[at].clone())) else { return false };
+            steps.insert(at, Step::Free { slot });
+            true
+        });
+        noticed::<X>("the last wait left out", |programs| {
+            let steps = steps(programs, 1, backward);
+            let Some(at) = steps.iter().rposition(|step| matches!(step, Step::Wait { .. })) else { return false };
+            steps.remove(at);
+            true
+        });
         noticed::<X>("a wait left out", |programs| {
             let steps = steps(programs, 1, backward);
             let Some(at) = steps.iter().position(|step| matches!(step, Step::Wait { .. })) else { return false };

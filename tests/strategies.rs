@@ -13,16 +13,17 @@ use context_parallel::mask::{Mask, Slice, SliceKind};
 use context_parallel::model::init::Normal;
 use context_parallel::model::inputs::Inputs;
 use context_parallel::model::{Config, GptModel, ParameterList, Sizes, init};
+use context_parallel::ops::Ops;
 use context_parallel::ops::attention::AttentionShape;
 use context_parallel::oracle;
 use context_parallel::order::{Contiguous, Full, Striped, Zigzag};
-use context_parallel::plan::Wire;
-use context_parallel::plan::stages::StageCount;
+use context_parallel::plan::stages::{StageCosts, StageCount, Staging};
+use context_parallel::plan::{Program, Wire};
 use context_parallel::strategy::{
-    AllGather, CastKv, CpStrategy, Dynamic, Flash, KeepHeads, Kernel, LocalKv, Magi, Ring, RingUlysses, Row, Single,
-    Supports, Ulysses, Unfused,
+    AllGather, CastKv, CpStrategy, Dynamic, Flash, KeepHeads, Kernel, LocalKv, LogSumExp, Magi, Ring, RingUlysses, Row,
+    Single, Supports, TileOperands, Ulysses, Unfused,
 };
-use context_parallel::tensor::{Cpu, Device};
+use context_parallel::tensor::{AccMatrix, Cpu, Device, ElemMatrix};
 use context_parallel::train::data::{IGNORED, Recall, Source, TokenBatch};
 use context_parallel::train::learner::{AdamwOptions, GptLearner};
 use context_parallel::train::trainer::Learner;
@@ -228,17 +229,103 @@ fn padding_of_nan_never_reaches_a_real_row() {
     }
 }
 
+/// Costs at which attending the own keys last is quickest, in three stages. What returns does not count forward.
+fn own_keys_last() -> Staging {
+    let free = StageCosts { cell: 1000, fetched: 0, returned: 1_000_000, message: 0, launch: 0, merged: 0 };
+    Staging { count: StageCount::Exactly(3), forward: free, backward: free }
+}
+
+#[test]
+fn own_keys_hide_the_return_of_gradients_where_that_is_quicker() {
+    let plan = threads::run(2, |comm| {
+        let strategy = Magi::new(Runtime(2)).with_stages(own_keys_last());
+        let handler = CpHandler::<Magi, Thd, _>::new(strategy, comm)?;
+        let placement = handler.place(Packed::from_lengths(&[200])?)?;
+        let plan = handler.plan(&placement, &Mask::Full)?;
+        let slots = |program: &Program| program.tiles().map(|(slot, _)| slot).collect::<Vec<_>>();
+        Ok([slots(plan.forward()), slots(plan.backward())])
+    });
+    assert!(plan.unwrap().iter().all(|slots| *slots == [vec![0, 1, 2, 3], vec![1, 2, 3, 0]]));
+}
+
+/// [`Flash`] that says it saves something of each tile.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+struct Saving;
+
+impl LogSumExp for Saving {}
+impl Row<Thd, Saving> for Magi {}
+
+impl Kernel for Saving {
+    const NAME: &'static str = "saving";
+    type Saved<D: Device> = usize;
+
+    fn forward<D: Ops>(d: &D, tile: TileOperands<'_, D>, out: &mut AccMatrix<D>, lse: &mut AccMatrix<D>) -> usize {
+        let cells = tile.pieces.len();
+        Flash::forward(d, tile, out, lse);
+        cells
+    }
+
+    fn backward<D: Ops>(
+        d: &D,
+        tile: TileOperands<'_, D>,
+        saved: &usize,
+        out: &AccMatrix<D>,
+        lse: &AccMatrix<D>,
+        delta: &AccMatrix<D>,
+        dout: &ElemMatrix<D>,
+        dq: &mut AccMatrix<D>,
+        dkv: &mut AccMatrix<D>,
+    ) {
+        assert_eq!(*saved, tile.pieces.len());
+        Flash::backward(d, tile, &(), out, lse, delta, dout, dq, dkv);
+    }
+
+    fn merge<D: Ops>(
+        d: &D,
+        shape: &AttentionShape,
+        out: &mut AccMatrix<D>,
+        lse: &mut AccMatrix<D>,
+        part: (&AccMatrix<D>, &AccMatrix<D>),
+    ) -> Result<()> {
+        Flash::merge(d, shape, out, lse, part)
+    }
+}
+
+#[test]
+fn a_kernel_that_saves_its_tiles_gets_them_back_or_an_error() {
+    let run = |staging: Staging| {
+        threads::run(2, |comm| {
+            let device = Cpu::<f32>::new(1);
+            let strategy = Magi::new(Runtime(2)).with_stages(staging);
+            let handler = CpHandler::<Magi, Thd, _>::new(strategy, comm)?;
+            let batch = Arc::new(Packed::from_lengths(&[64])?);
+            let placement = handler.place(batch.clone())?;
+            let x = Full::<Thd, f32>::from_batch_first(&[0.5; 64 * 4], 4, batch)?;
+            let x = handler.dispatch(&device, &placement, &x)?;
+            let shape = AttentionShape { q_heads: 1, kv_heads: 1, qk_dim: 4, v_dim: 4, scale: 0.5 };
+            let plan = handler.plan(&placement, &Mask::Full)?;
+            let (_, core) = handler.core_attn::<Saving, _>(&device, &plan, &shape, &x, &x, &x)?;
+            handler.core_attn_backward(&device, &plan, &x, &x, &x, &core, &x).map(drop)
+        })
+    };
+    let costs = StageCosts { returned: 0, ..StageCosts::FORWARD };
+    run(Staging { count: StageCount::Exactly(2), forward: costs, backward: costs }).unwrap();
+    let message = run(own_keys_last()).unwrap_err().to_string();
+    assert!(message.contains("other tiles backward than forward"), "{message}");
+}
+
 #[test]
 fn stages_change_neither_numbers_nor_traffic() {
     let batch = Packed::new(&[13, 0, 1, 90, 140], &[16, 3, 1, 97, 140]).unwrap();
     for mask in masks() {
         for ranks in [2, 3, 5] {
-            for stages in [1, 2, 3, 7].map(StageCount::Exactly) {
+            let counts = [1, 2, 3, 7].map(|count| Staging::from(StageCount::Exactly(count)));
+            for staging in counts.into_iter().chain([own_keys_last()]) {
                 for errors in [
-                    attention_errors(Magi::new(Runtime(ranks)).with_stages(stages), &batch, &mask),
-                    attention_errors(Dynamic::new(Runtime(ranks)).with_stages(stages), &batch, &mask),
+                    attention_errors(Magi::new(Runtime(ranks)).with_stages(staging), &batch, &mask),
+                    attention_errors(Dynamic::new(Runtime(ranks)).with_stages(staging), &batch, &mask),
                 ] {
-                    assert!(errors.iter().all(|&error| error < 2e-6), "{mask:?}, {stages:?} on {ranks}: {errors:?}");
+                    assert!(errors.iter().all(|&error| error < 2e-6), "{mask:?}, {staging:?} on {ranks}: {errors:?}");
                 }
             }
         }
@@ -254,7 +341,8 @@ fn ranks_with_other_stages_are_told_before_they_compute() {
         let placement = handler.place(Packed::from_lengths(&[64])?)?;
         handler.plan(&placement, &Mask::Causal)?.agree(&device, handler.comm())
     });
-    assert!(error.unwrap_err().to_string().contains("give every rank the same"));
+    let message = error.unwrap_err().to_string();
+    assert!(message.contains("give every rank the same") && message.contains("stages with their costs"), "{message}");
 }
 
 /// Gradients of keys and values travel in half the bytes, as predicted, and one rounding worse.

@@ -160,18 +160,26 @@ impl Choices {
     }
 }
 
-/// In what numbers gradients of keys and values travel; refuses a rounding that would be none.
-pub fn gradient_wire(bf16_wire: bool, dtype: DType) -> Result<Wire> {
-    match (bf16_wire, dtype) {
-        (false, _) => Ok(Wire::Accumulated),
-        (true, DType::Bf16) => Ok(Wire::Stored),
-        (true, dtype) => {
-            Err(numbers(format!("--bf16-wire is for --dtype bf16, not for {dtype}: leave it out, or use --dtype bf16")))
-        }
-    }
-}
-
 impl Settings {
+    /// In what numbers gradients of keys and values travel; refuses a rounding that would be none.
+    pub fn gradient_wire(&self, bf16_wire: bool) -> Result<Wire> {
+        if !bf16_wire {
+            return Ok(Wire::Accumulated);
+        }
+        if self.dtype != DType::Bf16 {
+            let dtype = self.dtype;
+            let message =
+                format!("--bf16-wire is for --dtype bf16, not for {dtype}: leave it out, or use --dtype bf16");
+            return Err(numbers(message));
+        }
+        if self.choice.degree == 1 {
+            return Err(numbers(
+                "--bf16-wire is for several ranks, --cp is 1: leave it out, or use --cp 2".to_string(),
+            ));
+        }
+        Ok(Wire::Stored)
+    }
+
     /// Chooses how `ring-ulysses` groups the ranks where the user has not, and refuses heads that cannot be shared out.
     pub fn fit_heads(&mut self, q_heads: usize) -> Result<()> {
         self.choice = support::fit_heads(self.choice.clone(), q_heads)?;

@@ -159,7 +159,7 @@ fn prepare(arguments: &Arguments, cluster: &Cluster) -> Result<Job> {
     }
     let shape = AttentionShape { q_heads, kv_heads, qk_dim: dim, v_dim: dim, scale: 1.0 };
     let lengths = lengths?;
-    let wire = args::gradient_wire(arguments.bf16_wire, settings.dtype)?;
+    let wire = settings.gradient_wire(arguments.bf16_wire)?;
     let tokens_per_rank = settings.tokens_per_rank(arguments.tokens_per_rank, &lengths)?;
     Ok(Job { settings, lengths, mask, shape, effort: arguments.effort, tokens_per_rank, wire })
 }

@@ -57,7 +57,7 @@ pub(super) struct Cache<H: CpStrategy, L: Layout> {
     pub(super) wire: Wire,
     /// By batch, and by masks where the order depends on them.
     placements: Recent<Whose<L>, Place<H, L>>,
-    plans: Recent<(u64, Mask), Plan<H, L>>,
+    plans: Recent<(u64, Mask, Wire), Plan<H, L>>,
     /// By placement hash and content key; the value is whatever the key's owner keeps.
     other: Recent<(u64, u64), Arc<dyn Any + Send + Sync>>,
 }
@@ -97,7 +97,7 @@ impl<H: CpStrategy, L: Layout> Cache<H, L> {
     }
 
     pub(super) fn plan(&self, placement: &Place<H, L>, mask: &Mask) -> Result<Plan<H, L>> {
-        self.plans.get_or_make((placement.hash(), mask.clone()), || {
+        self.plans.get_or_make((placement.hash(), mask.clone(), self.wire), || {
             // One rank's rehearsal speaks for all; where it fails, the others hear of it.
             if self.checks && self.rank == 0 && self.ranks > 1 {
                 AttentionPlan::check(&self.strategy, placement, mask)?;

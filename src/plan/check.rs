@@ -34,6 +34,9 @@ pub fn check(strategy: &'static str, view: &View, programs: &[(Program, Program)
             let step = &stuck.program.steps[stuck.at];
             return Err(unsound(format!("{direction}, rank {} waits for ever at {step:?}", stuck.rank)).into());
         }
+        if let Some((rank, exchange)) = ranks.iter().find_map(|actor| Some((actor.rank, *actor.open.keys().min()?))) {
+            return Err(unsound(format!("{direction}, rank {rank} never waits for exchange {exchange}")).into());
+        }
         if let Some(((from, to), _)) = mail.iter().find(|(_, way)| way.sent.iter().any(Option::is_some)) {
             return Err(unsound(format!("{direction}, rank {from} sends to rank {to}, which expects nothing")).into());
         }
@@ -108,7 +111,13 @@ impl Actor {
                     }
                 }
                 Step::Tile { slot, pieces } => self.tile(slot, &pieces)?,
-                Step::Merge | Step::Free { .. } => {}
+                Step::Free { slot } => {
+                    self.tokens[slot].fill(0);
+                    if slot != self.program.home {
+                        self.gradients[slot].fill(0);
+                    }
+                }
+                Step::Merge => {}
             }
             self.at += 1;
         }

@@ -117,6 +117,14 @@ impl Program {
         self.steps.iter().map(sent).sum()
     }
 
+    /// The tiles in order: slots and cells.
+    pub fn tiles(&self) -> impl Iterator<Item = (usize, &[Piece])> {
+        self.steps.iter().filter_map(|step| match step {
+            Step::Tile { slot, pieces } => Some((*slot, &pieces[..])),
+            _ => None,
+        })
+    }
+
     /// Exchanges that bring this rank keys and values from other ranks.
     pub fn stages(&self, rank: usize) -> usize {
         let brings = |step: &&Step| match step {
@@ -130,11 +138,7 @@ impl Program {
 
     /// Attended cells of all tiles.
     pub fn area(&self) -> u64 {
-        let area = |step: &Step| match step {
-            Step::Tile { pieces, .. } => pieces.iter().map(Piece::area).sum(),
-            _ => 0,
-        };
-        self.steps.iter().map(area).sum()
+        self.tiles().flat_map(|(_, pieces)| pieces).map(Piece::area).sum()
     }
 
     /// Most rows of keys and values that are held at one time, messages under way to this rank included.

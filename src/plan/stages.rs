@@ -25,7 +25,7 @@ pub struct StageCosts {
     pub cell: u64,
     /// Fetching the keys and values of a token.
     pub fetched: u64,
-    /// Sending the gradients of the keys and values of a token home; 0 in a forward pass.
+    /// Sending the gradients of the keys and values of a token home; not looked at in a forward pass.
     pub returned: u64,
     /// Any exchange, however few its rows.
     pub message: u64,
@@ -36,8 +36,8 @@ pub struct StageCosts {
 }
 
 impl StageCosts {
-    /// Forward, in units of 57 ps: 64 query heads of 128 features at 580 TFLOP/s, 8 key/value heads in 16 bits at 45
-    /// GB/s as in [`Costs`](crate::plan::dispatch::Costs), 10 us to a message, 5 us to a launch, and results in 32
+    /// Forward, in units of 28 ps, half of those of [`Costs`](crate::plan::dispatch::Costs): 64 query heads of 128 features at 580 TFLOP/s, 8 key/value heads in 16 bits at 45
+    /// GB/s, 10 us to a message, 5 us to a launch, and results in 32
     /// bits merged at 3.3 TB/s.
     pub const FORWARD: Self =
         StageCosts { cell: 2, fetched: 3200, returned: 0, message: 350_000, launch: 175_000, merged: 1024 };
@@ -54,7 +54,8 @@ pub enum StageCount {
     /// As many as take the least time, up to [`MOST`].
     #[default]
     Best,
-    /// This many (at least 1), as far as there are rows.
+    /// This many, at least 1; fewer where there are fewer atoms to make them of
+    /// ([`CastKv`](crate::strategy::CastKv) has up to 16).
     Exactly(usize),
 }
 
@@ -129,6 +130,9 @@ pub fn best(work: &Work, costs: &StageCosts, count: StageCount) -> Stages {
     best
 }
 
+/// Times that are longer count as this, which is less than that of no cut at all.
+const LONGEST: u64 = u64::MAX - 1;
+
 struct Search<'a> {
     costs: &'a StageCosts,
     /// Rows and cells of the first atoms.
@@ -183,7 +187,7 @@ impl<'a> Search<'a> {
         let mut times = vec![u64::MAX; states];
         for end in 1..=atoms {
             let first = if own_last { 0 } else { self.own };
-            times[index(0, 0, end)] = self.fetch(0, end).max(first);
+            times[index(0, 0, end)] = self.fetch(0, end).max(first).min(LONGEST);
         }
         // By stage: where the stage two before it starts.
         let mut from: Vec<Vec<u32>> = vec![vec![0; states]];
@@ -200,13 +204,14 @@ impl<'a> Search<'a> {
                     }
                     let slot = self.attend(b, c).max(back);
                     for d in c + 1..=atoms {
-                        let (state, time) = (index(b, c, d), time.saturating_add(slot.max(self.fetch(c, d))));
+                        let time = time.saturating_add(slot.max(self.fetch(c, d))).min(LONGEST);
+                        let state = index(b, c, d);
                         if time < next[state] {
                             (next[state], starts[state]) = (time, a as u32);
                         }
                     }
                     let end = self.give_back(b, c).max(if own_last { self.own } else { 0 });
-                    let time = time.saturating_add(slot).saturating_add(end);
+                    let time = time.saturating_add(slot).saturating_add(end).min(LONGEST);
                     if c == atoms && stages >= least && time < best.0 {
                         best = (time, stages, [a, b]);
                     }

@@ -3,7 +3,7 @@
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 
-use crate::plan::stages::{Atom, Stages, Staging, Work, best};
+use crate::plan::stages::{Atom, StageCosts, Stages, Staging, Work, best};
 use crate::plan::{Content, Program, RowSet, Step, Transfer, View, area_by_keys};
 use crate::strategy::KvExchange;
 
@@ -71,8 +71,9 @@ impl CastKv {
         let own_area = own.iter().map(crate::plan::Piece::area).sum();
         let work = Work { queries: view.rows(rank), own_area, atoms: &atoms };
         let Staging { count, forward, backward: of_backward } = &self.staging;
-        let costs = if backward { of_backward } else { forward };
-        let Stages { cuts, own_last, .. } = best(&work, costs, *count);
+        // Nothing returns in a forward pass, whose first tile is that of the own keys.
+        let costs = if backward { *of_backward } else { StageCosts { returned: 0, ..*forward } };
+        let Stages { cuts, own_last, .. } = best(&work, &costs, *count);
         let stage = |atoms: std::ops::Range<usize>| {
             let rows = if atoms.start == 0 { 0 } else { ends[atoms.start - 1] }..ends[atoms.end - 1];
             let part = |(&owner, &first): (&usize, &usize)| {
@@ -137,10 +138,16 @@ impl Writer<'_> {
         peers.filter_map(rows).collect()
     }
 
+    /// Posts the keys of a stage. Forward, those that only others fetch follow its last one at once, so that they are not
+    /// held up by this rank's work; backward, gradients come between.
     fn post_keys(&self, steps: &mut Vec<Step>, stage: usize) {
-        if stage < self.exchanges {
-            let (sends, receives) = (self.used(stage), self.places(stage));
-            steps.push(Step::Post { exchange: stage, content: Content::Keys, sends, receives });
+        let own = self.mine().stages.len();
+        let last = if !self.backward && stage + 1 == own.max(1) { self.exchanges } else { stage + 1 };
+        if self.backward || stage < own.max(1) {
+            for stage in stage..last.min(self.exchanges) {
+                let (sends, receives) = (self.used(stage), self.places(stage));
+                steps.push(Step::Post { exchange: stage, content: Content::Keys, sends, receives });
+            }
         }
     }
 
@@ -183,7 +190,7 @@ impl Writer<'_> {
             steps.push(Step::Free { slot });
             self.wait_for_gradients(&mut steps, stage.saturating_sub(1)..stage);
         }
-        // Others may have more stages; what they need of this rank is not held up by its own work.
+        // Others may have more stages.
         for stage in stages..self.exchanges {
             self.post_keys(&mut steps, stage + 1);
             self.post_gradients(&mut steps, stage);

@@ -24,6 +24,7 @@ mod ring_ulysses;
 mod single;
 pub mod support;
 mod ulysses;
+mod walk;
 
 pub use all_gather::{AllGather, GatherKv};
 pub use cast::CastKv;

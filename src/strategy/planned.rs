@@ -37,8 +37,8 @@ fn view_of<H: CpStrategy, L: Layout>(
 pub struct AttentionPlan<O: TokenOrder, L: Layout> {
     placement: Arc<Placement<O, L>>,
     rank_plan: RankPlan,
-    /// Identifies strategy, placement, mask and exchange, the same on every rank.
-    hash: u64,
+    /// Hash of strategy, placement, mask and exchange.
+    made_of: u64,
     /// Whether every rank is known to have the same plan.
     agreed: AtomicBool,
 }
@@ -112,19 +112,14 @@ impl<O: TokenOrder, L: Layout> AttentionPlan<O, L> {
         };
         let mut hasher = DefaultHasher::new();
         (H::NAME, placement.hash(), mask, H::Kv::NAME, kv).hash(&mut hasher);
-        let (hash, agreed) = (hasher.finish(), AtomicBool::new(placement.ranks() == 1));
-        Ok(AttentionPlan { placement: placement.clone(), rank_plan, hash, agreed })
+        let (made_of, agreed) = (hasher.finish(), AtomicBool::new(placement.ranks() == 1));
+        Ok(AttentionPlan { placement: placement.clone(), rank_plan, made_of, agreed })
     }
 
     /// The plan with gradients that travel in other numbers.
     pub fn with_wire(mut self, wire: Wire) -> Self {
-        if wire == self.rank_plan.wire {
-            return self;
-        }
-        let mut hasher = DefaultHasher::new();
-        (self.hash, wire).hash(&mut hasher);
-        self.hash = hasher.finish();
         self.rank_plan.wire = wire;
+        self.agreed = AtomicBool::new(self.placement.ranks() == 1);
         self
     }
 
@@ -143,9 +138,11 @@ impl<O: TokenOrder, L: Layout> AttentionPlan<O, L> {
         check(H::NAME, &view, &programs)
     }
 
-    /// Identifies strategy, placement, mask and exchange, the same on every rank.
+    /// Identifies strategy, placement, mask, exchange and wire, the same on every rank.
     pub fn hash(&self) -> u64 {
-        self.hash
+        let mut hasher = DefaultHasher::new();
+        (self.made_of, self.rank_plan.wire).hash(&mut hasher);
+        hasher.finish()
     }
 
     /// Compares the plan's hash over ranks, the first time that it is used.
@@ -156,13 +153,13 @@ impl<O: TokenOrder, L: Layout> AttentionPlan<O, L> {
         if self.agreed.load(Ordering::Relaxed) {
             return Ok(());
         }
-        let mine = device.upload(&[self.hash as i64]);
+        let own = self.hash();
+        let mine = device.upload(&[own as i64]);
         let counts = vec![1; comm.size()];
         for (rank, hash) in comm.all_gather_v(mine, &counts)?.into_iter().enumerate() {
             let hash = device.download(&hash)[0] as u64;
-            if hash != self.hash {
-                let (own, found) = (self.hash, hash);
-                return Err(PlanError::Disagree { own_rank: comm.rank(), own, rank, found }.into());
+            if hash != own {
+                return Err(PlanError::Disagree { own_rank: comm.rank(), own, rank, found: hash }.into());
             }
         }
         self.agreed.store(true, Ordering::Relaxed);

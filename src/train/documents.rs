@@ -67,7 +67,7 @@ pub fn sequences<'a>(
 ) -> impl Iterator<Item = Range<usize>> + use<'a> {
     separator.split(text).flat_map(move |document| {
         let predicting = document.start..document.end.saturating_sub(1);
-        predicting.clone().step_by(seq.max(1)).map(move |start| start..predicting.end.min(start + seq))
+        predicting.clone().step_by(seq.max(1)).map(move |start| start..predicting.end.min(start.saturating_add(seq)))
     })
 }
 

@@ -90,16 +90,17 @@ pub fn print(report: &Scheduled) {
     ));
     let header = ["micro-batch", "ranks", "documents", "tokens", "tokens per rank", "rows received"];
     let blocks = micro_batches.iter().enumerate().flat_map(|(index, micro)| {
-        blocks(&micro.groups).into_iter().map(move |(ranks, documents)| {
+        blocks(&micro.groups).into_iter().map(move |(ranks, block)| {
+            let documents: Vec<usize> = block.documents().collect();
             let tokens: usize = documents.iter().map(|&document| lengths[document]).sum();
-            let each: usize = documents.iter().map(|&document| lengths[document].div_ceil(ranks.len())).sum();
+            let each = block.tokens(lengths, *cp).into_iter().max().unwrap_or(0);
             vec![
                 index.to_string(),
                 if ranks.len() == 1 { ranks.start.to_string() } else { format!("{}..{}", ranks.start, ranks.end) },
                 named(&documents),
                 output::count(tokens as u64),
                 output::count(each as u64),
-                rows(tokens as u128 * (ranks.len() as u128 - 1)),
+                rows(block.rows_received(lengths)),
             ]
         })
     });
@@ -107,13 +108,13 @@ pub fn print(report: &Scheduled) {
 }
 
 /// Documents by the ranks that they share.
-fn blocks(groups: &[Group]) -> Vec<(Range<usize>, Vec<usize>)> {
-    let mut blocks: Vec<(Range<usize>, Vec<usize>)> = Vec::new();
-    for Group { document, first, degree } in groups {
-        let ranks = *first..first + degree;
+fn blocks(groups: &[Group]) -> Vec<(Range<usize>, schedule::MicroBatch)> {
+    let mut blocks: Vec<(Range<usize>, schedule::MicroBatch)> = Vec::new();
+    for group in groups {
+        let ranks = group.first..group.first + group.degree;
         match blocks.iter_mut().find(|(other, _)| *other == ranks) {
-            Some((_, documents)) => documents.push(*document),
-            None => blocks.push((ranks, vec![*document])),
+            Some((_, block)) => block.groups.push(group.clone()),
+            None => blocks.push((ranks, schedule::MicroBatch { groups: vec![group.clone()] })),
         }
     }
     blocks.sort_by_key(|(ranks, _)| (ranks.start, ranks.end));

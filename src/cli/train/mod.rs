@@ -28,6 +28,8 @@ use work::Finished;
 pub const RECALL: &str = "recall";
 /// Different tokens of the recall task, or fewer where the model's vocabulary is smaller.
 pub const RECALL_VOCAB: usize = 64;
+/// Most sequences of a step.
+const MOST_SEQUENCES: usize = 1 << 32;
 /// Tokens of a held-out evaluation, about.
 const HELD_OUT_TOKENS: usize = 32_768;
 
@@ -181,11 +183,18 @@ fn prepare(arguments: &Arguments, cluster: &Cluster) -> Result<Job> {
         let instead = format!("{reason}; use --dtype bf16 or f32 (eval and verify take f16 and f64)");
         return Err(args::not_available(what, instead));
     }
+    let wire = settings.gradient_wire(arguments.bf16_wire)?;
     let seq_len = args::positive("--seq-len", arguments.seq_len)?;
     settings.check_seq_len(seq_len)?;
     let separator = settings.separator(arguments.document_separator.as_deref())?;
     let batch = args::positive("--batch", arguments.batch)?;
     let accumulate = args::positive("--accumulate", arguments.accumulate)?;
+    if batch.checked_mul(accumulate).is_none_or(|sequences| sequences > MOST_SEQUENCES) {
+        return Err(args::numbers(format!(
+            "--batch {batch} times --accumulate {accumulate} is more than the {MOST_SEQUENCES} sequences that a step can \
+             have: use fewer"
+        )));
+    }
     let steps = arguments.steps;
     let (lr, min_lr) = (arguments.lr, arguments.min_lr.unwrap_or(0.1 * arguments.lr));
     let schedule = Schedule::new(lr, min_lr, arguments.warmup.unwrap_or(Schedule::default_warmup(steps)), steps)?;
@@ -225,7 +234,7 @@ fn prepare(arguments: &Arguments, cluster: &Cluster) -> Result<Job> {
     let (seed, validate_every) = (arguments.seed, arguments.validate_every);
     let options = Options { schedule, seed, batch, accumulate, seq_len, held_out, validate_every };
     let adamw = AdamwOptions { weight_decay, clip, ..AdamwOptions::default() };
-    let (recompute, wire) = (arguments.recompute, args::gradient_wire(arguments.bf16_wire, settings.dtype)?);
+    let recompute = arguments.recompute;
     Ok(Job { config, weights, stored_depth, source, settings, options, tokens_per_rank, adamw, recompute, wire, out })
 }
 
