@@ -1,0 +1,72 @@
+//! Errors of models, data and files.
+
+use thiserror::Error;
+
+/// What can be wrong with a model.
+#[derive(Debug, Error, Clone, PartialEq)]
+#[non_exhaustive]
+pub enum ModelError {
+    /// A token outside the vocabulary.
+    #[error("token {token} at sequence or document {sequence}, position {position}: the vocabulary has ids 0..{vocab}")]
+    Token {
+        /// The id.
+        token: i64,
+        /// Sequence or document.
+        sequence: usize,
+        /// Position in it.
+        position: usize,
+        /// Size of the vocabulary.
+        vocab: usize,
+    },
+    /// A label outside the vocabulary.
+    #[error("label {label}: the vocabulary has ids 0..{vocab}, and -100 for a label that does not count")]
+    Label {
+        /// The label.
+        label: i64,
+        /// Size of the vocabulary.
+        vocab: usize,
+    },
+    /// A configuration that cannot be used.
+    #[error("{0}")]
+    Config(String),
+    /// Weights that cannot be used.
+    #[error("{0}")]
+    Weights(String),
+}
+
+/// What can be wrong with data and files.
+#[derive(Debug, Error, Clone, PartialEq)]
+#[non_exhaustive]
+pub enum DataError {
+    /// A file that cannot be read.
+    #[error("cannot read {path}: {reason}; check the path, and that the file is whole and may be read")]
+    Read {
+        /// The file.
+        path: String,
+        /// Why.
+        reason: String,
+    },
+    /// A file that cannot be written.
+    #[error("cannot write {path}: {reason}")]
+    Write {
+        /// The file.
+        path: String,
+        /// Why.
+        reason: String,
+    },
+    /// Data that cannot be used.
+    #[error("{0}")]
+    Unusable(String),
+    /// Training whose loss or gradient is no longer a number.
+    #[error(
+        "the run diverged at step {step}: loss {loss}, gradient norm {grad_norm}; use a smaller --lr, a longer --warmup or a smaller --clip"
+    )]
+    Diverged {
+        /// The step, from 1.
+        step: u64,
+        /// Its loss.
+        loss: f64,
+        /// Norm of its gradient.
+        grad_norm: f64,
+    },
+}
