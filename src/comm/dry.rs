@@ -53,7 +53,7 @@ struct Arrived(Vec<Receive>);
 impl Completion<Imagined> for Arrived {
     fn complete(self: Box<Self>) -> Result<Received<Imagined>> {
         let parcel = |receive: Receive| {
-            let storage = Imagined::message(receive.len * receive.dtype.size());
+            let storage = Imagined::message(receive.bytes());
             Parcel { storage, len: receive.len, dtype: receive.dtype }
         };
         Ok(Received { parcels: self.0.into_iter().map(parcel).collect() })

@@ -42,6 +42,7 @@ macro_rules! delegate_to_member {
     };
 }
 
+mod accounted;
 pub mod clock;
 mod collectives;
 pub mod dry;
@@ -62,10 +63,11 @@ pub mod traffic;
 
 use std::fmt;
 
+pub use accounted::Accounted;
 pub use collectives::Collectives;
 
 use crate::error::{CommError, Result};
-use crate::tensor::{Buffer, Charge, DType, Device, Element, Host, Storage};
+use crate::tensor::{Buffer, Charge, DType, Element, Host, Storage};
 
 /// An owned buffer whose element type is known at run time: what a message carries.
 #[derive(Debug)]
@@ -97,7 +99,7 @@ impl<S: Storage> Parcel<S> {
     }
 
     /// Says on whose account the memory is: see [`Storage::set_charge`].
-    pub fn set_charge(&mut self, charge: Option<Charge>) {
+    fn set_charge(&mut self, charge: Option<Charge>) {
         self.storage.set_charge(charge);
     }
 
@@ -140,6 +142,11 @@ impl Receive {
     /// `len` elements of `T` from rank `from`.
     pub fn of<T: Element>(from: usize, len: usize) -> Self {
         Receive { from, len, dtype: T::DTYPE }
+    }
+
+    /// Bytes that come.
+    pub fn bytes(&self) -> usize {
+        self.len * self.dtype.size()
     }
 }
 
@@ -228,51 +235,6 @@ macro_rules! forward_communicator {
     )* };
 }
 forward_communicator!(Box<C>, &'a C);
-
-impl Receive {
-    /// Bytes that come.
-    pub fn bytes(&self) -> usize {
-        self.len * self.dtype.size()
-    }
-}
-
-/// An exchange under way whose memory is on the account of a device: what it expects counts from the post on, what it
-/// sends until then.
-#[must_use = "an exchange that is not waited for is lost"]
-pub struct Accounted<S = Host> {
-    pending: Pending<S>,
-    charges: Vec<Charge>,
-}
-
-impl<S: Storage> Accounted<S> {
-    /// Posts on `comm`, for `device`.
-    ///
-    /// # Errors
-    /// Those of [`Communicator::exchange`].
-    pub fn post<D: Device<Storage = S>>(
-        device: &D,
-        comm: &(impl Communicator<S> + ?Sized),
-        operation: &'static str,
-        sends: Vec<Send<S>>,
-        receives: Vec<Receive>,
-    ) -> Result<Self> {
-        let charges = receives.iter().map(|receive| device.ledger().charge(receive.bytes())).collect();
-        let _sent = device.ledger().charge(sends.iter().map(|send| send.parcel.bytes()).sum());
-        Ok(Accounted { pending: comm.exchange(operation, sends, receives)?, charges })
-    }
-
-    /// Waits; what came is on the device's account.
-    ///
-    /// # Errors
-    /// Those of [`Pending::wait`].
-    pub fn wait(self) -> Result<Received<S>> {
-        let mut received = self.pending.wait()?;
-        for (parcel, charge) in received.parcels.iter_mut().zip(self.charges) {
-            parcel.set_charge(Some(charge));
-        }
-        Ok(received)
-    }
-}
 
 /// Opens a parcel as elements of `T`, or says who broke the protocol.
 pub fn open<T: Element, S: Storage>(parcel: Parcel<S>, peer: usize, operation: &'static str) -> Result<Buffer<T, S>> {

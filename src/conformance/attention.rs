@@ -27,7 +27,7 @@ where
 {
     let shapes = shapes(&kit.strategy);
     let mut placements = None;
-    for (index, mask) in masks(&**batch).into_iter().enumerate() {
+    for (index, mask) in masks::<_, K>(&**batch).into_iter().enumerate() {
         let shape = shapes[(index + batch.documents()) % shapes.len()];
         let case = Case { mask: Some(mask.clone()), ..kit.case.on(&**batch) };
         let fails = |error| case.fails(Check::TokenCover, error);

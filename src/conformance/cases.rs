@@ -2,12 +2,15 @@
 
 use std::sync::Arc;
 
+use rand::{Rng, SeedableRng};
+use rand_xoshiro::SplitMix64;
+
 use crate::error::Result;
 use crate::layout::{Batch, Layout};
 use crate::mask::{Mask, Slice, SliceKind};
 use crate::ops::attention::AttentionShape;
 use crate::oracle;
-use crate::strategy::{CpStrategy, HeadExchange};
+use crate::strategy::{CpStrategy, Kernel};
 
 /// Batches for `ranks` ranks, the one with most in it first: edges of what divides by two chunks per rank, padding
 /// where the layout has any, fewer tokens than ranks, and nothing at all.
@@ -34,8 +37,8 @@ pub(super) fn two_batches<L: Layout>() -> Result<[Arc<L::Batch>; 2]> {
     Ok([Arc::new(first), Arc::new(second)])
 }
 
-/// Masks that a batch of documents or sequences can have.
-pub(super) fn masks<B: Batch>(batch: &B) -> Vec<Mask> {
+/// Masks that a batch of documents or sequences can have under kernel `K`.
+pub(super) fn masks<B: Batch, K: Kernel>(batch: &B) -> Vec<Mask> {
     let window = |left, right| Mask::Window { left: Some(left), right: Some(right) };
     let mut masks = vec![
         Mask::Causal,
@@ -45,9 +48,9 @@ pub(super) fn masks<B: Batch>(batch: &B) -> Vec<Mask> {
         window(5, 2),
         Mask::Prefix((0..batch.documents()).map(|i| 3 * i + 1).collect()),
     ];
-    // Slices that cross documents, where they are packed: the kernel unfused computes dense sequences one by one.
+    // Slices that cross documents, where the kernel computes them.
     let tokens = batch.tokens();
-    if tokens > 8 && batch.uniform().is_none() {
+    if tokens > 8 && (K::ACROSS_SEQUENCES || batch.uniform().is_none()) {
         masks.push(Mask::Slices(vec![
             Slice { q: 0..5, k: 2..tokens, kind: SliceKind::Full },
             Slice { q: 6..tokens, k: 0..tokens - 3, kind: SliceKind::Causal },
@@ -59,9 +62,8 @@ pub(super) fn masks<B: Batch>(batch: &B) -> Vec<Mask> {
 /// Head counts that the strategy can share out: as many key/value heads as query heads, fewer, and one; values of
 /// another size than keys among them. None if no number of query heads suits it.
 pub(super) fn shapes<H: CpStrategy>(strategy: &H) -> Vec<AttentionShape> {
-    let inner = strategy.grid().inner;
-    let suits = |&q_heads: &usize| H::Heads::heads_per_rank(H::NAME, q_heads, inner).is_ok();
-    let Some(q_heads) = (4..=4 * inner.max(1)).find(suits) else { return Vec::new() };
+    let suits = |&q_heads: &usize| strategy.heads_per_rank(q_heads).is_ok();
+    let Some(q_heads) = (4..=4 * strategy.grid().inner.max(1)).find(suits) else { return Vec::new() };
     let shape = |kv_heads, v_dim| AttentionShape { q_heads, kv_heads, qk_dim: 8, v_dim, scale: 0.35 };
     let fewer = (2..q_heads).find(|kv_heads| q_heads.is_multiple_of(*kv_heads));
     let mut shapes = vec![shape(1, 8), shape(q_heads, 12)];
@@ -76,31 +78,23 @@ pub(super) fn documents<B: Batch>(batch: &B) -> Vec<oracle::Document> {
     oracle::documents(&valid, &stored)
 }
 
-/// Numbers without a pattern that depend on the seed alone: a generator by Steele, Lea and Flood (2014, SplitMix64).
-pub(super) struct Numbers(u64);
+/// Numbers without a pattern that depend on the seed alone.
+pub(super) struct Numbers(SplitMix64);
 
 impl Numbers {
     pub(super) fn new(seed: u64) -> Self {
-        Numbers(seed.wrapping_mul(0xA24B_AED4_963E_E407))
-    }
-
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-        z ^ (z >> 31)
+        Numbers(SplitMix64::seed_from_u64(seed))
     }
 
     /// Even, with mean 0 and variance 1.
     pub(super) fn even(&mut self) -> f64 {
-        let unit = (self.next() >> 11) as f64 / (1u64 << 53) as f64;
+        let unit = (self.0.next_u64() >> 11) as f64 / (1u64 << 53) as f64;
         12f64.sqrt() * (unit - 0.5)
     }
 
     /// Small whole numbers, whose sums are exact, and -0 among them.
     pub(super) fn whole(&mut self, count: usize) -> Vec<f32> {
         let number = |bits: u64| if bits == 0 { -0.0 } else { bits as f32 - 32.0 };
-        (0..count).map(|_| number(self.next() >> 58)).collect()
+        (0..count).map(|_| number(self.0.next_u64() >> 58)).collect()
     }
 }

@@ -1,10 +1,11 @@
 //! Group-cast: each rank receives just the rows of keys and values that its queries attend, in stages.
 
 use std::hash::{DefaultHasher, Hash, Hasher};
+use std::ops::Range;
 use std::sync::Arc;
 
 use crate::plan::stages::{Atom, StageCosts, Stages, Staging, Work, best};
-use crate::plan::{Content, Program, RowSet, Step, Transfer, View, area_by_keys};
+use crate::plan::{Content, Piece, Program, RowSet, Step, Transfer, View, area_by_keys};
 use crate::strategy::KvExchange;
 
 /// Every owner sends each rank the rows that it needs, packed, straight.
@@ -36,6 +37,46 @@ impl Fetches {
     }
 }
 
+/// What a rank attends, before it is cut into stages.
+struct Remote {
+    /// Owners of remote rows, each with its first row in a buffer of all of them.
+    owners: Vec<(usize, usize)>,
+    /// The buffer in equal parts.
+    atoms: Vec<Atom>,
+    own_area: u64,
+}
+
+impl Remote {
+    fn of(view: &View, rank: usize) -> Self {
+        let ranks = view.ranks();
+        let (mut owners, mut runs, mut total) = (Vec::new(), Vec::new(), 0);
+        // Starting with the next rank, so that not all ask the same one first.
+        for owner in (1..ranks).map(|i| (rank + i) % ranks) {
+            let needs = view.needs(owner, rank);
+            if !needs.is_empty() {
+                owners.push((owner, total));
+                runs.extend(view.runs(owner, needs, total));
+                total += needs.len();
+            }
+        }
+        let parts = ATOMS.min(total);
+        let ends: Vec<usize> = (1..=parts).map(|part| part * total / parts).collect();
+        let areas = area_by_keys(&view.tile_of(rank, &runs), &ends);
+        let mut start = 0;
+        let atom = |(&end, area)| Atom { rows: end - std::mem::replace(&mut start, end), area };
+        let atoms = ends.iter().zip(areas).map(atom).collect();
+        let own_area = view.tile_of(rank, view.held(rank)).iter().map(Piece::area).sum();
+        Remote { owners, atoms, own_area }
+    }
+}
+
+/// What a view keeps something under.
+fn key(of: &impl Hash) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    of.hash(&mut hasher);
+    hasher.finish()
+}
+
 impl CastKv {
     /// Cut like this.
     pub fn new(staging: impl Into<Staging>) -> Self {
@@ -44,44 +85,28 @@ impl CastKv {
 
     /// What every rank fetches.
     fn fetches(&self, view: &View, backward: bool) -> Arc<Vec<Fetches>> {
-        let mut key = DefaultHasher::new();
-        (Self::NAME, self, backward).hash(&mut key);
-        view.shared(key.finish(), || (0..view.ranks()).map(|rank| self.fetches_of(view, rank, backward)).collect())
+        let every = || (0..view.ranks()).map(|rank| Remote::of(view, rank)).collect::<Vec<_>>();
+        let remote = view.shared(key(&(Self::NAME, "remote")), every);
+        let cut = |(rank, remote): (usize, &Remote)| self.cut(view, rank, remote, backward);
+        view.shared(key(&(Self::NAME, self, backward)), || remote.iter().enumerate().map(cut).collect())
     }
 
-    fn fetches_of(&self, view: &View, rank: usize, backward: bool) -> Fetches {
-        let ranks = view.ranks();
-        // Starting with the next rank, so that not all ask the same one first.
-        let owners = (1..ranks).map(|i| (rank + i) % ranks).filter(|&owner| !view.needs(owner, rank).is_empty());
-        let owners: Vec<usize> = owners.collect();
-        let (mut runs, mut firsts, mut total) = (Vec::new(), Vec::new(), 0);
-        for &owner in &owners {
-            let needs = view.needs(owner, rank);
-            runs.extend(view.runs(owner, needs, total));
-            firsts.push(total);
-            total += needs.len();
-        }
-        let parts = ATOMS.min(total).max(1);
-        let ends: Vec<usize> = (1..=parts).map(|part| part * total / parts).collect();
-        let areas = area_by_keys(&view.tile_of(rank, &runs), &ends);
-        let mut start = 0;
-        let atom = |(&end, area)| Atom { rows: end - std::mem::replace(&mut start, end), area };
-        let atoms: Vec<Atom> = ends.iter().zip(areas).map(atom).filter(|atom| atom.rows > 0).collect();
-        let own = view.tile_of(rank, view.held(rank));
-        let own_area = own.iter().map(crate::plan::Piece::area).sum();
-        let work = Work { queries: view.rows(rank), own_area, atoms: &atoms };
+    fn cut(&self, view: &View, rank: usize, remote: &Remote, backward: bool) -> Fetches {
         let Staging { count, forward, backward: of_backward } = &self.staging;
         // Nothing returns in a forward pass, whose first tile is that of the own keys.
         let costs = if backward { *of_backward } else { StageCosts { returned: 0, ..*forward } };
+        let work = Work { queries: view.rows(rank), own_area: remote.own_area, atoms: &remote.atoms };
         let Stages { cuts, own_last, .. } = best(&work, &costs, *count);
-        let stage = |atoms: std::ops::Range<usize>| {
-            let rows = if atoms.start == 0 { 0 } else { ends[atoms.start - 1] }..ends[atoms.end - 1];
-            let part = |(&owner, &first): (&usize, &usize)| {
+        let mut start = 0;
+        let stage = |atoms: Range<usize>| {
+            let end = start + remote.atoms[atoms].iter().map(|atom| atom.rows).sum::<usize>();
+            let rows = std::mem::replace(&mut start, end)..end;
+            let part = |&(owner, first): &(usize, usize)| {
                 let clip = |row: usize| row.saturating_sub(first);
                 let part = view.needs(owner, rank).at_places(clip(rows.start)..clip(rows.end));
                 (!part.is_empty()).then_some((owner, part))
             };
-            owners.iter().zip(&firsts).filter_map(part).collect()
+            remote.owners.iter().filter_map(part).collect()
         };
         Fetches { stages: cuts.into_iter().map(stage).collect(), own_last }
     }
@@ -158,7 +183,7 @@ impl Writer<'_> {
         }
     }
 
-    fn wait_for_gradients(&self, steps: &mut Vec<Step>, stages: std::ops::Range<usize>) {
+    fn wait_for_gradients(&self, steps: &mut Vec<Step>, stages: Range<usize>) {
         if self.backward {
             steps.extend(stages.map(|stage| Step::Wait { exchange: self.exchanges + stage }));
         }

@@ -96,7 +96,8 @@ pub trait CpStrategy: Copy + fmt::Debug + PartialEq + Send + Sync + 'static {
 /// How keys and values reach the queries, and their gradients the way back.
 ///
 /// Both programs must pass [`crate::plan::check`] on every rank. Between two ranks, the n-th transfer that one posts to
-/// send is for the n-th that the other posts to receive, whenever they are waited for. The hash of its settings is part of a plan's.
+/// send is for the n-th that the other posts to receive, whenever they are waited for. The hash of an exchange's
+/// settings is part of its plans' hashes.
 pub trait KvExchange: Copy + Default + fmt::Debug + Hash + Send + Sync + 'static {
     /// Name in messages.
     const NAME: &'static str;

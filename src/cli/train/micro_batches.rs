@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use context_parallel::error::Result;
-use context_parallel::plan::schedule::{Schedule, default_tokens_per_rank, schedule};
+use context_parallel::plan::schedule::{Schedule, Scheduler, default_tokens_per_rank};
 
 use super::super::output;
 use super::Job;
@@ -29,11 +29,11 @@ pub fn rows_per_rank(job: &Job) -> usize {
     }
 }
 
-/// How the first step is cut.
-pub fn describe_first(job: &Job) -> Result<String> {
+/// How the first step is cut; the ranks find the schedule again in `scheduler`.
+pub fn describe_first(job: &Job, scheduler: &Scheduler) -> Result<String> {
     let options = &job.options;
     let lengths = job.source.lengths(options.seed, 0, 0..options.batch * options.accumulate, options.seq_len);
-    let schedule = schedule(&lengths, job.settings.choice.degree, job.tokens_per_rank)?;
+    let schedule = scheduler.schedule(&lengths, job.settings.choice.degree)?;
     Ok(format!("step 1: {}", describe(&lengths, &schedule)))
 }
 
@@ -68,6 +68,7 @@ fn relative_makespan(schedule: &Schedule) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use context_parallel::plan::schedule::schedule;
 
     #[test]
     fn a_schedule_is_one_line() {

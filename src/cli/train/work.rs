@@ -82,6 +82,7 @@ fn run_as<T: Float>(job: &Job, cluster: &Cluster, quiet: bool) -> Result<Finishe
         },
         output::bytes(memory),
     );
+    let scheduler = Scheduler::new(job.tokens_per_rank);
     if cluster.speaks() {
         output::note(summary);
         if let Source::Text(text) = &job.source
@@ -90,7 +91,7 @@ fn run_as<T: Float>(job: &Job, cluster: &Cluster, quiet: bool) -> Result<Finishe
             output::note(describe_sequences(sequences));
         }
         if job.settings.is_dynamic() {
-            output::note(micro_batches::describe_first(job)?);
+            output::note(micro_batches::describe_first(job, &scheduler)?);
         }
     }
     let stop = interrupt::watch(cluster.speaks());
@@ -102,7 +103,7 @@ fn run_as<T: Float>(job: &Job, cluster: &Cluster, quiet: bool) -> Result<Finishe
     let progress = Mutex::new(progress);
     let training = Training { cluster, job, ranks: &ranks, stop: &stop, progress: &progress };
     let trained = match job.settings.is_dynamic() {
-        true => training.dynamic(Dynamic::new(Runtime(choice.degree))),
+        true => training.dynamic(Dynamic::new(Runtime(choice.degree)), &scheduler),
         false => support::select(choice, training),
     };
     let Progress { folder, records, peak, bar, .. } = progress.into_inner().unwrap_or_else(PoisonError::into_inner);
@@ -200,12 +201,11 @@ where
 
 impl<T: Float> Training<'_, T> {
     /// Trains in the micro-batches of the scheduler.
-    fn dynamic(self, strategy: Dynamic) -> Result<()> {
-        let scheduler = Scheduler::new(self.job.tokens_per_rank);
+    fn dynamic(self, strategy: Dynamic, scheduler: &Scheduler) -> Result<()> {
         self.cluster.on_ranks(strategy.degree(), &|comm| {
             let rank = comm.rank();
             let learner = self.learner::<Dynamic, Thd, Flash>(strategy, comm)?;
-            self.rank(rank, &mut learner.with_schedule(&scheduler))
+            self.rank(rank, &mut learner.with_schedule(scheduler))
         })?;
         Ok(())
     }
