@@ -40,6 +40,9 @@ pub fn relative_error(found: &[f64], reference: &[f64], scale_norm: f64) -> f64 
 /// Largest relative error of what is computed in `f64` with sums in another order.
 pub const F64_BOUND: f64 = 1e-12;
 
+/// Largest relative error of attention in `f32`, with whatever strategy.
+pub const F32_BOUND: f64 = 2e-6;
+
 /// Largest relative error of a strategy on so many ranks where `Single` has the error `single`: half as much again,
 /// two and a half times as much beyond 16 ranks (a ring merges as many partial results), and a little for errors near
 /// 0.

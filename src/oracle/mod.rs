@@ -23,7 +23,7 @@ mod rotary;
 
 pub use answer::{Answer, NAMES};
 pub use attention::{Attended, Gradients, Heads, Problem, attention, attention_backward};
-pub use error::{F64_BOUND, allowed, norm, relative_error};
+pub use error::{F32_BOUND, F64_BOUND, allowed, norm, relative_error};
 pub use mask::{Document, Rectangle, attends, causal, documents, full, prefix, rectangles, window};
 pub use roll::roll;
 pub use rotary::{Rotary, Stretch};

@@ -1,6 +1,6 @@
 //! How large errors may be.
 
-use context_parallel::oracle::{F64_BOUND, allowed};
+use context_parallel::oracle::{F32_BOUND, F64_BOUND, allowed};
 use context_parallel::tensor::DType;
 
 /// Bounds on out, dq, dk and dv against the float64 oracle; for 16-bit types, from what `Single` has on the same
@@ -9,7 +9,7 @@ pub fn attention(dtype: DType, ranks: usize, errors: [f64; 4], single: Option<[f
     match (dtype, single) {
         (DType::F64, _) => errors.iter().all(|&error| error < F64_BOUND),
         (_, Some(single)) => no_worse(ranks, &errors, &single),
-        (_, None) => errors.iter().all(|&error| error < 2e-6),
+        (_, None) => errors.iter().all(|&error| error < F32_BOUND),
     }
 }
 
