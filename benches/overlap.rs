@@ -68,7 +68,7 @@ fn calibrated([forward, backward]: [Duration; 2], bytes_per_second: f64) -> Stag
         launch: 50_000_000,
         merged: 500_000,
     };
-    Staging { count: StageCount::Best, forward: costs(forward, 0.0), backward: costs(backward, row) }
+    Staging { forward: costs(forward, 0.0), backward: costs(backward, row), ..Staging::default() }
 }
 
 fn main() -> Result<()> {

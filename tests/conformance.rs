@@ -6,7 +6,7 @@ use context_parallel::conformance::{self, Check, Options, Report};
 use context_parallel::degree::Runtime;
 use context_parallel::layout::{Bshd, Layout, Sbhd, Thd};
 use context_parallel::order::{Contiguous, Striped, TokenOrder, Zigzag};
-use context_parallel::plan::stages::{StageCosts, StageCount, Staging};
+use context_parallel::plan::stages::{Merging, StageCosts, StageCount, Staging};
 use context_parallel::strategy::support::TABLE;
 use context_parallel::strategy::{
     AllGather, CpStrategy, Dynamic, Flash, Kernel, Magi, Ring, RingUlysses, Single, Supports, Ulysses, Unfused,
@@ -134,12 +134,14 @@ fn ring_ulysses_in_other_grids() {
     }
 }
 
-/// Three stages, the rank's own keys last backward.
+/// Three stages, the rank's own keys last backward; then stages of parts that are merged by themselves.
 #[test]
 fn magi_in_stages() {
     let free = StageCosts { cell: 1000, fetched: 0, returned: 1_000_000, message: 0, launch: 0, merged: 0 };
-    let staging = Staging { count: StageCount::Exactly(3), forward: free, backward: free };
+    let staging = Staging { forward: free, backward: free, ..StageCount::Exactly(3).into() };
     passes::<_, Thd, Flash>(|ranks| Some(Magi::new(Runtime(ranks)).with_stages(staging)), &[2, 3, 8]);
+    let parts = Staging { merging: Merging::Parts(5), ..staging };
+    passes::<_, Thd, Flash>(|ranks| Some(Magi::new(Runtime(ranks)).with_stages(parts)), &[3]);
 }
 
 #[test]

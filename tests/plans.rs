@@ -5,7 +5,7 @@ use std::sync::Arc;
 use context_parallel::layout::{Bshd, Dense, Layout, Packed, Thd};
 use context_parallel::mask::{Mask, Slice, SliceKind};
 use context_parallel::order::{Contiguous, Placement, Striped, TokenOrder, Zigzag};
-use context_parallel::plan::stages::StageCount;
+use context_parallel::plan::stages::{Merging, StageCount, Staging};
 use context_parallel::plan::{Content, Program, RowSet, Step, Transfer, View, check};
 use context_parallel::strategy::{CastKv, GatherKv, KvExchange, LocalKv, RingKv};
 
@@ -33,26 +33,27 @@ fn view<O: TokenOrder, L: Layout>(batch: &L::Batch, ranks: usize, rank: usize, m
     View::new(&placement, mask.lower(batch).unwrap())
 }
 
-/// [`CastKv`] in several stages, as far as there are rows for them.
-#[derive(Clone, Copy, Debug, Hash)]
-struct Staged<const STAGES: usize>;
+/// [`CastKv`] in several stages, as far as there are rows for them; of so many parts, if not 0.
+#[derive(Clone, Copy, Debug, Default, Hash)]
+struct Staged<const STAGES: usize, const PARTS: usize = 0>;
 
-impl<const STAGES: usize> Default for Staged<STAGES> {
-    fn default() -> Self {
-        Staged
+impl<const STAGES: usize, const PARTS: usize> Staged<STAGES, PARTS> {
+    fn of(stages: usize) -> CastKv {
+        let merging = if PARTS == 0 { Merging::Stages } else { Merging::Parts(PARTS) };
+        CastKv::new(Staging { merging, ..StageCount::Exactly(stages).into() })
     }
 }
 
-impl<const STAGES: usize> KvExchange for Staged<STAGES> {
+impl<const STAGES: usize, const PARTS: usize> KvExchange for Staged<STAGES, PARTS> {
     const NAME: &'static str = "staged cast";
 
     fn forward(&self, view: &View) -> Program {
-        CastKv::new(StageCount::Exactly(STAGES)).forward(view)
+        Self::of(STAGES).forward(view)
     }
 
     fn backward(&self, view: &View) -> Program {
         // Other stages than forward.
-        CastKv::new(StageCount::Exactly(STAGES + 1)).backward(view)
+        Self::of(STAGES + 1).backward(view)
     }
 }
 
@@ -87,6 +88,8 @@ fn sound_everywhere<L: Layout>(batch: &L::Batch, documents: usize, tokens: usize
             sound::<Staged<2>, Zigzag, L>(batch, ranks, &mask);
             sound::<Staged<5>, Striped<2>, L>(batch, ranks, &mask);
             sound::<Staged<3>, Contiguous, L>(batch, ranks, &mask);
+            sound::<Staged<3, 7>, Zigzag, L>(batch, ranks, &mask);
+            sound::<Staged<1, 16>, Contiguous, L>(batch, ranks, &mask);
         }
     }
 }
@@ -190,6 +193,7 @@ fn broken_plans_are_noticed() {
     mutations::<GatherKv>();
     mutations::<CastKv>();
     mutations::<Staged<3>>();
+    mutations::<Staged<2, 5>>();
 }
 
 #[test]
@@ -236,13 +240,19 @@ fn a_staged_cast_fetches_the_next_stage_while_it_attends_one() {
         let view = view::<Zigzag, Bshd>(&batch, 8, 3, &Mask::Causal);
         let program = if backward { Staged::<3>.backward(&view) } else { Staged::<3>.forward(&view) };
         let at = |wanted: &dyn Fn(&Step) -> bool| program.steps.iter().position(wanted).unwrap();
-        let post = |number| at(&|step| matches!(step, Step::Post { exchange, .. } if *exchange == number));
+        let posts_of = |wanted: Content| {
+            let post = |(at, step): (usize, &Step)| match step {
+                Step::Post { content, .. } if *content == wanted => Some(at),
+                _ => None,
+            };
+            program.steps.iter().enumerate().filter_map(post).collect::<Vec<_>>()
+        };
+        let (keys, gradients) = (posts_of(Content::Keys), posts_of(Content::Gradients));
         let tile = |number| at(&|step| matches!(step, Step::Tile { slot, .. } if *slot == number));
         assert_eq!(program.slots.len(), 1 + stages);
         for stage in 1..stages {
-            assert!(post(stage) < tile(stage), "stage {stage} is posted before the one before it is attended");
-            let gradients = stages + stage - 1;
-            assert!(!backward || tile(stage) < post(gradients) && post(gradients) < tile(stage + 1));
+            assert!(keys[stage] < tile(stage), "stage {stage} is posted before the one before it is attended");
+            assert!(!backward || tile(stage) < gradients[stage - 1] && gradients[stage - 1] < tile(stage + 1));
         }
         // Own rows and two stages at a time.
         let stage = program.slots[1..].iter().max().unwrap();

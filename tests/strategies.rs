@@ -17,7 +17,7 @@ use context_parallel::ops::Ops;
 use context_parallel::ops::attention::AttentionShape;
 use context_parallel::oracle;
 use context_parallel::order::{Contiguous, Full, Striped, Zigzag};
-use context_parallel::plan::stages::{StageCosts, StageCount, Staging};
+use context_parallel::plan::stages::{Merging, StageCosts, StageCount, Staging};
 use context_parallel::plan::{Program, Wire};
 use context_parallel::strategy::{
     AllGather, CastKv, CpStrategy, Dynamic, Flash, KeepHeads, Kernel, LocalKv, LogSumExp, Magi, Ring, RingUlysses, Row,
@@ -151,12 +151,38 @@ fn attention_errors_with<H: Supports<Thd, Flash>>(
     strategy: H,
     batch: &Packed,
     mask: &Mask,
-    (q_heads, kv_heads): (usize, usize),
+    heads: (usize, usize),
 ) -> [f64; 4] {
-    let shape = AttentionShape { q_heads, kv_heads, qk_dim: 8, v_dim: 12, scale: 0.35 };
-    let operands = operands(batch, &shape);
+    let shape = shape(heads);
+    let found = attention(strategy, batch, mask, &shape);
+    let (valid, stored): (Vec<usize>, Vec<usize>) =
+        (0..batch.documents()).map(|i| batch.document(i)).map(|document| (document.valid, document.stored)).unzip();
+    let documents = oracle::documents(&valid, &stored);
+    let attends = oracle::attends(mask, &documents);
+    let operands = operands(batch, &shape).map(|x| {
+        let clean = |&x: &f32| if x.is_nan() { 0.0 } else { f64::from(x) };
+        x.iter().map(clean).collect::<Vec<f64>>()
+    });
+    let heads = oracle::Heads { query: heads.0, key_value: heads.1, qk_dim: 8, v_dim: 12, scale: 0.35 };
+    let answer = oracle::Answer::new(batch.tokens(), heads, &*attends, operands.each_ref().map(Vec::as_slice));
+    let found: Vec<Vec<f64>> = found.iter().map(|x| x.iter().map(|&x| f64::from(x)).collect()).collect();
+    answer.errors(std::array::from_fn(|i| found[i].as_slice()))
+}
+
+fn shape((q_heads, kv_heads): (usize, usize)) -> AttentionShape {
+    AttentionShape { q_heads, kv_heads, qk_dim: 8, v_dim: 12, scale: 0.35 }
+}
+
+/// Output and gradients of [`operands`], of all tokens. Bytes and memory are those that the plan predicts.
+fn attention<H: Supports<Thd, Flash>>(
+    strategy: H,
+    batch: &Packed,
+    mask: &Mask,
+    shape: &AttentionShape,
+) -> Vec<Vec<f32>> {
+    let operands = operands(batch, shape);
     let batch = Arc::new(batch.clone());
-    let found = threads::run(strategy.degree(), |comm| {
+    threads::run(strategy.degree(), |comm| {
         let device = Cpu::<f32>::new(1);
         let comm = Counted::new(comm);
         let traffic = comm.traffic();
@@ -171,9 +197,9 @@ fn attention_errors_with<H: Supports<Thd, Flash>>(
         let plan = handler.plan(&placement, mask)?;
         let (q, k, v) = (&shards[0], &shards[1], &shards[2]);
         plan.agree(&device, handler.comm())?;
-        let (ledger, predicted) = (device.ledger(), plan.peak_bytes::<Flash, Cpu<f32>>(&shape)?);
+        let (ledger, predicted) = (device.ledger(), plan.peak_bytes::<Flash, Cpu<f32>>(shape)?);
         let held = ledger.mark();
-        let (out, core) = handler.core_attn::<Flash, _>(&device, &plan, &shape, q, k, v)?;
+        let (out, core) = handler.core_attn::<Flash, _>(&device, &plan, shape, q, k, v)?;
         let peak_forward = ledger.peak() - held;
         let held = ledger.mark();
         let [dq, dk, dv] = handler.core_attn_backward(&device, &plan, q, k, v, &core, &shards[3])?;
@@ -182,27 +208,14 @@ fn attention_errors_with<H: Supports<Thd, Flash>>(
         for shard in [out, dq, dk, dv] {
             whole.push(handler.combine(&device, &shard)?.to_batch_first());
         }
-        let (forward, backward) = plan.bytes_sent::<Cpu<f32>>(&shape);
+        let (forward, backward) = plan.bytes_sent::<Cpu<f32>>(shape);
         let moved = |operation| traffic.bytes_in(operation);
         let counted = OPERATIONS.into_iter().map(moved).sum::<u64>();
         assert_eq!(counted, (forward + backward) as u64, "bytes of {strategy:?}");
         Ok(whole)
     })
     .unwrap()
-    .swap_remove(0);
-
-    let (valid, stored): (Vec<usize>, Vec<usize>) =
-        (0..batch.documents()).map(|i| batch.document(i)).map(|document| (document.valid, document.stored)).unzip();
-    let documents = oracle::documents(&valid, &stored);
-    let attends = oracle::attends(mask, &documents);
-    let operands = operands.each_ref().map(|x| {
-        let clean = |&x: &f32| if x.is_nan() { 0.0 } else { f64::from(x) };
-        x.iter().map(clean).collect::<Vec<f64>>()
-    });
-    let heads = oracle::Heads { query: q_heads, key_value: kv_heads, qk_dim: 8, v_dim: 12, scale: 0.35 };
-    let answer = oracle::Answer::new(batch.tokens(), heads, &*attends, operands.each_ref().map(Vec::as_slice));
-    let found: Vec<Vec<f64>> = found.iter().map(|x| x.iter().map(|&x| f64::from(x)).collect()).collect();
-    answer.errors(std::array::from_fn(|i| found[i].as_slice()))
+    .swap_remove(0)
 }
 
 fn masks() -> [Mask; 4] {
@@ -232,7 +245,7 @@ fn padding_of_nan_never_reaches_a_real_row() {
 /// Costs at which attending the own keys last is quickest, in three stages. What returns does not count forward.
 fn own_keys_last() -> Staging {
     let free = StageCosts { cell: 1000, fetched: 0, returned: 1_000_000, message: 0, launch: 0, merged: 0 };
-    Staging { count: StageCount::Exactly(3), forward: free, backward: free }
+    Staging { forward: free, backward: free, ..StageCount::Exactly(3).into() }
 }
 
 #[test]
@@ -309,7 +322,9 @@ fn a_kernel_that_saves_its_tiles_gets_them_back_or_an_error() {
         })
     };
     let costs = StageCosts { returned: 0, ..StageCosts::FORWARD };
-    run(Staging { count: StageCount::Exactly(2), forward: costs, backward: costs }).unwrap();
+    run(Staging { forward: costs, backward: costs, ..StageCount::Exactly(2).into() }).unwrap();
+    // Parts are the same in both directions, whatever the stages.
+    run(Staging { merging: Merging::Parts(3), ..own_keys_last() }).unwrap();
     let message = run(own_keys_last()).unwrap_err().to_string();
     assert!(message.contains("other tiles backward than forward"), "{message}");
 }
@@ -320,7 +335,8 @@ fn stages_change_neither_numbers_nor_traffic() {
     for mask in masks() {
         for ranks in [2, 3, 5] {
             let counts = [1, 2, 3, 7].map(|count| Staging::from(StageCount::Exactly(count)));
-            for staging in counts.into_iter().chain([own_keys_last()]) {
+            let parts = [1, 4].map(|parts| Staging::from(Merging::Parts(parts)));
+            for staging in counts.into_iter().chain(parts).chain([own_keys_last()]) {
                 for errors in [
                     attention_errors(Magi::new(Runtime(ranks)).with_stages(staging), &batch, &mask),
                     attention_errors(Dynamic::new(Runtime(ranks)).with_stages(staging), &batch, &mask),
@@ -330,6 +346,30 @@ fn stages_change_neither_numbers_nor_traffic() {
             }
         }
     }
+}
+
+#[test]
+fn the_number_of_stages_does_not_change_a_bit_if_parts_are_merged() {
+    let batch = Packed::new(&[13, 0, 1, 90, 140], &[16, 3, 1, 97, 140]).unwrap();
+    let mut differ = 0;
+    for mask in masks() {
+        for (ranks, parts) in [(2, 2), (3, 7), (5, 4)] {
+            let bits = |staging: Staging| {
+                let (magi, dynamic) = (Magi::new(Runtime(ranks)), Dynamic::new(Runtime(ranks)));
+                let magi = attention(magi.with_stages(staging), &batch, &mask, &shape((4, 2)));
+                let dynamic = attention(dynamic.with_stages(staging), &batch, &mask, &shape((4, 2)));
+                [magi, dynamic].map(|tensors| tensors.concat().into_iter().map(f32::to_bits).collect::<Vec<_>>())
+            };
+            let of = |staging: Staging| bits(Staging { merging: Merging::Parts(parts), ..staging });
+            let one = of(StageCount::Exactly(1).into());
+            let others = [2, 5].map(|count| StageCount::Exactly(count).into());
+            for staging in others.into_iter().chain([Staging { count: StageCount::Best, ..own_keys_last() }]) {
+                assert!(of(staging) == one, "{mask:?} on {ranks} ranks, {parts} parts: {staging:?}");
+            }
+            differ += usize::from(bits(StageCount::Exactly(1).into()) != bits(StageCount::Exactly(3).into()));
+        }
+    }
+    assert!(differ > 0, "merging by stage rounds alike in every case: the comparison sees nothing");
 }
 
 #[test]

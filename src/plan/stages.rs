@@ -29,16 +29,16 @@ pub struct StageCosts {
     pub returned: u64,
     /// Any exchange, however few its rows.
     pub message: u64,
-    /// Any stage of remote keys, however few its cells.
+    /// Attending remote keys once ([`Merging`]), however few the cells.
     pub launch: u64,
-    /// Merging a stage's result into those before it, for each query of the rank.
+    /// Merging that result into those before it, for each query of the rank.
     pub merged: u64,
 }
 
 impl StageCosts {
-    /// Forward, in units of 28 ps, half of those of [`Costs`](crate::plan::dispatch::Costs): 64 query heads of 128 features at 580 TFLOP/s, 8 key/value heads in 16 bits at 45
-    /// GB/s, 10 us to a message, 5 us to a launch, and results in 32
-    /// bits merged at 3.3 TB/s.
+    /// Forward, in units of 28 ps, half of those of [`Costs`](crate::plan::dispatch::Costs): 64 query heads of 128
+    /// features at 580 TFLOP/s, 8 key/value heads in 16 bits at 45 GB/s, 10 us to a message, 5 us to a launch, and
+    /// results in 32 bits merged at 3.3 TB/s.
     pub const FORWARD: Self =
         StageCosts { cell: 2, fetched: 3200, returned: 0, message: 350_000, launch: 175_000, merged: 1024 };
 
@@ -54,9 +54,31 @@ pub enum StageCount {
     /// As many as take the least time, up to [`MOST`].
     #[default]
     Best,
-    /// This many, at least 1; fewer where there are fewer atoms to make them of
-    /// ([`CastKv`](crate::strategy::CastKv) has up to 16).
+    /// This many, at least 1; fewer where there are fewer parts to make them of ([`Merging::parts`]).
     Exactly(usize),
+}
+
+/// What is attended at a time, merged into the results before it, and has its gradients sent home.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Merging {
+    /// A stage: as few merges as can be. Results of other stages round differently.
+    #[default]
+    Stages,
+    /// A part of this many that remote keys are cut into, equally large (1 to [`MOST_PARTS`], and no more than there are
+    /// rows), in one order: the rank's own keys, part 0, part 1, and so on. Stages only group parts that travel
+    /// together, so the results have the same bits whatever their number and costs.
+    Parts(usize),
+}
+
+impl Merging {
+    /// Into how many parts remote keys are cut, out of which stages are made.
+    pub fn parts(self) -> usize {
+        match self {
+            Merging::Stages => MOST_PARTS,
+            Merging::Parts(parts) => parts.clamp(1, MOST_PARTS),
+        }
+    }
 }
 
 /// How keys and values are staged: how many stages, and what they are cut by. Every rank must use the same.
@@ -64,6 +86,8 @@ pub enum StageCount {
 pub struct Staging {
     /// How many stages.
     pub count: StageCount,
+    /// What is attended and merged at a time.
+    pub merging: Merging,
     /// Costs of a forward pass.
     pub forward: StageCosts,
     /// Costs of a backward pass.
@@ -73,7 +97,8 @@ pub struct Staging {
 impl Default for Staging {
     /// The best number of stages on the hardware of [`StageCosts::FORWARD`].
     fn default() -> Self {
-        Staging { count: StageCount::Best, forward: StageCosts::FORWARD, backward: StageCosts::BACKWARD }
+        let (count, merging) = (StageCount::Best, Merging::Stages);
+        Staging { count, merging, forward: StageCosts::FORWARD, backward: StageCosts::BACKWARD }
     }
 }
 
@@ -83,8 +108,16 @@ impl From<StageCount> for Staging {
     }
 }
 
+impl From<Merging> for Staging {
+    fn from(merging: Merging) -> Self {
+        Staging { merging, ..Staging::default() }
+    }
+}
+
 /// Most stages that [`StageCount::Best`] tries.
 pub const MOST: usize = 8;
+/// Most parts that stages are made of.
+pub const MOST_PARTS: usize = 16;
 
 /// A cut of remote keys into stages.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize)]
@@ -109,19 +142,20 @@ pub struct Work<'a> {
 }
 
 /// The cut that takes the least time; of equals, the one with fewer stages, then the one with the rank's own keys first.
-pub fn best(work: &Work, costs: &StageCosts, count: StageCount) -> Stages {
+/// If atoms are merged by themselves, the rank's own keys come first in any case.
+pub fn best(work: &Work, costs: &StageCosts, count: StageCount, merging: Merging) -> Stages {
     let atoms = work.atoms.len();
     let (least, most) = match count {
         StageCount::Best => (1, MOST.min(atoms)),
         StageCount::Exactly(stages) => (stages.clamp(1, atoms.max(1)), stages.clamp(1, atoms.max(1))),
     };
-    let search = Search::new(work, costs);
+    let search = Search::new(work, costs, merging);
     if atoms == 0 {
         return Stages { time: search.own, ..Stages::default() };
     }
     let mut best = search.cut(least, most, false);
     // With own keys last nothing hides the first fetch, which can only pay where gradients return.
-    if costs.returned > 0 {
+    if costs.returned > 0 && merging == Merging::Stages {
         let other = search.cut(least, most, true);
         if (other.time, other.cuts.len()) < (best.time, best.cuts.len()) {
             best = other;
@@ -139,41 +173,51 @@ struct Search<'a> {
     before: Vec<Atom>,
     /// Time to attend the rank's own keys.
     own: u64,
-    /// Time of any remote stage beyond that of its cells.
+    /// Time of anything that is attended and merged at a time, beyond that of its cells.
     each: u64,
+    merging: Merging,
 }
 
 impl<'a> Search<'a> {
-    fn new(work: &Work, costs: &'a StageCosts) -> Self {
+    fn new(work: &Work, costs: &'a StageCosts, merging: Merging) -> Self {
         let mut before = vec![Atom::default()];
         for atom in work.atoms {
             let last = before[before.len() - 1];
             before.push(Atom { rows: last.rows + atom.rows, area: last.area.saturating_add(atom.area) });
         }
         let each = costs.launch.saturating_add(costs.merged.saturating_mul(work.queries as u64));
-        Search { costs, before, own: work.own_area.saturating_mul(costs.cell), each }
+        Search { costs, before, own: work.own_area.saturating_mul(costs.cell), each, merging }
     }
 
-    fn exchange(&self, start: usize, end: usize, row: u64) -> u64 {
+    /// How many parts the atoms `start..end` are merged and sent home in.
+    fn merges(&self, start: usize, end: usize) -> u64 {
+        match self.merging {
+            Merging::Stages => 1,
+            Merging::Parts(_) => (end - start) as u64,
+        }
+    }
+
+    fn exchange(&self, start: usize, end: usize, row: u64, messages: u64) -> u64 {
         match (self.before[end].rows - self.before[start].rows) as u64 {
             0 => 0,
-            rows => self.costs.message.saturating_add(rows.saturating_mul(row)),
+            rows => self.costs.message.saturating_mul(messages).saturating_add(rows.saturating_mul(row)),
         }
     }
 
     fn fetch(&self, start: usize, end: usize) -> u64 {
-        self.exchange(start, end, self.costs.fetched)
+        self.exchange(start, end, self.costs.fetched, 1)
     }
 
     fn attend(&self, start: usize, end: usize) -> u64 {
         let area = self.before[end].area - self.before[start].area;
-        area.saturating_mul(self.costs.cell).saturating_add(self.each)
+        let merges = self.merges(start, end).saturating_mul(self.each);
+        area.saturating_mul(self.costs.cell).saturating_add(merges)
     }
 
     fn give_back(&self, start: usize, end: usize) -> u64 {
         match self.costs.returned {
             0 => 0,
-            row => self.exchange(start, end, row),
+            row => self.exchange(start, end, row, self.merges(start, end)),
         }
     }
 
@@ -237,12 +281,17 @@ mod tests {
     use proptest::prelude::*;
 
     /// Time slot by slot, as the module says it.
-    fn simulated(work: &Work, costs: &StageCosts, cuts: &[Range<usize>], own_last: bool) -> u64 {
-        let exchange = |rows: u64, each: u64| if rows == 0 || each == 0 { 0 } else { costs.message + rows * each };
+    fn simulated(work: &Work, costs: &StageCosts, cuts: &[Range<usize>], own_last: bool, merging: Merging) -> u64 {
+        let merges = |cut: &Range<usize>| if merging == Merging::Stages { 1 } else { cut.len() as u64 };
+        let exchange = |rows: u64, each: u64, messages: u64| match rows == 0 || each == 0 {
+            true => 0,
+            false => messages * costs.message + rows * each,
+        };
         let rows = |cut: &Range<usize>| work.atoms[cut.clone()].iter().map(|atom| atom.rows as u64).sum();
         let area = |cut: &Range<usize>| work.atoms[cut.clone()].iter().map(|atom| atom.area).sum::<u64>();
         let own = work.own_area * costs.cell;
-        let remote = |cut| area(cut) * costs.cell + costs.launch + costs.merged * work.queries as u64;
+        let each = costs.launch + costs.merged * work.queries as u64;
+        let remote = |cut| area(cut) * costs.cell + merges(cut) * each;
         // Slots as (fetch, attend, give back); own keys are a slot without exchanges of its own.
         let mut attends: Vec<Option<&Range<usize>>> = cuts.iter().map(Some).collect();
         attends.insert(if own_last { cuts.len() } else { 0 }, None);
@@ -254,9 +303,9 @@ mod tests {
         for slot in 0..attends.len() {
             let is_own = if own_last { slot + 2 == attends.len() } else { slot == 0 };
             let attend = attends[slot].map_or(if is_own { own } else { 0 }, remote);
-            let fetch = attends.get(slot + 1).copied().flatten().map_or(0, |cut| exchange(rows(cut), costs.fetched));
+            let fetch = attends.get(slot + 1).copied().flatten().map_or(0, |cut| exchange(rows(cut), costs.fetched, 1));
             let before = if slot == 0 { None } else { attends[slot - 1] };
-            let back = before.map_or(0, |cut| exchange(rows(cut), costs.returned));
+            let back = before.map_or(0, |cut| exchange(rows(cut), costs.returned, merges(cut)));
             time += fetch.max(attend).max(back);
         }
         time
@@ -279,18 +328,20 @@ mod tests {
         fn no_cut_is_faster(
             atoms in proptest::collection::vec((0usize..40, 0u64..400), 1..8),
             own_area in 0u64..600, queries in 0usize..30, backward: bool,
-            (message, launch) in (0u64..60, 0u64..60), exactly in 1usize..6, fixed: bool,
+            (message, launch) in (0u64..60, 0u64..60), exactly in 1usize..6, fixed: bool, by_parts: bool,
         ) {
             let atoms: Vec<Atom> = atoms.into_iter().map(|(rows, area)| Atom { rows, area }).collect();
             let work = Work { queries, own_area, atoms: &atoms };
             let costs = StageCosts { cell: 2, fetched: 5, returned: if backward { 7 } else { 0 }, message, launch, merged: 1 };
             let count = if fixed { StageCount::Exactly(exactly) } else { StageCount::Best };
-            let found = best(&work, &costs, count);
-            prop_assert_eq!(found.time, simulated(&work, &costs, &found.cuts, found.own_last));
+            let merging = if by_parts { Merging::Parts(atoms.len()) } else { Merging::Stages };
+            let found = best(&work, &costs, count, merging);
+            prop_assert_eq!(found.time, simulated(&work, &costs, &found.cuts, found.own_last, merging));
+            prop_assert!(!(by_parts && found.own_last));
             let allowed = |cuts: &Vec<Range<usize>>| !fixed || cuts.len() == exactly.min(atoms.len());
             for cuts in partitions(atoms.len()).iter().filter(|cuts| allowed(cuts)) {
-                for own_last in [false, backward] {
-                    prop_assert!(found.time <= simulated(&work, &costs, cuts, own_last));
+                for own_last in [false, backward && !by_parts] {
+                    prop_assert!(found.time <= simulated(&work, &costs, cuts, own_last, merging));
                 }
             }
         }
@@ -300,16 +351,22 @@ mod tests {
     fn stages_pay_where_both_sides_take_long() {
         let atoms = [Atom { rows: 1024, area: 8 << 20 }; 16];
         let count = |costs: &StageCosts, own_area: u64, queries: usize| {
-            best(&Work { queries, own_area, atoms: &atoms }, costs, StageCount::Best).cuts.len()
+            best(&Work { queries, own_area, atoms: &atoms }, costs, StageCount::Best, Merging::Stages).cuts.len()
         };
         assert!(count(&StageCosts::FORWARD, 0, 1024) > 1, "the second half travels while the first is attended");
         assert_eq!(count(&StageCosts::FORWARD, 1 << 30, 1024), 1, "own keys hide the whole fetch");
         assert_eq!(count(&StageCosts::FORWARD, 0, 1 << 30), 1, "merging costs more than it hides");
-        let none = best(&Work { queries: 8, own_area: 3, atoms: &[] }, &StageCosts::FORWARD, StageCount::Exactly(4));
+        let none = Work { queries: 8, own_area: 3, atoms: &[] };
+        let none = best(&none, &StageCosts::FORWARD, StageCount::Exactly(4), Merging::Stages);
         assert_eq!((none.cuts.len(), none.time), (0, 6));
         // A long own part at the end hides the return of every gradient.
-        let backward =
-            best(&Work { queries: 0, own_area: 1 << 24, atoms: &atoms }, &StageCosts::BACKWARD, StageCount::Best);
+        let work = Work { queries: 0, own_area: 1 << 24, atoms: &atoms };
+        let backward = best(&work, &StageCosts::BACKWARD, StageCount::Best, Merging::Stages);
         assert!(backward.own_last && backward.cuts.len() > 1, "{backward:?}");
+    }
+
+    #[test]
+    fn parts_are_between_one_and_the_most() {
+        assert_eq!([0, 1, 5, 99].map(|parts| Merging::Parts(parts).parts()), [1, 1, 5, MOST_PARTS]);
     }
 }
