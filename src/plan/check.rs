@@ -3,6 +3,9 @@
 use std::collections::HashMap;
 use std::ops::Range;
 
+use rand_xoshiro::SplitMix64;
+use rand_xoshiro::rand_core::{Rng, SeedableRng};
+
 use crate::error::{PlanError, Result};
 use crate::plan::{Content, Program, Step, Transfer, View};
 
@@ -65,12 +68,9 @@ struct Message {
     values: Vec<u64>,
 }
 
-/// Spreads token numbers over 64 bits (the finaliser of SplitMix64).
+/// Spreads token numbers over 64 bits.
 fn hash(token: usize) -> u64 {
-    let mut z = (token as u64).wrapping_add(0x9E37_79B9_7F4A_7C15);
-    z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-    z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-    z ^ (z >> 31)
+    SplitMix64::seed_from_u64(token as u64).next_u64()
 }
 
 /// One rank of the rehearsal.

@@ -2,8 +2,8 @@
 
 use std::ops::Range;
 
-use rand_xoshiro::Xoshiro256PlusPlus;
 use rand_xoshiro::rand_core::{Rng, SeedableRng};
+use rand_xoshiro::{SplitMix64, Xoshiro256PlusPlus};
 
 use crate::error::{DataError, Result};
 
@@ -129,12 +129,9 @@ fn stream(seed: u64, purpose: Purpose, step: u64, sequence: u64) -> Xoshiro256Pl
     Xoshiro256PlusPlus::seed_from_u64(key)
 }
 
-/// SplitMix64's step (Steele, Lea and Flood 2014): a bijection that spreads every bit.
+/// A step of SplitMix64 (Steele, Lea and Flood 2014): a bijection that spreads every bit.
 fn mix(value: u64) -> u64 {
-    let z = value.wrapping_add(0x9e37_79b9_7f4a_7c15);
-    let z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    z ^ (z >> 31)
+    SplitMix64::seed_from_u64(value).next_u64()
 }
 
 /// A number in `0..bound` (`bound` at least 1): the high word of a product, whose bias of `bound / 2^64` is nothing here.

@@ -2,34 +2,30 @@
 
 use std::ops::Range;
 
+use rand_xoshiro::SplitMix64;
+use rand_xoshiro::rand_core::{Rng, SeedableRng};
+
 use crate::plan::dispatch::model::{Model, Scratch, Segment};
 use crate::plan::dispatch::state::{Span, State};
 
-/// Numbers that look random, the same on every machine: splitmix64.
-pub(super) struct Random(u64);
+/// Numbers that look random, the same on every machine.
+pub(super) struct Random(SplitMix64);
 
 impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mixed = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        mixed ^ (mixed >> 31)
-    }
-
     /// Less than `bound`, which is at least 1.
     fn below(&mut self, bound: usize) -> usize {
-        ((u128::from(self.next()) * bound as u128) >> 64) as usize
+        ((u128::from(self.0.next_u64()) * bound as u128) >> 64) as usize
     }
 
     /// Whether a chance of `parts` in 256 comes true.
     fn chance(&mut self, parts: u64) -> bool {
-        self.next() >> 56 < parts
+        self.0.next_u64() >> 56 < parts
     }
 
     /// Exponentially distributed, in 65536ths of a doubling: minus the logarithm to base 2, between whole numbers
     /// by a straight line.
     fn doublings(&mut self) -> u64 {
-        let number = self.next() | 1;
+        let number = self.0.next_u64() | 1;
         let zeros = number.leading_zeros();
         let fraction = if zeros == 63 { 0 } else { (number << (zeros + 1)) >> 48 };
         (u64::from(zeros) << 16) + 65535 - fraction
@@ -65,7 +61,7 @@ impl<'a> Search<'a> {
         Search {
             model,
             grain,
-            random: Random(1),
+            random: Random(SplitMix64::seed_from_u64(1)),
             scratch: Scratch::default(),
             edits: Vec::new(),
             changed: Vec::new(),

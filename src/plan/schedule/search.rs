@@ -3,6 +3,9 @@
 //! Every state in between is a valid schedule, so the search can end at any time; it ends after a fixed amount of
 //! work (ranks looked at), not of time. Random numbers come from a fixed seed.
 
+use rand_xoshiro::SplitMix64;
+use rand_xoshiro::rand_core::{Rng, SeedableRng};
+
 use super::rows;
 use super::state::{Fit, Load, Place, State};
 use super::work::Work;
@@ -86,7 +89,7 @@ struct Search<'a> {
     /// Documents with tokens, the longest first.
     documents: Vec<usize>,
     least: Vec<usize>,
-    random: u64,
+    random: SplitMix64,
     looked_at: usize,
 }
 
@@ -95,16 +98,12 @@ impl<'a> Search<'a> {
         let mut documents: Vec<usize> = task.documents().collect();
         documents.sort_by_key(|&document| (std::cmp::Reverse(task.lengths[document]), document));
         let least = (0..task.lengths.len()).map(|document| task.least_degree(document)).collect();
-        Search { task, documents, least, random: 0, looked_at: 0 }
+        Search { task, documents, least, random: SplitMix64::seed_from_u64(0), looked_at: 0 }
     }
 
-    /// A number below `bound` (SplitMix64).
+    /// A number below `bound`, the same on every machine.
     fn below(&mut self, bound: usize) -> usize {
-        self.random = self.random.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut bits = self.random;
-        bits = (bits ^ (bits >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        bits = (bits ^ (bits >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        ((bits ^ (bits >> 31)) % bound as u64) as usize
+        (self.random.next_u64() % bound as u64) as usize
     }
 
     /// Longest first, into `parts` micro-batches none of which is taller than its part of the limit.
