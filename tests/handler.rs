@@ -7,9 +7,11 @@ use context_parallel::degree::Runtime;
 use context_parallel::error::Result;
 use context_parallel::handler::{CpHandler, Partial, Replicated, Roll};
 use context_parallel::layout::{Batch, Bshd, Layout, Packed, Sbhd, Thd};
+use context_parallel::mask::Mask;
+use context_parallel::ops::attention::AttentionShape;
 use context_parallel::oracle;
-use context_parallel::order::{Contiguous, Full, Striped, TokenOrder, Zigzag};
-use context_parallel::strategy::Ring;
+use context_parallel::order::{Contiguous, Dealt, Full, Striped, TokenOrder, Zigzag};
+use context_parallel::strategy::{Flash, Magi, Ring};
 use context_parallel::tensor::{Cpu, Element, Matrix};
 use half::bf16;
 use proptest::prelude::*;
@@ -167,6 +169,42 @@ fn every<O: TokenOrder>(case: &Case, offset: i64) {
     rolls::<O, Thd>(case, &packed, offset);
     rolls::<O, Bshd>(case, &bshd, offset);
     rolls::<O, Sbhd>(case, &sbhd, offset);
+}
+
+/// Tables, tensors and plans of something else: one error each, before anything is computed.
+#[test]
+fn what_does_not_belong_together_is_refused() {
+    let message = |result: Result<()>| result.unwrap_err().to_string();
+    threads::run(2, |comm| {
+        let device = Cpu::<f32>::new(1);
+        let handler = CpHandler::<Magi, Thd, _>::new(Magi::new(Runtime(2)), &comm)?;
+        let batch = Arc::new(Packed::from_lengths(&[6, 4])?);
+        for parts in [vec![vec![0..6], vec![6..10], vec![]], vec![vec![0..10]], vec![vec![0..5], vec![5..8]]] {
+            let tokens = parts.iter().flatten().map(ExactSizeIterator::len).sum();
+            let refused = message(handler.place_with(batch.clone(), Dealt::new(tokens, &parts)?).map(drop));
+            assert!(refused.contains("10 tokens on 2 ranks") && refused.contains("from this batch"), "{refused}");
+        }
+        let ring = CpHandler::<Ring, Thd, _>::new(Ring::new(Runtime(2)), &comm)?;
+        let other = Packed::from_lengths(&[7, 3])?;
+        let refused = message(ring.place_with(batch.clone(), Zigzag::table(&other, 2)).map(drop));
+        assert!(refused.contains("zigzag table"), "{refused}");
+
+        let (placement, other) = (ring.place(batch.clone())?, ring.place(Packed::from_lengths(&[7, 4])?)?);
+        let values = vec![0.5; 10 * 4];
+        let x = Full::<Thd, f32>::from_batch_first(&values, 4, batch.clone())?;
+        let x = ring.dispatch(&device, &placement, &x)?;
+        let mut roll = Roll::new(&x, 0.0);
+        let refused = message(ring.roll_all(&device, &other, 1, &mut [&mut roll]));
+        assert!(refused.contains("10 tokens") && refused.contains("11 tokens"), "{refused}");
+
+        let shape = AttentionShape { q_heads: 1, kv_heads: 1, qk_dim: 4, v_dim: 4, scale: 0.5 };
+        let (causal, full) = (ring.plan(&placement, &Mask::Causal)?, ring.plan(&placement, &Mask::Full)?);
+        let (out, core) = ring.core_attn::<Flash, _>(&device, &causal, &shape, &x, &x, &x)?;
+        let refused = message(ring.core_attn_backward(&device, &full, &x, &x, &x, &core, &out).map(drop));
+        assert!(refused.contains("pass the plan") && refused.contains("of the forward pass"), "{refused}");
+        ring.core_attn_backward(&device, &causal, &x, &x, &x, &core, &out).map(drop)
+    })
+    .unwrap();
 }
 
 proptest! {

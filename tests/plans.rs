@@ -125,6 +125,14 @@ fn steps(programs: &mut [(Program, Program)], rank: usize, backward: bool) -> &m
 }
 
 fn mutations<X: KvExchange>() {
+    noticed::<X>("a merge too many", |programs| {
+        steps(programs, 3, false).push(Step::Merge);
+        true
+    });
+    noticed::<X>("no slot at all", |programs| {
+        programs[1].0 = Program::default();
+        true
+    });
     for backward in [false, true] {
         noticed::<X>("a dropped tile", |programs| {
             let steps = steps(programs, 2, backward);
@@ -172,6 +180,37 @@ fn mutations<X: KvExchange>() {
             steps.insert(at, Step::Free { slot });
             true
         });
+        noticed::<X>("rows that a slot has not", |programs| {
+            steps(programs, 2, backward).iter_mut().any(|step| match step {
+                Step::Post { sends, .. } => sends.first_mut().is_some_and(|send| {
+                    send.rows.push(1 << 40);
+                    true
+                }),
+                _ => false,
+            })
+        });
+        noticed::<X>("a slot that is not there", |programs| {
+            steps(programs, 1, backward).insert(0, Step::Free { slot: 99 });
+            true
+        });
+        noticed::<X>("a rank that is not there", |programs| {
+            steps(programs, 3, backward).iter_mut().any(|step| match step {
+                Step::Post { receives, .. } => receives.first_mut().is_some_and(|receive| {
+                    receive.peer += 4;
+                    true
+                }),
+                _ => false,
+            })
+        });
+        noticed::<X>("a query that the rank has not", |programs| {
+            steps(programs, 0, backward).iter_mut().any(|step| match step {
+                Step::Tile { pieces, .. } => pieces.first_mut().is_some_and(|piece| {
+                    piece.q_row += 8;
+                    true
+                }),
+                _ => false,
+            })
+        });
         noticed::<X>("the last wait left out", |programs| {
             let steps = steps(programs, 1, backward);
             let Some(at) = steps.iter().rposition(|step| matches!(step, Step::Wait { .. })) else { return false };
@@ -187,8 +226,20 @@ fn mutations<X: KvExchange>() {
     }
 }
 
+fn without_a_merge<X: KvExchange>() {
+    noticed::<X>("a merge left out", |programs| {
+        let steps = steps(programs, 3, false);
+        let Some(at) = steps.iter().position(|step| matches!(step, Step::Merge)) else { return false };
+        steps.remove(at);
+        true
+    });
+}
+
 #[test]
 fn broken_plans_are_noticed() {
+    without_a_merge::<RingKv>();
+    without_a_merge::<CastKv>();
+    without_a_merge::<Staged<2, 5>>();
     mutations::<RingKv>();
     mutations::<GatherKv>();
     mutations::<CastKv>();

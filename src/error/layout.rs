@@ -197,6 +197,18 @@ pub enum PlacementError {
         /// Whether no rank holds it.
         missing: bool,
     },
+    /// A table that was made of something else.
+    #[error(
+        "the {order} table was not made for a batch of {tokens} tokens on {ranks} ranks: make it from this batch, for as many ranks"
+    )]
+    Table {
+        /// Name of the token order.
+        order: &'static str,
+        /// Tokens of the batch.
+        tokens: usize,
+        /// Ranks that the batch is to be dealt out to.
+        ranks: usize,
+    },
     /// A group that does not fit the batch or its ranks.
     #[error("document {document} is to run on ranks {first}..{} of {ranks} ranks: use a document of the batch, and at least one rank of those there are", first + degree)]
     Group {

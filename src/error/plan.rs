@@ -14,6 +14,17 @@ pub enum PlanError {
         /// What does not hold.
         what: String,
     },
+    /// A backward pass after another forward pass.
+    #[error(
+        "the forward pass attended by plan {forward:016x}, the backward pass is given plan {backward:016x}: pass the plan \
+         (batch, mask, gradient wire) of the forward pass"
+    )]
+    OtherPlan {
+        /// Hash of the forward pass's plan.
+        forward: u64,
+        /// Hash of the backward pass's.
+        backward: u64,
+    },
     /// Ranks plan differently.
     #[error(
         "rank {own_rank} has plan {own:016x} and rank {rank} plan {found:016x}: give every rank the same strategy, batch \

@@ -17,7 +17,7 @@ use std::marker::PhantomData;
 use std::sync::Arc;
 
 use crate::comm::Communicator;
-use crate::error::{LayoutError, PlacementError, Result, SupportError};
+use crate::error::{LayoutError, PlacementError, PlanError, Result, SupportError};
 use crate::handler::cache::Cache;
 use crate::layout::{Batch, Layout};
 use crate::mask::Mask;
@@ -44,6 +44,8 @@ pub struct CpHandler<H: CpStrategy, L: Layout, C> {
 /// What the backward pass of [`CpHandler::core_attn`] needs.
 pub struct CoreAttention<D: Device, K: Kernel> {
     shape: AttentionShape,
+    /// Hash of the plan.
+    plan: u64,
     saved: AttentionSaved<D, K>,
 }
 
@@ -190,10 +192,15 @@ impl<H: CpStrategy, L: Layout, C> CpHandler<H, L, C> {
         plan.agree(device, &self.comm)?;
         let (out, saved) = H::Executor::forward(device, &self.comm, plan.rank_plan(), shape, qkv)?;
         let out = Shard::new(out, plan.placement().clone())?;
-        Ok((out, CoreAttention { shape: *shape, saved }))
+        Ok((out, CoreAttention { shape: *shape, plan: plan.hash(), saved }))
     }
 
-    /// Gradients of queries, keys and values from `dout [rows, q_heads * v_dim]`; operands as in the forward call.
+    /// Gradients of queries, keys and values from `dout [rows, q_heads * v_dim]`; operands and plan as in the forward
+    /// call.
+    ///
+    /// # Errors
+    /// Another plan than the forward pass had, shards of another placement, widths that do not fit the shape, and
+    /// failures of other ranks.
     #[allow(clippy::too_many_arguments)]
     pub fn core_attn_backward<K, D>(
         &self,
@@ -212,6 +219,9 @@ impl<H: CpStrategy, L: Layout, C> CpHandler<H, L, C> {
         C: Communicator<D::Storage>,
     {
         let shape = &forward.shape;
+        if plan.hash() != forward.plan {
+            return Err(PlanError::OtherPlan { forward: forward.plan, backward: plan.hash() }.into());
+        }
         let qkv = self.operands::<D>(plan, shape, q, k, v)?;
         plan.placement().expect_same("the plan", dout.placement(), "the output gradient")?;
         expect_features("the output gradient", shape.out_width(), dout.matrix().cols())?;

@@ -51,7 +51,9 @@ impl Moves {
 }
 
 /// A tensor to roll; [`Roll`] is the one implementation.
-pub trait Rollable<D: Rows> {
+pub trait Rollable<O: TokenOrder, L: Layout, D: Rows> {
+    /// Where the rows belong.
+    fn placement(&self) -> &Arc<Placement<O, L>>;
     /// Rows that go to another rank.
     fn pack(&self, device: &D, rows: &[usize]) -> Parcel<D::Storage>;
     /// What is expected from another rank.
@@ -83,7 +85,11 @@ impl<'a, O: TokenOrder, L: Layout, T: Element, S: crate::tensor::Storage> Roll<'
     }
 }
 
-impl<O: TokenOrder, L: Layout, T: Element, D: Rows> Rollable<D> for Roll<'_, O, L, T, D::Storage> {
+impl<O: TokenOrder, L: Layout, T: Element, D: Rows> Rollable<O, L, D> for Roll<'_, O, L, T, D::Storage> {
+    fn placement(&self) -> &Arc<Placement<O, L>> {
+        self.shard.placement()
+    }
+
     fn pack(&self, device: &D, rows: &[usize]) -> Parcel<D::Storage> {
         let source = self.shard.matrix();
         let mut packed = device.matrix(rows.len(), source.cols());
@@ -135,16 +141,23 @@ impl<H: CpStrategy, L: Layout, C> CpHandler<H, L, C> {
     }
 
     /// Rolls several tensors of one placement in one exchange.
+    ///
+    /// # Errors
+    /// [`PlacementError::Mismatch`](crate::error::PlacementError::Mismatch) where a tensor is placed otherwise, and
+    /// failures of other ranks.
     pub fn roll_all<D: Rows>(
         &self,
         device: &D,
         placement: &Arc<Placement<H::Order, L>>,
         offset: i64,
-        tensors: &mut [&mut dyn Rollable<D>],
+        tensors: &mut [&mut dyn Rollable<H::Order, L, D>],
     ) -> Result<()>
     where
         C: Communicator<D::Storage>,
     {
+        for tensor in tensors.iter() {
+            placement.expect_same("the roll", tensor.placement(), "a tensor")?;
+        }
         let moves = self.moves(placement, offset)?;
         self.run(device, &moves, tensors)
     }
@@ -172,7 +185,7 @@ impl<H: CpStrategy, L: Layout, C> CpHandler<H, L, C> {
         self.cache.other(placement, key, || Ok(Moves::new(placement, offset)))
     }
 
-    fn run<D: Rows>(&self, device: &D, moves: &Moves, tensors: &mut [&mut dyn Rollable<D>]) -> Result<()>
+    fn run<D: Rows>(&self, device: &D, moves: &Moves, tensors: &mut [&mut dyn Rollable<H::Order, L, D>]) -> Result<()>
     where
         C: Communicator<D::Storage>,
     {

@@ -149,6 +149,11 @@ macro_rules! dealt_order {
                 Dealt::blocks(batch, ranks)
             }
 
+            fn fits<B: Batch>(batch: &B, table: &Dealt, ranks: usize) -> bool {
+                let held = (0..table.held.len()).map(|rank| table.rows(rank));
+                (table.held.len(), held.sum::<usize>()) == (ranks, batch.tokens())
+            }
+
             fn rows<B: Batch>(_batch: &B, table: &Dealt, _ranks: usize, rank: usize) -> usize {
                 table.rows(rank)
             }

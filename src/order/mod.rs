@@ -70,6 +70,11 @@ pub trait TokenOrder: Copy + Default + fmt::Debug + PartialEq + Eq + Send + Sync
     /// The table of `batch` on `ranks` ranks.
     fn table<B: Batch>(batch: &B, ranks: usize) -> Self::Table;
 
+    /// Whether a table is one of `batch` on `ranks` ranks.
+    fn fits<B: Batch>(batch: &B, table: &Self::Table, ranks: usize) -> bool {
+        *table == Self::table(batch, ranks)
+    }
+
     /// Tokens of the rank.
     fn rows<B: Batch>(batch: &B, table: &Self::Table, ranks: usize, rank: usize) -> usize;
 

@@ -36,7 +36,8 @@ impl<O: TokenOrder, L: Layout> Placement<O, L> {
     /// The same on a grid of ranks, with a table that was made elsewhere.
     ///
     /// # Errors
-    /// [`PlacementError::ZeroDegree`] without ranks, [`CommError::NoSuchRank`] where `rank` is not one of them.
+    /// [`PlacementError::ZeroDegree`] without ranks, [`CommError::NoSuchRank`] where `rank` is not one of them,
+    /// [`PlacementError::Table`] where the table deals out another number of tokens or ranks.
     pub fn with_table(batch: Arc<L::Batch>, grid: Grid, rank: usize, table: O::Table) -> Result<Arc<Self>> {
         let ranks = grid.ranks();
         if ranks == 0 {
@@ -44,6 +45,9 @@ impl<O: TokenOrder, L: Layout> Placement<O, L> {
         }
         if rank >= ranks {
             return Err(CommError::NoSuchRank { rank, size: ranks }.into());
+        }
+        if !O::fits(&*batch, &table, ranks) {
+            return Err(PlacementError::Table { order: O::NAME, tokens: batch.tokens(), ranks }.into());
         }
         let rows = O::rows(&*batch, &table, ranks, grid.logical(rank));
         // A hasher with fixed keys: ranks that run the same program agree.

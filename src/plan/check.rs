@@ -1,5 +1,7 @@
 //! Checks of plans before anything runs: a rehearsal of all ranks' programs with tokens in place of numbers.
 
+mod shape;
+
 use std::collections::HashMap;
 use std::ops::Range;
 
@@ -11,8 +13,10 @@ use crate::plan::{Content, Program, Step, Transfer, View};
 
 /// Rehearses the forward and backward programs of all ranks (`programs[rank]`), and refuses them unless
 ///
+/// - every step names slots, rows and ranks that there are, and forward every tile after the first is merged once;
 /// - no rank waits for ever, and every send has its receive;
 /// - every tile reads the tokens that it says it reads;
+/// - every attended token is held by one rank;
 /// - every attended cell is computed exactly once, over all ranks and tiles, forward and backward;
 /// - the gradient of every key arrives home from every query that attends it, exactly once.
 ///
@@ -21,10 +25,15 @@ use crate::plan::{Content, Program, Step, Transfer, View};
 pub fn check(strategy: &'static str, view: &View, programs: &[(Program, Program)]) -> Result<()> {
     let unsound = |what: String| PlanError::Unsound { strategy, what };
     let expected = Expected::new(view);
+    expected.check_holders().map_err(unsound)?;
     for (direction, backward) in [("forward", false), ("backward", true)] {
-        let pick = |pair: &'_ (Program, Program)| if backward { pair.1.clone() } else { pair.0.clone() };
-        let mut ranks: Vec<Actor> =
-            programs.iter().enumerate().map(|(rank, pair)| Actor::new(view, rank, pick(pair))).collect();
+        let mut ranks = Vec::with_capacity(programs.len());
+        for (rank, (forward, back)) in programs.iter().enumerate() {
+            let program = if backward { back } else { forward };
+            shape::check(view, rank, program, backward)
+                .map_err(|what| unsound(format!("{direction}, rank {rank}: {what}")))?;
+            ranks.push(Actor::new(view, rank, program));
+        }
         let mut mail = Mail::new();
         let mut moved = true;
         while moved {
@@ -40,7 +49,8 @@ pub fn check(strategy: &'static str, view: &View, programs: &[(Program, Program)
         if let Some((rank, exchange)) = ranks.iter().find_map(|actor| Some((actor.rank, *actor.open.keys().min()?))) {
             return Err(unsound(format!("{direction}, rank {rank} never waits for exchange {exchange}")).into());
         }
-        if let Some(((from, to), _)) = mail.iter().find(|(_, way)| way.sent.iter().any(Option::is_some)) {
+        let unread = mail.iter().filter(|(_, way)| way.sent.iter().any(Option::is_some));
+        if let Some((from, to)) = unread.map(|(&ends, _)| ends).min() {
             return Err(unsound(format!("{direction}, rank {from} sends to rank {to}, which expects nothing")).into());
         }
         for actor in &ranks {
@@ -74,9 +84,9 @@ fn hash(token: usize) -> u64 {
 }
 
 /// One rank of the rehearsal.
-struct Actor {
+struct Actor<'a> {
     rank: usize,
-    program: Program,
+    program: &'a Program,
     at: usize,
     /// Hash of the token in each row of each slot; 0 where nothing is.
     tokens: Vec<Vec<u64>>,
@@ -84,12 +94,15 @@ struct Actor {
     gradients: Vec<Vec<u64>>,
     /// Sum of the hashes of the keys that each query has met.
     met: Vec<u64>,
-    /// Receives of exchanges under way, each with its message's number.
-    open: HashMap<usize, (Content, Vec<(Transfer, usize)>)>,
+    /// Exchanges under way.
+    open: HashMap<usize, (Content, Receives<'a>)>,
 }
 
-impl Actor {
-    fn new(view: &View, rank: usize, program: Program) -> Self {
+/// Receives, each with its message's number.
+type Receives<'a> = Vec<(&'a Transfer, usize)>;
+
+impl<'a> Actor<'a> {
+    fn new(view: &View, rank: usize, program: &'a Program) -> Self {
         let mut tokens: Vec<Vec<u64>> = program.slots.iter().map(|&rows| vec![0; rows]).collect();
         let own = view.held(rank).iter().flat_map(|(_, run)| (0..run.len).map(|i| hash(run.token(i))));
         tokens[0] = own.collect();
@@ -100,18 +113,19 @@ impl Actor {
     /// Runs until it has to wait or is done; whether it got anywhere.
     fn run(&mut self, mail: &mut Mail) -> Result<bool, String> {
         let from = self.at;
-        while let Some(step) = self.program.steps.get(self.at).cloned() {
+        let program = self.program;
+        while let Some(step) = program.steps.get(self.at) {
             match step {
                 Step::Post { exchange, content, sends, receives } => {
-                    self.post(mail, exchange, content, sends, receives)
+                    self.post(mail, *exchange, *content, sends, receives)
                 }
                 Step::Wait { exchange } => {
-                    if !self.wait(mail, exchange)? {
+                    if !self.wait(mail, *exchange)? {
                         break;
                     }
                 }
-                Step::Tile { slot, pieces } => self.tile(slot, &pieces)?,
-                Step::Free { slot } => {
+                Step::Tile { slot, pieces } => self.tile(*slot, pieces)?,
+                &Step::Free { slot } => {
                     self.tokens[slot].fill(0);
                     if slot != self.program.home {
                         self.gradients[slot].fill(0);
@@ -129,8 +143,8 @@ impl Actor {
         mail: &mut Mail,
         exchange: usize,
         content: Content,
-        sends: Vec<Transfer>,
-        receives: Vec<Transfer>,
+        sends: &[Transfer],
+        receives: &'a [Transfer],
     ) {
         for send in sends.iter().filter(|send| !send.rows.is_empty()) {
             let source = match content {
@@ -140,7 +154,7 @@ impl Actor {
             let values = send.rows.iter().map(|&row| source[row]).collect();
             mail.entry((self.rank, send.peer)).or_default().sent.push(Some(Message { content, values }));
         }
-        let numbered = receives.into_iter().filter(|receive| !receive.rows.is_empty()).map(|receive| {
+        let numbered = receives.iter().filter(|receive| !receive.rows.is_empty()).map(|receive| {
             let way = mail.entry((receive.peer, self.rank)).or_default();
             way.expected += 1;
             (receive, way.expected - 1)
@@ -152,7 +166,7 @@ impl Actor {
         let Some((content, receives)) = self.open.remove(&exchange) else {
             return Err(format!("rank {} waits for exchange {exchange}, which it has not posted", self.rank));
         };
-        let there = |(receive, number): &(Transfer, usize)| {
+        let there = |(receive, number): &(&Transfer, usize)| {
             mail.get(&(receive.peer, self.rank)).is_some_and(|way| way.sent.len() > *number)
         };
         if !receives.iter().all(there) {
@@ -237,6 +251,7 @@ impl Sums {
 
 /// What the mask says, by token.
 struct Expected {
+    /// By token; as many as are attended or held.
     met: Vec<u64>,
     gradients: Vec<u64>,
     tokens: Vec<Vec<usize>>,
@@ -267,6 +282,17 @@ impl Expected {
         };
         let gradients = changes.into_iter().map(running).collect();
         Expected { met, gradients, tokens }
+    }
+
+    /// Every token that attends or is attended is held once.
+    fn check_holders(&self) -> Result<(), String> {
+        let mut holders = vec![0; self.met.len()];
+        self.tokens.iter().flatten().for_each(|&token| holders[token] += 1);
+        let wrong = |&token: &usize| holders[token] != 1 && (self.met[token], self.gradients[token]) != (0, 0);
+        match (0..holders.len()).find(wrong) {
+            Some(token) => Err(format!("token {token} is held by {} ranks, not by one", holders[token])),
+            None => Ok(()),
+        }
     }
 
     fn check(&self, actor: &Actor, backward: bool) -> Result<(), String> {

@@ -103,19 +103,19 @@ impl<'a, D: Ops, C: Communicator<D::Storage> + ?Sized> Walk<'a, D, C> {
     /// Any step but tiles and merges.
     pub(super) fn step(&mut self, step: &'a Step) -> Result<()> {
         match step {
-            Step::Post { exchange, content: Content::Keys, sends, receives } => {
+            &Step::Post { exchange, content: content @ Content::Keys, ref sends, ref receives } => {
                 let slot = |slot: usize| self.keys[slot].as_ref().map(Packed::matrix);
-                let (messages, own_keys) = self.pack(AsIs, sends, slot);
+                let (messages, own_keys) = self.pack(content, AsIs, sends, slot)?;
                 let pending = self.post::<D::Elem>(KEYS, AsIs, messages, receives)?;
-                let (content, own_gradients) = (Content::Keys, VecDeque::new());
-                self.open.insert(*exchange, Open { content, receives, pending, own_keys, own_gradients });
+                let own_gradients = VecDeque::new();
+                self.open.insert(exchange, Open { content, receives, pending, own_keys, own_gradients });
             }
-            Step::Post { exchange, content: Content::Gradients, sends, receives } => {
+            &Step::Post { exchange, content: content @ Content::Gradients, ref sends, ref receives } => {
                 let slot = |slot: usize| self.gradients[slot].as_ref();
-                let (messages, own_gradients) = self.pack(self.wire, sends, slot);
+                let (messages, own_gradients) = self.pack(content, self.wire, sends, slot)?;
                 let pending = self.post::<D::Acc>(GRADIENTS, self.wire, messages, receives)?;
-                let (content, own_keys) = (Content::Gradients, VecDeque::new());
-                self.open.insert(*exchange, Open { content, receives, pending, own_keys, own_gradients });
+                let own_keys = VecDeque::new();
+                self.open.insert(exchange, Open { content, receives, pending, own_keys, own_gradients });
             }
             Step::Wait { exchange } => self.wait(*exchange)?,
             Step::Free { slot } => {
@@ -133,10 +133,11 @@ impl<'a, D: Ops, C: Communicator<D::Storage> + ?Sized> Walk<'a, D, C> {
     #[allow(clippy::type_complexity)]
     fn pack<'b, T: Element>(
         &self,
+        content: Content,
         encoding: impl Encoding<T, D>,
         sends: &[Transfer],
         slot: impl Fn(usize) -> Option<&'b Matrix<T, D::Storage>>,
-    ) -> (Vec<Send<D::Storage>>, VecDeque<Matrix<T, D::Storage>>) {
+    ) -> Result<(Vec<Send<D::Storage>>, VecDeque<Matrix<T, D::Storage>>)> {
         let (mut messages, mut own) = (Vec::new(), VecDeque::new());
         for send in sends.iter().filter(|send| !send.rows.is_empty()) {
             let rows = match slot(send.slot) {
@@ -144,6 +145,9 @@ impl<'a, D: Ops, C: Communicator<D::Storage> + ?Sized> Walk<'a, D, C> {
                     let mut rows = self.device.matrix(send.rows.len(), self.width);
                     self.device.gather_rows(source, &send.rows, &mut rows, 0);
                     rows
+                }
+                None if content == Content::Keys => {
+                    return Err(unsound("keys sent out of a slot that holds none").into());
                 }
                 // Nothing was ever added to these gradients.
                 None => self.device.zero_matrix(send.rows.len(), self.width),
@@ -153,7 +157,7 @@ impl<'a, D: Ops, C: Communicator<D::Storage> + ?Sized> Walk<'a, D, C> {
                 false => messages.push(Send { to: send.peer, parcel: encoding.encode(self.device, rows) }),
             }
         }
-        (messages, own)
+        Ok((messages, own))
     }
 
     fn post<T: Element>(

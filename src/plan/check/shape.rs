@@ -1,0 +1,68 @@
+//! What can be said of a program without running it.
+
+use crate::plan::{Piece, Program, Step, Transfer, View};
+
+/// Refuses a program whose steps name slots, rows or ranks that there are not, that leaves its queries without a result,
+/// or, forward, that does not merge every tile after the first just once before the next.
+pub fn check(view: &View, rank: usize, program: &Program, backward: bool) -> Result<(), String> {
+    let Program { slots, home, steps } = program;
+    if slots.first() != Some(&view.rows(rank)) {
+        return Err(format!("slot 0 has {:?} rows and the rank {} of its own", slots.first(), view.rows(rank)));
+    }
+    if *home >= slots.len() {
+        return Err(format!("its gradients come home to slot {home} of {} slots", slots.len()));
+    }
+    // Tiles whose results are not merged yet: the first needs no merge.
+    let (mut tiles, mut unmerged) = (0, false);
+    for step in steps {
+        match step {
+            Step::Post { sends, receives, .. } => {
+                sends.iter().chain(receives).try_for_each(|transfer| transferred(transfer, slots, view.ranks()))?;
+            }
+            Step::Wait { .. } => {}
+            Step::Free { slot } => slot_rows(slots, *slot).map(drop)?,
+            Step::Tile { slot, pieces } => {
+                let rows = slot_rows(slots, *slot)?;
+                pieces.iter().try_for_each(|piece| attended(piece, view.rows(rank), rows))?;
+                if !backward && unmerged {
+                    return Err(format!("tile {tiles} comes before the result of the one before it is merged"));
+                }
+                unmerged = tiles > 0;
+                tiles += 1;
+            }
+            Step::Merge if backward => {}
+            Step::Merge if unmerged => unmerged = false,
+            Step::Merge => return Err("a merge without a second result".into()),
+        }
+    }
+    match (backward, tiles, unmerged) {
+        (false, 0, _) => Err("no tile: its queries have no result".into()),
+        (false, _, true) => Err("the result of the last tile is not merged".into()),
+        _ => Ok(()),
+    }
+}
+
+fn slot_rows(slots: &[usize], slot: usize) -> Result<usize, String> {
+    slots.get(slot).copied().ok_or_else(|| format!("slot {slot} of {} slots", slots.len()))
+}
+
+fn transferred(transfer: &Transfer, slots: &[usize], ranks: usize) -> Result<(), String> {
+    let Transfer { peer, slot, rows } = transfer;
+    let limit = slot_rows(slots, *slot)?;
+    if *peer >= ranks {
+        return Err(format!("a message for rank {peer} of {ranks} ranks"));
+    }
+    match rows.iter().find(|&&row| row >= limit) {
+        Some(row) => Err(format!("row {row} of slot {slot}, which has {limit} rows")),
+        None => Ok(()),
+    }
+}
+
+fn attended(piece: &Piece, queries: usize, keys: usize) -> Result<(), String> {
+    for (what, rows, limit) in [("query", piece.q_rows(), queries), ("key", piece.k_rows(), keys)] {
+        if rows.end > limit {
+            return Err(format!("a piece of {what} rows {rows:?} where there are {limit}"));
+        }
+    }
+    Ok(())
+}
