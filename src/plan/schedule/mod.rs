@@ -177,7 +177,7 @@ pub fn assign(lengths: &[usize], ranks: usize) -> Result<Vec<Group>> {
     // A token is not divided: a document shorter than the ranks costs one of them at least its length.
     let whole = lengths.iter().filter(|&&length| length < ranks).max().map_or(0, |&length| length as u128);
     let limit = even_share(lengths, ranks).share(21, 20).max(Work::pairs(whole));
-    let task = Task { lengths, ranks, tokens: usize::MAX, limit, single: true };
+    let task = Task { lengths, ranks, tokens: usize::MAX, limit, single: true, even: even_share(lengths, ranks) };
     Ok(batches(lengths, improve(&task, vec![start_of(&task)])).into_iter().flat_map(|batch| batch.groups).collect())
 }
 
@@ -234,7 +234,7 @@ fn rows(length: usize, degree: usize) -> u128 {
 }
 
 fn solve(lengths: &[usize], ranks: usize, tokens: usize, limit: Work) -> Schedule {
-    let task = Task { lengths, ranks, tokens, limit, single: false };
+    let task = Task { lengths, ranks, tokens, limit, single: false, even: even_share(lengths, ranks) };
     let mut starts = vec![start_of(&task)];
     starts.extend(reference::start(&task));
     let state = improve(&task, starts);

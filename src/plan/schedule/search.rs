@@ -25,12 +25,20 @@ pub(super) struct Task<'a> {
     pub limit: Work,
     /// Whether all must be in one micro-batch.
     pub single: bool,
+    /// Makespan of all documents on all ranks, which no schedule is below.
+    pub even: Work,
 }
 
 impl Task<'_> {
     /// The documents that have tokens; the others need no place.
     pub fn documents(&self) -> impl Iterator<Item = usize> {
         (0..self.lengths.len()).filter(|&document| self.lengths[document] > 0)
+    }
+
+    /// What a micro-batch costs besides its work: its launches, exchanges and waits. A little of everything's work, so
+    /// that a step has a few dozen micro-batches at most where tokens permit.
+    pub fn toll(&self) -> Work {
+        self.even.share(1, 128)
     }
 
     /// The smallest degree with which a document keeps the limits even if it is alone.
@@ -43,7 +51,7 @@ impl Task<'_> {
 
 /// Every document on all ranks: the least makespan and the most rows. Micro-batches as full as tokens permit.
 pub(super) fn start_of(task: &Task) -> State {
-    let mut state = State::new(task.lengths.len(), task.ranks);
+    let mut state = State::new(task);
     let mut room = vec![task.tokens];
     for document in task.documents() {
         let length = task.lengths[document];
@@ -63,6 +71,9 @@ pub(super) fn start_of(task: &Task) -> State {
 pub(super) fn improve(task: &Task, mut starts: Vec<State>) -> State {
     let mut search = Search::new(task);
     starts.extend((1..=8).filter_map(|parts| search.construct(parts)));
+    let total: u128 = task.lengths.iter().map(|&length| length as u128).sum();
+    let fewest = total.div_ceil((task.ranks as u128).saturating_mul(task.tokens.max(1) as u128)).max(1) as usize;
+    starts.extend((fewest..fewest + 4).filter_map(|parts| search.level(parts)));
     for (fit, spread) in [(Fit::Level, 1), (Fit::Tight, 1), (Fit::Level, 2)] {
         // Lower micro-batches cost more rows: the first that keep the limit are the best.
         starts.extend((1..=16).rev().find_map(|sixteenths| search.layers(fit, spread, sixteenths)));
@@ -111,7 +122,7 @@ impl<'a> Search<'a> {
         if self.task.single && parts > 1 {
             return None;
         }
-        let mut state = State::new(self.task.lengths.len(), self.task.ranks);
+        let mut state = State::new(self.task);
         (1..parts).for_each(|_| state.open(self.task.ranks));
         let tallest = self.task.limit.share(1, parts as u128);
         let manner = Manner { fit: Fit::Level, quarters: 4, tallest };
@@ -121,17 +132,43 @@ impl<'a> Search<'a> {
         Some(state)
     }
 
+    /// Longest first, at the smallest degree that keeps the limits, where least work is so far in any of `parts`
+    /// micro-batches: all become equally high and full, if documents are many.
+    fn level(&mut self, parts: usize) -> Option<State> {
+        let Task { lengths, ranks, tokens, limit, single, .. } = *self.task;
+        if single && parts > 1 {
+            return None;
+        }
+        let mut state = State::new(self.task);
+        (1..parts).for_each(|_| state.open(ranks));
+        let tallest = limit.share(1, parts as u128);
+        for &document in &self.documents {
+            let length = lengths[document];
+            let place = (self.least[document]..=ranks).find_map(|degree| {
+                let load = Load { work: Work::of(length, degree), tokens: length.div_ceil(degree) };
+                let block = |batch: usize| {
+                    let (_, had, first) = state.block(batch, degree, load, tallest, tokens, Fit::Level)?;
+                    Some((had, Place { batch, first, degree }))
+                };
+                self.looked_at += ranks * parts;
+                (0..parts).filter_map(block).min_by_key(|(had, _)| *had).map(|(_, place)| place)
+            })?;
+            state.insert(document, length, place);
+        }
+        Some(state)
+    }
+
     /// Longest first, one micro-batch after another. The longest document that waits sets the height of the next, at
     /// `sixteenths` of its work at its least degree; the others join it at degrees up to `spread` times the least
     /// that heeds this height, or wait. Neighbours in length have similar work per token, so that ranks which are
     /// full are level too.
     fn layers(&mut self, fit: Fit, spread: usize, sixteenths: u128) -> Option<State> {
-        let Task { lengths, ranks, tokens, limit, single } = *self.task;
+        let Task { lengths, ranks, tokens, limit, single, .. } = *self.task;
         // Where one micro-batch may hold everything, several have no use.
         if single || tokens >= lengths.iter().sum() {
             return None;
         }
-        let mut state = State::new(lengths.len(), ranks);
+        let mut state = State::new(self.task);
         let mut waiting = self.documents.clone();
         while let Some(&longest) = waiting.first() {
             let batch = state.batches() - 1;
@@ -194,7 +231,7 @@ impl<'a> Search<'a> {
         let (mut best, mut state) = (start.clone(), start);
         let lowest: u128 =
             self.documents.iter().map(|&document| rows(self.task.lengths[document], self.least[document])).sum();
-        let fastest = super::even_share(self.task.lengths, self.task.ranks);
+        let fastest = self.task.even + self.task.toll();
         while self.looked_at < end && best.cost() > (lowest, fastest) {
             if !self.task.single && (0..state.batches()).all(|batch| state.height(batch) > Work::NONE) {
                 state.open(self.task.ranks);
@@ -218,7 +255,8 @@ impl<'a> Search<'a> {
             } else if state.cost() < best.cost() {
                 best = state.clone();
             }
-            self.looked_at += self.task.ranks;
+            // Copies and scans of all documents count too.
+            self.looked_at += self.task.ranks + self.documents.len() / 4;
         }
         best
     }

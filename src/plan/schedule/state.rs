@@ -1,5 +1,6 @@
 //! A schedule under construction: who is where, and what that makes of every rank in every micro-batch.
 
+use super::search::Task;
 use super::work::Work;
 
 /// Where a document is.
@@ -37,6 +38,10 @@ struct Batch {
 #[derive(Clone, Debug)]
 pub(super) struct State {
     batches: Vec<Batch>,
+    /// Micro-batches with documents.
+    used: usize,
+    /// What each of them costs besides its height.
+    toll: Work,
     places: Vec<Option<Place>>,
     /// Sum of the heights.
     pub makespan: Work,
@@ -46,9 +51,10 @@ pub(super) struct State {
 
 impl State {
     /// No document placed, one empty micro-batch.
-    pub fn new(documents: usize, ranks: usize) -> Self {
-        let mut state = State { batches: Vec::new(), places: vec![None; documents], makespan: Work::NONE, rows: 0 };
-        state.open(ranks);
+    pub fn new(task: &Task) -> Self {
+        let (batches, places) = (Vec::new(), vec![None; task.lengths.len()]);
+        let mut state = State { batches, used: 0, toll: task.toll(), places, makespan: Work::NONE, rows: 0 };
+        state.open(task.ranks);
         state
     }
 
@@ -77,9 +83,9 @@ impl State {
         &self.places
     }
 
-    /// Rows first, then makespan: what makes a schedule better.
+    /// Rows first, then makespan with the tolls of its micro-batches: what makes a schedule better.
     pub fn cost(&self) -> (u128, Work) {
-        (self.rows, self.makespan)
+        (self.rows, self.makespan + self.toll.share(self.used as u128, 1))
     }
 
     pub fn insert(&mut self, document: usize, length: usize, place: Place) {
@@ -92,6 +98,7 @@ impl State {
             height = height.max(batch.work[rank]);
         }
         self.makespan += height - batch.height;
+        self.used += usize::from(batch.height == Work::NONE && height > Work::NONE);
         batch.height = height;
         self.rows += super::rows(length, place.degree);
         self.places[document] = Some(place);
@@ -107,6 +114,7 @@ impl State {
         }
         let height = batch.work.iter().copied().max().unwrap_or_default();
         self.makespan -= batch.height - height;
+        self.used -= usize::from(batch.height > Work::NONE && height == Work::NONE);
         batch.height = height;
         self.rows -= super::rows(length, place.degree);
         Some(place)

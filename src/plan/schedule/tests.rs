@@ -119,7 +119,7 @@ fn random_schedules_keep_the_rules_and_beat_the_reference() {
         let reference = reference::makespan(&lengths, ranks, budget.unwrap());
         assert!(schedule.report.makespan <= reference, "{ranks} {budget:?} {lengths:?}");
         let (tokens, limit) = (budget.unwrap(), schedule.report.makespan_limit);
-        let task = Task { lengths: &lengths, ranks, tokens, limit, single: false };
+        let task = Task { lengths: &lengths, ranks, tokens, limit, single: false, even: even_share(&lengths, ranks) };
         if let Some(State { rows, .. }) = reference::start(&task) {
             assert!(schedule.report.rows_received <= rows, "{ranks} {budget:?} {lengths:?}: {:?}", schedule.report);
             (ours, theirs) = (ours + schedule.report.rows_received, theirs + rows);
@@ -170,8 +170,8 @@ fn fewest_rows(lengths: &[usize], ranks: usize, tokens: usize, limit: Work) -> u
             }
         }
     }
-    let task = Task { lengths, ranks, tokens, limit, single: false };
-    let mut state = State::new(lengths.len(), ranks);
+    let task = Task { lengths, ranks, tokens, limit, single: false, even: even_share(lengths, ranks) };
+    let mut state = State::new(&task);
     (1..lengths.len()).for_each(|_| state.open(ranks));
     let mut best = u128::MAX;
     visit(&task, 0, &mut state, &mut best);
@@ -221,6 +221,19 @@ fn a_pack_is_assigned_as_it_is() {
         let busiest = batch.busiest(&lengths, ranks);
         let whole = lengths.iter().filter(|&&length| length < ranks).max().copied().unwrap_or(0);
         assert!(busiest <= even_share(&lengths, ranks).share(21, 20).max(Work::pairs(whole as u128)), "{lengths:?}");
+    }
+}
+
+#[test]
+fn many_documents_fill_few_micro_batches() {
+    let mut random = Random::new(17);
+    for (documents, ranks, parts) in [(1000, 8, 2), (3000, 2, 5), (3000, 16, 3)] {
+        let lengths: Vec<usize> = (0..documents).map(|_| 16 + random.below(800) * random.below(8) / 4).collect();
+        let tokens = lengths.iter().sum::<usize>() * 5 / (4 * ranks * parts);
+        let Schedule { micro_batches, report } = schedule(&lengths, ranks, Some(tokens)).unwrap();
+        let over = report.makespan.to_f64() / report.makespan_bound.to_f64();
+        println!("{documents} {ranks}: {} micro-batches of {parts}, {over:.4} of the bound", micro_batches.len());
+        assert!(micro_batches.len() <= parts + 1 && over < 1.02 && report.rows_received == 0, "{report:?}");
     }
 }
 

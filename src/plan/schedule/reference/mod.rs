@@ -43,7 +43,7 @@ pub(super) fn serial(lengths: &[usize], ranks: usize, tokens: usize) -> (Work, u
 
 /// A placement counts fractions of tokens where a task counts whole ones: it may not fit.
 fn state(task: &Task, placement: &Placement) -> Option<State> {
-    let mut state = State::new(task.lengths.len(), task.ranks);
+    let mut state = State::new(task);
     for (batch, blocks) in placement.iter().enumerate() {
         if batch == state.batches() {
             state.open(task.ranks);

@@ -6,7 +6,7 @@
 //! doubling. Where that is impossible, which happens only if the number of ranks is not a power of two, all
 //! documents run on all ranks.
 
-use super::{Block, Placement, longest_first, work};
+use super::{Block, Placement, longest_first};
 use crate::plan::schedule::work::Work;
 
 /// Blocks of each micro-batch, in rank order.
@@ -28,20 +28,16 @@ fn micro_batch(lengths: &[usize], ranks: usize, tokens: usize, waiting: &[usize]
     // Shares of tokens are fractions; sizes are powers of two, or all ranks.
     let unit = ranks as u128 * (1 << ranks.ilog2());
     let share = |document: usize, size: usize| lengths[document] as u128 * unit / size as u128;
-    let fits = |block: &Block, document: usize| {
-        let held: u128 = block.documents.iter().map(|&held| share(held, block.size)).sum();
-        held + share(document, block.size) <= tokens as u128 * unit
-    };
+    let limit = tokens as u128 * unit;
     let longest = lengths[waiting[0]] as u128;
     let cap = Work::pairs(longest * tokens as u128).share(21, 20);
 
     let (mut blocks, mut left) = (Vec::<Block>::new(), Vec::new());
+    // Work and shares of tokens of each block.
+    let mut loads: Vec<(Work, u128)> = Vec::new();
     for &document in waiting {
-        let (mut free, mut busiest) = (ranks, Work::NONE);
-        for block in &blocks {
-            free -= block.size;
-            busiest = busiest.max(work(lengths, block));
-        }
+        let free = ranks - blocks.iter().map(|block| block.size).sum::<usize>();
+        let busiest = loads.iter().map(|load| load.0).max().unwrap_or_default();
         let mut best: Option<(Work, Option<usize>, usize)> = None;
         let mut consider = |busiest: Work, block, size| {
             if (busiest <= cap || blocks.is_empty()) && best.is_none_or(|(least, ..)| busiest < least) {
@@ -52,8 +48,9 @@ fn micro_batch(lengths: &[usize], ranks: usize, tokens: usize, waiting: &[usize]
         loop {
             let more = Work::of(lengths[document], size);
             for (index, block) in blocks.iter().enumerate().filter(|(_, block)| block.size == size) {
-                if fits(block, document) {
-                    consider(busiest.max(work(lengths, block) + more), Some(index), size);
+                let (work, held) = loads[index];
+                if held + share(document, block.size) <= limit {
+                    consider(busiest.max(work + more), Some(index), size);
                 }
             }
             if free >= size {
@@ -64,11 +61,22 @@ fn micro_batch(lengths: &[usize], ranks: usize, tokens: usize, waiting: &[usize]
             }
             size = (2 * size).min(ranks);
         }
-        match best {
-            Some((_, Some(index), _)) => blocks[index].documents.push(document),
-            Some((_, None, size)) => blocks.push(Block { size, documents: vec![document] }),
-            None => left.push(document),
-        }
+        let index = match best {
+            Some((_, Some(index), _)) => index,
+            Some((_, None, size)) => {
+                blocks.push(Block { size, documents: Vec::new() });
+                loads.push((Work::NONE, 0));
+                blocks.len() - 1
+            }
+            None => {
+                left.push(document);
+                continue;
+            }
+        };
+        let block = &mut blocks[index];
+        block.documents.push(document);
+        loads[index].0 += Work::of(lengths[document], block.size);
+        loads[index].1 += share(document, block.size);
     }
 
     let mut free = ranks - blocks.iter().map(|block| block.size).sum::<usize>();
@@ -78,18 +86,21 @@ fn micro_batch(lengths: &[usize], ranks: usize, tokens: usize, waiting: &[usize]
                 free -= smallest.size;
                 smallest.size *= 2;
             }
-            _ => return on_all(waiting, Block { size: ranks, documents: Vec::new() }, fits),
+            _ => return on_all(waiting, ranks, |document| share(document, ranks), limit),
         }
     }
     (blocks, left)
 }
 
-/// Everything on all ranks, as far as tokens permit.
-fn on_all(waiting: &[usize], mut all: Block, fits: impl Fn(&Block, usize) -> bool) -> (Vec<Block>, Vec<usize>) {
-    let mut left = Vec::new();
+/// Everything on all ranks, as far as shares of tokens permit.
+fn on_all(waiting: &[usize], ranks: usize, share: impl Fn(usize) -> u128, limit: u128) -> (Vec<Block>, Vec<usize>) {
+    let (mut all, mut left, mut held) = (Block { size: ranks, documents: Vec::new() }, Vec::new(), 0);
     for &document in waiting {
-        match fits(&all, document) {
-            true => all.documents.push(document),
+        match held + share(document) <= limit {
+            true => {
+                held += share(document);
+                all.documents.push(document);
+            }
             false => left.push(document),
         }
     }
