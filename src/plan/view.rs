@@ -1,6 +1,7 @@
 //! What a strategy plans from: who holds which valid tokens, and what is attended.
 
 use std::any::Any;
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use crate::layout::Layout;
@@ -116,7 +117,10 @@ impl View {
     /// Something that the programs of several ranks are made from, worked out once for this view and those turned or
     /// seen from it. The key says all that it depends on beside the view; another type under the same key is made
     /// anew each time.
-    pub fn shared<T: Any + Send + Sync>(&self, key: u64, make: impl FnOnce() -> T) -> Arc<T> {
+    pub fn shared<T: Any + Send + Sync>(&self, key: &impl Hash, make: impl FnOnce() -> T) -> Arc<T> {
+        let mut hasher = DefaultHasher::new();
+        key.hash(&mut hasher);
+        let key = hasher.finish();
         let lock = || self.shared.lock().unwrap_or_else(PoisonError::into_inner);
         let found = lock().iter().find(|(other, _)| *other == key).map(|(_, value)| value.clone());
         if let Some(value) = found.and_then(|value| value.downcast::<T>().ok()) {
@@ -148,13 +152,16 @@ impl View {
     }
 
     /// All valid tokens of the batch in natural order, and for each rank where its rows are among them.
-    pub fn natural(&self) -> (Vec<(usize, Run)>, Vec<Vec<usize>>) {
-        in_natural_order(&self.held.iter().map(Vec::as_slice).collect::<Vec<_>>())
+    pub fn natural(&self) -> Arc<InOrder> {
+        self.shared(&"natural order", || in_natural_order(&self.held.iter().map(Vec::as_slice).collect::<Vec<_>>()))
     }
 }
 
-/// The tokens of several ranks in natural order as runs, and for each rank where its rows are among them.
-fn in_natural_order(held: &[&[(usize, Run)]]) -> (Vec<(usize, Run)>, Vec<Vec<usize>>) {
+/// Tokens of several ranks as runs, each with its first row, and for each rank where its rows are among them.
+pub type InOrder = (Vec<(usize, Run)>, Vec<Vec<usize>>);
+
+/// The tokens of several ranks in natural order.
+fn in_natural_order(held: &[&[(usize, Run)]]) -> InOrder {
     let mut tokens: Vec<(usize, usize, usize)> = Vec::new();
     for (rank, held) in held.iter().enumerate() {
         tokens.extend(held.iter().flat_map(|(row, run)| (0..run.len).map(move |i| (run.token(i), rank, row + i))));
@@ -174,7 +181,7 @@ fn in_natural_order(held: &[&[(usize, Run)]]) -> (Vec<(usize, Run)>, Vec<Vec<usi
 
 /// The rows of several ranks as one buffer: in natural order where that takes no more runs, else one rank after
 /// another.
-fn joined(held: &[&[(usize, Run)]]) -> (Vec<(usize, Run)>, Vec<Vec<usize>>) {
+fn joined(held: &[&[(usize, Run)]]) -> InOrder {
     let natural = in_natural_order(held);
     if natural.0.len() <= held.iter().map(|held| held.len()).sum() {
         return natural;
@@ -262,8 +269,8 @@ mod tests {
         let batch = Arc::new(Packed::from_lengths(&[8]).unwrap());
         let placement = Placement::<Zigzag, Thd>::new(batch.clone(), 2, 0).unwrap();
         let view = View::new(&placement, Mask::Causal.lower(&*batch).unwrap());
-        assert_eq!((*view.shared(1, || 5u8), *view.shared(1, || 6u8), *view.shared(2, || 7u8)), (5, 5, 7));
-        assert_eq!(*view.seen_from(1).shared(1, || 8u8), 5);
-        assert_eq!(*view.turned_to(1).shared(1, || "text"), "text");
+        assert_eq!((*view.shared(&1, || 5u8), *view.shared(&1, || 6u8), *view.shared(&2, || 7u8)), (5, 5, 7));
+        assert_eq!(*view.seen_from(1).shared(&1, || 8u8), 5);
+        assert_eq!(*view.turned_to(1).shared(&1, || "text"), "text");
     }
 }

@@ -49,9 +49,10 @@ const ALL: usize = 1;
 const HOME: usize = 2;
 
 impl GatherKv {
-    fn gather(view: &View) -> (Program, Vec<Vec<usize>>) {
+    fn gather(view: &View) -> Program {
         let rank = view.rank();
-        let (runs, places) = view.natural();
+        let in_order = view.natural();
+        let (runs, places) = &*in_order;
         let own: Vec<usize> = (0..view.rows(rank)).collect();
         let sends = (0..view.ranks()).map(|peer| Transfer { peer, slot: OWN, rows: own.clone() }).collect();
         let receives = |(peer, rows): (usize, &Vec<usize>)| Transfer { peer, slot: ALL, rows: rows.clone() };
@@ -61,9 +62,9 @@ impl GatherKv {
             Step::Post { exchange: 0, content: Content::Keys, sends, receives },
             Step::Wait { exchange: 0 },
             Step::Free { slot: OWN },
-            Step::Tile { slot: ALL, pieces: view.tile_runs(&runs) },
+            Step::Tile { slot: ALL, pieces: view.tile_runs(runs) },
         ];
-        (Program { slots: vec![own.len(), all], home: OWN, steps }, places)
+        Program { slots: vec![own.len(), all], home: OWN, steps }
     }
 }
 
@@ -71,20 +72,20 @@ impl KvExchange for GatherKv {
     const NAME: &'static str = "gather";
 
     fn forward(&self, view: &View) -> Program {
-        Self::gather(view).0
+        Self::gather(view)
     }
 
     fn backward(&self, view: &View) -> Program {
-        let (mut program, places) = Self::gather(view);
+        let mut program = Self::gather(view);
         let own = view.rows(view.rank());
-        let send = |(peer, rows): (usize, Vec<usize>)| Transfer { peer, slot: ALL, rows };
+        let send = |(peer, rows): (usize, &Vec<usize>)| Transfer { peer, slot: ALL, rows: rows.clone() };
         let receive = |peer| Transfer { peer, slot: HOME, rows: (0..own).collect() };
         program.slots.push(own);
         program.home = HOME;
         program.steps.push(Step::Post {
             exchange: 1,
             content: Content::Gradients,
-            sends: places.into_iter().enumerate().map(send).collect(),
+            sends: view.natural().1.iter().enumerate().map(send).collect(),
             receives: (0..view.ranks()).map(receive).collect(),
         });
         program.steps.push(Step::Wait { exchange: 1 });

@@ -1,6 +1,5 @@
 //! Group-cast: each rank receives just the rows of keys and values that its queries attend, in stages.
 
-use std::hash::{DefaultHasher, Hash, Hasher};
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -83,13 +82,6 @@ impl Remote {
     }
 }
 
-/// What a view keeps something under.
-fn key(of: &impl Hash) -> u64 {
-    let mut hasher = DefaultHasher::new();
-    of.hash(&mut hasher);
-    hasher.finish()
-}
-
 impl CastKv {
     /// Cut like this.
     pub fn new(staging: impl Into<Staging>) -> Self {
@@ -100,9 +92,9 @@ impl CastKv {
     fn fetches(&self, view: &View, backward: bool) -> Arc<Vec<Fetches>> {
         let parts = self.staging.merging.parts();
         let every = || (0..view.ranks()).map(|rank| Remote::of(view, rank, parts)).collect::<Vec<_>>();
-        let remote = view.shared(key(&(Self::NAME, parts)), every);
+        let remote = view.shared(&(Self::NAME, parts), every);
         let cut = |(rank, remote): (usize, &Remote)| self.cut(view, rank, remote, backward);
-        view.shared(key(&(Self::NAME, self, backward)), || remote.iter().enumerate().map(cut).collect())
+        view.shared(&(Self::NAME, self, backward), || remote.iter().enumerate().map(cut).collect())
     }
 
     fn cut(&self, view: &View, rank: usize, remote: &Remote, backward: bool) -> Fetches {

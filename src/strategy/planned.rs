@@ -83,9 +83,9 @@ impl<O: TokenOrder, L: Layout> AttentionPlan<O, L> {
         let rows = held.iter().flat_map(|(local, run)| (*local..local + run.len).map(|at| placement.row_of(rank, at)));
         let rows: Vec<usize> = rows.collect();
         let blocks = match batch.uniform() {
-            Some(seq) => {
+            Some(_) => {
                 let own = swap.as_ref().map_or(rows.len(), HeadSwap::group_rows) / batch.documents().max(1);
-                (0..batch.documents()).map(|b| (b * own..(b + 1) * own, b * seq..(b + 1) * seq)).collect()
+                (0..batch.documents()).map(|b| (b * own..(b + 1) * own, batch.document(b).stored_range())).collect()
             }
             None => Vec::new(),
         };

@@ -46,6 +46,7 @@ impl<N: Degree, O: TokenOrder> CpStrategy for Ring<N, O> {
 pub struct RingKv;
 
 /// The travel of one rank's block.
+#[derive(Debug)]
 struct Travel {
     /// `arrives[i]`: rows that are needed at hop `i` or later; all rows at hop 0.
     arrives: Vec<RowSet>,
@@ -88,12 +89,16 @@ impl RingKv {
         let (rank, ranks) = (view.rank(), view.ranks());
         let (next, previous) = ((rank + 1) % ranks, (rank + ranks - 1) % ranks);
         let owner = |hop: usize| (rank + ranks - hop) % ranks;
-        let travels: Vec<Travel> = (0..ranks).map(|hop| Travel::new(view, owner(hop))).collect();
+        // By owner.
+        let travels = view.shared(&Self::NAME, || (0..ranks).map(|owner| Travel::new(view, owner)).collect::<Vec<_>>());
+        let travel_at = |hop: usize| &travels[owner(hop)];
         let keys = |hop: usize| hop;
         let gradients = |hop: usize| ranks + hop;
         let mut steps = Vec::new();
-        for (hop, travel) in travels.iter().enumerate() {
-            if let Some(coming) = travels.get(hop + 1) {
+        for hop in 0..ranks {
+            let travel = travel_at(hop);
+            let coming = (hop + 1 < ranks).then(|| travel_at(hop + 1));
+            if let Some(coming) = coming {
                 let leaving = travel.places(hop, &travel.arrives[hop + 1]);
                 steps.push(Step::Post {
                     exchange: keys(hop + 1),
@@ -122,9 +127,9 @@ impl RingKv {
                 let mut receives = vec![Transfer {
                     peer: (rank + hop) % ranks,
                     slot: 0,
-                    rows: travels[0].places(0, &travels[0].returned[hop]),
+                    rows: travel_at(0).places(0, &travel_at(0).returned[hop]),
                 }];
-                if let Some(coming) = travels.get(hop + 1) {
+                if let Some(coming) = coming {
                     let rows = travel.places(hop, &travel.carried[hop]);
                     sends.push(Transfer { peer: next, slot: hop, rows });
                     let rows = coming.places(hop + 1, &coming.carried[hop]);
@@ -142,7 +147,7 @@ impl RingKv {
         if backward && ranks > 1 {
             steps.push(Step::Wait { exchange: gradients(ranks - 1) });
         }
-        let slots = travels.iter().enumerate().map(|(hop, travel)| travel.arrives[hop].len()).collect();
+        let slots = (0..ranks).map(|hop| travel_at(hop).arrives[hop].len()).collect();
         Program { slots, home: 0, steps }
     }
 }

@@ -75,7 +75,7 @@ pub struct Choice {
     /// Number of ranks.
     pub degree: usize,
     /// How `ring-ulysses` groups the ranks; the most even way that exchanges up to two heads per rank if nothing is
-    /// said. Other strategies ignore it.
+    /// said. None for other strategies.
     pub grid: Option<Grid>,
 }
 
@@ -279,6 +279,23 @@ pub fn checked(choice: &Choice) -> Result<Choice> {
     let checked = Choice { strategy, order, layout, kernel, degree: choice.degree, grid: choice.grid };
     if !works(&checked.strategy, &checked.layout, &checked.kernel) {
         return Err(unsupported(&checked));
+    }
+    if let Some(Grid { outer, inner, .. }) = checked.grid {
+        let ranks = checked.degree;
+        if checked.strategy != <RingUlysses>::NAME {
+            let strategy = &checked.strategy;
+            return Err(SupportError::Numbers(format!(
+                "a grid of {outer}x{inner} ranks for {strategy}, which has one degree: leave the grid out, or use \
+                 ring-ulysses"
+            ))
+            .into());
+        }
+        if outer.checked_mul(inner) != Some(ranks) {
+            return Err(SupportError::Numbers(format!(
+                "a grid of {outer}x{inner} for {ranks} ranks: use a grid whose product is the number of ranks"
+            ))
+            .into());
+        }
     }
     if checked.strategy == Single::NAME && checked.degree != 1 {
         let ranks = checked.degree;
