@@ -111,7 +111,7 @@ impl Grid {
     /// part.
     pub fn most_even(ranks: usize, q_heads: usize) -> Self {
         let fits = |&inner: &usize| ranks.is_multiple_of(inner) && q_heads.is_multiple_of(inner);
-        let uneven = |&inner: &usize| (inner.max(ranks / inner) / inner.min(ranks / inner), usize::MAX - inner);
+        let uneven = |&inner: &usize| (inner.max(ranks / inner), usize::MAX - inner);
         let inner = (1..=ranks).filter(fits).min_by_key(uneven).unwrap_or(1);
         Grid { outer: ranks / inner, inner, inner_adjacent: true }
     }
@@ -199,6 +199,7 @@ mod tests {
         assert_eq!(split(6, 6), (2, 3), "the larger inner part where both are as even");
         assert_eq!(split(8, 8), (2, 4));
         assert_eq!(split(8, 2), (4, 2));
+        assert_eq!(split(120, 120), (10, 12));
         assert_eq!((split(5, 4), split(5, 5), split(1, 3)), ((5, 1), (1, 5), (1, 1)));
     }
 }

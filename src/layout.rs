@@ -188,6 +188,9 @@ impl Dense {
     pub fn from_lengths(lengths: &[usize]) -> Result<Self> {
         let seq = lengths.first().copied().unwrap_or(0);
         match lengths.iter().position(|&other| other != seq) {
+            None if lengths.len().checked_mul(seq).is_none_or(|tokens| tokens > i64::MAX as usize) => {
+                Err(LayoutError::TooLong.into())
+            }
             None => Ok(Dense { batch: lengths.len(), seq }),
             Some(sequence) => Err(LayoutError::Ragged { sequence, length: lengths[sequence], first: seq }.into()),
         }

@@ -74,6 +74,13 @@ fn unknown_names_list_what_exists() {
     refused("inspect --lengths 8 --mask causl", &["unknown mask \"causl\"", "causal, full"]);
     refused("inspect --lengths 8 --cp 2 --effort 5", &["--effort is for magi"]);
     refused("inspect --lengths 8 --strategy ulysses --cp 3", &["8 query heads on 3 ranks"]);
+    refused("inspect --lengths 8 --transport threads", &["--transport"]);
+    refused("inspect --lengths 8 --deadline 0", &["--deadline"]);
+    refused("inspect --lengths 4611686018427387904", &["--lengths has more than", "shorter documents"]);
+    let largest = u64::MAX / 2;
+    refused(&format!("inspect --layout bshd --lengths {largest},{largest},{largest}"), &["--lengths has more than"]);
+    refused(&format!("inspect --lengths 8 --head-dim {}", u64::MAX), &["--head-dim 18446744073709551615", "smaller"]);
+    refused("inspect --lengths 8 --cp 1000000", &["--cp is 1000000", "or less"]);
 }
 
 #[test]
@@ -141,6 +148,7 @@ fn numbers_that_cannot_be() {
     refused(&format!("{documents} 7"), &["document 0 of 16 tokens", "allow 8 tokens"]);
     refused("inspect --lengths 8 --cp 2 --tokens-per-rank 8", &["--tokens-per-rank is for dynamic"]);
     refused("train --data text --validation 0.7", &["--validation is 0.7", "0.5"]);
+    refused("train --data text --validate-every 5", &["--validate-every is for a held-out share", "--validation 0.1"]);
     refused("train --data recall --validation 0.7", &["--validation is 0.7"]);
     refused("train --data text --steps many", &["'many'", "--steps"]);
     refused("verify --cp 1,0", &["--cp is 0"]);

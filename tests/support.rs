@@ -126,6 +126,17 @@ fn rule(sentence: &str) -> &str {
 }
 
 #[test]
+fn a_grid_is_for_ring_ulysses_and_has_all_ranks() {
+    let wrong = |strategy: &str, grid: Grid| {
+        let choice = Choice { grid: Some(grid), ..choice(strategy, "", "thd", "flash", 12) };
+        support::checked(&choice).unwrap_err().to_string()
+    };
+    let grid = Grid { outer: 4, inner: 3, inner_adjacent: true };
+    assert!(wrong("ring", grid).contains("4x3 ranks for ring, which has one degree"));
+    assert!(wrong("ring-ulysses", Grid { outer: 3, ..grid }).contains("3x3 for 12 ranks"));
+}
+
+#[test]
 fn compiler_and_constructor_refuse_heads_with_the_same_sentence() {
     let cases = [
         include_str!("compile_fail/heads_not_shared_out_by_ulysses.rs"),

@@ -13,9 +13,9 @@ use context_parallel::train::documents::Separator;
 
 use super::engine::{Cluster, Transport};
 
-/// How a model is run.
+/// What is chosen at compile time in a program of one's own, and the number of ranks.
 #[derive(Args, Clone, Debug, Default)]
-pub struct Choices {
+pub struct Combination {
     /// How sequences are split: single, ring, all-gather, ulysses, ring-ulysses, magi, dynamic [default: ring if --cp is
     /// above 1, else single]
     #[arg(long, value_name = "NAME")]
@@ -36,12 +36,19 @@ pub struct Choices {
     /// Whether ring-ulysses places the ranks that exchange heads next to each other, or those of a ring
     #[arg(long, value_name = "BOOL", action = clap::ArgAction::Set)]
     pub inner_adjacent: Option<bool>,
-    /// Threads of each rank [default: the machine's cores shared out over the ranks]
-    #[arg(long, value_name = "N")]
-    pub threads: Option<usize>,
     /// Storage type of activations and weights: f32, bf16, f16, f64
     #[arg(long, value_name = "NAME", default_value = "f32")]
     pub dtype: String,
+}
+
+/// How a model is run.
+#[derive(Args, Clone, Debug, Default)]
+pub struct Choices {
+    #[command(flatten)]
+    pub combination: Combination,
+    /// Threads of each rank [default: the machine's cores shared out over the ranks]
+    #[arg(long, value_name = "N")]
+    pub threads: Option<usize>,
     #[command(flatten)]
     pub engine: Engine,
 }
@@ -100,7 +107,7 @@ impl Engine {
 pub struct Settings {
     /// A supported combination, by canonical names, and its ranks.
     pub choice: Choice,
-    /// Threads per rank.
+    /// Threads per rank; 1 where nothing is run.
     pub threads: usize,
     pub dtype: DType,
     /// Whether the ranks of a group that exchanges heads are neighbours.
@@ -114,6 +121,16 @@ impl Choices {
     /// Checks every choice, and those that depend on each other.
     pub fn settings(&self, cluster: &Cluster) -> Result<Settings> {
         self.engine.check()?;
+        let settings = self.combination.settings()?;
+        cluster.check(settings.choice.degree)?;
+        let threads = cluster.threads(self.threads, settings.choice.degree)?;
+        Ok(Settings { threads, ..settings })
+    }
+}
+
+impl Combination {
+    /// Checks every choice, and those that depend on each other.
+    pub fn settings(&self) -> Result<Settings> {
         let dtype = dtype(&self.dtype)?;
         let asked = self.cp.as_deref().map(degree).transpose()?;
         let strategy = match &self.strategy {
@@ -135,7 +152,7 @@ impl Choices {
             layout: self.layout.clone(),
             kernel: self.kernel.clone(),
             degree: ranks,
-            grid,
+            grid: None,
         })?;
         if asked.is_none() && choice.strategy != Single::NAME {
             choice.degree = 2;
@@ -153,10 +170,8 @@ impl Choices {
                 "--inner-adjacent is for ring-ulysses, not for {strategy}: leave it out, or use --strategy ring-ulysses"
             )));
         }
-        let inner_adjacent = self.inner_adjacent.unwrap_or(true);
-        cluster.check(choice.degree)?;
-        let threads = cluster.threads(self.threads, choice.degree)?;
-        Ok(Settings { choice, threads, dtype, inner_adjacent })
+        choice.grid = grid;
+        Ok(Settings { choice, threads: 1, dtype, inner_adjacent: self.inner_adjacent.unwrap_or(true) })
     }
 }
 
@@ -363,9 +378,9 @@ pub fn not_available(what: impl Into<String>, instead: impl Into<String>) -> con
 mod tests {
     use super::*;
 
-    fn choices(set: impl FnOnce(&mut Choices)) -> Choices {
-        let mut choices =
-            Choices { layout: "thd".into(), kernel: "flash".into(), dtype: "f32".into(), ..Choices::default() };
+    fn choices(set: impl FnOnce(&mut Combination)) -> Combination {
+        let (layout, kernel, dtype) = ("thd".into(), "flash".into(), "f32".into());
+        let mut choices = Combination { layout, kernel, dtype, ..Combination::default() };
         set(&mut choices);
         choices
     }
@@ -378,7 +393,7 @@ mod tests {
                 choices.cp = cp.map(str::to_string);
             });
             choices
-                .settings(&Cluster::Threads(Default::default()))
+                .settings()
                 .map(|settings| (settings.choice.strategy, settings.choice.degree))
                 .map_err(|error| error.to_string())
         };
@@ -398,10 +413,7 @@ mod tests {
                 choices.strategy = Some(strategy.to_string());
                 choices.order = order.map(str::to_string);
             });
-            choices
-                .settings(&Cluster::Threads(Default::default()))
-                .map(|settings| settings.choice.order)
-                .map_err(|error| error.to_string())
+            choices.settings().map(|settings| settings.choice.order).map_err(|error| error.to_string())
         };
         assert_eq!(order("single", None), Ok("natural".to_string()));
         assert_eq!(order("ring", None), Ok("zigzag".to_string()));

@@ -18,15 +18,15 @@ use context_parallel::strategy::{CpStrategy, Flash, Kernel, Magi, Supports};
 use context_parallel::tensor::{Cpu, Float};
 use serde::Serialize;
 
-use super::args::{self, Choices, Settings};
-use super::engine::{Cluster, with_storage_type};
+use super::args::{self, Combination, Settings};
+use super::engine::with_storage_type;
 use super::output;
 
 /// Print the plan of a strategy: who holds, computes and sends what
 #[derive(clap::Args, Clone, Debug)]
 pub struct Arguments {
     #[command(flatten)]
-    choices: Choices,
+    combination: Combination,
     /// Lengths of the documents (thd), or of the sequences, all alike (bshd, sbhd), separated by commas
     #[arg(long, value_name = "N,N,..", allow_hyphen_values = true)]
     lengths: String,
@@ -58,6 +58,11 @@ pub struct Arguments {
     #[arg(long)]
     json: bool,
 }
+
+/// Most ranks, tokens and features of a row: a plan is made and rehearsed for every token on every rank.
+const MOST_RANKS: usize = 1 << 12;
+const MOST_TOKENS: usize = 1 << 26;
+const MOST_FEATURES: usize = 1 << 24;
 
 /// Everything checked.
 struct Job {
@@ -115,8 +120,8 @@ struct Rank {
     backward: Program,
 }
 
-pub fn run(arguments: Arguments, cluster: &Cluster) -> Result<ExitCode> {
-    let job = prepare(&arguments, cluster)?;
+pub fn run(arguments: Arguments) -> Result<ExitCode> {
+    let job = prepare(&arguments)?;
     if let Some(tokens) = job.tokens_per_rank {
         let report = with_storage_type!(job.settings.dtype, T => micro_batches::compute::<T>(&job, tokens))?;
         match arguments.json {
@@ -134,9 +139,15 @@ pub fn run(arguments: Arguments, cluster: &Cluster) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn prepare(arguments: &Arguments, cluster: &Cluster) -> Result<Job> {
-    let mut settings = arguments.choices.settings(cluster)?;
-    let lengths: Result<Vec<usize>> = arguments.lengths.split(',').map(|text| length(text.trim())).collect();
+fn prepare(arguments: &Arguments) -> Result<Job> {
+    let mut settings = arguments.combination.settings()?;
+    if settings.choice.degree > MOST_RANKS {
+        let ranks = settings.choice.degree;
+        return Err(args::numbers(format!(
+            "--cp is {ranks}: use --cp {MOST_RANKS} or less, every rank is planned for"
+        )));
+    }
+    let lengths = lengths(&arguments.lengths)?;
     let q_heads = args::positive("--heads", arguments.heads)?;
     let kv_heads = args::positive("--kv-heads", arguments.kv_heads.unwrap_or(q_heads))?;
     if !q_heads.is_multiple_of(kv_heads) {
@@ -146,6 +157,11 @@ fn prepare(arguments: &Arguments, cluster: &Cluster) -> Result<Job> {
     }
     settings.fit_heads(q_heads)?;
     let dim = args::positive("--head-dim", arguments.head_dim)?;
+    if q_heads.checked_mul(dim).is_none_or(|features| features > MOST_FEATURES) {
+        return Err(args::numbers(format!(
+            "--heads {q_heads} times --head-dim {dim} is more than {MOST_FEATURES} features: use smaller numbers"
+        )));
+    }
     let mask = match (arguments.mask.as_str(), arguments.window) {
         ("causal", None) => Mask::Causal,
         ("causal", Some(width)) => Mask::sliding(args::positive("--window", width)?),
@@ -158,10 +174,19 @@ fn prepare(arguments: &Arguments, cluster: &Cluster) -> Result<Job> {
         return Err(args::numbers(format!("--effort is for magi, not for {strategy}: leave it out")));
     }
     let shape = AttentionShape { q_heads, kv_heads, qk_dim: dim, v_dim: dim, scale: 1.0 };
-    let lengths = lengths?;
     let wire = settings.gradient_wire(arguments.bf16_wire)?;
     let tokens_per_rank = settings.tokens_per_rank(arguments.tokens_per_rank, &lengths)?;
     Ok(Job { settings, lengths, mask, shape, effort: arguments.effort, tokens_per_rank, wire })
+}
+
+/// The lengths of the documents; as many tokens in all as a plan can be rehearsed for.
+fn lengths(text: &str) -> Result<Vec<usize>> {
+    let lengths = text.split(',').map(|text| length(text.trim())).collect::<Result<Vec<usize>>>()?;
+    let tokens = lengths.iter().try_fold(0usize, |sum, &length| sum.checked_add(length));
+    match tokens {
+        Some(tokens) if tokens <= MOST_TOKENS => Ok(lengths),
+        _ => Err(args::numbers(format!("--lengths has more than {MOST_TOKENS} tokens in all: use shorter documents"))),
+    }
 }
 
 fn length(text: &str) -> Result<usize> {

@@ -57,7 +57,7 @@ pub fn main() -> ExitCode {
         Command::Train(arguments) => train::run(arguments, cluster),
         Command::Eval(arguments) => eval::run(arguments, cluster),
         Command::Verify(arguments) => verify::run(arguments, cluster),
-        Command::Inspect(arguments) => inspect::run(arguments, cluster),
+        Command::Inspect(arguments) => inspect::run(arguments),
         Command::Bench(arguments) => bench::run(arguments, cluster),
     })
 }

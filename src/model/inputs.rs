@@ -30,6 +30,10 @@ impl<H: CpStrategy, L: Layout, D: Device> Inputs<H, L, D> {
     /// This rank's part of a batch whose `tokens` and `labels` come sequence by sequence (`[B, S]`, or packed). A
     /// label of -100 does not count.
     ///
+    /// The batch is placed for causal masks. For a model with others, orders that depend on what is attended do better
+    /// with [`CpHandler::place_for`], [`GptModel::mask_weights`](crate::model::GptModel::mask_weights) and
+    /// [`Inputs::placed`].
+    ///
     /// # Errors
     /// If tokens or labels are not as many as the batch has.
     pub fn new<C>(

@@ -67,8 +67,9 @@ impl<T: Float> Visitor for Evaluation<'_, T> {
             let mut sum = 0.0;
             for batch in job.input.chunks(job.batch) {
                 let shape = Arc::new(L::batch_of(&batch.lengths)?);
+                let placement = handler.place_for(shape, &model.mask_weights())?;
                 let Inputs { tokens, labels, weights } =
-                    Inputs::new(&handler, device, shape, &batch.tokens, &batch.labels)?;
+                    Inputs::placed(&handler, device, &placement, &batch.tokens, &batch.labels)?;
                 let activations = model.forward(&handler, &tokens)?;
                 sum += global_sum(device, handler.comm(), model.loss_sum(&activations, &labels, &weights)?)?;
                 if job.logits.is_some() {

@@ -84,9 +84,9 @@ pub struct Arguments {
     /// Share of the text, at its end, held out for validation, from 0 to 0.5
     #[arg(long, value_name = "SHARE", default_value_t = 0.0, allow_negative_numbers = true)]
     validation: f64,
-    /// Steps between validations
-    #[arg(long, value_name = "N", default_value_t = 100)]
-    validate_every: u64,
+    /// Steps between validations [default: 100]
+    #[arg(long, value_name = "N")]
+    validate_every: Option<u64>,
     /// Compute the inside of each block again in the backward pass, instead of keeping it: slower, less memory
     #[arg(long)]
     recompute: bool,
@@ -200,10 +200,17 @@ fn prepare(arguments: &Arguments, cluster: &Cluster) -> Result<Job> {
     let schedule = Schedule::new(lr, min_lr, arguments.warmup.unwrap_or(Schedule::default_warmup(steps)), steps)?;
     let weight_decay = args::not_negative("--weight-decay", arguments.weight_decay)?;
     let clip = args::not_negative("--clip", arguments.clip)?;
-    if arguments.validate_every == 0 {
-        return Err(args::numbers("--validate-every is 0: use at least 1".to_string()));
-    }
     check_validation(arguments.validation)?;
+    let validate_every = match arguments.validate_every {
+        Some(0) => return Err(args::numbers("--validate-every is 0: use at least 1".to_string())),
+        Some(_) if arguments.validation == 0.0 => {
+            return Err(args::numbers(
+                "--validate-every is for a held-out share of the text: leave it out, or use --validation 0.1"
+                    .to_string(),
+            ));
+        }
+        every => every.unwrap_or(100),
+    };
     let out = arguments.out.as_deref().filter(|_| cluster.speaks()).map(Vacant::check).transpose()?;
     let weights = arguments.model.as_deref().map(model_folder).transpose()?;
     let is_recall = arguments.data.as_deref() == Some(Path::new(RECALL));
@@ -231,7 +238,7 @@ fn prepare(arguments: &Arguments, cluster: &Cluster) -> Result<Job> {
     check_vocab(&config, &source)?;
     let tokens_per_rank = settings.tokens_per_rank(arguments.tokens_per_rank, &source.possible_lengths(seq_len))?;
     let held_out = if arguments.validation > 0.0 { HELD_OUT_TOKENS.div_ceil(seq_len) } else { 0 };
-    let (seed, validate_every) = (arguments.seed, arguments.validate_every);
+    let seed = arguments.seed;
     let options = Options { schedule, seed, batch, accumulate, seq_len, held_out, validate_every };
     let adamw = AdamwOptions { weight_decay, clip, ..AdamwOptions::default() };
     let recompute = arguments.recompute;

@@ -15,6 +15,8 @@ use crate::error::{CommError, Error, Result};
 
 /// How long MPI may take to end the processes before this one ends alone.
 const ABORT: Duration = Duration::from_secs(5);
+/// No wait is longer than a century, so that times stay within what a clock can say.
+const LONGEST: Duration = Duration::from_secs(100 * 365 * 24 * 60 * 60);
 
 /// How often a process tells that it is alive, at least.
 const PULSE: Duration = Duration::from_secs(10);
@@ -117,6 +119,7 @@ impl World {
 
     fn new(options: Options, Place { rank, size, neighbours }: Place) -> Self {
         let Options { deadline, grace, .. } = options;
+        let deadline = deadline.min(LONGEST);
         let state = State {
             outbox: VecDeque::new(),
             order: Order::Run,
