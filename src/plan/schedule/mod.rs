@@ -94,7 +94,8 @@ impl MicroBatch {
         tokens
     }
 
-    /// Rows of keys and values that all ranks together receive: the sum of length times (degree - 1).
+    /// Rows of keys and values that all ranks together receive, if every query attends its whole document: the sum of
+    /// length times (degree - 1); ranks beyond a document's tokens receive nothing.
     pub fn rows_received(&self, lengths: &[usize]) -> u128 {
         self.groups.iter().map(|group| rows(lengths[group.document], group.degree)).sum()
     }
@@ -229,7 +230,15 @@ fn even_share(lengths: &[usize], ranks: usize) -> Work {
     lengths.iter().map(|&length| Work::of(length, ranks)).sum()
 }
 
+/// Rows that the ranks of a document receive: each that has a token of it misses those of the others.
 fn rows(length: usize, degree: usize) -> u128 {
+    let holders = degree.min(length);
+    length as u128 * holders.saturating_sub(1) as u128
+}
+
+/// The same, where ranks without a token count too: the search does not spread a document over more ranks than it has
+/// tokens for nothing.
+fn price(length: usize, degree: usize) -> u128 {
     length as u128 * (degree as u128 - 1)
 }
 

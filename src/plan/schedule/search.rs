@@ -6,7 +6,7 @@
 use rand_xoshiro::SplitMix64;
 use rand_xoshiro::rand_core::{Rng, SeedableRng};
 
-use super::rows;
+use super::price;
 use super::state::{Fit, Load, Place, State};
 use super::work::Work;
 
@@ -230,7 +230,7 @@ impl<'a> Search<'a> {
         let end = self.looked_at + effort;
         let (mut best, mut state) = (start.clone(), start);
         let lowest: u128 =
-            self.documents.iter().map(|&document| rows(self.task.lengths[document], self.least[document])).sum();
+            self.documents.iter().map(|&document| price(self.task.lengths[document], self.least[document])).sum();
         let fastest = self.task.even + self.task.toll();
         while self.looked_at < end && best.cost() > (lowest, fastest) {
             if !self.task.single && (0..state.batches()).all(|batch| state.height(batch) > Work::NONE) {

@@ -45,7 +45,7 @@ pub(super) struct State {
     places: Vec<Option<Place>>,
     /// Sum of the heights.
     pub makespan: Work,
-    /// Rows received.
+    /// Rows received, as the search [prices](super::price) them.
     pub rows: u128,
 }
 
@@ -100,7 +100,7 @@ impl State {
         self.makespan += height - batch.height;
         self.used += usize::from(batch.height == Work::NONE && height > Work::NONE);
         batch.height = height;
-        self.rows += super::rows(length, place.degree);
+        self.rows += super::price(length, place.degree);
         self.places[document] = Some(place);
     }
 
@@ -116,7 +116,7 @@ impl State {
         self.makespan -= batch.height - height;
         self.used -= usize::from(batch.height > Work::NONE && height == Work::NONE);
         batch.height = height;
-        self.rows -= super::rows(length, place.degree);
+        self.rows -= super::price(length, place.degree);
         Some(place)
     }
 

@@ -41,8 +41,9 @@ fn hold_to_the_rules(lengths: &[usize], ranks: usize, schedule: &Schedule) {
                 *work += length as f64 * length as f64 / degree as f64;
                 *tokens += length.div_ceil(degree);
             }
-            // Rows exactly as they are dealt out: each rank misses what the others hold.
-            rows += (0..degree).map(|rank| length - (length + rank) / degree).sum::<usize>();
+            // Rows exactly as they are dealt out: each rank that holds any misses what the others hold.
+            let held = (0..degree).map(|rank| (length + rank) / degree).filter(|&held| held > 0);
+            rows += held.map(|held| length - held).sum::<usize>();
         }
         makespan += on_rank.iter().map(|rank| rank.0).fold(0.0, f64::max);
         most = most.max(on_rank.iter().map(|rank| rank.1).max().unwrap_or(0));
@@ -185,7 +186,9 @@ fn small_schedules_are_optimal() {
     for _ in 0..60 {
         let ranks = 2 + random.below(3);
         let tokens = 10 + random.below(90);
-        let lengths: Vec<usize> = (0..2 + random.below(3)).map(|_| 1 + random.below(ranks * tokens)).collect();
+        // At least a token for each rank, so that rows are what the search takes them for.
+        let lengths: Vec<usize> =
+            (0..2 + random.below(3)).map(|_| ranks + random.below(ranks * (tokens - 1) + 1)).collect();
         let report = schedule(&lengths, ranks, Some(tokens)).unwrap().report;
         let least = fewest_rows(&lengths, ranks, tokens, report.makespan_limit);
         assert!(least <= report.rows_received);
@@ -235,6 +238,14 @@ fn many_documents_fill_few_micro_batches() {
         println!("{documents} {ranks}: {} micro-batches of {parts}, {over:.4} of the bound", micro_batches.len());
         assert!(micro_batches.len() <= parts + 1 && over < 1.02 && report.rows_received == 0, "{report:?}");
     }
+}
+
+#[test]
+fn ranks_without_tokens_receive_nothing() {
+    let report = schedule(&[1], 64, Some(1)).unwrap().report;
+    assert_eq!((report.rows_received, report.rows_bound), (0, 0));
+    let report = schedule(&[5, 1, 1], 8, Some(1)).unwrap().report;
+    assert_eq!((report.rows_received, report.rows_bound), (5 * 4, 5 * 4));
 }
 
 #[test]
