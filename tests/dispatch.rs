@@ -2,11 +2,14 @@
 
 use std::ops::Range;
 
+use context_parallel::degree::Runtime;
 use context_parallel::layout::{Batch, Packed};
 use context_parallel::mask::{Bands, Mask};
+use context_parallel::order::Dealt;
 use context_parallel::plan::dispatch::{
     Dispatch, Options, Problem, Remainder, Report, Start, heap, heap_partition, improve, measure, remote, solve,
 };
+use context_parallel::strategy::{CpStrategy, Magi};
 use proptest::prelude::*;
 
 #[path = "common/packs.rs"]
@@ -296,7 +299,12 @@ fn named_cases_beat_the_heap() {
         let pack = case.pack(ranks);
         let remainder = if case.padded { Remainder::Padded } else { Remainder::Uneven };
         let dealt = heap(&pack.problem(), case.chunk, remainder);
-        let solved = improve(&pack.problem(), &Options::default(), &dealt.parts);
+        // As the strategy places it.
+        let options = Options { heap: Some((case.chunk, remainder)), ..Options::default() };
+        let batch = Packed::from_lengths(&[case.tokens]).unwrap();
+        let table = Magi::new(Runtime(ranks)).with_options(options).table(&batch, &[(case.mask(), 1)]).unwrap();
+        let solved = solve(&pack.problem(), &options);
+        assert_eq!(table, Dealt::new(case.tokens, &solved.parts).unwrap());
         let what = format!("{} on {ranks}: {:?} {:?}", case.name, dealt.report, solved.report);
         assert!(solved.report.traffic() <= dealt.report.traffic(), "{what}");
         assert!(ratio(&solved.report) <= ratio(&dealt.report).max(1.05), "{what}");

@@ -16,19 +16,25 @@ use crate::strategy::{CastKv, CpStrategy, KeepHeads};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Magi<N = Runtime> {
     degree: N,
-    effort: u64,
+    options: Options,
     kv: CastKv,
 }
 
 impl<N: Degree> Magi<N> {
     /// On `degree` ranks, at the solver's default effort.
     pub fn new(degree: N) -> Self {
-        Magi { degree, effort: Options::default().effort, kv: CastKv::default() }
+        Magi { degree, options: Options::default(), kv: CastKv::default() }
+    }
+
+    /// How the solver works: its effort, what things cost, the slack of area and rows, the heap placement that it must
+    /// not fall behind. Every rank must use the same.
+    pub fn with_options(self, options: Options) -> Self {
+        Magi { options, ..self }
     }
 
     /// How many moves the solver tries to improve a placement. Every rank must use the same number.
     pub fn with_effort(self, moves: u64) -> Self {
-        Magi { effort: moves, ..self }
+        Magi { options: Options { effort: moves, ..self.options }, ..self }
     }
 
     /// How remote keys and values are staged: a number of stages, or their costs too. Every rank must use the same.
@@ -62,7 +68,6 @@ impl<N: Degree> CpStrategy for Magi<N> {
             masks.iter().map(|(mask, layers)| Ok((mask.lower(batch)?, *layers))).collect::<Result<Vec<_>>>()?;
         let documents: Vec<Range<usize>> = (0..batch.documents()).map(|i| batch.document(i).stored_range()).collect();
         let problem = Problem { masks: &lowered, documents: &documents, ranks: self.degree() };
-        let options = Options { effort: self.effort, ..Options::default() };
-        Dealt::new(batch.tokens(), &solve(&problem, &options).parts)
+        Dealt::new(batch.tokens(), &solve(&problem, &self.options).parts)
     }
 }

@@ -5,7 +5,7 @@ use std::ops::Range;
 use serde::Serialize;
 
 use crate::mask::Bands;
-use crate::plan::dispatch::Report;
+use crate::plan::dispatch::{Remainder, Report};
 
 /// A packed batch to be placed.
 #[derive(Clone, Copy, Debug)]
@@ -58,11 +58,15 @@ pub struct Options {
     /// Cuts inside a document lie at multiples of this many tokens from its start (a kernel's tile); `None` lets
     /// the solver choose, between 1 and 64, by the number of tokens per rank.
     pub grain: Option<usize>,
+    /// The heap placement on chunks of so many tokens that the solver must not fall behind: it is one more start, the area
+    /// of its busiest rank is allowed even where it is more than the slack, and more traffic than it has is above the
+    /// limits. `None`: nothing but the slack decides, and a heap placement with less balance may have less traffic.
+    pub heap: Option<(usize, Remainder)>,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Options { effort: 8192, costs: Costs::default(), area_slack: 50, rows_slack: 50, grain: None }
+        Options { effort: 8192, costs: Costs::default(), area_slack: 50, rows_slack: 50, grain: None, heap: None }
     }
 }
 

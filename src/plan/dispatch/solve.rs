@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 
+use crate::plan::dispatch::heap::heap_parts;
 use crate::plan::dispatch::judge::Limits;
 use crate::plan::dispatch::measure::measured;
 use crate::plan::dispatch::model::{Model, Scratch};
@@ -21,11 +22,13 @@ const TRIAL: u64 = 32;
 ///
 /// The result depends on nothing but the arguments.
 pub fn solve(problem: &Problem, options: &Options) -> Dispatch {
-    solved(problem, options, None)
+    let floor = options.heap.map(|(chunk, remainder)| heap_parts(problem, &Profile::new(problem), chunk, remainder));
+    solved(problem, options, floor.as_deref())
 }
 
-/// [`solve`], but not falling behind a given placement: it is one more start, the area of its busiest rank is allowed
-/// even where it is more than the slack, and more traffic than it has is above the limits.
+/// [`solve`], but not falling behind a given placement, in place of that of [`Options::heap`]: it is one more start, the
+/// area of its busiest rank is allowed even where it is more than the slack, and more traffic than it has is above the
+/// limits.
 ///
 /// # Panics
 /// If `given` is not a placement of all tokens on the problem's ranks.
