@@ -100,7 +100,16 @@ fn scatter<T: Real, S: Storage, C: Communicator<S> + ?Sized>(
     let here = vec![counts[comm.rank()]; comm.size()];
     let mut contributions = trade(comm, operation, parts, &here)?.into_iter();
     // A communicator has at least one rank.
-    let Some(mut sum) = contributions.next() else { return Ok(S::part(whole, 0..0)) };
+    let Some(first) = contributions.next() else { return Ok(S::part(whole, 0..0)) };
+    let mut sum = match comm.rank() {
+        0 => first,
+        _ => {
+            // In memory of this rank's own: that of the first contribution is rank 0's, as would be all copies of it.
+            let mut sum = S::part(whole, 0..first.len());
+            S::write(&mut sum, 0, &first);
+            sum
+        }
+    };
     contributions.for_each(|contribution| S::add(&mut sum, 0, &contribution));
     Ok(sum)
 }
@@ -239,6 +248,20 @@ mod tests {
             assert_eq!(sums, Ok(vec![bits(&expected); ranks]), "{ranks} ranks, {len} values");
         }
         assert!(order_matters, "the values are such that another order would show");
+    }
+
+    /// The values themselves, the parts that are sent, and the sums that are sent: not those of other ranks.
+    #[test]
+    fn each_rank_sums_in_memory_of_its_own() {
+        const VALUES: usize = 1 << 14;
+        let peaks = run(8, |comm| {
+            let device = Cpu::<f32>::new(1);
+            let mut values = device.upload(&vec![1.0f32; VALUES]);
+            comm.all_reduce(&mut values)?;
+            Ok(device.pool().stats().peak)
+        });
+        let peaks = peaks.expect("no rank fails");
+        assert!(peaks.iter().all(|&peak| peak <= 4 * VALUES * size_of::<f32>()), "{peaks:?}");
     }
 
     #[test]
