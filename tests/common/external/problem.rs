@@ -1,6 +1,7 @@
 //! One attention problem: numbers of a case, what the float64 oracle makes of them, and how far a run is from it.
 
 use std::any::Any;
+use std::marker::PhantomData;
 use std::ops::Range;
 use std::sync::Arc;
 use std::thread;
@@ -16,7 +17,7 @@ use context_parallel::oracle::{self, Rectangle, relative_error};
 use context_parallel::order::Full;
 use context_parallel::strategy::support::Visitor;
 use context_parallel::strategy::{Kernel, Supports};
-use context_parallel::tensor::{Cpu, Matrix};
+use context_parallel::tensor::{Cpu, Float, Matrix};
 
 /// Rows that documents have beyond their tokens.
 #[derive(Clone, Debug, PartialEq)]
@@ -146,15 +147,15 @@ impl Problem {
     }
 
     /// Operands with rows of padding, which hold NaN.
-    fn padded(&self, stored: &[usize]) -> [Vec<f32>; 4] {
+    fn padded<T: Float>(&self, stored: &[usize]) -> [Vec<T>; 4] {
         let (tokens, rows) = (self.tokens(), stored.iter().sum::<usize>());
         self.operands.each_ref().map(|operand| {
             let width = operand.len() / tokens.max(1);
             let mut whole = Vec::with_capacity(rows * width);
             let mut from = 0;
             for (&length, &stored) in self.case.lengths.iter().zip(stored) {
-                whole.extend_from_slice(&operand[from * width..(from + length) * width]);
-                whole.resize(whole.len() + (stored - length) * width, f32::NAN);
+                whole.extend(operand[from * width..(from + length) * width].iter().map(|&x| T::from_f64(f64::from(x))));
+                whole.resize(whole.len() + (stored - length) * width, T::from_f64(f64::NAN));
                 from += length;
             }
             whole
@@ -162,9 +163,9 @@ impl Problem {
     }
 
     /// The judged columns of one row.
-    fn judged_part(&self, tensor: usize, row: &[f32], into: &mut Vec<f32>) {
+    fn judged_part<T: Float>(&self, tensor: usize, row: &[T], into: &mut Vec<f64>) {
         for head in self.judged.clone() {
-            into.extend_from_slice(&row[self.columns(head)[tensor].clone()]);
+            into.extend(row[self.columns(head)[tensor].clone()].iter().map(|x| x.to_f64()));
         }
     }
 
@@ -193,7 +194,7 @@ impl Problem {
                     };
                     for (head, values) in values.chunks(width).enumerate() {
                         let place = &mut found[(head * tokens + token) * width..][..width];
-                        place.iter_mut().zip(values).for_each(|(place, &value)| *place = f64::from(value));
+                        place.iter_mut().zip(values).for_each(|(place, &value)| *place = value);
                     }
                 }
             }
@@ -230,13 +231,22 @@ struct Part {
     /// By row, its memory row in the whole batch.
     rows: Vec<usize>,
     /// Judged columns of out, dq, dk, dv, row by row.
-    values: [Vec<f32>; 4],
+    values: [Vec<f64>; 4],
 }
 
-/// Runs a problem with one combination; gives the relative errors of out, dq, dk, dv.
-pub struct Attend<'a>(pub &'a Problem);
+/// Runs a problem with one combination in numbers of `T`; gives the relative errors of out, dq, dk, dv.
+pub struct Attend<'a, T = f32> {
+    problem: &'a Problem,
+    dtype: PhantomData<T>,
+}
 
-impl Visitor for Attend<'_> {
+impl<'a, T> Attend<'a, T> {
+    pub fn new(problem: &'a Problem) -> Self {
+        Attend { problem, dtype: PhantomData }
+    }
+}
+
+impl<T: Float> Visitor for Attend<'_, T> {
     type Output = [f64; 4];
 
     fn visit<H, L, K>(self, strategy: H) -> Result<[f64; 4]>
@@ -245,29 +255,29 @@ impl Visitor for Attend<'_> {
         L: Layout,
         K: Kernel,
     {
-        let problem = self.0;
+        let problem = self.problem;
         let shape = &problem.shape;
         let stored = problem.stored(strategy.degree());
         let batch = batch_of::<L>(&problem.case.lengths, &stored)?;
         // Made once, not on every rank: the solver is slow without optimisation.
         let table = strategy.table(&*batch, &[(problem.case.mask.clone(), 1)])?;
-        let operands = problem.padded(&stored);
+        let operands = problem.padded::<T>(&stored);
         let widths = [shape.q_width(), shape.k_width(), shape.v_width(), shape.out_width()];
         let parts = threads::run(strategy.degree(), |comm| {
-            let device = Cpu::<f32>::new(1);
+            let device = Cpu::<T>::new(1);
             let handler = CpHandler::<H, L, _>::new(strategy, comm)?;
             let placement = handler.place_with(batch.clone(), table.clone())?;
             let mut shards = Vec::new();
             for (values, width) in operands.iter().zip(widths) {
-                let full = Full::<L, f32>::from_batch_first(values, width, batch.clone())?;
+                let full = Full::<L, T>::from_batch_first(values, width, batch.clone())?;
                 shards.push(handler.dispatch(&device, &placement, &full)?);
             }
             let [q, k, v, dout] = [&shards[0], &shards[1], &shards[2], &shards[3]];
             let plan = handler.plan(&placement, &problem.case.mask)?;
             let (out, core) = handler.core_attn::<K, _>(&device, &plan, shape, q, k, v)?;
             let [dq, dk, dv] = handler.core_attn_backward(&device, &plan, q, k, v, &core, dout)?;
-            let mut values: [Vec<f32>; 4] = Default::default();
-            let tensors: [Matrix<f32>; 4] = [out, dq, dk, dv].map(|shard| shard.into_matrix());
+            let mut values: [Vec<f64>; 4] = Default::default();
+            let tensors: [Matrix<T>; 4] = [out, dq, dk, dv].map(|shard| shard.into_matrix());
             for (tensor, (values, matrix)) in values.iter_mut().zip(&tensors).enumerate() {
                 (0..matrix.rows()).for_each(|row| problem.judged_part(tensor, matrix.row(row), values));
             }

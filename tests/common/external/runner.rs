@@ -61,7 +61,10 @@ impl Runner {
             for &(layout, kernel) in line.works {
                 let Some(place) = layouts.iter().position(|other| *other == layout) else { continue };
                 if line.strategy == Single::NAME {
-                    let errors = support::select(&choice(line.strategy, "", layout, kernel, 1, None), Attend(problem));
+                    let errors = support::select(
+                        &choice(line.strategy, "", layout, kernel, 1, None),
+                        Attend::<f32>::new(problem),
+                    );
                     alone.insert((layout, kernel), self.alone(problem, errors));
                     continue;
                 }
@@ -106,7 +109,7 @@ impl Runner {
             let grid = grid.map_or_else(String::new, |grid| format!(" as {} x {}", grid.outer, grid.inner));
             format!("{}: {strategy} {order} {layout} {kernel} on {degree}{grid}", problem.case.name)
         };
-        match support::select(choice, Attend(problem)) {
+        match support::select(choice, Attend::<f32>::new(problem)) {
             Ok(errors) => self.judge(&what(), &errors, alone),
             Err(error) => self.wrong.push(format!("{}: {error}", what())),
         }
@@ -115,7 +118,7 @@ impl Runner {
 
     /// Flash attention of packed documents under strategies with stripes of `STRIPE` rows.
     pub fn stripes<const STRIPE: usize>(&mut self, problem: &Problem, ranks: usize) {
-        let alone = self.alone(problem, Attend(problem).visit::<_, Thd, Flash>(Single));
+        let alone = self.alone(problem, Attend::<f32>::new(problem).visit::<_, Thd, Flash>(Single));
         let (n, name) = (Runtime(ranks), &problem.case.name);
         let what = |strategy: &str| format!("{name}: {strategy} in stripes of {STRIPE} on {ranks}");
         self.striped(what(<AllGather>::NAME), problem, AllGather::<_, Striped<STRIPE>>::new(n), &alone);
@@ -123,7 +126,7 @@ impl Runner {
     }
 
     fn striped<H: Supports<Thd, Flash>>(&mut self, what: String, problem: &Problem, strategy: H, alone: &[f64; 4]) {
-        match Attend(problem).visit::<H, Thd, Flash>(strategy) {
+        match Attend::<f32>::new(problem).visit::<H, Thd, Flash>(strategy) {
             Ok(errors) => self.judge(&what, &errors, alone),
             Err(error) => self.wrong.push(format!("{what}: {error}")),
         }
