@@ -538,7 +538,18 @@ fn plans_are_printed() {
         json(folder.path(), &format!("inspect --strategy magi --cp 4 --lengths {lengths} --effort {effort} --json"))
     };
     assert_eq!(magi(2000), magi(2000));
-    assert!(magi(2000)["bytes"].as_u64() <= magi(0)["bytes"].as_u64());
+    let report = magi(2000);
+    assert!(report["bytes"].as_u64() <= magi(0)["bytes"].as_u64());
+    // What was reached, beside what cannot be beaten.
+    let placement = &report["placement"];
+    let received = placement["received"].as_array().unwrap().iter().map(|rows| rows.as_u64().unwrap()).sum::<u64>();
+    let sent = report["ranks"].as_array().unwrap().iter().map(|rank| rank["rows_sent"].as_u64().unwrap()).sum::<u64>();
+    assert_eq!(received, sent, "every key that is needed is sent, and no other");
+    assert!(placement["received_bound"].as_u64().unwrap() <= received, "{placement}");
+    assert!(placement["area_bound"].as_u64().unwrap() <= placement["area_max"].as_u64().unwrap(), "{placement}");
+    assert!(json(folder.path(), "inspect --strategy ulysses --lengths 64 --json")["placement"].is_null());
+    // Moves are bounded.
+    refused("inspect --lengths 8 --strategy magi --effort 99999999999", &["--effort is 99999999999", "or less"]);
 }
 
 #[test]

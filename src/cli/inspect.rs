@@ -2,6 +2,7 @@
 
 mod micro_batches;
 
+use std::ops::Range;
 use std::process::ExitCode;
 use std::sync::Arc;
 
@@ -11,10 +12,10 @@ use context_parallel::layout::{Batch, Layout, Thd};
 use context_parallel::mask::Mask;
 use context_parallel::ops::attention::AttentionShape;
 use context_parallel::order::{Placement, TokenOrder};
-use context_parallel::plan::{Content, Program, Wire};
+use context_parallel::plan::{Content, Program, Wire, dispatch};
 use context_parallel::strategy::executor::AttentionPlan;
 use context_parallel::strategy::support::{self, Visitor};
-use context_parallel::strategy::{CpStrategy, Flash, Kernel, Magi, Supports};
+use context_parallel::strategy::{CpStrategy, Flash, HeadExchange, Kernel, Magi, Supports};
 use context_parallel::tensor::{Cpu, Float};
 use serde::Serialize;
 
@@ -63,6 +64,10 @@ pub struct Arguments {
 const MOST_RANKS: usize = 1 << 12;
 const MOST_TOKENS: usize = 1 << 26;
 const MOST_FEATURES: usize = 1 << 24;
+/// Most moves of the solver, which take minutes.
+const MOST_MOVES: u64 = 1 << 28;
+/// Of the JSON object.
+const VERSION: u32 = 1;
 
 /// Everything checked.
 struct Job {
@@ -78,6 +83,8 @@ struct Job {
 /// The plan of all ranks.
 #[derive(Clone, Debug, Serialize)]
 struct Report {
+    /// Of this form; a number is added when a key changes its meaning.
+    version: u32,
     strategy: String,
     order: String,
     layout: String,
@@ -94,6 +101,9 @@ struct Report {
     balance: f64,
     /// Bytes of all ranks, forward and backward.
     bytes: u64,
+    /// Cells, rows and keys received and sent of one layer, beside lower bounds. Not where heads are exchanged, nor where
+    /// neighbouring tokens lie on different ranks.
+    placement: Option<dispatch::Report>,
     ranks: Vec<Rank>,
 }
 
@@ -172,6 +182,9 @@ fn prepare(arguments: &Arguments) -> Result<Job> {
     if arguments.effort.is_some() && settings.choice.strategy != <Magi>::NAME {
         let strategy = &settings.choice.strategy;
         return Err(args::numbers(format!("--effort is for magi, not for {strategy}: leave it out")));
+    }
+    if let Some(effort) = arguments.effort.filter(|&effort| effort > MOST_MOVES) {
+        return Err(args::numbers(format!("--effort is {effort}: use {MOST_MOVES} moves or less")));
     }
     let shape = AttentionShape { q_heads, kv_heads, qk_dim: dim, v_dim: dim, scale: 1.0 };
     let wire = settings.gradient_wire(arguments.bf16_wire)?;
@@ -258,9 +271,14 @@ impl<T: Float> Inspect<'_, T> {
                 backward: plan.backward().clone(),
             });
         }
+        let placement = match H::Heads::SWAPS {
+            true => None,
+            false => measured(&*batch, mask, &ranks)?,
+        };
         let largest = ranks.iter().map(|rank| rank.area).max().unwrap_or(0);
         let mean = ranks.iter().map(|rank| rank.area as f64).sum::<f64>() / ranks.len().max(1) as f64;
         Ok(Report {
+            version: VERSION,
             strategy: H::NAME.to_string(),
             order: H::Order::NAME.to_string(),
             layout: L::NAME.to_string(),
@@ -272,9 +290,22 @@ impl<T: Float> Inspect<'_, T> {
             area,
             balance: if largest == 0 { 1.0 } else { mean / largest as f64 },
             bytes: ranks.iter().map(|rank| (rank.bytes_forward + rank.bytes_backward) as u64).sum(),
+            placement,
             ranks,
         })
     }
+}
+
+/// The placement's worth; nothing for orders that are not made of blocks of tokens.
+fn measured<B: Batch>(batch: &B, mask: &Mask, ranks: &[Rank]) -> Result<Option<dispatch::Report>> {
+    let blocks = |rank: &Rank| -> Option<Vec<Range<usize>>> {
+        rank.tokens.iter().map(|&(start, step, len)| (step == 1 || len == 1).then_some(start..start + len)).collect()
+    };
+    let Some(parts) = ranks.iter().map(blocks).collect::<Option<Vec<_>>>() else { return Ok(None) };
+    let documents: Vec<Range<usize>> = (0..batch.documents()).map(|i| batch.document(i).stored_range()).collect();
+    let masks = [(mask.lower(batch)?, 1)];
+    let problem = dispatch::Problem { masks: &masks, documents: &documents, ranks: parts.len() };
+    Ok(Some(dispatch::measure(&problem, &parts)))
 }
 
 fn print(report: &Report) {
@@ -284,6 +315,19 @@ fn print(report: &Report) {
         output::count(*area),
         output::bytes(report.bytes),
     ));
+    if let Some(placement) = &report.placement {
+        let rows = |rows: u64| output::count(rows);
+        let cells = |cells: u128| output::count(u64::try_from(cells).unwrap_or(u64::MAX));
+        let busiest = placement.area.iter().position(|&area| area == placement.area_max).unwrap_or(0);
+        output::line(format!(
+            "rank {busiest} has most cells, {}, no placement has fewer than {}; {} keys are needed from other ranks, at \
+             this balance at least {}",
+            cells(placement.area_max),
+            cells(placement.area_bound),
+            rows(placement.traffic()),
+            rows(placement.received_bound),
+        ));
+    }
     let header =
         ["rank", "tokens", "rows", "cells", "rows sent", "stages", "sent fwd", "sent bwd", "held fwd", "held bwd"];
     let rows = report.ranks.iter().map(|rank| {
