@@ -106,7 +106,8 @@ fn what_is_not_there_says_what_works() {
 #[test]
 fn numbers_that_cannot_be() {
     refused("train --data text --cp 0", &["--cp is 0"]);
-    refused("train --data text --cp two", &["--cp is \"two\""]);
+    refused("train --data text --cp two", &["--cp is \"two\"", "or two of them for ring-ulysses, such as 2x2"]);
+    refused("train --data text --cp 2x2x2", &["--cp is \"2x2x2\"", "such as 2x2"]);
     refused("train --data text --cp 2x0", &["--cp is 2x0", "2x2"]);
     refused("train --data text --strategy ring --cp 2x2", &["--cp is 2x2", "--cp 4", "ring-ulysses"]);
     refused("train --data text --strategy ring --cp 2 --inner-adjacent false", &["--inner-adjacent", "ring-ulysses"]);

@@ -289,8 +289,13 @@ fn degree(text: &str) -> Result<Degree> {
                 _ => Err(numbers(format!("--cp is {text}: use two degrees of at least 1, such as 2x2"))),
             }
         }
-        _ => ranks(text).map(Degree::Ranks),
+        None if text.trim().parse::<usize>().is_ok() => ranks(text).map(Degree::Ranks),
+        _ => Err(not_a_degree(text, ", or two of them for ring-ulysses, such as 2x2")),
     }
+}
+
+fn not_a_degree(text: &str, more: &str) -> context_parallel::error::Error {
+    numbers(format!("--cp is \"{text}\": use a number of ranks, such as 2{more}"))
 }
 
 /// A number of ranks.
@@ -298,7 +303,7 @@ fn ranks(text: &str) -> Result<usize> {
     match text.trim().parse() {
         Ok(0) => Err(numbers("--cp is 0: use at least 1 rank".to_string())),
         Ok(cp) => Ok(cp),
-        Err(_) => Err(numbers(format!("--cp is \"{text}\": use a number of ranks, such as 2"))),
+        Err(_) => Err(not_a_degree(text, "")),
     }
 }
 

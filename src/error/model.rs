@@ -7,7 +7,10 @@ use thiserror::Error;
 #[non_exhaustive]
 pub enum ModelError {
     /// A token outside the vocabulary.
-    #[error("token {token} at sequence or document {sequence}, position {position}: the vocabulary has ids 0..{vocab}")]
+    #[error(
+        "token {token} at sequence or document {sequence}, position {position}: the vocabulary has ids 0..{vocab}, use \
+         ids of the model's own tokenizer, or a model with a larger vocabulary"
+    )]
     Token {
         /// The id.
         token: i64,

@@ -6,6 +6,7 @@ use std::ops::Range;
 
 use crate::error::{MaskError, Result};
 use crate::layout::Batch;
+use crate::mask::fuse::fuse;
 use crate::mask::{Band, Bands, Mask, Slice};
 
 impl Mask {
@@ -68,7 +69,7 @@ fn valid_ranges<B: Batch>(batch: &B) -> Vec<Range<i64>> {
     ranges
 }
 
-/// The slices' bands, checked and cut to valid tokens.
+/// The slices' bands, checked, cut to valid tokens, and fused.
 fn explicit<B: Batch>(slices: &[Slice], batch: &B) -> Result<Vec<Band>> {
     let tokens = batch.tokens();
     for (slice, Slice { q, k, .. }) in slices.iter().enumerate() {
@@ -95,7 +96,7 @@ fn explicit<B: Batch>(slices: &[Slice], batch: &B) -> Result<Vec<Band>> {
     }
     bands.sort_by_key(|(slice, band)| (band.q.start, band.k.start, *slice));
     refuse_overlap(&bands)?;
-    Ok(bands.into_iter().map(|(_, band)| band).collect())
+    Ok(fuse(bands.into_iter().map(|(_, band)| band).collect()))
 }
 
 /// The ranges of a sorted, disjoint list that meet `range`.
@@ -224,6 +225,35 @@ mod tests {
         let padded = Packed::new(&[2], &[4]).unwrap();
         let both = Mask::Slices(vec![slice(0..4, 0..2, Full), slice(2..4, 0..4, Full)]).lower(&padded).unwrap();
         assert_eq!(both.area(), 4);
+    }
+
+    /// However the cells of a band are written, the bands are the same.
+    #[test]
+    fn slices_of_one_band_are_one_band() {
+        let batch = Dense { batch: 1, seq: 24 };
+        let masks = [
+            Mask::Full,
+            Mask::Causal,
+            Mask::sliding(5),
+            Mask::Window { left: Some(3), right: Some(7) },
+            Mask::Window { left: None, right: Some(2) },
+            Mask::Window { left: Some(0), right: Some(0) },
+        ];
+        for mask in masks {
+            let bands = mask.lower(&batch).unwrap();
+            for (queries, keys) in [(24, 5), (5, 24), (6, 6), (7, 3), (1, 24)] {
+                let mut slices = Vec::new();
+                for (q, k) in (0..24).step_by(queries).flat_map(|q| (0..24).step_by(keys).map(move |k| (q, k))) {
+                    let part = bands.intersect(q..q + queries as i64, k..k + keys as i64);
+                    slices.extend(part.as_slice().iter().flat_map(Band::slices));
+                }
+                let written = Mask::Slices(slices.clone()).lower(&batch).unwrap();
+                assert_eq!(cells(&written, 24), cells(&bands, 24), "{mask:?} in pieces of {queries} x {keys}");
+                assert_eq!(written, bands, "{mask:?} in pieces of {queries} x {keys}");
+                slices.reverse();
+                assert_eq!(Mask::Slices(slices).lower(&batch).unwrap(), bands, "{mask:?} backwards");
+            }
+        }
     }
 
     #[test]

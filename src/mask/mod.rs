@@ -3,7 +3,9 @@
 //! Queries and keys are tokens of the batch (global indices, padding included in the counting).
 
 mod band;
+mod fuse;
 mod lower;
+pub mod named;
 mod slice;
 
 pub use band::Band;
