@@ -1,13 +1,15 @@
 //! The dispatch solver: upstream's vectors, exact covers, determinism, and how much it saves.
 
+use std::collections::BTreeSet;
 use std::ops::Range;
 
 use context_parallel::degree::Runtime;
 use context_parallel::layout::{Batch, Packed};
-use context_parallel::mask::{Bands, Mask};
+use context_parallel::mask::{Bands, Mask, Slice, SliceKind};
 use context_parallel::order::Dealt;
 use context_parallel::plan::dispatch::{
-    Dispatch, Options, Problem, Remainder, Report, Start, heap, heap_partition, improve, measure, remote, solve,
+    Dispatch, Options, Problem, Remainder, Report, Start, chunk_size, heap, heap_partition, improve, measure, padding,
+    remote, solve,
 };
 use context_parallel::strategy::{CpStrategy, Magi};
 use proptest::prelude::*;
@@ -290,6 +292,88 @@ fn bounds_are_met() {
     assert!(report.received_bound <= report.traffic() && report.received_bound + 2 >= report.traffic(), "{report:?}");
     // One rank can hold everything: nothing must be sent.
     assert_eq!(measure(&causal.problem(), &[vec![0..4096; 1], vec![]]).received_bound, 0);
+}
+
+/// A slice in the form of appendix A.2: its type, local queries, and keys.
+type Part = (SliceKind, Range<usize>, Range<usize>);
+
+fn cells(parts: &[Part]) -> BTreeSet<(usize, usize)> {
+    let of_part = |(kind, q, k): &Part| {
+        let band = Slice { q: q.clone(), k: k.clone(), kind: *kind }.band().expect("a slice with cells");
+        let row = move |q: i64| band.keys(q).map(move |k| (q as usize, k as usize)).collect::<Vec<_>>();
+        q.clone().flat_map(move |q| row(q as i64)).collect::<Vec<_>>()
+    };
+    parts.iter().flat_map(of_part).collect()
+}
+
+/// `magi.md` appendix A.2: for the placement of case "tc2", the cells of each rank's own keys by local query and local
+/// key, and those of remote keys, cut into pieces of 4, by local query and token.
+#[test]
+fn host_and_remote_cells_of_appendix() {
+    use SliceKind::{Causal as C, Full as F};
+    let host: [&[Part]; 4] = [
+        &[(C, 0..6, 2..8), (F, 6..8, 2..8), (F, 8..16, 8..16)],
+        &[(C, 0..8, 0..10), (C, 8..11, 0..13), (F, 11..16, 13..16)],
+        &[(C, 0..6, 0..8), (F, 8..13, 8..16), (F, 13..16, 8..16)],
+        &[(F, 0..8, 0..11), (F, 8..10, 0..11), (C, 10..14, 5..16), (F, 14..16, 5..16)],
+    ];
+    let far: [&[&[Part]]; 4] = [
+        &[
+            &[(C, 6..8, 24..26), (F, 8..16, 45..47)],
+            &[(F, 8..16, 47..48), (F, 8..16, 56..59)],
+            &[(F, 8..16, 59..63)],
+            &[(F, 8..16, 63..64)],
+        ],
+        &[&[(F, 11..16, 48..52)], &[(F, 11..16, 52..56)], &[(F, 11..16, 56..60)], &[(F, 11..16, 60..64)]],
+        &[
+            &[(F, 0..6, 18..22)],
+            &[(F, 0..6, 22..24), (C, 6..8, 32..34)],
+            &[(F, 8..13, 45..49)],
+            &[(F, 8..13, 49..53)],
+            &[(F, 8..13, 53..56), (F, 13..16, 53..56)],
+        ],
+        &[&[(C, 14..16, 16..18)]],
+    ];
+    let (_, case, ..) = packs::appendix().into_iter().find(|(name, ..)| *name == "tc2").expect("the case");
+    let pack = case.pack(4);
+    let bands = &pack.masks[0].0;
+    for (rank, part) in heap(&pack.problem(), case.chunk, Remainder::Uneven).parts.iter().enumerate() {
+        let own: Vec<usize> = part.iter().flat_map(Clone::clone).collect();
+        let attended = |keys: &[usize]| {
+            let cell = |(row, &q): (usize, &usize)| {
+                let index = (0..keys.len()).filter(move |&i| bands.contains(q as i64, keys[i] as i64));
+                index.map(move |i| (row, i)).collect::<Vec<_>>()
+            };
+            own.iter().enumerate().flat_map(cell).collect::<BTreeSet<_>>()
+        };
+        assert_eq!(attended(&own), cells(host[rank]), "own keys of rank {rank}");
+        let keys: Vec<usize> = remote(bands, part).into_iter().flatten().collect();
+        let pieces: Vec<BTreeSet<(usize, usize)>> =
+            keys.chunks(4).map(|piece| attended(piece).into_iter().map(|(row, i)| (row, piece[i])).collect()).collect();
+        assert_eq!(pieces, far[rank].iter().map(|parts| cells(parts)).collect::<Vec<_>>(), "pieces of rank {rank}");
+    }
+}
+
+/// `magi.md` section 1.2.
+#[test]
+fn chunks_and_padding() {
+    let cases = [
+        (1024, 6, 208, 224),
+        (10244, 8, 451, 580),
+        (3840, 10, 128, 0),
+        (42817, 12, 892, 10703),
+        (13000, 17, 369, 5819),
+        (1789, 2, 900, 11),
+    ];
+    for (tokens, ranks, chunk, expected) in cases {
+        assert_eq!(padding(tokens, ranks, chunk), expected, "{tokens} on {ranks} in chunks of {chunk}");
+    }
+    // Eight chunks per rank, or smaller ones where that is asked for.
+    assert_eq!(
+        [chunk_size(1024, 6, None), chunk_size(65536, 8, None), chunk_size(65536, 8, Some(512))],
+        [22, 1024, 512]
+    );
+    assert_eq!([chunk_size(0, 4, None), chunk_size(10, 0, Some(0)), padding(10, 0, 0)], [1, 1, 0]);
 }
 
 /// `magi.md` section 3.4: at the balance of the heap placement or 1.05, with even rows, no more traffic than it has.

@@ -52,7 +52,8 @@ pub struct Arguments {
     /// Moves that magi's solver tries
     #[arg(long, value_name = "MOVES")]
     effort: Option<u64>,
-    /// Cut the documents into dynamic's micro-batches, with at most so many tokens per rank, as train does
+    /// Cut the documents into dynamic's micro-batches, with at most so many tokens per rank, as train does [default: one
+    /// micro-batch of all]
     #[arg(long, value_name = "N")]
     tokens_per_rank: Option<usize>,
     /// Print one JSON object

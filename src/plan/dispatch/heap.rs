@@ -20,6 +20,16 @@ pub enum Remainder {
     Padded,
 }
 
+/// MagiAttention's chunk: eight to a rank, or of `at_most` tokens where that is less (`magi.md` section 1.2). At least 1.
+pub fn chunk_size(tokens: usize, ranks: usize, at_most: Option<usize>) -> usize {
+    tokens.div_ceil(8 * ranks.max(1)).min(at_most.unwrap_or(usize::MAX)).max(1)
+}
+
+/// Tokens of padding with which every rank gets as many whole chunks ([`Remainder::Padded`]).
+pub fn padding(tokens: usize, ranks: usize, chunk: usize) -> usize {
+    tokens.next_multiple_of(chunk.max(1) * ranks.max(1)) - tokens
+}
+
 /// The heap placement of `magi.md` section 3.3 on chunks of `chunk` tokens (0 counts as 1).
 pub fn heap(problem: &Problem, chunk: usize, remainder: Remainder) -> Dispatch {
     let profile = Profile::new(problem);

@@ -41,7 +41,7 @@ mod span;
 mod start;
 mod state;
 
-pub use heap::{Remainder, heap, heap_partition};
+pub use heap::{Remainder, chunk_size, heap, heap_partition, padding};
 pub use measure::{Report, measure, remote};
 pub use problem::{Costs, Dispatch, Options, Problem};
 pub use solve::{improve, solve};
