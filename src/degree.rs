@@ -3,6 +3,7 @@
 use std::fmt;
 use std::ops::Rem;
 
+use serde::Serialize;
 use typenum::{Const, NonZero, ToUInt, U, U0};
 
 use crate::error::{PlacementError, Result};
@@ -91,7 +92,7 @@ where
 /// Token orders and exchanges count *logical* ranks, group by group: logical rank `o * inner + i` is member `i` of
 /// group `o`. The grid says which rank of the communicator that is, so that either level can be placed on
 /// neighbouring ranks (the cheaper links).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
 pub struct Grid {
     /// Number of groups.
     pub outer: usize,
@@ -99,6 +100,13 @@ pub struct Grid {
     pub inner: usize,
     /// Whether the ranks of a group are neighbours in the communicator; else the groups' members of one index are.
     pub inner_adjacent: bool,
+}
+
+impl fmt::Display for Grid {
+    fn fmt(&self, formatter: &mut fmt::Formatter) -> fmt::Result {
+        let apart = if self.inner_adjacent { "" } else { ", inner apart" };
+        write!(formatter, "{}x{}{apart}", self.outer, self.inner)
+    }
 }
 
 impl Grid {
@@ -114,6 +122,14 @@ impl Grid {
         let uneven = |&inner: &usize| (inner.max(ranks / inner), usize::MAX - inner);
         let inner = (1..=ranks).filter(fits).min_by_key(uneven).unwrap_or(1);
         Grid { outer: ranks / inner, inner, inner_adjacent: true }
+    }
+
+    /// Every grid of so many ranks with both parts above 1, with each of the two levels on neighbours.
+    pub fn mixed(ranks: usize) -> impl Iterator<Item = Grid> {
+        let inner = (2..ranks).filter(move |&inner| ranks.is_multiple_of(inner));
+        inner.flat_map(move |inner| {
+            [true, false].map(|inner_adjacent| Grid { outer: ranks / inner, inner, inner_adjacent })
+        })
     }
 
     /// Number of ranks.

@@ -72,7 +72,14 @@ fn unknown_names_list_what_exists() {
     refused("trian", &["unrecognized subcommand", "train"]);
     refused("inspect --lengths 8,x", &["--lengths has \"x\""]);
     refused("inspect --lengths 8 --mask causl", &["unknown mask \"causl\"", "causal, full"]);
-    refused("inspect --lengths 8 --cp 2 --effort 5", &["--effort is for magi"]);
+    refused(
+        "inspect --lengths 8 --cp 2 --effort 5",
+        &["effort of 5 moves", "magi, not for ring", "leave --effort out"],
+    );
+    refused("train --data recall --strategy dynamic --effort 5", &["effort of 5 moves", "not for dynamic"]);
+    refused("eval --data recall --model none --cp 2 --stages 2", &["2 stages", "not for ring", "leave --stages out"]);
+    refused("train --data recall --strategy magi --stages 0", &["--stages is 0", "1 to 16"]);
+    refused("inspect --lengths 8 --strategy dynamic --stages 17", &["--stages is 17", "1 to 16"]);
     refused("inspect --lengths 8 --strategy ulysses --cp 3", &["8 query heads on 3 ranks"]);
     refused("inspect --lengths 8 --transport threads", &["--transport"]);
     refused("inspect --lengths 8 --deadline 0", &["--deadline"]);
@@ -338,8 +345,10 @@ fn dynamic_trains_on_documents_in_micro_batches() {
     }
     assert!(most > 3, "a small limit takes more micro-batches, found {most}");
     // Another strategy sees the same documents.
-    let ring = json(path, &format!("{train} --strategy ring --cp 3"));
-    close(numbers(&ring["loss"])[2], numbers(&single["loss"])[2], 1e-4);
+    for choices in ["ring --cp 3", "magi --cp 3", "magi --cp 3 --effort 0 --stages 2"] {
+        let other = json(path, &format!("{train} --strategy {choices}"));
+        close(numbers(&other["loss"])[2], numbers(&single["loss"])[2], 1e-4);
+    }
 
     // What is said before the first step, and what is logged.
     let arguments =
@@ -549,6 +558,15 @@ fn plans_are_printed() {
     assert!(placement["received_bound"].as_u64().unwrap() <= received, "{placement}");
     assert!(placement["area_bound"].as_u64().unwrap() <= placement["area_max"].as_u64().unwrap(), "{placement}");
     assert!(json(folder.path(), "inspect --strategy ulysses --lengths 64 --json")["placement"].is_null());
+    // Stages, as many as asked for where there are enough keys.
+    for (stages, strategy) in [(1, "magi"), (3, "magi"), (2, "dynamic"), (2, "dynamic --tokens-per-rank 3000")] {
+        let arguments = format!("inspect --strategy {strategy} --cp 4 --lengths 4000,3000 --stages {stages} --json");
+        let report = json(folder.path(), &arguments);
+        let plan = report.get("micro_batches").map_or(&report, |micro_batches| &micro_batches[0]["plan"]);
+        for rank in plan["ranks"].as_array().unwrap() {
+            assert_eq!(rank["stages"], serde_json::json!([stages, stages]), "{arguments}");
+        }
+    }
     // Moves are bounded.
     refused("inspect --lengths 8 --strategy magi --effort 99999999999", &["--effort is 99999999999", "or less"]);
 }

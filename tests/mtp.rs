@@ -283,7 +283,7 @@ fn every_combination<T: Float>(bound: f64) {
             let case = Case::new(config(2, 2), lengths.iter().sum());
             let select = |strategy: &str, order: &str, degree| {
                 let [strategy, order, layout, kernel] = [strategy, order, layout, kernel].map(str::to_string);
-                let choice = Choice { strategy, order, layout, kernel, degree, grid: None };
+                let choice = Choice { strategy, order, layout, kernel, degree, ..Choice::default() };
                 let any = Any::<T> { case: &case, lengths, element: std::marker::PhantomData };
                 // Ring x Ulysses in groups that the heads go into.
                 support::select(&support::fit_heads(choice, config(2, 2).heads).unwrap(), any).unwrap()

@@ -36,7 +36,7 @@ fn choice(strategy: &str, order: &str, layout: &str, kernel: &str, degree: usize
         layout: name(layout),
         kernel: name(kernel),
         degree,
-        grid: None,
+        ..Choice::default()
     }
 }
 

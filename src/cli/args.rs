@@ -36,6 +36,13 @@ pub struct Combination {
     /// Whether ring-ulysses places the ranks that exchange heads next to each other, or those of a ring
     #[arg(long, value_name = "BOOL", action = clap::ArgAction::Set)]
     pub inner_adjacent: Option<bool>,
+    /// Moves that magi's solver tries for each placement; a million take about a second [default: 8192]
+    #[arg(long, value_name = "MOVES")]
+    pub effort: Option<u64>,
+    /// Stages in which magi and dynamic fetch remote keys, while they attend those of the stage before [default: as many
+    /// as are estimated to take the least time]
+    #[arg(long, value_name = "N")]
+    pub stages: Option<usize>,
     /// Storage type of activations and weights: f32, bf16, f16, f64
     #[arg(long, value_name = "NAME", default_value = "f32")]
     pub dtype: String,
@@ -114,6 +121,9 @@ pub struct Settings {
     inner_adjacent: bool,
 }
 
+/// Most moves of the solver, which take minutes.
+const MOST_MOVES: u64 = 1 << 28;
+
 const DTYPES: &[(&[&str], DType)] =
     &[(&["f32"], DType::F32), (&["bf16"], DType::Bf16), (&["f16"], DType::F16), (&["f64"], DType::F64)];
 
@@ -153,7 +163,12 @@ impl Combination {
             kernel: self.kernel.clone(),
             degree: ranks,
             grid: None,
+            effort: self.effort,
+            stages: self.stages,
         })?;
+        if let Some(effort) = self.effort.filter(|&effort| effort > MOST_MOVES) {
+            return Err(numbers(format!("--effort is {effort}: use {MOST_MOVES} moves or less")));
+        }
         if asked.is_none() && choice.strategy != Single::NAME {
             choice.degree = 2;
         }

@@ -195,7 +195,7 @@ fn compare(config: &Config, seed: u64, cluster: &Cluster) -> Result<Vec<Row>> {
         let degree = if strategy == Single::NAME { 1 } else { RANKS };
         let [strategy, layout, kernel] = [strategy, layout, kernel].map(str::to_string);
         let order = support::orders(&strategy)[0].to_string();
-        let choice = Choice { strategy, order, layout, kernel, degree, grid: None };
+        let choice = Choice { strategy, order, layout, kernel, degree, ..Choice::default() };
         let task = Task { config, batch: &batch, seed, threads: args::threads(None, degree)? };
         let step = step(cluster, &choice, DType::F32, task)?.unwrap_or_default();
         Ok::<_, context_parallel::error::Error>((choice, step))

@@ -6,16 +6,15 @@ use std::ops::Range;
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use context_parallel::degree::Runtime;
 use context_parallel::error::Result;
-use context_parallel::layout::{Batch, Layout, Thd};
+use context_parallel::layout::{Batch, Layout};
 use context_parallel::mask::Mask;
 use context_parallel::ops::attention::AttentionShape;
 use context_parallel::order::{Placement, TokenOrder};
 use context_parallel::plan::{Content, Program, Wire, dispatch};
 use context_parallel::strategy::executor::AttentionPlan;
 use context_parallel::strategy::support::{self, Visitor};
-use context_parallel::strategy::{CpStrategy, Flash, HeadExchange, Kernel, Magi, Supports};
+use context_parallel::strategy::{CpStrategy, HeadExchange, Kernel, Supports};
 use context_parallel::tensor::{Cpu, Float};
 use serde::Serialize;
 
@@ -49,9 +48,6 @@ pub struct Arguments {
     /// Gradients of keys and values travel in bf16, not f32; for --dtype bf16
     #[arg(long)]
     bf16_wire: bool,
-    /// Moves that magi's solver tries
-    #[arg(long, value_name = "MOVES")]
-    effort: Option<u64>,
     /// Cut the documents into dynamic's micro-batches, with at most so many tokens per rank, as train does [default: one
     /// micro-batch of all]
     #[arg(long, value_name = "N")]
@@ -65,8 +61,6 @@ pub struct Arguments {
 const MOST_RANKS: usize = 1 << 12;
 const MOST_TOKENS: usize = 1 << 26;
 const MOST_FEATURES: usize = 1 << 24;
-/// Most moves of the solver, which take minutes.
-const MOST_MOVES: u64 = 1 << 28;
 /// Of the JSON object.
 const VERSION: u32 = 1;
 
@@ -76,7 +70,6 @@ struct Job {
     lengths: Vec<usize>,
     mask: Mask,
     shape: AttentionShape,
-    effort: Option<u64>,
     tokens_per_rank: Option<usize>,
     wire: Wire,
 }
@@ -180,17 +173,10 @@ fn prepare(arguments: &Arguments) -> Result<Job> {
         ("full", Some(_)) => return Err(args::numbers("--window is for --mask causal: leave one of them out".into())),
         (other, _) => return Err(args::unknown("mask", other, "causal, full")),
     };
-    if arguments.effort.is_some() && settings.choice.strategy != <Magi>::NAME {
-        let strategy = &settings.choice.strategy;
-        return Err(args::numbers(format!("--effort is for magi, not for {strategy}: leave it out")));
-    }
-    if let Some(effort) = arguments.effort.filter(|&effort| effort > MOST_MOVES) {
-        return Err(args::numbers(format!("--effort is {effort}: use {MOST_MOVES} moves or less")));
-    }
     let shape = AttentionShape { q_heads, kv_heads, qk_dim: dim, v_dim: dim, scale: 1.0 };
     let wire = settings.gradient_wire(arguments.bf16_wire)?;
     let tokens_per_rank = settings.tokens_per_rank(arguments.tokens_per_rank, &lengths)?;
-    Ok(Job { settings, lengths, mask, shape, effort: arguments.effort, tokens_per_rank, wire })
+    Ok(Job { settings, lengths, mask, shape, tokens_per_rank, wire })
 }
 
 /// The lengths of the documents; as many tokens in all as a plan can be rehearsed for.
@@ -209,12 +195,7 @@ fn length(text: &str) -> Result<usize> {
 
 fn compute<T: Float>(job: &Job) -> Result<Report> {
     let inspect = Inspect::<T> { job, dtype: std::marker::PhantomData };
-    match job.effort {
-        Some(moves) => {
-            inspect.visit::<_, Thd, Flash>(Magi::new(Runtime(job.settings.choice.degree)).with_effort(moves))
-        }
-        None => support::select(&job.settings.choice, inspect),
-    }
+    support::select(&job.settings.choice, inspect)
 }
 
 struct Inspect<'a, T> {

@@ -7,6 +7,7 @@ use crate::degree::{Degree, Grid, Runtime};
 use crate::error::{Error, Result, SupportError};
 use crate::layout::{Bshd, Layout, Sbhd, Thd};
 use crate::order::{Contiguous, Grouped, Natural, Solved, Striped, TokenOrder, Zigzag};
+use crate::plan::stages::{MOST_PARTS, StageCount};
 use crate::strategy::executor::{Execute, Executor};
 use crate::strategy::{
     AllGather, CastKv, CpStrategy, Dynamic, Flash, GatherKv, Kernel, KvExchange, LocalKv, LogSumExp, Magi, Ring,
@@ -60,8 +61,8 @@ where
     type Executor = Executor<K>;
 }
 
-/// A combination by its names.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+/// A combination by its names, and what some strategies can be told.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Choice {
     /// `single`, `ring` (`p2p`), `all-gather` (`all_gather`), `ulysses` (`a2a`), `ring-ulysses` (`a2a+p2p`), `magi`,
     /// `dynamic`.
@@ -77,12 +78,56 @@ pub struct Choice {
     /// How `ring-ulysses` groups the ranks; the most even way that exchanges up to two heads per rank if nothing is
     /// said. None for other strategies.
     pub grid: Option<Grid>,
+    /// How many moves the solver of `magi` tries; its default if nothing is said. None for other strategies.
+    pub effort: Option<u64>,
+    /// In how many stages `magi` and `dynamic` fetch remote keys, 1 to [`MOST_PARTS`]; as many as are estimated to take
+    /// the least time if nothing is said. None for other strategies.
+    pub stages: Option<usize>,
 }
 
 impl Choice {
     /// The grid of `ring-ulysses`.
     fn ring_ulysses(&self) -> Grid {
         self.grid.unwrap_or_else(|| Grid::most_even(self.degree, 2 * self.degree))
+    }
+
+    /// In how many stages remote keys are fetched.
+    pub fn stage_count(&self) -> StageCount {
+        self.stages.map_or(StageCount::Best, StageCount::Exactly)
+    }
+
+    /// Refuses what the strategy cannot be told.
+    fn check_details(&self) -> Result<()> {
+        let (strategy, ranks) = (&self.strategy, self.degree);
+        let refuse = |message| Err(SupportError::Numbers(message).into());
+        let is = |names: &[&str]| names.contains(&strategy.as_str());
+        if let Some(Grid { outer, inner, .. }) = self.grid {
+            if !is(&[<RingUlysses>::NAME]) {
+                return refuse(format!(
+                    "a grid of {outer}x{inner} ranks for {strategy}, which has one degree: leave the grid out, or use \
+                     ring-ulysses"
+                ));
+            }
+            if outer.checked_mul(inner) != Some(ranks) {
+                return refuse(format!(
+                    "a grid of {outer}x{inner} for {ranks} ranks: use a grid whose product is the number of ranks"
+                ));
+            }
+        }
+        if let Some(moves) = self.effort.filter(|_| !is(&[<Magi>::NAME])) {
+            return refuse(format!(
+                "an effort of {moves} moves is for the solver of magi, not for {strategy}: leave --effort out"
+            ));
+        }
+        match self.stages {
+            Some(stages) if !is(&[<Magi>::NAME, <Dynamic>::NAME]) => {
+                refuse(format!("{stages} stages are for magi and dynamic, not for {strategy}: leave --stages out"))
+            }
+            Some(stages) if !(1..=MOST_PARTS).contains(&stages) => {
+                refuse(format!("--stages is {stages}: use 1 to {MOST_PARTS}"))
+            }
+            _ => Ok(()),
+        }
     }
 }
 
@@ -162,6 +207,15 @@ fn ring_ulysses<O: TokenOrder>(choice: &Choice) -> RingUlysses<Runtime, Runtime,
     RingUlysses::new(Runtime(grid.outer), Runtime(grid.inner)).with_inner_adjacent(grid.inner_adjacent)
 }
 
+/// A solved placement, as a choice says.
+fn magi(choice: &Choice) -> Magi {
+    let magi = Magi::new(degree(choice)).with_stages(choice.stage_count());
+    match choice.effort {
+        Some(moves) => magi.with_effort(moves),
+        None => magi,
+    }
+}
+
 support_table! {
     impl[] Single, Single::NAME,
         orders ["natural" => |_| Single],
@@ -195,10 +249,10 @@ support_table! {
         ],
         works [(Bshd, Flash), (Sbhd, Flash), (Thd, Flash)];
     impl[N: Degree] Magi<N>, <Magi>::NAME,
-        orders ["solved" => |choice| Magi::new(degree(choice))],
+        orders ["solved" => magi],
         works [(Thd, Flash)];
     impl[N: Degree] Dynamic<N>, <Dynamic>::NAME,
-        orders ["grouped" => |choice| Dynamic::new(degree(choice))],
+        orders ["grouped" => |choice| Dynamic::new(degree(choice)).with_stages(choice.stage_count())],
         works [(Thd, Flash)];
 }
 
@@ -276,27 +330,11 @@ pub fn checked(choice: &Choice) -> Result<Choice> {
         ))
         .into());
     }
-    let checked = Choice { strategy, order, layout, kernel, degree: choice.degree, grid: choice.grid };
+    let checked = Choice { strategy, order, layout, kernel, ..*choice };
     if !works(&checked.strategy, &checked.layout, &checked.kernel) {
         return Err(unsupported(&checked));
     }
-    if let Some(Grid { outer, inner, .. }) = checked.grid {
-        let ranks = checked.degree;
-        if checked.strategy != <RingUlysses>::NAME {
-            let strategy = &checked.strategy;
-            return Err(SupportError::Numbers(format!(
-                "a grid of {outer}x{inner} ranks for {strategy}, which has one degree: leave the grid out, or use \
-                 ring-ulysses"
-            ))
-            .into());
-        }
-        if outer.checked_mul(inner) != Some(ranks) {
-            return Err(SupportError::Numbers(format!(
-                "a grid of {outer}x{inner} for {ranks} ranks: use a grid whose product is the number of ranks"
-            ))
-            .into());
-        }
-    }
+    checked.check_details()?;
     if checked.strategy == Single::NAME && checked.degree != 1 {
         let ranks = checked.degree;
         return Err(SupportError::Numbers(format!(

@@ -42,7 +42,7 @@ struct MicroBatch {
 pub fn compute<T: Float>(job: &Job, tokens_per_rank: usize) -> Result<Scheduled> {
     let (lengths, ranks) = (&job.lengths, job.settings.choice.degree);
     let schedule = schedule(lengths, ranks, Some(tokens_per_rank))?;
-    let strategy = Dynamic::new(Runtime(ranks));
+    let strategy = Dynamic::new(Runtime(ranks)).with_stages(job.settings.choice.stage_count());
     let inspect = Inspect::<T> { job, dtype: std::marker::PhantomData };
     let mut micro_batches = Vec::with_capacity(schedule.micro_batches.len());
     for micro in schedule.micro_batches {

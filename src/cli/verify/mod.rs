@@ -2,9 +2,10 @@
 
 use std::process::ExitCode;
 
+use context_parallel::degree::Grid;
 use context_parallel::error::Result;
 use context_parallel::strategy::support::{self, Choice};
-use context_parallel::strategy::{CpStrategy, Single};
+use context_parallel::strategy::{CpStrategy, RingUlysses, Single};
 use context_parallel::tensor::DType;
 use serde::Serialize;
 
@@ -56,6 +57,8 @@ struct Row {
     layout: String,
     kernel: String,
     cp: usize,
+    /// How `ring-ulysses` groups the ranks, of those numbers that can be grouped in several ways.
+    grid: Option<Grid>,
     dtype: String,
     transport: String,
     err_out: f64,
@@ -117,7 +120,7 @@ fn print(report: &Report) {
     let rows = report.rows.iter().map(|row| {
         let errors = [row.err_out, row.err_dq, row.err_dk, row.err_dv, row.err_loss, row.err_grad];
         let mut cells = vec![row.strategy.clone(), row.order.clone(), row.layout.clone(), row.kernel.clone()];
-        cells.push(row.cp.to_string());
+        cells.push(row.grid.map_or_else(|| row.cp.to_string(), |grid| grid.to_string()));
         cells.extend(errors.map(output::relative));
         let bytes = [row.bytes_counted, row.bytes_predicted, row.peak_bytes_counted, row.peak_bytes_predicted];
         cells.extend(bytes.map(output::count));
@@ -132,7 +135,8 @@ fn print(report: &Report) {
     });
 }
 
-/// One row per supported strategy x order x layout x kernel and number of ranks, where this process speaks.
+/// One row per supported strategy x order x layout x kernel and number of ranks (for `ring-ulysses` each grid of them),
+/// where this process speaks.
 fn compute(job: &Job, cluster: &Cluster) -> Result<Vec<Row>> {
     let mut choices: Vec<Choice> = Vec::new();
     for &degree in &job.cp {
@@ -140,10 +144,11 @@ fn compute(job: &Job, cluster: &Cluster) -> Result<Vec<Row>> {
             if strategy == Single::NAME && degree != 1 {
                 continue;
             }
-            let [strategy, layout, kernel] = [strategy, layout, kernel].map(str::to_string);
-            for &order in support::orders(&strategy) {
-                let (strategy, layout, kernel) = (strategy.clone(), layout.clone(), kernel.clone());
-                choices.push(Choice { strategy, order: order.to_string(), layout, kernel, degree, grid: None });
+            let grids = grids(strategy, degree);
+            for &order in support::orders(strategy) {
+                let [strategy, order, layout, kernel] = [strategy, order, layout, kernel].map(str::to_string);
+                let choice = Choice { strategy, order, layout, kernel, degree, ..Choice::default() };
+                choices.extend(grids.iter().map(|&grid| Choice { grid, ..choice.clone() }));
             }
         }
     }
@@ -158,6 +163,12 @@ fn compute(job: &Job, cluster: &Cluster) -> Result<Vec<Row>> {
     let rows = rows.collect();
     bar.finish_and_clear();
     rows
+}
+
+/// The grids that a strategy is checked on; none is its own choice, which it has for any number of ranks.
+fn grids(strategy: &str, ranks: usize) -> Vec<Option<Grid>> {
+    let mixed: Vec<_> = Grid::mixed(ranks).map(Some).collect();
+    if strategy == <RingUlysses>::NAME && !mixed.is_empty() { mixed } else { vec![None] }
 }
 
 fn row(job: &Job, choice: &Choice, references: &mut model::References, cluster: &Cluster) -> Result<Option<Row>> {
@@ -175,6 +186,7 @@ fn row(job: &Job, choice: &Choice, references: &mut model::References, cluster: 
         layout: choice.layout.clone(),
         kernel: choice.kernel.clone(),
         cp: choice.degree,
+        grid: choice.grid,
         dtype: job.dtype.to_string(),
         transport: job.transport.clone(),
         err_out,

@@ -55,8 +55,14 @@ impl<'a> References<'a> {
             return Ok(step.clone());
         }
         let (strategy, order) = (Single::NAME.to_string(), "natural".to_string());
-        let choice =
-            Choice { strategy, order, layout: layout.to_string(), kernel: kernel.to_string(), degree: 1, grid: None };
+        let choice = Choice {
+            strategy,
+            order,
+            layout: layout.to_string(),
+            kernel: kernel.to_string(),
+            degree: 1,
+            ..Choice::default()
+        };
         let step = run(self.cluster, &choice, heads, dtype, 1)?;
         self.steps.insert(key, step.clone());
         Ok(step)

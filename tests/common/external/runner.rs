@@ -105,8 +105,8 @@ impl Runner {
             return;
         }
         let what = || {
-            let Choice { strategy, order, layout, kernel, degree, grid } = choice;
-            let grid = grid.map_or_else(String::new, |grid| format!(" as {} x {}", grid.outer, grid.inner));
+            let Choice { strategy, order, layout, kernel, degree, grid, .. } = choice;
+            let grid = grid.map_or_else(String::new, |grid| format!(" as {grid}"));
             format!("{}: {strategy} {order} {layout} {kernel} on {degree}{grid}", problem.case.name)
         };
         match support::select(choice, Attend::<f32>::new(problem)) {
@@ -170,7 +170,7 @@ impl Runner {
 
 fn choice(strategy: &str, order: &str, layout: &str, kernel: &str, degree: usize, grid: Option<Grid>) -> Choice {
     let [strategy, order, layout, kernel] = [strategy, order, layout, kernel].map(str::to_string);
-    Choice { strategy, order, layout, kernel, degree, grid }
+    Choice { strategy, order, layout, kernel, degree, grid, ..Choice::default() }
 }
 
 /// Every grid of `ring-ulysses` with both parts larger than 1, or the two degenerate ones where ranks are prime, as far as
@@ -179,10 +179,11 @@ fn grids(strategy: &str, ranks: usize, q_heads: usize) -> Vec<Option<Grid>> {
     if strategy != <RingUlysses>::NAME {
         return vec![None];
     }
-    let fits = |inner: &usize| ranks.is_multiple_of(*inner) && q_heads.is_multiple_of(*inner);
-    let all: Vec<Grid> =
-        (1..=ranks).filter(fits).map(|inner| Grid { outer: ranks / inner, inner, inner_adjacent: true }).collect();
-    let mixed: Vec<Option<Grid>> =
-        all.iter().filter(|grid| grid.outer > 1 && grid.inner > 1).copied().map(Some).collect();
-    if mixed.is_empty() { all.into_iter().map(Some).collect() } else { mixed }
+    let fits = |grid: &Grid| grid.inner_adjacent && q_heads.is_multiple_of(grid.inner);
+    let mixed: Vec<Option<Grid>> = Grid::mixed(ranks).filter(fits).map(Some).collect();
+    if !mixed.is_empty() {
+        return mixed;
+    }
+    let degenerate = [1, ranks].map(|inner| Grid { outer: ranks / inner, inner, inner_adjacent: true });
+    degenerate.into_iter().filter(fits).map(Some).collect()
 }

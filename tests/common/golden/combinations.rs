@@ -29,7 +29,8 @@ pub fn choices(dense: bool, ranks: Option<usize>, kernels: bool) -> Vec<Choice> 
             for &order in line.orders {
                 for &degree in ranks.iter().filter(|&&degree| line.strategy != "single" || degree == 1) {
                     let (strategy, order, layout) = (line.strategy.to_string(), order.to_string(), layout.to_string());
-                    let choice = Choice { strategy, order, layout, kernel: kernel.to_string(), degree, grid: None };
+                    let choice =
+                        Choice { strategy, order, layout, kernel: kernel.to_string(), degree, ..Choice::default() };
                     let same = |other: &Choice| Choice { kernel: other.kernel.clone(), ..choice.clone() } == *other;
                     if kernels || !choices.iter().any(same) {
                         choices.push(choice);
