@@ -146,7 +146,8 @@ fn main() {
              ranks and packs; how many times fewer\nthan with the heap, in sum and at the rank that receives or sends \
              most; area of the busiest rank and rows of the fullest one\nagainst the average, in the worst pack; wall-clock \
              time to plan on one core, whatever else runs there. Contiguous and zigzag are there to compare: their balance\nis not acceptable, or \
-             their traffic.\n"
+             their traffic. The lower bound says how many times fewer rows any placement of that balance can have at\nmost: \
+             where it is near 2.5, so is the end of what effort can reach.\n"
         );
         random_packs();
         println!("\n## Named cases\n");
