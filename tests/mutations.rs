@@ -140,6 +140,16 @@ fn swap_owners(program: &mut Program, rank: usize) {
     }
 }
 
+/// Keys of two owners are attended as if they were each other's.
+fn swap_tiles(program: &mut Program) {
+    let mut tiles: Vec<_> = tiles(program).collect();
+    let other = (1..tiles.len()).find(|&other| tiles[other] != tiles[0]);
+    if let Some(other) = other {
+        let (first, rest) = tiles.split_at_mut(other);
+        std::mem::swap(first[0], rest[0]);
+    }
+}
+
 fn drop_merge(program: &mut Program) {
     program.steps.retain(|step| !matches!(step, Step::Merge));
 }
@@ -168,6 +178,10 @@ mutation!(
 mutation!(
     /// Two owners are taken for each other.
     SwappedOwners, |program, rank| swap_owners(program, rank), swap_owners(program, rank)
+);
+mutation!(
+    /// One owner's keys are attended as another's.
+    SwappedTiles, |program, _rank| swap_tiles(program), swap_tiles(program)
 );
 mutation!(
     /// Partial results are not merged.
@@ -207,6 +221,8 @@ fn a_window_shifted_by_one_is_caught() {
 fn swapped_owners_are_caught() {
     caught::<GatherKv, SwappedOwners>(Check::ExactCover, Check::OracleF64);
     caught::<CastKv, SwappedOwners>(Check::ExactCover, Check::OracleF64);
+    // A ring has one sender: there the owners of what it passes on are swapped.
+    caught::<RingKv, SwappedTiles>(Check::ExactCover, Check::OracleF64);
 }
 
 #[test]
