@@ -8,6 +8,8 @@ use context_parallel::error::Result;
 use context_parallel::handler::{CpHandler, Partial, Replicated, Roll};
 use context_parallel::layout::{Batch, Bshd, Layout, Packed, Sbhd, Thd};
 use context_parallel::mask::Mask;
+use context_parallel::model::inputs::Inputs;
+use context_parallel::model::{Config, GptModel, Sizes};
 use context_parallel::ops::attention::AttentionShape;
 use context_parallel::oracle;
 use context_parallel::order::{Contiguous, Dealt, Full, Striped, TokenOrder, Zigzag};
@@ -224,5 +226,33 @@ proptest! {
     #[test]
     fn contiguous(case in cases(), offset in -6i64..7) {
         every::<Contiguous>(&case, offset);
+    }
+}
+
+#[test]
+fn a_backward_pass_refuses_what_another_model_left() {
+    let refused = threads::run(2, |comm| {
+        let device = Cpu::<f32>::new(1);
+        let handler = CpHandler::<Ring, Thd, _>::new(Ring::new(Runtime(2)), comm)?;
+        let model = |layers| {
+            let sizes = Sizes { vocab_size: 8, hidden_size: 16, intermediate_size: 16, layers, heads: 2, kv_heads: 1 };
+            GptModel::<Ring, Thd>::new(device.clone(), &Config::llama(sizes)?, 0)
+        };
+        let (two, three) = (model(2)?, model(3)?);
+        let batch = Arc::new(Packed::from_lengths(&[5])?);
+        let inputs = Inputs::new(&handler, &device, batch, &[1; 5], &[1; 5])?;
+        let refused = |own: &GptModel<Ring, Thd>, other: &GptModel<Ring, Thd>| {
+            let activations = other.forward(&handler, &inputs.tokens)?;
+            let mut gradients = own.zero_gradients();
+            let (labels, weights) = (&inputs.labels, &inputs.weights);
+            let (_, dhidden) = own.loss_backward(&activations, labels, weights, 0.2, &mut gradients)?;
+            own.backward(&handler, activations, &dhidden, &mut gradients)
+        };
+        assert!(refused(&two, &two).is_ok());
+        Ok([refused(&two, &three), refused(&three, &two)].map(|result| result.unwrap_err().to_string()))
+    });
+    for [more, fewer] in refused.unwrap() {
+        assert!(more.contains("activations of 3 layers for a model of 2"), "{more}");
+        assert!(fewer.contains("activations of 2 layers for a model of 3"), "{fewer}");
     }
 }

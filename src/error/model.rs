@@ -29,6 +29,16 @@ pub enum ModelError {
         /// Size of the vocabulary.
         vocab: usize,
     },
+    /// A backward pass with what another model's forward pass left.
+    #[error(
+        "activations of {activations} layers for a model of {layers}: pass what this model's own forward pass left"
+    )]
+    OtherModel {
+        /// Layers of the model that left the activations.
+        activations: usize,
+        /// Layers of this model.
+        layers: usize,
+    },
     /// A configuration that cannot be used.
     #[error("{0}")]
     Config(String),

@@ -281,11 +281,15 @@ where
         gradients: &mut Gradients<D>,
     ) -> Result<()> {
         let list = self.parameters.list();
+        let (has, layers) = (activations.blocks.len(), list.layers.len());
+        if has != layers {
+            return Err(ModelError::OtherModel { activations: has, layers }.into());
+        }
         let (last, reciprocal, dlast) = (&activations.last, &activations.reciprocal, activations.dlast.take());
         let mut dx = self.final_norm_backward(list.norm, last, reciprocal, dhidden, dlast, gradients);
-        for (index, layer) in list.layers.iter().enumerate().rev() {
-            let (plan, rotary) = (&activations.plans[index], &*activations.rotary);
-            let Some(block) = activations.blocks.pop() else { unreachable!("a forward pass leaves every block") };
+        let parts = list.layers.iter().zip(&activations.plans).zip(activations.blocks);
+        for ((layer, plan), block) in parts.rev() {
+            let rotary = &*activations.rotary;
             self.block_backward(layer, handler, plan, rotary, block, &mut dx, gradients)?;
         }
         let padding = self.config.pad_token_id.map(|id| id as i64);
