@@ -52,6 +52,9 @@
 //! # Ok::<(), context_parallel::error::Error>(())
 //! ```
 
+// What a user can give the library ends in an error, not in a panic; tests may be shorter.
+#![cfg_attr(not(test), warn(clippy::unwrap_used, clippy::expect_used))]
+
 pub mod comm;
 #[cfg(feature = "conformance")]
 pub mod conformance;

@@ -1,5 +1,8 @@
 //! The `context-parallel` program: see [`cli`].
 
+// What a user can give the program ends in an error, not in a panic; tests may be shorter.
+#![cfg_attr(not(test), warn(clippy::unwrap_used, clippy::expect_used))]
+
 // Loom explores the in-process engine alone, and tests build programs with them.
 #[cfg(not(loom))]
 mod cli;
