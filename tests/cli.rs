@@ -131,6 +131,24 @@ fn numbers_that_cannot_be() {
     refused("train --data text --strategy single --cp 2", &["strategy single", "not on 2", "--cp 1", "ring"]);
     refused("train --data text --threads 0", &["--threads is 0"]);
     refused("train --cp 1 --dtype bf16 --bf16-wire", &["--bf16-wire is for several ranks", "--cp is 1"]);
+    refused("train --data text --threads 1000000", &["--threads is 1000000", "at most", "use fewer"]);
+    refused("verify --threads 1000000", &["--threads is 1000000", "use fewer"]);
+    refused(
+        "train --data text --batch 4294967296 --out run",
+        &["--batch 4294967296", "1048576 sequences", "use fewer"],
+    );
+    refused(
+        "train --data recall --seq-len 100000000 --batch 1000000 --out run",
+        &["--batch 1000000", "of memory, this machine has", "use a smaller --batch"],
+    );
+    refused(
+        "train --data recall --seq-len 18446744073709551615 --batch 1000000 --accumulate 1",
+        &["18446744073709551615 tokens", "of memory, this machine has"],
+    );
+    refused(
+        "train --data recall --strategy dynamic --cp 2 --seq-len 1000000000 --batch 1000000 --tokens-per-rank 1000000000",
+        &["of memory, this machine has"],
+    );
     refused("train --data text --batch 4294967296 --accumulate 4294967296", &["--batch 4294967296", "use fewer"]);
     refused("train --data text --cp 2 --bf16-wire", &["--bf16-wire is for --dtype bf16, not for f32"]);
     refused("train --data text --steps 0", &["--steps is 0"]);
@@ -162,8 +180,11 @@ fn numbers_that_cannot_be() {
     refused("verify --cp 1,0", &["--cp is 0"]);
     refused("verify --cp=", &["--cp"]);
     refused("verify --cp 2,65", &["--cp is 65", "64 or less"]);
-    refused("bench attention --seq 99999999999999", &["bytes", "--seq 99999999999999"]);
-    refused("bench attention --batch 18446744073709551615 --seq 18446744073709551615", &["bytes"]);
+    refused("bench attention --seq 99999999999999", &["of memory, this machine has", "--seq 99999999999999"]);
+    refused(
+        "bench attention --batch 18446744073709551615 --seq 18446744073709551615",
+        &["of memory, this machine has", "use smaller numbers"],
+    );
     refused(
         "train --data text --strategy single --order striped",
         &["strategy single has no order striped", "natural"],

@@ -327,12 +327,31 @@ pub fn rank_list(text: &str) -> Result<Vec<usize>> {
     text.split(',').map(ranks).collect()
 }
 
+/// Most threads of a rank on a machine with fewer cores.
+const MOST_THREADS: usize = 64;
+
 /// Threads per rank: as asked for, else the cores shared out.
 pub fn threads(asked: Option<usize>, ranks: usize) -> Result<usize> {
     match asked {
-        Some(threads) => positive("--threads", threads),
-        None => Ok((std::thread::available_parallelism().map_or(1, |cores| cores.get()) / ranks).max(1)),
+        Some(threads) => given_threads(threads),
+        None => Ok((cores() / ranks).max(1)),
     }
+}
+
+/// Refuses threads that the machine would only start and wait for.
+pub fn given_threads(threads: usize) -> Result<usize> {
+    let most = cores().max(MOST_THREADS);
+    match positive("--threads", threads)? {
+        threads if threads <= most => Ok(threads),
+        _ => Err(numbers(format!(
+            "--threads is {threads}: a rank takes at most {most} on this machine ({} cores), use fewer",
+            cores()
+        ))),
+    }
+}
+
+fn cores() -> usize {
+    std::thread::available_parallelism().map_or(1, |cores| cores.get())
 }
 
 /// Text in which `\n`, `\r`, `\t`, `\0` and `\\` stand for one byte.
@@ -464,6 +483,10 @@ mod tests {
     fn threads_are_shared_out() {
         assert_eq!(threads(Some(3), 2).unwrap(), 3);
         assert!(threads(Some(0), 2).unwrap_err().to_string().contains("--threads is 0"));
+        assert_eq!(threads(Some(MOST_THREADS), 2).unwrap(), MOST_THREADS);
+        let most = cores().max(MOST_THREADS);
+        let message = threads(Some(most + 1), 2).unwrap_err().to_string();
+        assert!(message.contains(&format!("at most {most}")), "{message}");
         assert_eq!(threads(None, 100_000).unwrap(), 1);
     }
 }

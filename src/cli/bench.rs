@@ -16,7 +16,7 @@ use context_parallel::tensor::{Cpu, DType, Float, Matrix};
 use serde::Serialize;
 
 use super::engine::{Cluster, Comm};
-use super::{args, output};
+use super::{args, machine, output};
 
 /// Measure a part of the program
 #[derive(clap::Args, Clone, Debug)]
@@ -127,39 +127,21 @@ fn prepare(arguments: &Attention) -> Result<Job> {
         threads: args::threads(arguments.threads, 1)?,
         runs: args::positive("--runs", arguments.runs)?,
     };
-    job.check_memory(memory())?;
+    let Job { batch, heads, seq, head_dim, .. } = job;
+    let what = format!("--batch {batch} --heads {heads} --seq {seq} --head-dim {head_dim}");
+    machine::check(job.bytes(), &what, "use smaller numbers")?;
     Ok(job)
-}
-
-/// Bytes of the machine's memory, where the system says.
-fn memory() -> Option<u128> {
-    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
-    let line = text.lines().find_map(|line| line.strip_prefix("MemTotal:"))?;
-    Some(line.split_whitespace().next()?.parse::<u128>().ok()? * 1024)
 }
 
 impl Job {
     /// Bytes of the tensors: queries, the output and the gradients of both, keys, values and their gradients, and the
     /// list of values that one of them is made from.
-    fn bytes(&self) -> u128 {
+    fn bytes(&self) -> u64 {
         let [batch, heads, kv_heads, seq, head_dim] =
             [self.batch, self.heads, self.kv_heads, self.seq, self.head_dim].map(|size| size as u128);
         let elem = if self.dtype == DType::Bf16 { 2 } else { 4 };
         let rows = batch.saturating_mul(seq).saturating_mul(head_dim).saturating_mul(elem);
-        rows.saturating_mul(5 * heads + 4 * kv_heads)
-    }
-
-    /// Refuses tensors that do not fit `memory` bytes, or that cannot be addressed.
-    fn check_memory(&self, memory: Option<u128>) -> Result<()> {
-        let (bytes, has) = (self.bytes(), memory.unwrap_or(u128::MAX).min(isize::MAX as u128));
-        if bytes <= has {
-            return Ok(());
-        }
-        let Job { batch, heads, seq, head_dim, .. } = self;
-        Err(args::numbers(format!(
-            "--batch {batch} --heads {heads} --seq {seq} --head-dim {head_dim} need {bytes} bytes, the machine has \
-             {has}: use smaller numbers"
-        )))
+        u64::try_from(rows.saturating_mul(5 * heads + 4 * kv_heads)).unwrap_or(u64::MAX)
     }
 
     /// Operations of the forward pass: two products of `2 b h s s d` each, half of that if causal.
@@ -240,15 +222,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn tensors_must_fit_the_memory() {
+    fn bytes_of_the_tensors() {
         let (dtype, causal) = (DType::Bf16, false);
         let job = Job { dtype, batch: 2, heads: 4, kv_heads: 1, seq: 10, head_dim: 8, causal, threads: 1, runs: 1 };
         assert_eq!(job.bytes(), 2 * 10 * 8 * 2 * (5 * 4 + 4));
-        assert!(job.check_memory(Some(job.bytes())).is_ok() && job.check_memory(None).is_ok());
-        let error = job.check_memory(Some(job.bytes() - 1)).unwrap_err();
-        assert!(error.is_input() && error.to_string().contains("need 7680 bytes, the machine has 7679"), "{error}");
         let huge = Job { batch: usize::MAX, seq: usize::MAX, ..job };
-        assert!(huge.check_memory(None).is_err());
+        assert_eq!(huge.bytes(), u64::MAX);
     }
 
     #[test]

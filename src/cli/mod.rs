@@ -10,6 +10,7 @@ mod engine;
 mod eval;
 mod inspect;
 mod interrupt;
+mod machine;
 mod output;
 mod sets;
 mod step;

@@ -13,8 +13,8 @@ use serde::Serialize;
 
 use super::args::{self, Choices, Settings};
 use super::engine::Cluster;
-use super::output;
 use super::train::{RECALL, RECALL_VOCAB, model_folder, refuse_tokenizer};
+use super::{machine, output};
 
 mod logits;
 mod work;
@@ -136,6 +136,9 @@ fn prepare(arguments: &Arguments, cluster: &Cluster) -> Result<Job> {
             }
             let seq_len = seq_len.unwrap_or(SEQ_LEN);
             let source = Source::Recall(Recall::new(RECALL_VOCAB.min(config.vocab_size), seq_len)?);
+            let bytes = (RECALL_SEQUENCES as u64).saturating_mul(seq_len as u64).saturating_mul(machine::TOKEN_BYTES);
+            let what = format!("{RECALL_SEQUENCES} sequences of --seq-len {seq_len}");
+            machine::check(bytes, &what, "use a smaller --seq-len")?;
             source.held_out(arguments.seed.unwrap_or(0), seq_len, RECALL_SEQUENCES)
         }
         (None, Some(data)) => {

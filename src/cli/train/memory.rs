@@ -26,21 +26,25 @@ pub struct Load {
 /// twice.
 pub fn estimate(config: &Config, load: Load) -> u64 {
     let Load { rows, ranks, elem, acc, recompute } = load;
-    let parameters = ParameterList::new(config).elements();
+    // No configuration and no number of rows is too large to be told that it is.
+    let [rows, elem, acc] = [rows, elem, acc].map(|count| count as u128);
+    let parameters = ParameterList::new(config).elements() as u128;
     let sums = if ranks > 1 { 2 * parameters * acc } else { 0 };
     let weights = parameters * (4 * acc + elem) + sums;
-    let (h, q, kv, f) = (config.hidden_size, config.query_size(), config.kv_size(), config.intermediate_size);
+    let sizes = [config.hidden_size, config.query_size(), config.kv_size(), config.intermediate_size];
+    let [h, q, kv, f] = sizes.map(|size| size as u128);
     let block = (4 * h + 2 * q + 2 * kv + 2 * f) * elem + q * acc;
     let layers = match recompute {
-        true => config.layers * h * elem + 2 * block,
-        false => (config.layers + 1) * block,
+        true => config.layers as u128 * h * elem + 2 * block,
+        false => (config.layers as u128 + 1) * block,
     };
-    let mtp = match config.mtp_depth {
+    let mtp = match config.mtp_depth as u128 {
         0 => 0,
         depth => depth * (if recompute { h * elem } else { block } + h * elem + 20) + 3 * h * elem,
     };
-    let logits = 2 * rows.min(1024) * config.vocab_size * elem;
-    (weights + rows * (layers + mtp + 3 * h * elem) + logits) as u64
+    let logits = 2 * rows.min(1024) * config.vocab_size as u128 * elem;
+    let rows = rows.saturating_mul(layers + mtp + 3 * h * elem);
+    u64::try_from(rows.saturating_add(weights + logits)).unwrap_or(u64::MAX)
 }
 
 #[cfg(test)]
@@ -61,6 +65,7 @@ mod tests {
             let [one, two] = [1, 2].map(|depth| estimate(&config.clone().with_mtp_depth(depth), load));
             assert!(bytes(load) < one && one < two);
         }
+        assert_eq!(bytes(Load { rows: usize::MAX, ..load }), u64::MAX);
         assert!(bytes(Load { ranks: 1, ..load }) < bytes(load), "nothing is summed over one rank");
     }
 }

@@ -11,17 +11,26 @@ use super::Job;
 /// Steps that are looked at before the first one, where sequences differ in length.
 const STEPS: u64 = 64;
 
-/// Most rows of a rank in a micro-batch, about: of the first steps, which are like the others. Under dynamic as many as
-/// the scheduler may give a rank.
-pub fn rows_per_rank(job: &Job) -> usize {
-    let (options, ranks) = (&job.options, job.settings.choice.degree);
+/// Most tokens that a process has at once, about: those of a micro-batch, or of a step of dynamic. Of the first steps,
+/// which are like the others.
+pub fn tokens_at_once(job: &Job) -> usize {
+    let options = &job.options;
     let sequences = options.batch * options.accumulate;
     let at_once = if job.settings.is_dynamic() { sequences } else { options.batch };
+    if let [length] = job.source.possible_lengths(options.seq_len)[..] {
+        return at_once.saturating_mul(length);
+    }
     let largest = |step| {
         let lengths = job.source.lengths(options.seed, step, 0..sequences, options.seq_len);
         lengths.chunks(at_once).map(|lengths| lengths.iter().sum()).max().unwrap_or(0)
     };
-    let tokens: usize = (0..options.schedule.steps().min(STEPS)).map(largest).max().unwrap_or(0);
+    (0..options.schedule.steps().min(STEPS)).map(largest).max().unwrap_or(0)
+}
+
+/// Most rows of a rank in a micro-batch, about, where there are so many tokens at once. Under dynamic as many as the
+/// scheduler may give a rank.
+pub fn rows_per_rank(job: &Job, tokens: usize) -> usize {
+    let ranks = job.settings.choice.degree;
     match (job.settings.is_dynamic(), job.tokens_per_rank) {
         (false, _) => tokens.div_ceil(ranks),
         (true, None) => default_tokens_per_rank(tokens, ranks),

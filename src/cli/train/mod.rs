@@ -29,7 +29,7 @@ pub const RECALL: &str = "recall";
 /// Different tokens of the recall task, or fewer where the model's vocabulary is smaller.
 pub const RECALL_VOCAB: usize = 64;
 /// Most sequences of a step.
-const MOST_SEQUENCES: usize = 1 << 32;
+const MOST_SEQUENCES: usize = 1 << 20;
 /// Tokens of a held-out evaluation, about.
 const HELD_OUT_TOKENS: usize = 32_768;
 

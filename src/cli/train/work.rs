@@ -24,7 +24,7 @@ use indicatif::ProgressBar;
 
 use super::super::engine::{Cluster, Comm, gather};
 use super::super::sets::Ranks;
-use super::super::{interrupt, output};
+use super::super::{interrupt, machine, output};
 use super::memory::{self, Load};
 use super::{Job, describe, micro_batches};
 
@@ -52,6 +52,21 @@ fn run_as<T: Float>(job: &Job, cluster: &Cluster, quiet: bool) -> Result<Finishe
     Rope::new(job.config.rope.clone())?;
     let list = ParameterList::new(&job.config);
     let choice = &job.settings.choice;
+    let tokens = micro_batches::tokens_at_once(job);
+    let load = Load {
+        rows: micro_batches::rows_per_rank(job, tokens),
+        ranks: choice.degree,
+        elem: size_of::<T>(),
+        acc: size_of::<T::Acc>(),
+        recompute: job.recompute,
+    };
+    let memory = memory::estimate(&job.config, load);
+    let here = cluster.local(choice.degree).len() as u64;
+    machine::check(
+        memory.saturating_mul(here).saturating_add((tokens as u64).saturating_mul(machine::TOKEN_BYTES)),
+        &format!("a step of --batch {} sequences of up to {} tokens", job.options.batch, job.options.seq_len),
+        "use a smaller --batch or --seq-len, more ranks on other machines, --recompute or a smaller model",
+    )?;
     let ranks = Ranks::new(cluster.local(choice.degree), job.settings.threads, |device: &Cpu<T>| match &job.weights {
         Some(folder) => {
             let stored = ParameterList::new(&job.config.clone().with_mtp_depth(job.stored_depth));
@@ -63,14 +78,6 @@ fn run_as<T: Float>(job: &Job, cluster: &Cluster, quiet: bool) -> Result<Finishe
         }
         None => init::fresh(device, &job.config, &list, job.options.seed),
     })?;
-    let load = Load {
-        rows: micro_batches::rows_per_rank(job),
-        ranks: choice.degree,
-        elem: size_of::<T>(),
-        acc: size_of::<T::Acc>(),
-        recompute: job.recompute,
-    };
-    let memory = memory::estimate(&job.config, load);
     let summary = format!(
         "{} parameters, {} with {} on {}, about {} of memory per rank",
         output::count(list.elements() as u64),

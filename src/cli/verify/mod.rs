@@ -108,7 +108,7 @@ fn prepare(arguments: &Arguments, cluster: &Cluster) -> Result<Job> {
     cp.dedup();
     cp.iter().try_for_each(|&ranks| cluster.check(ranks))?;
     let dtype = args::dtype(&arguments.dtype)?;
-    let threads = arguments.threads.map(|threads| args::positive("--threads", threads)).transpose()?;
+    let threads = arguments.threads.map(args::given_threads).transpose()?;
     Ok(Job { cp, dtype, threads, transport: arguments.engine.transport.clone() })
 }
 
