@@ -3,9 +3,11 @@
 //! Everything that depends on where a token is speaks of *tokens*: their index in the batch, sequence by sequence
 //! (or document by document), padding included. A layout only says in which row of the matrix a token lies.
 
+use std::any::Any;
 use std::fmt;
-use std::hash::Hash;
+use std::hash::{Hash, Hasher};
 use std::ops::Range;
+use std::sync::Arc;
 
 use crate::error::{LayoutError, Result};
 
@@ -32,8 +34,8 @@ impl Document {
     }
 }
 
-/// The shape of a batch: its documents, one after another.
-pub trait Batch: Clone + fmt::Debug + PartialEq + Eq + Hash + Send + Sync + 'static {
+/// The shape of a batch: its documents, one after another. Whatever its layout, code reads it as `&dyn Batch`.
+pub trait Batch: Any + fmt::Debug + Send + Sync {
     /// Number of sequences or documents.
     fn documents(&self) -> usize;
 
@@ -63,6 +65,92 @@ pub trait Batch: Clone + fmt::Debug + PartialEq + Eq + Hash + Send + Sync + 'sta
     }
 }
 
+impl dyn Batch {
+    /// Whether both have the same documents, and both or neither are dense.
+    pub fn same_documents(&self, other: &dyn Batch) -> bool {
+        let sizes = |batch: &dyn Batch| (batch.documents(), batch.tokens(), batch.uniform());
+        sizes(self) == sizes(other) && (0..self.documents()).all(|index| self.document(index) == other.document(index))
+    }
+
+    /// Documents and tokens, in words.
+    pub fn describe(&self) -> String {
+        format!("{} documents of {} tokens in all", self.documents(), self.tokens())
+    }
+}
+
+impl Hash for dyn Batch {
+    fn hash<X: Hasher>(&self, state: &mut X) {
+        (self.documents(), self.uniform()).hash(state);
+        if self.uniform().is_none() {
+            (0..self.documents()).for_each(|index| self.document(index).hash(state));
+        }
+    }
+}
+
+/// A layout without its type: what code reads that is compiled once for all of them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum LayoutKind {
+    /// [`Bshd`].
+    Bshd,
+    /// [`Sbhd`].
+    Sbhd,
+    /// [`Thd`].
+    Thd,
+}
+
+impl LayoutKind {
+    /// [`Layout::NAME`].
+    pub fn name(self) -> &'static str {
+        match self {
+            LayoutKind::Bshd => Bshd::NAME,
+            LayoutKind::Sbhd => Sbhd::NAME,
+            LayoutKind::Thd => Thd::NAME,
+        }
+    }
+
+    /// The layout of this name.
+    pub fn named(name: &str) -> Option<Self> {
+        [LayoutKind::Bshd, LayoutKind::Sbhd, LayoutKind::Thd].into_iter().find(|kind| kind.name() == name)
+    }
+
+    /// [`Layout::TOKEN_MAJOR`].
+    pub fn is_token_major(self) -> bool {
+        self != LayoutKind::Sbhd
+    }
+
+    /// [`Layout::row`].
+    #[inline]
+    pub fn row(self, sequences: usize, tokens: usize, token: usize) -> usize {
+        match self {
+            LayoutKind::Bshd => Bshd::row(sequences, tokens, token),
+            LayoutKind::Sbhd => Sbhd::row(sequences, tokens, token),
+            LayoutKind::Thd => Thd::row(sequences, tokens, token),
+        }
+    }
+
+    /// [`Layout::batch_of`].
+    ///
+    /// # Errors
+    /// In a dense layout, if the lengths are not all the same.
+    pub fn batch_of(self, lengths: &[usize]) -> Result<Arc<dyn Batch>> {
+        match self {
+            LayoutKind::Bshd | LayoutKind::Sbhd => Ok(Arc::new(Dense::from_lengths(lengths)?)),
+            LayoutKind::Thd => Ok(Arc::new(Packed::from_lengths(lengths)?)),
+        }
+    }
+
+    /// [`Layout::padded_batch_of`].
+    ///
+    /// # Errors
+    /// In a dense layout, if there is any padding; where lengths do not go together.
+    pub fn padded_batch_of(self, valid: &[usize], stored: &[usize]) -> Result<Arc<dyn Batch>> {
+        match self {
+            LayoutKind::Bshd | LayoutKind::Sbhd => Ok(Arc::new(Dense::from_padded_lengths(valid, stored)?)),
+            LayoutKind::Thd => Ok(Arc::new(Packed::new(valid, stored)?)),
+        }
+    }
+}
+
 mod sealed {
     pub trait Sealed {}
     impl Sealed for super::Bshd {}
@@ -74,7 +162,10 @@ mod sealed {
 #[diagnostic::on_unimplemented(message = "`{Self}` is not a layout: use `Bshd`, `Sbhd` or `Thd`")]
 pub trait Layout: sealed::Sealed + Copy + Default + fmt::Debug + PartialEq + Eq + Send + Sync + 'static {
     /// The shape that batches of this layout have.
-    type Batch: Batch;
+    type Batch: Batch + Clone + PartialEq + Eq + Hash;
+
+    /// The layout as a value.
+    const KIND: LayoutKind;
 
     /// Name on the command line.
     const NAME: &'static str;
@@ -123,6 +214,7 @@ impl Layout for Bshd {
     }
 
     type Batch = Dense;
+    const KIND: LayoutKind = LayoutKind::Bshd;
     const NAME: &'static str = "bshd";
     const TOKEN_MAJOR: bool = true;
 
@@ -142,6 +234,7 @@ impl Layout for Sbhd {
     }
 
     type Batch = Dense;
+    const KIND: LayoutKind = LayoutKind::Sbhd;
     const NAME: &'static str = "sbhd";
     const TOKEN_MAJOR: bool = false;
 
@@ -165,6 +258,7 @@ impl Layout for Thd {
     }
 
     type Batch = Packed;
+    const KIND: LayoutKind = LayoutKind::Thd;
     const NAME: &'static str = "thd";
     const TOKEN_MAJOR: bool = true;
 

@@ -252,21 +252,21 @@ macro_rules! zigzag_but {
         impl TokenOrder for $order {
             const NAME: &'static str = "broken";
             type Table = <Zigzag as TokenOrder>::Table;
-            fn table<B: Batch>(batch: &B, ranks: usize) -> Self::Table {
+            fn table(batch: &dyn Batch, ranks: usize) -> Self::Table {
                 Zigzag::table(batch, ranks)
             }
-            fn rows<B: Batch>(batch: &B, table: &Self::Table, ranks: usize, rank: usize) -> usize {
+            fn rows(batch: &dyn Batch, table: &Self::Table, ranks: usize, rank: usize) -> usize {
                 let mut rows = 0;
-                Self::runs(batch, table, ranks, rank, |run| rows += run.len);
+                Self::runs(batch, table, ranks, rank, &mut |run| rows += run.len);
                 rows
             }
-            fn runs<B: Batch>($batch: &B, $table: &Self::Table, $ranks: usize, $rank: usize, $each: impl FnMut(Run)) {
+            fn runs($batch: &dyn Batch, $table: &Self::Table, $ranks: usize, $rank: usize, $each: &mut dyn FnMut(Run)) {
                 $runs
             }
-            fn token<B: Batch>(batch: &B, table: &Self::Table, ranks: usize, rank: usize, local: usize) -> usize {
+            fn token(batch: &dyn Batch, table: &Self::Table, ranks: usize, rank: usize, local: usize) -> usize {
                 Zigzag::token(batch, table, ranks, rank, local)
             }
-            fn locate<B: Batch>(batch: &B, table: &Self::Table, ranks: usize, token: usize) -> (usize, usize) {
+            fn locate(batch: &dyn Batch, table: &Self::Table, ranks: usize, token: usize) -> (usize, usize) {
                 let $token = token;
                 Zigzag::locate(batch, table, ranks, $located)
             }

@@ -7,19 +7,18 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use context_parallel::error::Result;
-use context_parallel::layout::{Batch, Layout};
+use context_parallel::layout::Batch;
 use context_parallel::mask::Mask;
 use context_parallel::ops::attention::AttentionShape;
-use context_parallel::order::{Placement, TokenOrder};
+use context_parallel::order::{Deal, DynPlacement};
 use context_parallel::plan::{Content, Program, Wire, dispatch};
-use context_parallel::strategy::executor::AttentionPlan;
-use context_parallel::strategy::support::{self, Visitor};
-use context_parallel::strategy::{CpStrategy, HeadExchange, Kernel, Supports};
-use context_parallel::tensor::{Cpu, Float};
+use context_parallel::strategy::executor::RankPlan;
+use context_parallel::strategy::support::{self, Chosen};
+use context_parallel::tensor::Cpu;
 use serde::Serialize;
 
 use super::args::{self, Combination, Settings};
-use super::engine::with_storage_type;
+use super::engine::{with_kernel, with_storage_type};
 use super::output;
 
 /// Print the plan of a strategy: who holds, computes and sends what
@@ -127,14 +126,14 @@ struct Rank {
 pub fn run(arguments: Arguments) -> Result<ExitCode> {
     let job = prepare(&arguments)?;
     if let Some(tokens) = job.tokens_per_rank {
-        let report = with_storage_type!(job.settings.dtype, T => micro_batches::compute::<T>(&job, tokens))?;
+        let report = micro_batches::compute(&job, tokens)?;
         match arguments.json {
             true => output::json(&report),
             false => micro_batches::print(&report),
         }
         return Ok(ExitCode::SUCCESS);
     }
-    let report = with_storage_type!(job.settings.dtype, T => compute::<T>(&job))?;
+    let report = compute(&job)?;
     if arguments.json {
         output::json(&report);
     } else {
@@ -193,93 +192,75 @@ fn length(text: &str) -> Result<usize> {
     text.parse().map_err(|_| args::numbers(format!("--lengths has \"{text}\": use numbers of tokens, such as 100,28")))
 }
 
-fn compute<T: Float>(job: &Job) -> Result<Report> {
-    let inspect = Inspect::<T> { job, dtype: std::marker::PhantomData };
-    support::select(&job.settings.choice, inspect)
+fn compute(job: &Job) -> Result<Report> {
+    let chosen = support::chosen(&job.settings.choice)?;
+    let batch = chosen.layout.batch_of(&job.lengths)?;
+    let deal = chosen.strategy.deal(&*batch, &[(job.mask.clone(), 1)])?;
+    placed(job, &chosen, batch, deal)
 }
 
-struct Inspect<'a, T> {
-    job: &'a Job,
-    dtype: std::marker::PhantomData<fn() -> T>,
+/// Bytes that one plan sends and holds at most, forward and backward.
+fn bytes(job: &Job, kernel: &str, plan: &RankPlan) -> Result<[(usize, usize); 2]> {
+    with_storage_type!(job.settings.dtype, T => with_kernel!(kernel, K => {
+        Ok([plan.bytes_sent::<Cpu<T>>(&job.shape), plan.peak_bytes::<K, Cpu<T>>(&job.shape)?])
+    }))
 }
 
-impl<T: Float> Visitor for Inspect<'_, T> {
-    type Output = Report;
-
-    fn visit<H, L, K>(self, strategy: H) -> Result<Report>
-    where
-        H: Supports<L, K>,
-        L: Layout,
-        K: Kernel,
-    {
-        let batch = Arc::new(L::batch_of(&self.job.lengths)?);
-        let table = strategy.table(&*batch, &[(self.job.mask.clone(), 1)])?;
-        self.placed::<H, L, K>(strategy, batch, table)
+/// The plan of a batch that is dealt out like this.
+fn placed(job: &Job, chosen: &Chosen, batch: Arc<dyn Batch>, deal: Arc<dyn Deal>) -> Result<Report> {
+    let Job { mask, wire, .. } = job;
+    let Chosen { strategy, layout, kernel } = chosen;
+    let area = mask.lower(&*batch)?.area();
+    let first = DynPlacement::new(batch.clone(), *layout, strategy.grid(), 0, deal)?;
+    RankPlan::check(&**strategy, &first, mask)?;
+    let (mut ranks, mut hash) = (Vec::new(), 0);
+    for rank in 0..strategy.degree() {
+        let placement = first.seen_from(rank)?;
+        let plan = RankPlan::new(&**strategy, &placement, mask)?.with_wire(*wire);
+        hash = plan.hash();
+        let [(bytes_forward, bytes_backward), peak] = bytes(job, kernel, &plan)?;
+        let tokens = placement.runs_of(rank).into_iter().map(|run| (run.start, run.step, run.len));
+        ranks.push(Rank {
+            rank,
+            rows: placement.rows(),
+            tokens: tokens.collect(),
+            area: plan.forward().area(),
+            rows_sent: plan.forward().rows_sent(rank, Content::Keys),
+            peak_rows: [plan.forward().peak_rows(), plan.backward().peak_rows()],
+            peak_bytes: [peak.0, peak.1],
+            stages: [plan.forward().stages(rank), plan.backward().stages(rank)],
+            bytes_forward,
+            bytes_backward,
+            forward: plan.forward().clone(),
+            backward: plan.backward().clone(),
+        });
     }
-}
-
-impl<T: Float> Inspect<'_, T> {
-    /// The plan of a batch whose tokens are where `table` says.
-    fn placed<H: CpStrategy, L: Layout, K: Kernel>(
-        &self,
-        strategy: H,
-        batch: Arc<L::Batch>,
-        table: <H::Order as TokenOrder>::Table,
-    ) -> Result<Report> {
-        let Job { mask, shape, wire, .. } = self.job;
-        let area = mask.lower(&*batch)?.area();
-        let place = |rank| Placement::<H::Order, L>::with_table(batch.clone(), strategy.grid(), rank, table.clone());
-        AttentionPlan::check(&strategy, &place(0)?, mask)?;
-        let (mut ranks, mut hash) = (Vec::new(), 0);
-        for rank in 0..strategy.degree() {
-            let placement = place(rank)?;
-            let plan = AttentionPlan::new(&strategy, &placement, mask)?.with_wire(*wire);
-            hash = plan.hash();
-            let (bytes_forward, bytes_backward) = plan.bytes_sent::<Cpu<T>>(shape);
-            let peak = plan.peak_bytes::<K, Cpu<T>>(shape)?;
-            let tokens = placement.runs_of(rank).into_iter().map(|run| (run.start, run.step, run.len));
-            ranks.push(Rank {
-                rank,
-                rows: placement.rows(),
-                tokens: tokens.collect(),
-                area: plan.forward().area(),
-                rows_sent: plan.forward().rows_sent(rank, Content::Keys),
-                peak_rows: [plan.forward().peak_rows(), plan.backward().peak_rows()],
-                peak_bytes: [peak.0, peak.1],
-                stages: [plan.forward().stages(rank), plan.backward().stages(rank)],
-                bytes_forward,
-                bytes_backward,
-                forward: plan.forward().clone(),
-                backward: plan.backward().clone(),
-            });
-        }
-        let placement = match H::Heads::SWAPS {
-            true => None,
-            false => measured(&*batch, mask, &ranks)?,
-        };
-        let largest = ranks.iter().map(|rank| rank.area).max().unwrap_or(0);
-        let mean = ranks.iter().map(|rank| rank.area as f64).sum::<f64>() / ranks.len().max(1) as f64;
-        Ok(Report {
-            version: VERSION,
-            strategy: H::NAME.to_string(),
-            order: H::Order::NAME.to_string(),
-            layout: L::NAME.to_string(),
-            cp: strategy.degree(),
-            dtype: T::DTYPE.to_string(),
-            gradient_wire: *wire,
-            lengths: (0..batch.documents()).map(|i| batch.document(i).stored).collect(),
-            hash: format!("{hash:016x}"),
-            area,
-            balance: if largest == 0 { 1.0 } else { mean / largest as f64 },
-            bytes: ranks.iter().map(|rank| (rank.bytes_forward + rank.bytes_backward) as u64).sum(),
-            placement,
-            ranks,
-        })
-    }
+    let placement = match strategy.swaps_heads() {
+        true => None,
+        false => measured(&*batch, mask, &ranks)?,
+    };
+    let largest = ranks.iter().map(|rank| rank.area).max().unwrap_or(0);
+    let mean = ranks.iter().map(|rank| rank.area as f64).sum::<f64>() / ranks.len().max(1) as f64;
+    Ok(Report {
+        version: VERSION,
+        strategy: strategy.name().to_string(),
+        order: strategy.order().to_string(),
+        layout: layout.name().to_string(),
+        cp: strategy.degree(),
+        dtype: job.settings.dtype.to_string(),
+        gradient_wire: *wire,
+        lengths: (0..batch.documents()).map(|i| batch.document(i).stored).collect(),
+        hash: format!("{hash:016x}"),
+        area,
+        balance: if largest == 0 { 1.0 } else { mean / largest as f64 },
+        bytes: ranks.iter().map(|rank| (rank.bytes_forward + rank.bytes_backward) as u64).sum(),
+        placement,
+        ranks,
+    })
 }
 
 /// The placement's worth; nothing for orders that are not made of blocks of tokens.
-fn measured<B: Batch>(batch: &B, mask: &Mask, ranks: &[Rank]) -> Result<Option<dispatch::Report>> {
+fn measured(batch: &dyn Batch, mask: &Mask, ranks: &[Rank]) -> Result<Option<dispatch::Report>> {
     let blocks = |rank: &Rank| -> Option<Vec<Range<usize>>> {
         rank.tokens.iter().map(|&(start, step, len)| (step == 1 || len == 1).then_some(start..start + len)).collect()
     };

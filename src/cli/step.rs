@@ -1,22 +1,20 @@
 //! One training step of any combination at fresh weights: what `demo` and `verify` compare.
 
-use std::sync::Arc;
 use std::time::Instant;
 
 use context_parallel::comm::traffic::Counted;
 use context_parallel::error::Result;
-use context_parallel::handler::CpHandler;
-use context_parallel::layout::Layout;
-use context_parallel::model::inputs::Inputs;
+use context_parallel::handler::DynHandler;
+use context_parallel::model::inputs::DynInputs;
 use context_parallel::model::{Config, ParameterList, init};
 use context_parallel::oracle::{norm, relative_error};
-use context_parallel::strategy::support::{self, Choice, Visitor};
-use context_parallel::strategy::{Kernel, Supports};
+use context_parallel::strategy::Kernel;
+use context_parallel::strategy::support::{self, Choice, Chosen};
 use context_parallel::tensor::{Cpu, DType, Float};
 use context_parallel::train::data::TokenBatch;
-use context_parallel::train::learner::{AdamwOptions, GptLearner, global_sum};
+use context_parallel::train::learner::{AdamwOptions, DynLearner, global_sum};
 
-use super::engine::{Cluster, Comm, gather, with_storage_type};
+use super::engine::{Cluster, Comm, gather, with_kernel, with_storage_type};
 
 /// What to compute: a model's fresh weights, and a batch.
 #[derive(Clone, Copy, Debug)]
@@ -79,62 +77,46 @@ impl Step {
 
 /// One step of `choice`, stored as `dtype`; what it gives in the process that speaks.
 pub fn step(cluster: &Cluster, choice: &Choice, dtype: DType, task: Task) -> Result<Option<Step>> {
-    use std::marker::PhantomData;
-    with_storage_type!(dtype, T => support::select(choice, OneStep::<T> { cluster, task, dtype: PhantomData }))
+    let chosen = support::chosen(choice)?;
+    with_storage_type!(dtype, T => with_kernel!(chosen.kernel, K => {
+        cluster.on_ranks(chosen.strategy.degree(), &|comm| one_step::<K, T>(&chosen, comm, &task))
+    }))
 }
 
-struct OneStep<'a, T> {
-    cluster: &'a Cluster,
-    task: Task<'a>,
-    dtype: std::marker::PhantomData<fn() -> T>,
-}
-
-impl<T: Float> Visitor for OneStep<'_, T> {
-    type Output = Option<Step>;
-
-    fn visit<H, L, K>(self, strategy: H) -> Result<Option<Step>>
-    where
-        H: Supports<L, K>,
-        L: Layout,
-        K: Kernel,
-    {
-        let Task { config, batch, seed, threads } = self.task;
-        self.cluster.on_ranks(strategy.degree(), &|comm| {
-            let device = Cpu::<T>::new(threads);
-            let counted = Counted::new(comm);
-            let traffic = counted.traffic();
-            let comm: Comm = Box::new(counted);
-            let handler = CpHandler::<H, L, _>::new(strategy, comm)?;
-            let master = init::fresh(&device, config, &ParameterList::new(config), seed)?;
-            let options = AdamwOptions::default();
-            let mut learner =
-                GptLearner::<H, L, K, _, _>::new(device.clone(), config, master, handler, options, false)?;
-            let shape = Arc::new(L::batch_of(&batch.lengths)?);
-            let inputs = Inputs::new(learner.handler(), &device, shape, &batch.tokens, &batch.labels)?;
-            // Makes plans and memory; with a scale of 0 it adds nothing to the gradient.
-            learner.accumulate_inputs(&inputs, &[0.0])?;
-            let plan = learner.handler().plan(inputs.tokens.placement(), &learner.model().masks()[0])?;
-            learner.handler().comm().barrier()?;
-            traffic.reset();
-            let started = Instant::now();
-            let counted = batch.counted().max(1) as f64;
-            let sum = learner.accumulate_inputs(&inputs, &[1.0 / counted])?[0];
-            learner.reduce_gradients()?;
-            let (seconds, bytes) = (started.elapsed().as_secs_f64(), traffic.bytes());
-            let loss = global_sum(&device, learner.handler().comm(), sum)? / counted;
-            let gradients = learner.gradients().values().iter();
-            let gradients = gradients.map(|gradient| gradient.iter().map(|&x| x.to_f64()).collect()).collect();
-            let mine = [bytes as i64, plan.forward().area() as i64, (1e9 * seconds) as i64];
-            let all = gather(learner.handler().comm(), &mine)?;
-            let column = |i: usize| all.iter().map(move |numbers| numbers[i] as u64);
-            // Every rank has the same loss and, after the sum over ranks, the same gradient.
-            Ok(Step {
-                loss,
-                gradients,
-                bytes: column(0).collect(),
-                areas: column(1).collect(),
-                seconds: column(2).max().unwrap_or(0) as f64 / 1e9,
-            })
-        })
-    }
+fn one_step<K: Kernel, T: Float>(chosen: &Chosen, comm: Comm, task: &Task) -> Result<Step> {
+    let Task { config, batch, seed, threads } = *task;
+    let device = Cpu::<T>::new(threads);
+    let counted = Counted::new(comm);
+    let traffic = counted.traffic();
+    let handler = DynHandler::new(chosen.strategy.clone(), chosen.layout, Box::new(counted))?;
+    let master = init::fresh(&device, config, &ParameterList::new(config), seed)?;
+    let options = AdamwOptions::default();
+    let mut learner = DynLearner::<K, _>::new(device.clone(), config, master, handler, options, false)?;
+    let (handler, masks) = (learner.handler(), learner.model().mask_weights());
+    let placement = handler.place_for(chosen.layout.batch_of(&batch.lengths)?, &masks)?;
+    let inputs = DynInputs::placed(handler, &device, &placement, &batch.tokens, &batch.labels)?;
+    // Makes plans and memory; with a scale of 0 it adds nothing to the gradient.
+    learner.accumulate_inputs(&inputs, &[0.0])?;
+    let plan = learner.handler().plan(&placement, &learner.model().masks()[0])?;
+    learner.handler().comm().barrier()?;
+    traffic.reset();
+    let started = Instant::now();
+    let counted = batch.counted().max(1) as f64;
+    let sum = learner.accumulate_inputs(&inputs, &[1.0 / counted])?[0];
+    learner.reduce_gradients()?;
+    let (seconds, bytes) = (started.elapsed().as_secs_f64(), traffic.bytes());
+    let loss = global_sum(&device, learner.handler().comm(), sum)? / counted;
+    let gradients = learner.gradients().values().iter();
+    let gradients = gradients.map(|gradient| gradient.iter().map(|&x| x.to_f64()).collect()).collect();
+    let mine = [bytes as i64, plan.forward().area() as i64, (1e9 * seconds) as i64];
+    let all = gather(learner.handler().comm(), &mine)?;
+    let column = |i: usize| all.iter().map(move |numbers| numbers[i] as u64);
+    // Every rank has the same loss and, after the sum over ranks, the same gradient.
+    Ok(Step {
+        loss,
+        gradients,
+        bytes: column(0).collect(),
+        areas: column(1).collect(),
+        seconds: column(2).max().unwrap_or(0) as f64 / 1e9,
+    })
 }

@@ -19,7 +19,7 @@ impl<S: Storage> Accounted<S> {
     /// Those of [`Communicator::exchange`].
     pub fn post<D: Device<Storage = S>>(
         device: &D,
-        comm: &(impl Communicator<S> + ?Sized),
+        comm: &dyn Communicator<S>,
         operation: &'static str,
         sends: Vec<Send<S>>,
         receives: Vec<Receive>,

@@ -112,7 +112,7 @@ pub(super) struct Problem<T> {
 impl<T: Float> Problem<T> {
     /// Values and output gradients are larger on higher ranks, so that a row of the wrong rank shows; padding is NaN, so
     /// that any use of it shows.
-    pub(super) fn new<B: Batch>(batch: &B, owners: &[usize], shape: AttentionShape, mask: &Mask, seed: u64) -> Self {
+    pub(super) fn new(batch: &dyn Batch, owners: &[usize], shape: AttentionShape, mask: &Mask, seed: u64) -> Self {
         let documents = documents(batch);
         let mut padding = vec![true; owners.len()];
         documents.iter().for_each(|document| padding[document.start..document.start + document.valid].fill(false));
@@ -195,7 +195,7 @@ where
 }
 
 /// Relative errors of `Single` on the same numbers. It is always the packed layout, whose tokens are numbered alike.
-fn alone<B: Batch>(batch: &B, problem: &Problem<f32>) -> Result<[f64; 4]> {
+fn alone(batch: &dyn Batch, problem: &Problem<f32>) -> Result<[f64; 4]> {
     let documents = (0..batch.documents()).map(|index| batch.document(index));
     let (valid, stored): (Vec<usize>, Vec<usize>) = documents.map(|document| (document.valid, document.stored)).unzip();
     let placement = Placement::new(Arc::new(Packed::new(&valid, &stored)?), 1, 0)?;

@@ -72,7 +72,7 @@ pub(super) fn shapes<H: CpStrategy>(strategy: &H) -> Vec<AttentionShape> {
 }
 
 /// The documents of a batch as the oracle takes them.
-pub(super) fn documents<B: Batch>(batch: &B) -> Vec<oracle::Document> {
+pub(super) fn documents(batch: &dyn Batch) -> Vec<oracle::Document> {
     let lengths = (0..batch.documents()).map(|index| batch.document(index));
     let (valid, stored): (Vec<usize>, Vec<usize>) = lengths.map(|document| (document.valid, document.stored)).unzip();
     oracle::documents(&valid, &stored)

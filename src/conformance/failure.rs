@@ -158,7 +158,7 @@ impl Case {
     }
 
     /// The same with a batch.
-    pub(super) fn on<B: Batch>(&self, batch: &B) -> Case {
+    pub(super) fn on(&self, batch: &dyn Batch) -> Case {
         let documents = (0..batch.documents()).map(|index| batch.document(index));
         let lengths = documents.map(|document| match document.valid == document.stored {
             true => document.valid.to_string(),

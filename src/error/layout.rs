@@ -180,6 +180,14 @@ pub enum PlacementError {
         /// Ranks of the communicator.
         size: usize,
     },
+    /// A placement of other types than are asked for.
+    #[error("the placement is {found}, and not {expected}: place the batch with the handler that uses it")]
+    Types {
+        /// Order and layout that are asked for.
+        expected: String,
+        /// Order and layout of the placement.
+        found: String,
+    },
     /// Two things with the same content key.
     #[error("two tables of one placement have the same content hash: drop the handler and make a new one")]
     CacheClash,

@@ -5,29 +5,32 @@
 //! attend; it never sees ranks, chunks or messages. Every operation has its adjoint.
 
 mod cache;
+mod core;
 mod movement;
+mod object;
 mod roll;
 mod rotary;
 
+pub use self::core::HandlerCore;
 pub use movement::{FullGradient, LocalBatch, Partial, Replicated, WholeBatch};
-pub use roll::{Roll, Rollable};
-pub use rotary::Rotary;
+pub use object::{DynElemShard, DynHandler, HandlerRef};
+pub use roll::{DynRoll, DynRollable, Roll, Rollable};
+pub use rotary::{Rotary, RotaryTable};
 
 use std::marker::PhantomData;
 use std::sync::Arc;
 
 use crate::comm::Communicator;
-use crate::error::{LayoutError, PlacementError, PlanError, Result, SupportError};
-use crate::handler::cache::Cache;
+use crate::error::{PlacementError, Result};
 use crate::layout::{Batch, Layout};
 use crate::mask::Mask;
 use crate::ops::Ops;
 use crate::ops::attention::AttentionShape;
-use crate::order::{Placement, Shard, TokenOrder};
+use crate::order::{DealOf, DynPlacement, Placement, Shard, TokenOrder};
 use crate::plan::Wire;
-use crate::strategy::executor::{AttentionPlan, AttentionSaved, Execute};
-use crate::strategy::{CpStrategy, HeadExchange, Kernel, Supports};
-use crate::tensor::{Device, ElemMatrix, Storage};
+use crate::strategy::executor::{AttentionPlan, AttentionSaved};
+use crate::strategy::{CpStrategy, Kernel, Supports, object};
+use crate::tensor::{Device, Storage};
 
 /// A shard of `D`'s storage type in the order of strategy `H`.
 pub type ElemShard<H, L, D> = Shard<<H as CpStrategy>::Order, L, <D as Device>::Elem, <D as Device>::Storage>;
@@ -35,9 +38,11 @@ pub type ElemShard<H, L, D> = Shard<<H as CpStrategy>::Order, L, <D as Device>::
 /// One rank's handler for strategy `H` and layout `L` over communicator `C`.
 ///
 /// It lives as long as the model does; placements and plans come and go with batches and are kept in a small cache.
+/// Its types decide what compiles; what it does is done by its [`HandlerCore`], which has none.
 pub struct CpHandler<H: CpStrategy, L: Layout, C> {
+    strategy: H,
+    core: HandlerCore,
     comm: C,
-    cache: Cache<H, L>,
     layout: PhantomData<L>,
 }
 
@@ -65,40 +70,26 @@ impl<H: CpStrategy, L: Layout, C> CpHandler<H, L, C> {
     where
         C: Communicator<S>,
     {
-        let (degree, size) = (strategy.degree(), comm.size());
-        if degree == 0 {
-            return Err(PlacementError::ZeroDegree.into());
-        }
-        if degree != size {
-            return Err(PlacementError::Degree { strategy: H::NAME, degree, size }.into());
-        }
-        let inner = strategy.grid().inner;
-        if let Some(ranks) = H::Heads::RANKS.filter(|&ranks| ranks != inner) {
-            return Err(SupportError::Numbers(format!(
-                "{} exchanges heads over {ranks} ranks by its type and over {inner} by its grid: use the same number",
-                H::NAME
-            ))
-            .into());
-        }
-        Ok(CpHandler { cache: Cache::new(strategy, comm.rank(), size), comm, layout: PhantomData })
+        let core = HandlerCore::new(object(strategy), L::KIND, comm.rank(), comm.size())?;
+        Ok(CpHandler { strategy, core, comm, layout: PhantomData })
     }
 
     /// Whether the first rank rehearses every new plan of all ranks before it is used ([`crate::plan::check`]), which is
     /// the default. An exchange that leaves something out on purpose passes no check.
     pub fn with_plan_checks(mut self, checks: bool) -> Self {
-        self.cache.checks = checks;
+        self.core.set_plan_checks(checks);
         self
     }
 
     /// In what numbers gradients of keys and values travel in attention. Every rank must use the same.
     pub fn with_gradient_wire(mut self, wire: Wire) -> Self {
-        self.cache.wire = wire;
+        self.core.set_gradient_wire(wire);
         self
     }
 
     /// The strategy.
     pub fn strategy(&self) -> &H {
-        self.cache.strategy()
+        &self.strategy
     }
 
     /// The communicator.
@@ -106,14 +97,27 @@ impl<H: CpStrategy, L: Layout, C> CpHandler<H, L, C> {
         &self.comm
     }
 
+    /// The handler without its types and its communicator.
+    pub fn core(&self) -> &HandlerCore {
+        &self.core
+    }
+
+    /// The handler without its types.
+    pub fn by_ref<S: Storage>(&self) -> HandlerRef<'_, S>
+    where
+        C: Communicator<S>,
+    {
+        HandlerRef { core: &self.core, comm: &self.comm }
+    }
+
     /// This rank.
     pub fn rank(&self) -> usize {
-        self.cache.rank()
+        self.core.rank()
     }
 
     /// Number of ranks that share a sequence.
     pub fn ranks(&self) -> usize {
-        self.cache.ranks()
+        self.core.ranks()
     }
 
     /// Deals a batch out to the ranks. The same batch gives the same placement. Orders that depend on what is attended
@@ -135,7 +139,7 @@ impl<H: CpStrategy, L: Layout, C> CpHandler<H, L, C> {
         batch: impl Into<Arc<L::Batch>>,
         masks: &[(Mask, u64)],
     ) -> Result<Arc<Placement<H::Order, L>>> {
-        self.cache.placement(batch.into(), masks)
+        Placement::typed(self.core.place_for(batch.into(), masks)?)
     }
 
     /// Deals a batch out with a table of its own, for orders that are data: [`crate::order::Dealt`]. Every rank must
@@ -148,7 +152,7 @@ impl<H: CpStrategy, L: Layout, C> CpHandler<H, L, C> {
         batch: impl Into<Arc<L::Batch>>,
         table: <H::Order as TokenOrder>::Table,
     ) -> Result<Arc<Placement<H::Order, L>>> {
-        Placement::with_table(batch.into(), self.strategy().grid(), self.rank(), table)
+        Placement::typed(self.core.place_with(batch.into(), Arc::new(DealOf::<H::Order>(table)))?)
     }
 
     /// How this rank attends under `mask`: one plan per mask serves all layers with that mask. Its hash is compared over
@@ -161,7 +165,7 @@ impl<H: CpStrategy, L: Layout, C> CpHandler<H, L, C> {
         placement: &Arc<Placement<H::Order, L>>,
         mask: &Mask,
     ) -> Result<Arc<AttentionPlan<H::Order, L>>> {
-        self.cache.plan(placement, mask)
+        Ok(Arc::new(AttentionPlan::typed(placement.clone(), self.core.plan(placement.data(), mask)?)))
     }
 
     /// Attention of this rank's queries to the keys of all ranks.
@@ -188,11 +192,9 @@ impl<H: CpStrategy, L: Layout, C> CpHandler<H, L, C> {
         D: Ops,
         C: Communicator<D::Storage>,
     {
-        let qkv = self.operands::<D>(plan, shape, q, k, v)?;
-        plan.agree(device, &self.comm)?;
-        let (out, saved) = H::Executor::forward(device, &self.comm, plan.rank_plan(), shape, qkv)?;
-        let out = Shard::new(out, plan.placement().clone())?;
-        Ok((out, CoreAttention { shape: *shape, plan: plan.hash(), saved }))
+        let (out, saved) =
+            self.by_ref().core_attn::<K, D>(device, plan.rank_plan(), shape, [q.data(), k.data(), v.data()])?;
+        Ok((Shard::typed(out, plan.placement())?, saved))
     }
 
     /// Gradients of queries, keys and values from `dout [rows, q_heads * v_dim]`; operands and plan as in the forward
@@ -218,57 +220,21 @@ impl<H: CpStrategy, L: Layout, C> CpHandler<H, L, C> {
         D: Ops,
         C: Communicator<D::Storage>,
     {
-        let shape = &forward.shape;
-        if plan.hash() != forward.plan {
-            return Err(PlanError::OtherPlan { forward: forward.plan, backward: plan.hash() }.into());
-        }
-        let qkv = self.operands::<D>(plan, shape, q, k, v)?;
-        plan.placement().expect_same("the plan", dout.placement(), "the output gradient")?;
-        expect_features("the output gradient", shape.out_width(), dout.matrix().cols())?;
-        let gradients =
-            H::Executor::backward(device, &self.comm, plan.rank_plan(), shape, qkv, &forward.saved, dout.matrix())?;
-        let [dq, dk, dv] = gradients.map(|gradient| Shard::new(gradient, plan.placement().clone()));
-        Ok([dq?, dk?, dv?])
-    }
-
-    #[allow(clippy::type_complexity)]
-    fn operands<'a, D: Device>(
-        &self,
-        plan: &AttentionPlan<H::Order, L>,
-        shape: &AttentionShape,
-        q: &'a ElemShard<H, L, D>,
-        k: &'a ElemShard<H, L, D>,
-        v: &'a ElemShard<H, L, D>,
-    ) -> Result<[&'a ElemMatrix<D>; 3]> {
-        if shape.kv_heads == 0 || !shape.q_heads.is_multiple_of(shape.kv_heads) {
-            let (q_heads, kv_heads) = (shape.q_heads, shape.kv_heads);
-            return Err(SupportError::Numbers(format!(
-                "{q_heads} query heads do not share {kv_heads} key/value heads evenly: use a multiple"
-            ))
-            .into());
-        }
-        self.strategy().heads_per_rank(shape.q_heads)?;
-        let widths = [shape.q_width(), shape.k_width(), shape.v_width()];
-        for ((name, shard), width) in [("queries", q), ("keys", k), ("values", v)].into_iter().zip(widths) {
-            plan.placement().expect_same("the plan", shard.placement(), name)?;
-            expect_features(name, width, shard.matrix().cols())?;
-        }
-        Ok([q.matrix(), k.matrix(), v.matrix()])
+        let qkv = [q.data(), k.data(), v.data()];
+        let [dq, dk, dv] = self.by_ref().core_attn_backward(device, plan.rank_plan(), qkv, forward, dout.data())?;
+        Ok([
+            Shard::typed(dq, plan.placement())?,
+            Shard::typed(dk, plan.placement())?,
+            Shard::typed(dv, plan.placement())?,
+        ])
     }
 }
 
-fn expect_features(what: &'static str, expected: usize, found: usize) -> Result<()> {
-    match expected == found {
-        true => Ok(()),
-        false => Err(LayoutError::Features { what, expected, found }.into()),
-    }
-}
-
-fn expect_batch<O: TokenOrder, L: Layout>(placement: &Placement<O, L>, batch: &Arc<L::Batch>) -> Result<()> {
-    if Arc::ptr_eq(placement.batch(), batch) || placement.batch() == batch {
+fn expect_batch(placement: &DynPlacement, batch: &dyn Batch) -> Result<()> {
+    let own = &**placement.batch();
+    if std::ptr::addr_eq(own, batch) || own.same_documents(batch) {
         return Ok(());
     }
-    let describe = |batch: &L::Batch| format!("{} documents of {} tokens in all", batch.documents(), batch.tokens());
-    let (left, right) = (describe(placement.batch()), describe(batch));
+    let (left, right) = (own.describe(), batch.describe());
     Err(PlacementError::Mismatch { left_name: "the placement", left, right_name: "the tensor", right }.into())
 }

@@ -4,12 +4,12 @@ use std::sync::Arc;
 
 use crate::comm::{Collectives, Communicator};
 use crate::error::Result;
-use crate::handler::CpHandler;
+use crate::handler::{CpHandler, HandlerRef};
 use crate::layout::Layout;
 use crate::ops::rows::Rows;
-use crate::order::{Full, Placement, Shard};
+use crate::order::{DynPlacement, DynShard, Full, Placement, Shard};
 use crate::strategy::CpStrategy;
-use crate::tensor::{Element, Matrix, Real};
+use crate::tensor::{Element, Matrix, Real, Storage};
 
 /// A gradient of whole sequences that every rank holds in full: of a loss that all ranks computed alike.
 #[derive(Debug)]
@@ -24,42 +24,85 @@ pub struct Partial<T>(pub T);
     message = "`{Self}` is not a gradient of whole sequences: say whether every rank holds all of it (`Replicated`) or a summand (`Partial`)"
 )]
 pub trait FullGradient<L: Layout, T: Real, D: Rows> {
+    /// The whole sequences.
+    fn full(&self) -> &Full<L, T, D::Storage>;
+
     /// This rank's rows of the gradient.
-    fn to_shard<H: CpStrategy, C: Communicator<D::Storage>>(
-        self,
-        handler: &CpHandler<H, L, C>,
+    ///
+    /// # Errors
+    /// Failures of other ranks.
+    fn to_shard(
+        &self,
+        handler: HandlerRef<'_, D::Storage>,
         device: &D,
-        placement: &Arc<Placement<H::Order, L>>,
-    ) -> Result<Shard<H::Order, L, T, D::Storage>>;
+        placement: &Arc<DynPlacement>,
+    ) -> Result<DynShard<T, D::Storage>>;
 }
 
 impl<L: Layout, T: Real, D: Rows> FullGradient<L, T, D> for Replicated<&Full<L, T, D::Storage>> {
-    fn to_shard<H: CpStrategy, C: Communicator<D::Storage>>(
-        self,
-        handler: &CpHandler<H, L, C>,
+    fn full(&self) -> &Full<L, T, D::Storage> {
+        self.0
+    }
+
+    fn to_shard(
+        &self,
+        handler: HandlerRef<'_, D::Storage>,
         device: &D,
-        placement: &Arc<Placement<H::Order, L>>,
-    ) -> Result<Shard<H::Order, L, T, D::Storage>> {
-        handler.dispatch(device, placement, self.0)
+        placement: &Arc<DynPlacement>,
+    ) -> Result<DynShard<T, D::Storage>> {
+        handler.dispatch(device, placement, self.0.matrix())
     }
 }
 
 impl<L: Layout, T: Real, D: Rows> FullGradient<L, T, D> for Partial<&Full<L, T, D::Storage>> {
-    fn to_shard<H: CpStrategy, C: Communicator<D::Storage>>(
-        self,
-        handler: &CpHandler<H, L, C>,
+    fn full(&self) -> &Full<L, T, D::Storage> {
+        self.0
+    }
+
+    fn to_shard(
+        &self,
+        handler: HandlerRef<'_, D::Storage>,
         device: &D,
-        placement: &Arc<Placement<H::Order, L>>,
-    ) -> Result<Shard<H::Order, L, T, D::Storage>> {
-        let full = self.0.matrix();
-        super::expect_batch(placement, self.0.batch())?;
+        placement: &Arc<DynPlacement>,
+    ) -> Result<DynShard<T, D::Storage>> {
+        handler.summed(device, placement, self.0.matrix())
+    }
+}
+
+impl<S: Storage> HandlerRef<'_, S> {
+    /// [`CpHandler::combine`]: the rows of whole sequences, in the order of the layout.
+    ///
+    /// # Errors
+    /// Failures of other ranks.
+    pub fn combine<T: Element, D: Rows<Storage = S>>(self, device: &D, shard: &DynShard<T, S>) -> Result<Matrix<T, S>> {
+        let (placement, cols) = (shard.placement(), shard.matrix().cols());
+        let counts: Vec<usize> = (0..self.ranks()).map(|rank| placement.rows_of(rank) * cols).collect();
+        let mine = device.duplicate(shard.matrix().buffer());
+        let mut full = device.matrix(placement.batch().tokens(), cols);
+        for (rank, part) in self.comm.all_gather_v(mine, &counts)?.into_iter().enumerate() {
+            let part = Matrix::new(part, placement.rows_of(rank), cols);
+            device.scatter_rows(&part, &placement.full_rows_of(rank), &mut full, 0);
+        }
+        Ok(full)
+    }
+
+    /// This rank's rows of the sum over ranks, in rank order, of `full`, the rows of whole sequences.
+    ///
+    /// # Errors
+    /// Failures of other ranks.
+    pub fn summed<T: Real, D: Rows<Storage = S>>(
+        self,
+        device: &D,
+        placement: &Arc<DynPlacement>,
+        full: &Matrix<T, S>,
+    ) -> Result<DynShard<T, S>> {
         let cols = full.cols();
         let mut by_rank = device.matrix(full.rows(), cols);
-        let rows: Vec<usize> = (0..handler.ranks()).flat_map(|rank| placement.full_rows_of(rank)).collect();
+        let rows: Vec<usize> = (0..self.ranks()).flat_map(|rank| placement.full_rows_of(rank)).collect();
         device.gather_rows(full, &rows, &mut by_rank, 0);
-        let counts: Vec<usize> = (0..handler.ranks()).map(|rank| placement.rows_of(rank) * cols).collect();
-        let sum = handler.comm().reduce_scatter_v(by_rank.buffer(), &counts)?;
-        Shard::new(Matrix::new(sum, placement.rows(), cols), placement.clone())
+        let counts: Vec<usize> = (0..self.ranks()).map(|rank| placement.rows_of(rank) * cols).collect();
+        let sum = self.comm.reduce_scatter_v(by_rank.buffer(), &counts)?;
+        DynShard::new(Matrix::new(sum, placement.rows(), cols), placement.clone())
     }
 }
 
@@ -110,10 +153,8 @@ impl<H: CpStrategy, L: Layout, C> CpHandler<H, L, C> {
         placement: &Arc<Placement<H::Order, L>>,
         full: &Full<L, T, D::Storage>,
     ) -> Result<Shard<H::Order, L, T, D::Storage>> {
-        super::expect_batch(placement, full.batch())?;
-        let mut matrix = device.matrix(placement.rows(), full.matrix().cols());
-        device.gather_rows(full.matrix(), &placement.full_rows_of(placement.rank()), &mut matrix, 0);
-        Shard::new(matrix, placement.clone())
+        super::expect_batch(placement, &**full.batch())?;
+        Shard::typed(self.core.dispatch(device, placement.data(), full.matrix())?, placement)
     }
 
     /// The whole sequences from every rank's shard, on every rank. Rows are gathered, not summed: all bits survive.
@@ -125,16 +166,7 @@ impl<H: CpStrategy, L: Layout, C> CpHandler<H, L, C> {
     where
         C: Communicator<D::Storage>,
     {
-        let (placement, cols) = (shard.placement(), shard.matrix().cols());
-        let counts: Vec<usize> = (0..self.ranks()).map(|rank| placement.rows_of(rank) * cols).collect();
-        let mine = device.duplicate(shard.matrix().buffer());
-        let rows: usize = counts.iter().sum::<usize>() / cols.max(1);
-        let mut full = device.matrix(rows, cols);
-        for (rank, part) in self.comm.all_gather_v(mine, &counts)?.into_iter().enumerate() {
-            let part = Matrix::new(part, placement.rows_of(rank), cols);
-            device.scatter_rows(&part, &placement.full_rows_of(rank), &mut full, 0);
-        }
-        Full::new(full, placement.batch().clone())
+        Full::new(self.by_ref().combine(device, shard.data())?, shard.placement().batch().clone())
     }
 
     /// The adjoint of [`CpHandler::dispatch`]: the gradient of whole sequences that every rank holds, from the
@@ -161,7 +193,8 @@ impl<H: CpStrategy, L: Layout, C> CpHandler<H, L, C> {
     where
         C: Communicator<D::Storage>,
     {
-        gradient.to_shard(self, device, placement)
+        super::expect_batch(placement, &**gradient.full().batch())?;
+        Shard::typed(gradient.to_shard(self.by_ref(), device, placement.data())?, placement)
     }
 
     /// This rank's rows of every field of a batch; of an attention mask, its query rows.

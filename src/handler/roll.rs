@@ -4,12 +4,12 @@ use std::sync::Arc;
 
 use crate::comm::{Communicator, Parcel, Receive, Send, open};
 use crate::error::Result;
-use crate::handler::CpHandler;
+use crate::handler::{CpHandler, HandlerRef};
 use crate::layout::Layout;
 use crate::ops::rows::Rows;
-use crate::order::{Placement, Shard, TokenOrder};
+use crate::order::{DynPlacement, DynShard, Placement, Shard, TokenOrder};
 use crate::strategy::CpStrategy;
-use crate::tensor::{Element, Matrix};
+use crate::tensor::{Element, Matrix, Storage};
 
 /// Where the rows of a rolled shard come from.
 #[derive(Debug)]
@@ -23,7 +23,7 @@ pub(super) struct Moves {
 }
 
 impl Moves {
-    fn new<O: TokenOrder, L: Layout>(placement: &Placement<O, L>, offset: i64) -> Self {
+    fn new(placement: &DynPlacement, offset: i64) -> Self {
         let (rank, ranks) = (placement.rank(), placement.ranks());
         let mut moves =
             Moves { own: (Vec::new(), Vec::new()), send: vec![Vec::new(); ranks], receive: vec![Vec::new(); ranks] };
@@ -50,10 +50,10 @@ impl Moves {
     }
 }
 
-/// A tensor to roll; [`Roll`] is the one implementation.
-pub trait Rollable<O: TokenOrder, L: Layout, D: Rows> {
+/// A tensor to roll, whatever its elements; [`DynRoll`] is the one implementation.
+pub trait DynRollable<D: Rows> {
     /// Where the rows belong.
-    fn placement(&self) -> &Arc<Placement<O, L>>;
+    fn placement(&self) -> &Arc<DynPlacement>;
     /// Rows that go to another rank.
     fn pack(&self, device: &D, rows: &[usize]) -> Parcel<D::Storage>;
     /// What is expected from another rank.
@@ -65,28 +65,31 @@ pub trait Rollable<O: TokenOrder, L: Layout, D: Rows> {
 }
 
 /// A shard to roll, the value for rows that nothing is rolled into, and the result.
-pub struct Roll<'a, O: TokenOrder, L: Layout, T, S: crate::tensor::Storage> {
-    shard: &'a Shard<O, L, T, S>,
+pub struct DynRoll<'a, T, S: Storage> {
+    shard: &'a DynShard<T, S>,
     fill: T,
     rolled: Option<Matrix<T, S>>,
 }
 
-impl<'a, O: TokenOrder, L: Layout, T: Element, S: crate::tensor::Storage> Roll<'a, O, L, T, S> {
+impl<'a, T: Element, S: Storage> DynRoll<'a, T, S> {
     /// Rolls `shard`; rows without a source get `fill`.
-    pub fn new(shard: &'a Shard<O, L, T, S>, fill: T) -> Self {
-        Roll { shard, fill, rolled: None }
+    pub fn new(shard: &'a DynShard<T, S>, fill: T) -> Self {
+        DynRoll { shard, fill, rolled: None }
     }
 
     /// The rolled shard; the shard itself if it was never rolled by a handler.
-    pub fn finish<D: Rows<Storage = S>>(self, device: &D) -> Result<Shard<O, L, T, S>> {
+    ///
+    /// # Errors
+    /// Never, if it was rolled by a handler.
+    pub fn finish<D: Rows<Storage = S>>(self, device: &D) -> Result<DynShard<T, S>> {
         let source = self.shard.matrix();
         let copy = || Matrix::new(device.duplicate(source.buffer()), source.rows(), source.cols());
-        Shard::new(self.rolled.unwrap_or_else(copy), self.shard.placement().clone())
+        DynShard::new(self.rolled.unwrap_or_else(copy), self.shard.placement().clone())
     }
 }
 
-impl<O: TokenOrder, L: Layout, T: Element, D: Rows> Rollable<O, L, D> for Roll<'_, O, L, T, D::Storage> {
-    fn placement(&self) -> &Arc<Placement<O, L>> {
+impl<T: Element, D: Rows> DynRollable<D> for DynRoll<'_, T, D::Storage> {
+    fn placement(&self) -> &Arc<DynPlacement> {
         self.shard.placement()
     }
 
@@ -120,6 +123,110 @@ impl<O: TokenOrder, L: Layout, T: Element, D: Rows> Rollable<O, L, D> for Roll<'
     }
 }
 
+impl<S: Storage> HandlerRef<'_, S> {
+    /// [`CpHandler::roll_all`].
+    ///
+    /// # Errors
+    /// Those of `CpHandler::roll_all`.
+    pub fn roll_all<D: Rows<Storage = S>>(
+        self,
+        device: &D,
+        placement: &DynPlacement,
+        offset: i64,
+        tensors: &mut [&mut dyn DynRollable<D>],
+    ) -> Result<()> {
+        for tensor in tensors.iter() {
+            placement.expect_same("the roll", tensor.placement(), "a tensor")?;
+        }
+        run(self.comm, device, &*self.moves(placement, offset)?, tensors)
+    }
+
+    /// [`CpHandler::roll_adjoint`].
+    ///
+    /// # Errors
+    /// Failures of other ranks.
+    pub fn roll_adjoint<T: Element, D: Rows<Storage = S>>(
+        self,
+        device: &D,
+        gradient: &DynShard<T, S>,
+        offset: i64,
+    ) -> Result<DynShard<T, S>> {
+        let moves = self.moves(gradient.placement(), offset)?.reversed();
+        let mut roll = DynRoll::new(gradient, T::zeroed());
+        run(self.comm, device, &moves, &mut [&mut roll])?;
+        roll.finish(device)
+    }
+
+    fn moves(self, placement: &DynPlacement, offset: i64) -> Result<Arc<Moves>> {
+        // Spread, so that it does not meet the keys of rotary tables.
+        let key = (offset as u64).wrapping_mul(0x9E37_79B9_7F4A_7C15) ^ 0x726F_6C6C;
+        self.core.other(placement, key, || Ok(Moves::new(placement, offset)))
+    }
+}
+
+fn run<D: Rows>(
+    comm: &dyn Communicator<D::Storage>,
+    device: &D,
+    moves: &Moves,
+    tensors: &mut [&mut dyn DynRollable<D>],
+) -> Result<()> {
+    let peers =
+        |rows: &Vec<Vec<usize>>| -> Vec<usize> { (0..rows.len()).filter(|&peer| !rows[peer].is_empty()).collect() };
+    let (mut sends, mut receives) = (Vec::new(), Vec::new());
+    for tensor in tensors.iter() {
+        for to in peers(&moves.send) {
+            sends.push(Send { to, parcel: tensor.pack(device, &moves.send[to]) });
+        }
+        for from in peers(&moves.receive) {
+            receives.push(tensor.expect(from, moves.receive[from].len()));
+        }
+    }
+    let pending = comm.exchange("roll", sends, receives)?;
+    for tensor in tensors.iter_mut() {
+        tensor.start(device, &moves.own.0, &moves.own.1);
+    }
+    let mut parcels = pending.wait()?.parcels.into_iter();
+    for tensor in tensors.iter_mut() {
+        for (from, parcel) in peers(&moves.receive).into_iter().zip(&mut parcels) {
+            tensor.place(device, from, parcel, &moves.receive[from])?;
+        }
+    }
+    Ok(())
+}
+
+/// A tensor to roll, of order `O` and layout `L`; [`Roll`] is the one implementation.
+pub trait Rollable<O: TokenOrder, L: Layout, D: Rows> {
+    /// The tensor without its types.
+    fn data(&mut self) -> &mut dyn DynRollable<D>;
+}
+
+/// A shard to roll, the value for rows that nothing is rolled into, and the result.
+pub struct Roll<'a, O: TokenOrder, L: Layout, T, S: Storage> {
+    data: DynRoll<'a, T, S>,
+    placement: &'a Arc<Placement<O, L>>,
+}
+
+impl<'a, O: TokenOrder, L: Layout, T: Element, S: Storage> Roll<'a, O, L, T, S> {
+    /// Rolls `shard`; rows without a source get `fill`.
+    pub fn new(shard: &'a Shard<O, L, T, S>, fill: T) -> Self {
+        Roll { data: DynRoll::new(shard.data(), fill), placement: shard.placement() }
+    }
+
+    /// The rolled shard; the shard itself if it was never rolled by a handler.
+    ///
+    /// # Errors
+    /// Never, if it was rolled by a handler.
+    pub fn finish<D: Rows<Storage = S>>(self, device: &D) -> Result<Shard<O, L, T, S>> {
+        Shard::typed(self.data.finish(device)?, self.placement)
+    }
+}
+
+impl<O: TokenOrder, L: Layout, T: Element, D: Rows> Rollable<O, L, D> for Roll<'_, O, L, T, D::Storage> {
+    fn data(&mut self) -> &mut dyn DynRollable<D> {
+        &mut self.data
+    }
+}
+
 impl<H: CpStrategy, L: Layout, C> CpHandler<H, L, C> {
     /// The shard of `y` with `y[p] = x[p + offset]` within each document's valid tokens, `fill` elsewhere.
     ///
@@ -135,9 +242,9 @@ impl<H: CpStrategy, L: Layout, C> CpHandler<H, L, C> {
     where
         C: Communicator<D::Storage>,
     {
-        let mut roll = Roll::new(shard, fill);
-        self.roll_all(device, shard.placement(), offset, &mut [&mut roll])?;
-        roll.finish(device)
+        let mut roll = DynRoll::new(shard.data(), fill);
+        self.by_ref().roll_all(device, shard.placement(), offset, &mut [&mut roll])?;
+        Shard::typed(roll.finish(device)?, shard.placement())
     }
 
     /// Rolls several tensors of one placement in one exchange.
@@ -155,11 +262,8 @@ impl<H: CpStrategy, L: Layout, C> CpHandler<H, L, C> {
     where
         C: Communicator<D::Storage>,
     {
-        for tensor in tensors.iter() {
-            placement.expect_same("the roll", tensor.placement(), "a tensor")?;
-        }
-        let moves = self.moves(placement, offset)?;
-        self.run(device, &moves, tensors)
+        let mut tensors: Vec<&mut dyn DynRollable<D>> = tensors.iter_mut().map(|tensor| tensor.data()).collect();
+        self.by_ref().roll_all(device, placement, offset, &mut tensors)
     }
 
     /// The adjoint of [`CpHandler::roll`]: every row's gradient goes back to the row that it was rolled from, 0 where
@@ -173,43 +277,6 @@ impl<H: CpStrategy, L: Layout, C> CpHandler<H, L, C> {
     where
         C: Communicator<D::Storage>,
     {
-        let moves = self.moves(gradient.placement(), offset)?.reversed();
-        let mut roll = Roll::new(gradient, T::zeroed());
-        self.run(device, &moves, &mut [&mut roll])?;
-        roll.finish(device)
-    }
-
-    fn moves(&self, placement: &Arc<Placement<H::Order, L>>, offset: i64) -> Result<Arc<Moves>> {
-        // Spread, so that it does not meet the keys of rotary tables.
-        let key = (offset as u64).wrapping_mul(0x9E37_79B9_7F4A_7C15) ^ 0x726F_6C6C;
-        self.cache.other(placement, key, || Ok(Moves::new(placement, offset)))
-    }
-
-    fn run<D: Rows>(&self, device: &D, moves: &Moves, tensors: &mut [&mut dyn Rollable<H::Order, L, D>]) -> Result<()>
-    where
-        C: Communicator<D::Storage>,
-    {
-        let peers =
-            |rows: &Vec<Vec<usize>>| -> Vec<usize> { (0..rows.len()).filter(|&peer| !rows[peer].is_empty()).collect() };
-        let (mut sends, mut receives) = (Vec::new(), Vec::new());
-        for tensor in tensors.iter() {
-            for to in peers(&moves.send) {
-                sends.push(Send { to, parcel: tensor.pack(device, &moves.send[to]) });
-            }
-            for from in peers(&moves.receive) {
-                receives.push(tensor.expect(from, moves.receive[from].len()));
-            }
-        }
-        let pending = self.comm.exchange("roll", sends, receives)?;
-        for tensor in tensors.iter_mut() {
-            tensor.start(device, &moves.own.0, &moves.own.1);
-        }
-        let mut parcels = pending.wait()?.parcels.into_iter();
-        for tensor in tensors.iter_mut() {
-            for (from, parcel) in peers(&moves.receive).into_iter().zip(&mut parcels) {
-                tensor.place(device, from, parcel, &moves.receive[from])?;
-            }
-        }
-        Ok(())
+        Shard::typed(self.by_ref().roll_adjoint(device, gradient.data(), offset)?, gradient.placement())
     }
 }

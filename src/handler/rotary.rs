@@ -1,29 +1,32 @@
 //! Rotary embedding of shards: each row is rotated by the position that its placement gives it.
 
+use std::marker::PhantomData;
+use std::ops::Deref;
 use std::sync::Arc;
 
 use crate::error::{LayoutError, Result};
-use crate::handler::{CpHandler, ElemShard};
+use crate::handler::core::expect_features;
+use crate::handler::{CpHandler, DynElemShard, ElemShard, HandlerCore};
 use crate::layout::{Batch, Layout};
 use crate::ops;
-use crate::order::{Placement, Shard};
+use crate::order::{DynPlacement, Placement, Shard};
 use crate::rope::{Rope, RopeTable};
 use crate::strategy::CpStrategy;
 use crate::tensor::{AccMatrix, Device, Matrix};
 
-/// Cosines and sines for the rows of one placement.
-pub struct Rotary<H: CpStrategy, L: Layout, D: Device> {
-    placement: Arc<Placement<H::Order, L>>,
+/// Cosines and sines for the rows of one placement, whatever its order and layout.
+pub struct RotaryTable<D: Device> {
+    placement: Arc<DynPlacement>,
     cos: AccMatrix<D>,
     sin: AccMatrix<D>,
     interleaved: bool,
 }
 
-impl<H: CpStrategy, L: Layout, D: Device> Rotary<H, L, D> {
-    fn new(device: &D, placement: &Arc<Placement<H::Order, L>>, table: &RopeTable<D::Acc>, interleaved: bool) -> Self {
+impl<D: Device> RotaryTable<D> {
+    fn new(device: &D, placement: &Arc<DynPlacement>, table: &RopeTable<D::Acc>, interleaved: bool) -> Self {
         let matrix = |values: &[D::Acc]| Matrix::new(device.upload(values), placement.rows(), table.pairs);
         let (cos, sin) = (matrix(&table.cos), matrix(&table.sin));
-        Rotary { placement: placement.clone(), cos, sin, interleaved }
+        RotaryTable { placement: placement.clone(), cos, sin, interleaved }
     }
 
     /// Cosines, `[rows, pairs]`.
@@ -35,6 +38,66 @@ impl<H: CpStrategy, L: Layout, D: Device> Rotary<H, L, D> {
     pub fn sin(&self) -> &AccMatrix<D> {
         &self.sin
     }
+
+    /// Rotates the heads of queries or keys in place; `inverse` gives the gradient.
+    ///
+    /// # Errors
+    /// If `x` is of another placement, or a head is smaller than what is rotated.
+    pub fn rotate(&self, device: &D, x: &mut DynElemShard<D>, heads: usize, inverse: bool) -> Result<()>
+    where
+        D: ops::rotary::Rotary,
+    {
+        self.placement.expect_same("the rotary table", x.placement(), "the rotated tensor")?;
+        let (cols, rotated) = (x.matrix().cols(), 2 * self.cos.cols());
+        if heads == 0 || !cols.is_multiple_of(heads) || cols / heads < rotated {
+            return Err(
+                LayoutError::Features { what: "the rotated tensor", expected: heads * rotated, found: cols }.into()
+            );
+        }
+        device.rotate(x.matrix_mut(), heads, &self.cos, &self.sin, self.interleaved, inverse);
+        Ok(())
+    }
+}
+
+impl HandlerCore {
+    /// [`CpHandler::get_emb_on_this_cp_rank`].
+    ///
+    /// # Errors
+    /// [`PlacementError::CacheClash`](crate::error::PlacementError::CacheClash).
+    pub fn rotary<D: Device>(
+        &self,
+        device: &D,
+        rope: &Rope,
+        placement: &Arc<DynPlacement>,
+    ) -> Result<Arc<RotaryTable<D>>> {
+        // One handler may serve devices that compute in different types.
+        let key = rope.key() ^ size_of::<D::Acc>() as u64;
+        self.other(placement, key, || {
+            let table = rope.table::<D::Acc>(&placement.positions());
+            Ok(RotaryTable::new(device, placement, &table, rope.config().interleaved))
+        })
+    }
+}
+
+/// Cosines and sines for the rows of one placement: a [`RotaryTable`] that knows its strategy and layout.
+pub struct Rotary<H: CpStrategy, L: Layout, D: Device> {
+    table: Arc<RotaryTable<D>>,
+    types: PhantomData<(H, L)>,
+}
+
+impl<H: CpStrategy, L: Layout, D: Device> Rotary<H, L, D> {
+    /// The table without its types.
+    pub fn table(&self) -> &Arc<RotaryTable<D>> {
+        &self.table
+    }
+}
+
+impl<H: CpStrategy, L: Layout, D: Device> Deref for Rotary<H, L, D> {
+    type Target = RotaryTable<D>;
+
+    fn deref(&self) -> &RotaryTable<D> {
+        &self.table
+    }
 }
 
 impl<H: CpStrategy, L: Layout, C> CpHandler<H, L, C> {
@@ -45,18 +108,16 @@ impl<H: CpStrategy, L: Layout, C> CpHandler<H, L, C> {
     }
 
     /// Cosines and sines for this rank's rows; kept while the same batch comes again.
+    ///
+    /// # Errors
+    /// [`PlacementError::CacheClash`](crate::error::PlacementError::CacheClash).
     pub fn get_emb_on_this_cp_rank<D: Device>(
         &self,
         device: &D,
         rope: &Rope,
         placement: &Arc<Placement<H::Order, L>>,
-    ) -> Result<Arc<Rotary<H, L, D>>> {
-        // One handler may serve devices that compute in different types.
-        let key = rope.key() ^ size_of::<D::Acc>() as u64;
-        self.cache.other(placement, key, || {
-            let table = rope.table::<D::Acc>(&placement.positions());
-            Ok(Rotary::new(device, placement, &table, rope.config().interleaved))
-        })
+    ) -> Result<Rotary<H, L, D>> {
+        Ok(Rotary { table: self.core.rotary(device, rope, placement.data())?, types: PhantomData })
     }
 
     /// The same for M-RoPE: `ids [rows, 3]` holds the time, height and width id of each of this rank's rows.
@@ -69,9 +130,10 @@ impl<H: CpStrategy, L: Layout, C> CpHandler<H, L, C> {
         rope: &Rope,
         ids: &Shard<H::Order, L, i64>,
     ) -> Result<Rotary<H, L, D>> {
-        super::expect_features("the M-RoPE ids", 3, ids.matrix().cols())?;
+        expect_features("the M-RoPE ids", 3, ids.matrix().cols())?;
         let table = rope.table_from_ids::<D::Acc>(ids.matrix())?;
-        Ok(Rotary::new(device, ids.placement(), &table, rope.config().interleaved))
+        let table = RotaryTable::new(device, ids.placement().data(), &table, rope.config().interleaved);
+        Ok(Rotary { table: Arc::new(table), types: PhantomData })
     }
 
     /// Rotates the heads of queries or keys in place. `x [rows, heads * dim]`.
@@ -85,10 +147,13 @@ impl<H: CpStrategy, L: Layout, C> CpHandler<H, L, C> {
         x: &mut ElemShard<H, L, D>,
         heads: usize,
     ) -> Result<()> {
-        self.rotate(device, rotary, x, heads, false)
+        rotary.rotate(device, x.data_mut(), heads, false)
     }
 
     /// The gradient of [`CpHandler::apply_rotary_pos_emb`], in place.
+    ///
+    /// # Errors
+    /// Those of `apply_rotary_pos_emb`.
     pub fn apply_rotary_pos_emb_backward<D: ops::rotary::Rotary>(
         &self,
         device: &D,
@@ -96,25 +161,6 @@ impl<H: CpStrategy, L: Layout, C> CpHandler<H, L, C> {
         dx: &mut ElemShard<H, L, D>,
         heads: usize,
     ) -> Result<()> {
-        self.rotate(device, rotary, dx, heads, true)
-    }
-
-    fn rotate<D: ops::rotary::Rotary>(
-        &self,
-        device: &D,
-        rotary: &Rotary<H, L, D>,
-        x: &mut ElemShard<H, L, D>,
-        heads: usize,
-        inverse: bool,
-    ) -> Result<()> {
-        rotary.placement.expect_same("the rotary table", x.placement(), "the rotated tensor")?;
-        let (cols, rotated) = (x.matrix().cols(), 2 * rotary.cos.cols());
-        if heads == 0 || !cols.is_multiple_of(heads) || cols / heads < rotated {
-            return Err(
-                LayoutError::Features { what: "the rotated tensor", expected: heads * rotated, found: cols }.into()
-            );
-        }
-        device.rotate(x.matrix_mut(), heads, &rotary.cos, &rotary.sin, rotary.interleaved, inverse);
-        Ok(())
+        rotary.rotate(device, dx.data_mut(), heads, true)
     }
 }

@@ -17,7 +17,7 @@ impl Mask {
     /// # Errors
     /// [`MaskError`] for slices that reach past the batch or overlap in a cell of valid tokens, and for a number of
     /// prefixes that is not that of documents.
-    pub fn lower<B: Batch>(&self, batch: &B) -> Result<Bands> {
+    pub fn lower(&self, batch: &dyn Batch) -> Result<Bands> {
         let bands = match self {
             Mask::Full => per_document(batch, |_, valid| vec![Band::full(valid.clone(), valid)]),
             Mask::Causal => per_document(batch, |_, valid| vec![causal(valid.clone(), valid)]),
@@ -47,7 +47,7 @@ fn causal(q: Range<i64>, k: Range<i64>) -> Band {
 }
 
 /// Bands of each document's valid tokens.
-fn per_document<B: Batch>(batch: &B, bands: impl Fn(usize, Range<i64>) -> Vec<Band>) -> Vec<Band> {
+fn per_document(batch: &dyn Batch, bands: impl Fn(usize, Range<i64>) -> Vec<Band>) -> Vec<Band> {
     (0..batch.documents())
         .flat_map(|document| {
             let valid = batch.document(document).valid_range();
@@ -57,7 +57,7 @@ fn per_document<B: Batch>(batch: &B, bands: impl Fn(usize, Range<i64>) -> Vec<Ba
 }
 
 /// Ranges of valid tokens, those that touch made one.
-fn valid_ranges<B: Batch>(batch: &B) -> Vec<Range<i64>> {
+fn valid_ranges(batch: &dyn Batch) -> Vec<Range<i64>> {
     let mut ranges: Vec<Range<i64>> = Vec::new();
     for document in (0..batch.documents()).map(|i| batch.document(i).valid_range()).filter(|valid| !valid.is_empty()) {
         let valid = document.start as i64..document.end as i64;
@@ -70,7 +70,7 @@ fn valid_ranges<B: Batch>(batch: &B) -> Vec<Range<i64>> {
 }
 
 /// The slices' bands, checked, cut to valid tokens, and fused.
-fn explicit<B: Batch>(slices: &[Slice], batch: &B) -> Result<Vec<Band>> {
+fn explicit(slices: &[Slice], batch: &dyn Batch) -> Result<Vec<Band>> {
     let tokens = batch.tokens();
     for (slice, Slice { q, k, .. }) in slices.iter().enumerate() {
         for (what, range) in [("queries", q), ("keys", k)] {

@@ -1,64 +1,45 @@
-//! The GPT: blocks of attention and MLP over a shard, forward and backward.
+//! The GPT as a type: strategy, layout, kernel, device and architecture say what compiles; [`DynModel`] computes.
 
 use std::marker::PhantomData;
 use std::path::Path;
 use std::sync::Arc;
 
 use crate::comm::Communicator;
-use crate::error::{ModelError, Result};
-use crate::handler::{CpHandler, Rotary};
-use crate::layout::{Batch, Layout};
+use crate::error::Result;
+use crate::handler::CpHandler;
+use crate::layout::Layout;
 use crate::mask::Mask;
 use crate::model::architecture::{Architecture, FromConfig, HeadsFit};
-use crate::model::block::BlockActivations;
-use crate::model::parameters::{Gradients, Master, ParameterId, ParameterList, Parameters};
+use crate::model::inputs::Inputs;
+use crate::model::network::{DynActivations, DynModel};
+use crate::model::parameters::{Gradients, Master, ParameterList, Parameters};
 use crate::model::{Config, init, weights};
 use crate::ops::Ops;
 use crate::ops::attention::AttentionShape;
 use crate::order::{Placement, Shard};
-use crate::rope::Rope;
-use crate::strategy::executor::AttentionPlan;
+use crate::strategy::executor::RankPlan;
 use crate::strategy::{CpStrategy, Flash, HeadExchange, Kernel, Supports};
-use crate::tensor::{AccMatrix, Buffer, Cpu, Device, ElemMatrix};
+use crate::tensor::{Cpu, Device, ElemMatrix};
 
 /// A GPT for strategy `H`, layout `L`, attention kernel `K`, device (with storage type) `D` and architecture `A`.
 ///
 /// `GptModel::<Ring, Thd>::new(..)` uses `Flash` on `Cpu<f32>`. A combination that is not in the support table does
 /// not compile. The model does not hold the communicator: [`CpHandler`] does, and is passed to each call.
 pub struct GptModel<H, L, K = Flash, D: Device = Cpu<f32>, A = FromConfig> {
-    device: D,
-    config: Config,
-    parameters: Parameters<D>,
-    /// The output layer `[hidden, vocab]` where it is tied: the embedding table, transposed.
-    tied: Option<ElemMatrix<D>>,
-    rope: Rope,
-    /// Mask of each layer.
-    masks: Vec<Mask>,
-    pub(super) shape: AttentionShape,
-    pub(super) recompute: bool,
-    types: PhantomData<(H, L, K, A)>,
+    data: DynModel<K, D>,
+    types: PhantomData<(H, L, A)>,
 }
 
 /// What one forward pass leaves for the backward pass.
 pub struct Activations<H: CpStrategy, L: Layout, K: Kernel, D: Device> {
+    data: DynActivations<K, D>,
     placement: Arc<Placement<H::Order, L>>,
-    tokens: Buffer<i64, D::Storage>,
-    pub(super) rotary: Arc<Rotary<H, L, D>>,
-    /// One per layer; layers with the same mask share it.
-    plans: Vec<Arc<AttentionPlan<H::Order, L>>>,
-    blocks: Vec<BlockActivations<H, L, K, D>>,
-    /// Output of the last block.
-    pub(super) last: ElemMatrix<D>,
-    /// What the depths of multi-token prediction add to the gradient of `last`.
-    pub(super) dlast: Option<ElemMatrix<D>>,
-    reciprocal: AccMatrix<D>,
-    hidden: ElemMatrix<D>,
 }
 
 impl<H: CpStrategy, L: Layout, K: Kernel, D: Device> Activations<H, L, K, D> {
     /// Features after the final norm, `[rows, hidden]`; what the output layer sees.
     pub fn hidden(&self) -> &ElemMatrix<D> {
-        &self.hidden
+        self.data.hidden()
     }
 
     /// Where the tokens are.
@@ -66,14 +47,15 @@ impl<H: CpStrategy, L: Layout, K: Kernel, D: Device> Activations<H, L, K, D> {
         &self.placement
     }
 
-    /// The attention plan of each layer.
-    pub fn plans(&self) -> &[Arc<AttentionPlan<H::Order, L>>] {
-        &self.plans
+    /// The attention plan of each layer; layers with the same mask share it.
+    pub fn plans(&self) -> &[Arc<RankPlan>] {
+        self.data.plans()
     }
 }
 
 impl<H, L, K, D, A> GptModel<H, L, K, D, A>
 where
+    K: Kernel,
     D: Ops,
 {
     /// A model with fresh weights; the same for every strategy, layout and number of ranks.
@@ -85,7 +67,6 @@ where
     where
         H: Supports<L, K>,
         L: Layout,
-        K: Kernel,
         A: Architecture + HeadsFit<H>,
     {
         Self::check(config)?;
@@ -94,11 +75,13 @@ where
     }
 
     /// A model with the weights of a Hugging Face folder (`config.json` and safetensors).
+    ///
+    /// # Errors
+    /// What cannot be read, and those of [`GptModel::new`].
     pub fn load(device: D, folder: &Path) -> Result<Self>
     where
         H: Supports<L, K>,
         L: Layout,
-        K: Kernel,
         A: Architecture + HeadsFit<H>,
     {
         let config = Config::read(folder)?;
@@ -108,47 +91,35 @@ where
     }
 
     /// A model whose weights are `master` rounded to the storage type.
+    ///
+    /// # Errors
+    /// Those of [`GptModel::new`].
     pub fn from_master(device: D, config: &Config, master: &Master<D>) -> Result<Self>
     where
         H: Supports<L, K>,
         L: Layout,
-        K: Kernel,
         A: Architecture + HeadsFit<H>,
     {
-        let parameters = master.working(&device);
-        Self::from_parameters(device, config, parameters)
+        Self::check(config)?;
+        Ok(Self::of(DynModel::from_master(device, config, master)?))
     }
 
     /// A model with these weights.
+    ///
+    /// # Errors
+    /// Those of [`GptModel::new`].
     pub fn from_parameters(device: D, config: &Config, parameters: Parameters<D>) -> Result<Self>
     where
         H: Supports<L, K>,
         L: Layout,
-        K: Kernel,
         A: Architecture + HeadsFit<H>,
     {
         Self::check(config)?;
-        let window = |window: &Option<usize>| window.map_or(Mask::Causal, Mask::sliding);
-        let shape = AttentionShape {
-            q_heads: config.heads,
-            kv_heads: config.kv_heads,
-            qk_dim: config.head_dim,
-            v_dim: config.head_dim,
-            scale: 1.0 / (config.head_dim as f64).sqrt(),
-        };
-        let mut model = GptModel {
-            device,
-            config: config.clone(),
-            tied: None,
-            rope: Rope::new(config.rope.clone())?,
-            masks: config.windows.iter().map(window).collect(),
-            shape,
-            recompute: false,
-            parameters,
-            types: PhantomData,
-        };
-        model.refresh_tied();
-        Ok(model)
+        Ok(Self::of(DynModel::from_parameters(device, config, parameters)?))
+    }
+
+    fn of(data: DynModel<K, D>) -> Self {
+        GptModel { data, types: PhantomData }
     }
 
     /// Refuses a configuration that does not go with the model's types.
@@ -167,73 +138,63 @@ where
 
     /// Whether the backward pass computes the inside of each block again, instead of keeping it: one forward pass
     /// more, about a tenth of the memory.
-    pub fn with_recompute(mut self, recompute: bool) -> Self {
-        self.recompute = recompute;
-        self
+    pub fn with_recompute(self, recompute: bool) -> Self {
+        Self::of(self.data.with_recompute(recompute))
     }
 
     /// The configuration.
     pub fn config(&self) -> &Config {
-        &self.config
+        self.data.config()
     }
 
     /// The device.
     pub fn device(&self) -> &D {
-        &self.device
+        self.data.device()
     }
 
     /// The weights.
     pub fn parameters(&self) -> &Parameters<D> {
-        &self.parameters
+        self.data.parameters()
     }
 
     /// Head counts and sizes of the attention calls.
     pub fn attention_shape(&self) -> &AttentionShape {
-        &self.shape
+        self.data.attention_shape()
     }
 
     /// The mask of each layer.
     pub fn masks(&self) -> &[Mask] {
-        &self.masks
+        self.data.masks()
     }
 
     /// The masks without repetition, each with the number of layers that use it: what a placement is made for.
     pub fn mask_weights(&self) -> Vec<(Mask, u64)> {
-        let mut weights: Vec<(Mask, u64)> = Vec::new();
-        for mask in &self.masks {
-            match weights.iter_mut().find(|(other, _)| other == mask) {
-                Some((_, layers)) => *layers += 1,
-                None => weights.push((mask.clone(), 1)),
-            }
-        }
-        weights
+        self.data.mask_weights()
     }
 
     /// Gradients of zero.
     pub fn zero_gradients(&self) -> Gradients<D> {
-        Gradients::<D>::zeros(&self.device, self.parameters.list())
+        self.data.zero_gradients()
     }
 
     /// Takes over changed master weights.
     pub fn update(&mut self, master: &Master<D>) {
-        master.refresh(&self.device, &mut self.parameters);
-        self.refresh_tied();
+        self.data.update(master);
     }
 
-    fn refresh_tied(&mut self) {
-        let list = self.parameters.list();
-        self.tied = list.head.is_none().then(|| self.device.transpose(&self.parameters[list.embedding]));
+    /// The model without the types of strategy and layout.
+    pub fn data(&self) -> &DynModel<K, D> {
+        &self.data
     }
 
-    /// The output layer, `[hidden, vocab]`.
-    pub(super) fn head(&self) -> &ElemMatrix<D> {
-        match (&self.tied, self.parameters.list().head) {
-            (None, Some(head)) => &self.parameters[head],
-            (Some(tied), _) => tied,
-            (None, None) => unreachable!("a model without an output layer of its own has a tied one"),
-        }
+    /// The model without the types of strategy and layout.
+    pub fn data_mut(&mut self) -> &mut DynModel<K, D> {
+        &mut self.data
     }
 }
+
+/// A shard of the order of strategy `H` on device `D`.
+type ShardOf<H, L, T, D> = Shard<<H as CpStrategy>::Order, L, T, <D as Device>::Storage>;
 
 impl<H, L, K, D, A> GptModel<H, L, K, D, A>
 where
@@ -249,81 +210,107 @@ where
     pub fn forward<C: Communicator<D::Storage>>(
         &self,
         handler: &CpHandler<H, L, C>,
-        tokens: &Shard<H::Order, L, i64, D::Storage>,
+        tokens: &ShardOf<H, L, i64, D>,
     ) -> Result<Activations<H, L, K, D>> {
-        handler.strategy().heads_per_rank(self.shape.q_heads)?;
-        self.check_tokens(tokens)?;
-        let placement = tokens.placement().clone();
-        let rotary = handler.get_emb_on_this_cp_rank(&self.device, &self.rope, &placement)?;
-        let plans = self.masks.iter().map(|mask| handler.plan(&placement, mask)).collect::<Result<Vec<_>>>()?;
-        let list = self.parameters.list();
-        let mut x = self.device.embed(&self.parameters[list.embedding], tokens.matrix().buffer());
-        let mut blocks = Vec::with_capacity(plans.len());
-        for (layer, plan) in list.layers.iter().zip(&plans) {
-            let (y, block) = self.block(layer, handler, plan, &rotary, x)?;
-            blocks.push(block);
-            x = y;
-        }
-        let norm = &self.parameters[list.norm];
-        let (hidden, reciprocal) = self.device.rms_norm(&x, norm, self.config.rms_norm_eps);
-        let tokens = self.device.duplicate(tokens.matrix().buffer());
-        Ok(Activations { placement, tokens, rotary, plans, blocks, last: x, dlast: None, reciprocal, hidden })
+        let data = self.data.forward(handler.by_ref(), tokens.data())?;
+        Ok(Activations { data, placement: tokens.placement().clone() })
     }
 
     /// Adds to `gradients` what comes through the blocks and the embedding, from the gradient of
     /// [`Activations::hidden`] and from what [`GptModel::mtp_backward`] left, if it was called. Gradients are this
     /// rank's summand; they are not yet summed over ranks.
+    ///
+    /// # Errors
+    /// Activations of a model with another number of layers, and failures of other ranks.
     pub fn backward<C: Communicator<D::Storage>>(
         &self,
         handler: &CpHandler<H, L, C>,
-        mut activations: Activations<H, L, K, D>,
+        activations: Activations<H, L, K, D>,
         dhidden: &ElemMatrix<D>,
         gradients: &mut Gradients<D>,
     ) -> Result<()> {
-        let list = self.parameters.list();
-        let (has, layers) = (activations.blocks.len(), list.layers.len());
-        if has != layers {
-            return Err(ModelError::OtherModel { activations: has, layers }.into());
-        }
-        let (last, reciprocal, dlast) = (&activations.last, &activations.reciprocal, activations.dlast.take());
-        let mut dx = self.final_norm_backward(list.norm, last, reciprocal, dhidden, dlast, gradients);
-        let parts = list.layers.iter().zip(&activations.plans).zip(activations.blocks);
-        for ((layer, plan), block) in parts.rev() {
-            let rotary = &*activations.rotary;
-            self.block_backward(layer, handler, plan, rotary, block, &mut dx, gradients)?;
-        }
-        let padding = self.config.pad_token_id.map(|id| id as i64);
-        self.device.embed_backward(&activations.tokens, &dx, padding, &mut gradients[list.embedding]);
-        Ok(())
+        self.data.backward(handler.by_ref(), activations.data, dhidden, gradients)
     }
 
-    /// The gradient of the input `x` of a norm before the output layer: what comes through the norm, and `dx` if
-    /// something else uses `x` too.
-    pub(super) fn final_norm_backward(
+    /// Logits of this rank's rows, `[rows, vocab]`.
+    pub fn logits(&self, activations: &Activations<H, L, K, D>) -> ElemMatrix<D> {
+        self.data.logits(&activations.data)
+    }
+
+    /// The sum over this rank's rows of `weight * -log softmax(logits)[label]`, in nats. `labels` and `weights` are
+    /// `[rows, 1]`; a label whose weight is 0 may be anything.
+    ///
+    /// # Errors
+    /// Shards of another placement, or a label that counts and is outside the vocabulary.
+    pub fn loss_sum(
         &self,
-        norm: ParameterId,
-        x: &ElemMatrix<D>,
-        reciprocal: &AccMatrix<D>,
-        dy: &ElemMatrix<D>,
-        dx: Option<ElemMatrix<D>>,
-        gradients: &mut Gradients<D>,
-    ) -> ElemMatrix<D> {
-        let accumulate = dx.is_some();
-        let mut dx = dx.unwrap_or_else(|| self.device.matrix(x.rows(), x.cols()));
-        let (weight, dweight) = (&self.parameters[norm], &mut gradients[norm]);
-        self.device.rms_norm_backward(x, weight, reciprocal, dy, &mut dx, accumulate, dweight);
-        dx
+        activations: &Activations<H, L, K, D>,
+        labels: &ShardOf<H, L, i64, D>,
+        weights: &ShardOf<H, L, f32, D>,
+    ) -> Result<f64> {
+        self.data.loss_sum(&activations.data, labels.data(), weights.data())
     }
 
-    pub(super) fn check_tokens(&self, tokens: &Shard<H::Order, L, i64, D::Storage>) -> Result<()> {
-        let vocab = self.config.vocab_size;
-        let ids = self.device.download(tokens.matrix().buffer());
-        let Some(row) = ids.iter().position(|id| !(0..vocab as i64).contains(id)) else { return Ok(()) };
-        let placement = tokens.placement();
-        let local = (0..ids.len()).find(|&local| placement.row_of(placement.rank(), local) == row).unwrap_or(row);
-        let token = placement.token_of(placement.rank(), local);
-        let sequence = placement.batch().document_of(token);
-        let position = token - placement.batch().document(sequence).start;
-        Err(ModelError::Token { token: ids[row], sequence, position, vocab }.into())
+    /// The same sum, with the gradient of `scale * sum`: that of [`Activations::hidden`] is returned, that of the
+    /// output layer is added to `gradients`.
+    ///
+    /// # Errors
+    /// Those of [`GptModel::loss_sum`].
+    pub fn loss_backward(
+        &self,
+        activations: &Activations<H, L, K, D>,
+        labels: &ShardOf<H, L, i64, D>,
+        weights: &ShardOf<H, L, f32, D>,
+        scale: f64,
+        gradients: &mut Gradients<D>,
+    ) -> Result<(f64, ElemMatrix<D>)> {
+        self.data.loss_backward(&activations.data, labels.data(), weights.data(), scale, gradients)
+    }
+
+    /// Logits of each depth of multi-token prediction for this rank's rows, `[rows, vocab]`: depth `k` (from 1)
+    /// predicts the label `k` rows further. Rows without such a label hold numbers that mean nothing.
+    ///
+    /// # Errors
+    /// Inputs of another placement than the activations, ids outside the vocabulary, failures of other ranks.
+    pub fn mtp_logits<C: Communicator<D::Storage>>(
+        &self,
+        handler: &CpHandler<H, L, C>,
+        activations: &Activations<H, L, K, D>,
+        inputs: &Inputs<H, L, D>,
+    ) -> Result<Vec<ElemMatrix<D>>> {
+        self.data.mtp_logits(handler.by_ref(), &activations.data, inputs.by_ref())
+    }
+
+    /// Of each depth, the sum of the losses of this rank's rows, in nats.
+    ///
+    /// # Errors
+    /// Those of [`GptModel::mtp_logits`] and [`GptModel::loss_sum`].
+    pub fn mtp_loss_sums<C: Communicator<D::Storage>>(
+        &self,
+        handler: &CpHandler<H, L, C>,
+        activations: &Activations<H, L, K, D>,
+        inputs: &Inputs<H, L, D>,
+    ) -> Result<Vec<f64>> {
+        self.data.mtp_loss_sums(handler.by_ref(), &activations.data, inputs.by_ref())
+    }
+
+    /// The same sums, with the gradient of `sum over k of scales[k - 1] * sum_k`. What goes to the weights of the
+    /// depths, the output layer and the embedding is added to `gradients`; what goes to the last main block is left
+    /// in `activations`, for [`GptModel::backward`].
+    ///
+    /// # Errors
+    /// Those of [`GptModel::mtp_loss_sums`].
+    ///
+    /// # Panics
+    /// If there is not a scale for each depth.
+    pub fn mtp_backward<C: Communicator<D::Storage>>(
+        &self,
+        handler: &CpHandler<H, L, C>,
+        activations: &mut Activations<H, L, K, D>,
+        inputs: &Inputs<H, L, D>,
+        scales: &[f64],
+        gradients: &mut Gradients<D>,
+    ) -> Result<Vec<f64>> {
+        self.data.mtp_backward(handler.by_ref(), &mut activations.data, inputs.by_ref(), scales, gradients)
     }
 }

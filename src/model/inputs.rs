@@ -4,16 +4,100 @@ use std::sync::Arc;
 
 use crate::comm::Communicator;
 use crate::error::Result;
-use crate::handler::{CpHandler, Roll, WholeBatch};
+use crate::handler::{CpHandler, DynRoll, HandlerCore, HandlerRef};
 use crate::layout::Layout;
 use crate::model::loss::{IGNORED, label_weights};
 use crate::ops::rows::Rows;
-use crate::order::{Full, Placement, Shard};
+use crate::order::{DynPlacement, DynShard, Placement, Shard, laid_out};
 use crate::strategy::CpStrategy;
-use crate::tensor::{Cpu, Device, Element, Matrix};
+use crate::tensor::{Cpu, Device, Element, Matrix, Storage};
 
 /// The id of a row that no token was rolled into; it embeds as zero.
 pub const NO_TOKEN: i64 = -1;
+
+/// [`Inputs`] of any strategy and layout.
+#[derive(Debug)]
+pub struct DynInputs<D: Device> {
+    /// Token ids, `[rows, 1]`.
+    pub tokens: DynShard<i64, D::Storage>,
+    /// Labels, `[rows, 1]`.
+    pub labels: DynShard<i64, D::Storage>,
+    /// 1 for labels that count, else 0; `[rows, 1]`.
+    pub weights: DynShard<f32, D::Storage>,
+}
+
+impl<D: Device> DynInputs<D> {
+    /// [`Inputs::placed`].
+    ///
+    /// # Errors
+    /// If tokens or labels are not as many as the batch has.
+    pub fn placed(
+        handler: &HandlerCore,
+        device: &D,
+        placement: &Arc<DynPlacement>,
+        tokens: &[i64],
+        labels: &[i64],
+    ) -> Result<Self> {
+        Ok(DynInputs {
+            tokens: cut(handler, device, placement, tokens)?,
+            labels: cut(handler, device, placement, labels)?,
+            weights: cut(handler, device, placement, &label_weights(labels))?,
+        })
+    }
+
+    /// The parts, as passes of a model take them.
+    pub fn by_ref(&self) -> InputsRef<'_, D::Storage> {
+        InputsRef { tokens: &self.tokens, labels: &self.labels, weights: &self.weights }
+    }
+}
+
+/// One rank's part of a batch: [`Inputs`] or [`DynInputs`].
+#[derive(Debug)]
+pub struct InputsRef<'a, S> {
+    /// Token ids, `[rows, 1]`.
+    pub tokens: &'a DynShard<i64, S>,
+    /// Labels, `[rows, 1]`.
+    pub labels: &'a DynShard<i64, S>,
+    /// 1 for labels that count, else 0; `[rows, 1]`.
+    pub weights: &'a DynShard<f32, S>,
+}
+
+impl<S> Clone for InputsRef<'_, S> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<S> Copy for InputsRef<'_, S> {}
+
+impl<S: Storage> InputsRef<'_, S> {
+    /// [`Inputs::ahead`].
+    ///
+    /// # Errors
+    /// Failures of other ranks.
+    pub fn ahead<D: Rows<Storage = S>>(self, handler: HandlerRef<'_, S>, device: &D) -> Result<DynInputs<D>> {
+        let (mut tokens, mut labels) = (DynRoll::new(self.tokens, NO_TOKEN), DynRoll::new(self.labels, IGNORED));
+        let mut weights = DynRoll::new(self.weights, 0.0);
+        handler.roll_all(device, self.tokens.placement(), 1, &mut [&mut tokens, &mut labels, &mut weights])?;
+        Ok(DynInputs {
+            tokens: tokens.finish(device)?,
+            labels: labels.finish(device)?,
+            weights: weights.finish(device)?,
+        })
+    }
+}
+
+/// This rank's rows of values that come token by token, on `device`.
+fn cut<T: Element, D: Device>(
+    handler: &HandlerCore,
+    device: &D,
+    placement: &Arc<DynPlacement>,
+    values: &[T],
+) -> Result<DynShard<T, D::Storage>> {
+    let whole = laid_out(values, 1, &**placement.batch(), placement.layout())?;
+    let own = handler.dispatch(&Cpu::<f32>::default(), placement, &whole)?.into_matrix();
+    DynShard::new(Matrix::new(device.upload(&own), own.rows(), own.cols()), placement.clone())
+}
 
 /// One rank's part of a batch: what a training or evaluation step takes.
 #[derive(Debug)]
@@ -58,42 +142,34 @@ impl<H: CpStrategy, L: Layout, D: Device> Inputs<H, L, D> {
         tokens: &[i64],
         labels: &[i64],
     ) -> Result<Self> {
-        let batch = placement.batch().clone();
-        let whole = WholeBatch {
-            tokens: Some(Full::from_batch_first(tokens, 1, batch.clone())?),
-            labels: Some(Full::from_batch_first(labels, 1, batch.clone())?),
-            loss_mask: Some(Full::from_batch_first(&label_weights(labels), 1, batch)?),
-            ..WholeBatch::default()
-        };
-        let local = handler.get_batch_on_this_cp_rank(&Cpu::<f32>::default(), placement, &whole)?;
-        let (Some(tokens), Some(labels), Some(weights)) = (local.tokens, local.labels, local.loss_mask) else {
-            unreachable!("fields that are given are cut")
-        };
+        let data = DynInputs::placed(handler.core(), device, placement.data(), tokens, labels)?;
+        Self::typed(data, placement)
+    }
+
+    fn typed(data: DynInputs<D>, placement: &Arc<Placement<H::Order, L>>) -> Result<Self> {
+        let DynInputs { tokens, labels, weights } = data;
         Ok(Inputs {
-            tokens: upload(device, &tokens)?,
-            labels: upload(device, &labels)?,
-            weights: upload(device, &weights)?,
+            tokens: Shard::typed(tokens, placement)?,
+            labels: Shard::typed(labels, placement)?,
+            weights: Shard::typed(weights, placement)?,
         })
+    }
+
+    /// The parts without their types.
+    pub fn by_ref(&self) -> InputsRef<'_, D::Storage> {
+        InputsRef { tokens: self.tokens.data(), labels: self.labels.data(), weights: self.weights.data() }
     }
 
     /// The batch one token further: each row gets the id, label and weight of the next token of its document, or
     /// [`NO_TOKEN`], [`IGNORED`] and 0 where there is none. All three come in one exchange.
+    ///
+    /// # Errors
+    /// Failures of other ranks.
     pub fn ahead<C: Communicator<D::Storage>>(&self, handler: &CpHandler<H, L, C>, device: &D) -> Result<Self>
     where
         D: Rows,
     {
-        let (mut tokens, mut labels) = (Roll::new(&self.tokens, NO_TOKEN), Roll::new(&self.labels, IGNORED));
-        let mut weights = Roll::new(&self.weights, 0.0);
-        handler.roll_all(device, self.tokens.placement(), 1, &mut [&mut tokens, &mut labels, &mut weights])?;
-        Ok(Inputs { tokens: tokens.finish(device)?, labels: labels.finish(device)?, weights: weights.finish(device)? })
+        let ahead = self.by_ref().ahead(handler.by_ref(), device)?;
+        Self::typed(ahead, self.tokens.placement())
     }
-}
-
-#[allow(clippy::type_complexity)]
-fn upload<O: crate::order::TokenOrder, L: Layout, T: Element, D: Device>(
-    device: &D,
-    shard: &Shard<O, L, T>,
-) -> Result<Shard<O, L, T, D::Storage>> {
-    let matrix = shard.matrix();
-    Shard::new(Matrix::new(device.upload(matrix), matrix.rows(), matrix.cols()), shard.placement().clone())
 }

@@ -1,26 +1,19 @@
 //! The output layer and its loss, a chunk of rows at a time so that logits never fill the memory.
 
 use crate::error::{LayoutError, Result};
-use crate::layout::Layout;
-use crate::model::gpt::{Activations, GptModel};
+use crate::model::network::{DynActivations, DynModel};
 use crate::model::parameters::Gradients;
 use crate::ops::Ops;
-use crate::order::Shard;
-use crate::strategy::{CpStrategy, Kernel, Supports};
+use crate::order::DynShard;
+use crate::strategy::Kernel;
 use crate::tensor::{Buffer, ElemMatrix, Storage};
 
 /// Logits of at most this many rows are in memory at a time.
 const CHUNK: usize = 1024;
 
-impl<H, L, K, D, A> GptModel<H, L, K, D, A>
-where
-    H: Supports<L, K>,
-    L: Layout,
-    K: Kernel,
-    D: Ops,
-{
+impl<K: Kernel, D: Ops> DynModel<K, D> {
     /// Logits of this rank's rows, `[rows, vocab]`.
-    pub fn logits(&self, activations: &Activations<H, L, K, D>) -> ElemMatrix<D> {
+    pub fn logits(&self, activations: &DynActivations<K, D>) -> ElemMatrix<D> {
         self.device().linear(activations.hidden(), self.head(), None)
     }
 
@@ -31,20 +24,20 @@ where
     /// Shards of another placement, or a label that counts and is outside the vocabulary.
     pub fn loss_sum(
         &self,
-        activations: &Activations<H, L, K, D>,
-        labels: &Shard<H::Order, L, i64, D::Storage>,
-        weights: &Shard<H::Order, L, f32, D::Storage>,
+        activations: &DynActivations<K, D>,
+        labels: &DynShard<i64, D::Storage>,
+        weights: &DynShard<f32, D::Storage>,
     ) -> Result<f64> {
         self.check_labels(activations, labels, weights)?;
         Ok(self.output_loss(activations.hidden(), labels, weights))
     }
 
-    /// [`GptModel::loss_sum`] of any normed features `[rows, hidden]`; the labels have been checked.
+    /// [`DynModel::loss_sum`] of any normed features `[rows, hidden]`; the labels have been checked.
     pub(super) fn output_loss(
         &self,
         hidden: &ElemMatrix<D>,
-        labels: &Shard<H::Order, L, i64, D::Storage>,
-        weights: &Shard<H::Order, L, f32, D::Storage>,
+        labels: &DynShard<i64, D::Storage>,
+        weights: &DynShard<f32, D::Storage>,
     ) -> f64 {
         let device = self.device();
         let mut sum = 0.0;
@@ -57,13 +50,13 @@ where
         sum
     }
 
-    /// The same sum, with the gradient of `scale * sum`: that of [`Activations::hidden`] is returned, that of the
+    /// The same sum, with the gradient of `scale * sum`: that of [`DynActivations::hidden`] is returned, that of the
     /// output layer is added to `gradients`.
     pub fn loss_backward(
         &self,
-        activations: &Activations<H, L, K, D>,
-        labels: &Shard<H::Order, L, i64, D::Storage>,
-        weights: &Shard<H::Order, L, f32, D::Storage>,
+        activations: &DynActivations<K, D>,
+        labels: &DynShard<i64, D::Storage>,
+        weights: &DynShard<f32, D::Storage>,
         scale: f64,
         gradients: &mut Gradients<D>,
     ) -> Result<(f64, ElemMatrix<D>)> {
@@ -71,12 +64,12 @@ where
         Ok(self.output_loss_backward(activations.hidden(), labels, weights, scale, gradients))
     }
 
-    /// [`GptModel::loss_backward`] of any normed features `[rows, hidden]`; the labels have been checked.
+    /// [`DynModel::loss_backward`] of any normed features `[rows, hidden]`; the labels have been checked.
     pub(super) fn output_loss_backward(
         &self,
         hidden: &ElemMatrix<D>,
-        labels: &Shard<H::Order, L, i64, D::Storage>,
-        weights: &Shard<H::Order, L, f32, D::Storage>,
+        labels: &DynShard<i64, D::Storage>,
+        weights: &DynShard<f32, D::Storage>,
         scale: f64,
         gradients: &mut Gradients<D>,
     ) -> (f64, ElemMatrix<D>) {
@@ -108,9 +101,9 @@ where
 
     pub(super) fn check_labels(
         &self,
-        activations: &Activations<H, L, K, D>,
-        labels: &Shard<H::Order, L, i64, D::Storage>,
-        weights: &Shard<H::Order, L, f32, D::Storage>,
+        activations: &DynActivations<K, D>,
+        labels: &DynShard<i64, D::Storage>,
+        weights: &DynShard<f32, D::Storage>,
     ) -> Result<()> {
         let placement = activations.placement();
         placement.expect_same("the hidden states", labels.placement(), "the labels")?;
@@ -149,7 +142,3 @@ pub fn label_weights(labels: &[i64]) -> Vec<f32> {
 
 /// The label that does not count, as in PyTorch.
 pub const IGNORED: i64 = -100;
-
-/// A strategy's shard of labels with their weights.
-pub type LabelShards<H, L, S> =
-    (Shard<<H as CpStrategy>::Order, L, i64, S>, Shard<<H as CpStrategy>::Order, L, f32, S>);

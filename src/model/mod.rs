@@ -10,10 +10,12 @@ pub mod inputs;
 mod layer;
 pub mod loss;
 pub mod mtp;
+mod network;
 pub mod parameters;
 pub mod weights;
 
 pub use architecture::{Architecture, FixedHeads, FromConfig, HeadsFit};
 pub use config::{Config, Family, Sizes};
 pub use gpt::{Activations, GptModel};
+pub use network::{DynActivations, DynModel};
 pub use parameters::{Gradients, Master, Moments, ParameterId, ParameterList, Parameters};

@@ -12,18 +12,18 @@
 
 use std::ops::Range;
 
-use crate::comm::Communicator;
 use crate::error::Result;
-use crate::handler::CpHandler;
-use crate::layout::{Batch, Layout};
+use crate::handler::HandlerRef;
+use crate::layout::Batch;
 use crate::model::block::BlockActivations;
-use crate::model::gpt::{Activations, GptModel};
-use crate::model::inputs::{Inputs, NO_TOKEN};
+use crate::model::inputs::{DynInputs, InputsRef, NO_TOKEN};
 use crate::model::loss::IGNORED;
+use crate::model::network::{DynActivations, DynModel};
 use crate::model::parameters::{Gradients, MtpIds};
 use crate::ops::Ops;
-use crate::order::Shard;
-use crate::strategy::{CpStrategy, Kernel, Supports};
+use crate::order::DynShard;
+use crate::strategy::Kernel;
+use crate::strategy::executor::RankPlan;
 use crate::tensor::{AccMatrix, Buffer, Device, ElemMatrix};
 
 /// Weight of the mean of the depths' losses beside the main loss; Megatron's `mtp_loss_scaling_factor`.
@@ -31,7 +31,7 @@ pub const WEIGHT: f64 = 0.1;
 
 /// How many labels of a whole batch count: for the main loss, then for depths 1 to `depth`. `labels` come sequence by
 /// sequence, padding included.
-pub fn label_counts<B: Batch>(batch: &B, labels: &[i64], depth: usize) -> Vec<usize> {
+pub fn label_counts(batch: &dyn Batch, labels: &[i64], depth: usize) -> Vec<usize> {
     label_counts_in((0..batch.documents()).map(|index| batch.document(index).valid_range()), labels, depth)
 }
 
@@ -61,10 +61,10 @@ pub fn scales(labels: &[usize]) -> Vec<f64> {
 }
 
 /// What a depth leaves for the backward pass.
-struct Depth<H: CpStrategy, L: Layout, K: Kernel, D: Device> {
+struct Depth<K: Kernel, D: Device> {
     /// The batch, this much further.
-    inputs: Inputs<H, L, D>,
-    block: BlockActivations<H, L, K, D>,
+    inputs: DynInputs<D>,
+    block: BlockActivations<K, D>,
     /// The block's output.
     y: ElemMatrix<D>,
 }
@@ -83,23 +83,17 @@ struct Joined<D: Device> {
     joined: ElemMatrix<D>,
 }
 
-impl<H, L, K, D, A> GptModel<H, L, K, D, A>
-where
-    H: Supports<L, K>,
-    L: Layout,
-    K: Kernel,
-    D: Ops,
-{
+impl<K: Kernel, D: Ops> DynModel<K, D> {
     /// Logits of each depth for this rank's rows, `[rows, vocab]`: depth `k` (from 1) predicts the label `k` rows
     /// further. Rows without such a label hold numbers that mean nothing.
     ///
     /// # Errors
     /// Inputs of another placement than the activations, ids outside the vocabulary, failures of other ranks.
-    pub fn mtp_logits<C: Communicator<D::Storage>>(
+    pub fn mtp_logits(
         &self,
-        handler: &CpHandler<H, L, C>,
-        activations: &Activations<H, L, K, D>,
-        inputs: &Inputs<H, L, D>,
+        handler: HandlerRef<'_, D::Storage>,
+        activations: &DynActivations<K, D>,
+        inputs: InputsRef<'_, D::Storage>,
     ) -> Result<Vec<ElemMatrix<D>>> {
         let depths = self.depths(handler, activations, inputs)?;
         let pairs = self.parameters().list().mtp.iter().zip(&depths);
@@ -111,15 +105,15 @@ where
     /// Of each depth, the sum of the losses of this rank's rows, in nats.
     ///
     /// # Errors
-    /// Those of [`GptModel::mtp_logits`] and [`GptModel::loss_sum`].
-    pub fn mtp_loss_sums<C: Communicator<D::Storage>>(
+    /// Those of [`DynModel::mtp_logits`] and [`DynModel::loss_sum`].
+    pub fn mtp_loss_sums(
         &self,
-        handler: &CpHandler<H, L, C>,
-        activations: &Activations<H, L, K, D>,
-        inputs: &Inputs<H, L, D>,
+        handler: HandlerRef<'_, D::Storage>,
+        activations: &DynActivations<K, D>,
+        inputs: InputsRef<'_, D::Storage>,
     ) -> Result<Vec<f64>> {
         let depths = self.depths(handler, activations, inputs)?;
-        let loss = |(ids, Depth { inputs, y, .. }): (_, &Depth<H, L, K, D>)| {
+        let loss = |(ids, Depth { inputs, y, .. }): (_, &Depth<K, D>)| {
             self.output_loss(&self.output_norm(ids, y).0, &inputs.labels, &inputs.weights)
         };
         Ok(self.parameters().list().mtp.iter().zip(&depths).map(loss).collect())
@@ -127,18 +121,18 @@ where
 
     /// The same sums, with the gradient of `sum over k of scales[k - 1] * sum_k`. What goes to the weights of the
     /// depths, the output layer and the embedding is added to `gradients`; what goes to the last main block is left
-    /// in `activations`, for [`GptModel::backward`].
+    /// in `activations`, for [`DynModel::backward`].
     ///
     /// # Errors
-    /// Those of [`GptModel::mtp_loss_sums`].
+    /// Those of [`DynModel::mtp_loss_sums`].
     ///
     /// # Panics
     /// If there is not a scale for each depth.
-    pub fn mtp_backward<C: Communicator<D::Storage>>(
+    pub fn mtp_backward(
         &self,
-        handler: &CpHandler<H, L, C>,
-        activations: &mut Activations<H, L, K, D>,
-        inputs: &Inputs<H, L, D>,
+        handler: HandlerRef<'_, D::Storage>,
+        activations: &mut DynActivations<K, D>,
+        inputs: InputsRef<'_, D::Storage>,
         scales: &[f64],
         gradients: &mut Gradients<D>,
     ) -> Result<Vec<f64>> {
@@ -166,18 +160,19 @@ where
     }
 
     /// Runs every depth.
-    fn depths<C: Communicator<D::Storage>>(
+    fn depths(
         &self,
-        handler: &CpHandler<H, L, C>,
-        activations: &Activations<H, L, K, D>,
-        inputs: &Inputs<H, L, D>,
-    ) -> Result<Vec<Depth<H, L, K, D>>> {
+        handler: HandlerRef<'_, D::Storage>,
+        activations: &DynActivations<K, D>,
+        inputs: InputsRef<'_, D::Storage>,
+    ) -> Result<Vec<Depth<K, D>>> {
         activations.placement().expect_same("the hidden states", inputs.tokens.placement(), "the tokens")?;
-        self.check_tokens(&inputs.tokens)?;
-        self.check_labels(activations, &inputs.labels, &inputs.weights)?;
-        let mut depths: Vec<Depth<H, L, K, D>> = Vec::new();
+        self.check_tokens(inputs.tokens)?;
+        self.check_labels(activations, inputs.labels, inputs.weights)?;
+        let mut depths: Vec<Depth<K, D>> = Vec::new();
         for ids in &self.parameters().list().mtp {
-            let (inputs, before) = depths.last().map_or((inputs, &activations.last), |depth| (&depth.inputs, &depth.y));
+            let last = depths.last();
+            let (inputs, before) = last.map_or((inputs, &activations.last), |depth| (depth.inputs.by_ref(), &depth.y));
             let inputs = inputs.ahead(handler, self.device())?;
             let Joined { joined, .. } = self.join(ids, before, &inputs.tokens);
             let x = self.device().linear(&joined, &self.parameters()[ids.projection.weight], None);
@@ -192,7 +187,7 @@ where
     }
 
     /// Both norms side by side; zeros beside the rows whose document has no such token.
-    fn join(&self, ids: &MtpIds, before: &ElemMatrix<D>, tokens: &Shard<H::Order, L, i64, D::Storage>) -> Joined<D> {
+    fn join(&self, ids: &MtpIds, before: &ElemMatrix<D>, tokens: &DynShard<i64, D::Storage>) -> Joined<D> {
         let (device, parameters, eps) = (self.device(), self.parameters(), self.config().rms_norm_eps);
         let (rows, hidden) = (before.rows(), before.cols());
         let known = device.download(tokens.matrix().buffer()).into_iter().enumerate().filter(|(_, id)| *id != NO_TOKEN);
@@ -215,7 +210,7 @@ where
         &self,
         ids: &MtpIds,
         before: &ElemMatrix<D>,
-        tokens: &Shard<H::Order, L, i64, D::Storage>,
+        tokens: &DynShard<i64, D::Storage>,
         dx: &ElemMatrix<D>,
         gradients: &mut Gradients<D>,
     ) -> ElemMatrix<D> {
@@ -244,8 +239,6 @@ where
 }
 
 /// The attention plan of the last main layer.
-fn last_plan<H: CpStrategy, L: Layout, K: Kernel, D: Device>(
-    activations: &Activations<H, L, K, D>,
-) -> &crate::strategy::executor::AttentionPlan<H::Order, L> {
+fn last_plan<K: Kernel, D: Device>(activations: &DynActivations<K, D>) -> &RankPlan {
     &activations.plans()[activations.plans().len() - 1]
 }

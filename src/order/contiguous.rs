@@ -27,7 +27,7 @@ impl LineOrder for Contiguous {
         len / ranks + usize::from(rank < len % ranks)
     }
 
-    fn runs(len: usize, ranks: usize, rank: usize, mut each: impl FnMut(Run)) {
+    fn runs(len: usize, ranks: usize, rank: usize, each: &mut dyn FnMut(Run)) {
         let rows = Self::rows(len, ranks, rank);
         if rows > 0 {
             each(Run { start: block_start(len, ranks, rank), step: 1, len: rows });

@@ -62,10 +62,10 @@ impl Dealt {
     }
 
     /// One block of rows per rank, whatever the documents.
-    fn blocks<B: Batch>(batch: &B, ranks: usize) -> Self {
+    fn blocks(batch: &dyn Batch, ranks: usize) -> Self {
         let mut dealt = Dealt { held: vec![Vec::new(); ranks], owners: Vec::new() };
         for rank in 0..ranks {
-            <Contiguous as LineOrder>::runs(batch.tokens(), ranks, rank, |run| {
+            <Contiguous as LineOrder>::runs(batch.tokens(), ranks, rank, &mut |run| {
                 dealt.held[rank].push(Held { start: run.start, len: run.len, local: 0 });
                 dealt.owners.push((run.start, rank, 0));
             });
@@ -77,10 +77,10 @@ impl Dealt {
         self.held[rank].last().map_or(0, |held| held.local + held.len)
     }
 
-    fn runs<B: Batch>(&self, batch: &B, rank: usize, mut each: impl FnMut(Run)) {
+    fn runs(&self, batch: &dyn Batch, rank: usize, each: &mut dyn FnMut(Run)) {
         let mut document = 0;
         for held in &self.held[rank] {
-            cut(batch, &mut document, Run { start: held.start, step: 1, len: held.len }, &mut each);
+            cut(batch, &mut document, Run { start: held.start, step: 1, len: held.len }, each);
         }
     }
 
@@ -114,8 +114,8 @@ impl Grouped {
     /// # Errors
     /// [`PlacementError::Group`] where a group is not within the ranks, [`PlacementError::Cover`] where a document has
     /// no group or two.
-    pub fn deal<B: Batch>(
-        batch: &B,
+    pub fn deal(
+        batch: &dyn Batch,
         groups: impl IntoIterator<Item = (usize, Range<usize>)>,
         ranks: usize,
     ) -> Result<Dealt> {
@@ -145,28 +145,28 @@ macro_rules! dealt_order {
             const FROM_MASKS: bool = $from_masks;
             type Table = Dealt;
 
-            fn table<B: Batch>(batch: &B, ranks: usize) -> Dealt {
+            fn table(batch: &dyn Batch, ranks: usize) -> Dealt {
                 Dealt::blocks(batch, ranks)
             }
 
-            fn fits<B: Batch>(batch: &B, table: &Dealt, ranks: usize) -> bool {
+            fn fits(batch: &dyn Batch, table: &Dealt, ranks: usize) -> bool {
                 let held = (0..table.held.len()).map(|rank| table.rows(rank));
                 (table.held.len(), held.sum::<usize>()) == (ranks, batch.tokens())
             }
 
-            fn rows<B: Batch>(_batch: &B, table: &Dealt, _ranks: usize, rank: usize) -> usize {
+            fn rows(_batch: &dyn Batch, table: &Dealt, _ranks: usize, rank: usize) -> usize {
                 table.rows(rank)
             }
 
-            fn runs<B: Batch>(batch: &B, table: &Dealt, _ranks: usize, rank: usize, each: impl FnMut(Run)) {
+            fn runs(batch: &dyn Batch, table: &Dealt, _ranks: usize, rank: usize, each: &mut dyn FnMut(Run)) {
                 table.runs(batch, rank, each);
             }
 
-            fn token<B: Batch>(_batch: &B, table: &Dealt, _ranks: usize, rank: usize, local: usize) -> usize {
+            fn token(_batch: &dyn Batch, table: &Dealt, _ranks: usize, rank: usize, local: usize) -> usize {
                 table.token(rank, local)
             }
 
-            fn locate<B: Batch>(_batch: &B, table: &Dealt, _ranks: usize, token: usize) -> (usize, usize) {
+            fn locate(_batch: &dyn Batch, table: &Dealt, _ranks: usize, token: usize) -> (usize, usize) {
                 table.locate(token)
             }
         }

@@ -20,7 +20,7 @@ pub trait LineOrder: Copy + Default + fmt::Debug + PartialEq + Eq + Send + Sync 
     fn rows(len: usize, ranks: usize, rank: usize) -> usize;
 
     /// Hands the rank's rows to `each`, in ascending order, in runs that are not empty.
-    fn runs(len: usize, ranks: usize, rank: usize, each: impl FnMut(Run));
+    fn runs(len: usize, ranks: usize, rank: usize, each: &mut dyn FnMut(Run));
 
     /// The row at index `local` of the rank.
     fn row(len: usize, ranks: usize, rank: usize, local: usize) -> usize;
@@ -34,31 +34,31 @@ impl<X: LineOrder> TokenOrder for X {
     const VARIANT: usize = X::VARIANT;
     type Table = ();
 
-    fn table<B: Batch>(_batch: &B, _ranks: usize) {}
+    fn table(_batch: &dyn Batch, _ranks: usize) {}
 
-    fn rows<B: Batch>(batch: &B, _table: &(), ranks: usize, rank: usize) -> usize {
+    fn rows(batch: &dyn Batch, _table: &(), ranks: usize, rank: usize) -> usize {
         match batch.uniform() {
             Some(seq) => batch.documents() * X::rows(seq, ranks, rank),
             None => X::rows(batch.tokens(), ranks, rank),
         }
     }
 
-    fn runs<B: Batch>(batch: &B, _table: &(), ranks: usize, rank: usize, mut each: impl FnMut(Run)) {
+    fn runs(batch: &dyn Batch, _table: &(), ranks: usize, rank: usize, each: &mut dyn FnMut(Run)) {
         match batch.uniform() {
             Some(seq) => {
                 for document in 0..batch.documents() {
                     let start = document * seq;
-                    X::runs(seq, ranks, rank, |run| each(Run { start: start + run.start, ..run }));
+                    X::runs(seq, ranks, rank, &mut |run| each(Run { start: start + run.start, ..run }));
                 }
             }
             None => {
                 let mut document = 0;
-                X::runs(batch.tokens(), ranks, rank, |run| cut(batch, &mut document, run, &mut each));
+                X::runs(batch.tokens(), ranks, rank, &mut |run| cut(batch, &mut document, run, each));
             }
         }
     }
 
-    fn token<B: Batch>(batch: &B, _table: &(), ranks: usize, rank: usize, local: usize) -> usize {
+    fn token(batch: &dyn Batch, _table: &(), ranks: usize, rank: usize, local: usize) -> usize {
         match batch.uniform() {
             Some(seq) => {
                 let rows = X::rows(seq, ranks, rank);
@@ -68,7 +68,7 @@ impl<X: LineOrder> TokenOrder for X {
         }
     }
 
-    fn locate<B: Batch>(batch: &B, _table: &(), ranks: usize, token: usize) -> (usize, usize) {
+    fn locate(batch: &dyn Batch, _table: &(), ranks: usize, token: usize) -> (usize, usize) {
         match batch.uniform() {
             Some(seq) => {
                 let (rank, local) = X::locate(seq, ranks, token % seq);
@@ -81,7 +81,7 @@ impl<X: LineOrder> TokenOrder for X {
 
 /// Cuts a run at the ends of documents. `document` is where to begin looking; runs come in ascending order, so it
 /// only moves forward and all runs of a rank take time in the number of runs and documents together.
-pub(super) fn cut<B: Batch>(batch: &B, document: &mut usize, run: Run, each: &mut impl FnMut(Run)) {
+pub(super) fn cut(batch: &dyn Batch, document: &mut usize, run: Run, each: &mut dyn FnMut(Run)) {
     let mut done = 0;
     while done < run.len {
         let start = run.token(done);

@@ -3,6 +3,7 @@
 //! Positions, slices of a batch, roll neighbours, attention tiles and transfers are all derived from an order.
 
 mod contiguous;
+mod deal;
 mod dealt;
 mod line;
 mod natural;
@@ -12,11 +13,12 @@ mod striped;
 mod zigzag;
 
 pub use contiguous::Contiguous;
+pub use deal::{Deal, DealOf};
 pub use dealt::{Dealt, Grouped, Solved};
 pub use line::LineOrder;
 pub use natural::Natural;
-pub use placement::Placement;
-pub use shard::{Full, Shard};
+pub use placement::{DynPlacement, Placement};
+pub use shard::{DynShard, Full, Shard, laid_out, token_by_token};
 pub use striped::Striped;
 pub use zigzag::Zigzag;
 
@@ -65,31 +67,31 @@ pub trait TokenOrder: Copy + Default + fmt::Debug + PartialEq + Eq + Send + Sync
     const FROM_MASKS: bool = false;
 
     /// What the rule needs to know about a batch beyond arithmetic; made once per batch.
-    type Table: Clone + fmt::Debug + PartialEq + Eq + Hash + Send + Sync;
+    type Table: Clone + fmt::Debug + PartialEq + Eq + Hash + Send + Sync + 'static;
 
     /// The table of `batch` on `ranks` ranks.
-    fn table<B: Batch>(batch: &B, ranks: usize) -> Self::Table;
+    fn table(batch: &dyn Batch, ranks: usize) -> Self::Table;
 
     /// Whether a table is one of `batch` on `ranks` ranks.
-    fn fits<B: Batch>(batch: &B, table: &Self::Table, ranks: usize) -> bool {
+    fn fits(batch: &dyn Batch, table: &Self::Table, ranks: usize) -> bool {
         *table == Self::table(batch, ranks)
     }
 
     /// Tokens of the rank.
-    fn rows<B: Batch>(batch: &B, table: &Self::Table, ranks: usize, rank: usize) -> usize;
+    fn rows(batch: &dyn Batch, table: &Self::Table, ranks: usize, rank: usize) -> usize;
 
     /// Hands the rank's tokens to `each`, in local order. No run is empty or crosses a document.
-    fn runs<B: Batch>(batch: &B, table: &Self::Table, ranks: usize, rank: usize, each: impl FnMut(Run));
+    fn runs(batch: &dyn Batch, table: &Self::Table, ranks: usize, rank: usize, each: &mut dyn FnMut(Run));
 
     /// The token at index `local` of the rank.
     ///
     /// # Panics
     /// May panic if the rank has no such row.
-    fn token<B: Batch>(batch: &B, table: &Self::Table, ranks: usize, rank: usize, local: usize) -> usize;
+    fn token(batch: &dyn Batch, table: &Self::Table, ranks: usize, rank: usize, local: usize) -> usize;
 
     /// The rank that holds `token`, and its index there.
     ///
     /// # Panics
     /// May panic if the batch has no such token.
-    fn locate<B: Batch>(batch: &B, table: &Self::Table, ranks: usize, token: usize) -> (usize, usize);
+    fn locate(batch: &dyn Batch, table: &Self::Table, ranks: usize, token: usize) -> (usize, usize);
 }

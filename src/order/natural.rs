@@ -13,7 +13,7 @@ impl LineOrder for Natural {
         if rank == 0 { len } else { 0 }
     }
 
-    fn runs(len: usize, _ranks: usize, rank: usize, mut each: impl FnMut(Run)) {
+    fn runs(len: usize, _ranks: usize, rank: usize, each: &mut dyn FnMut(Run)) {
         if rank == 0 && len > 0 {
             each(Run { start: 0, step: 1, len });
         }

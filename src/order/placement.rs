@@ -1,23 +1,25 @@
 //! Placements: a batch, dealt out to a number of ranks by an order, seen from one rank.
 
+use std::any::Any;
 use std::fmt;
 use std::hash::{DefaultHasher, Hash, Hasher};
+use std::ops::Deref;
 use std::sync::Arc;
 
 use crate::degree::Grid;
 use crate::error::{CommError, PlacementError, Result};
-use crate::layout::{Batch, Document, Layout};
-use crate::order::{Run, TokenOrder};
+use crate::layout::{Batch, Document, Layout, LayoutKind};
+use crate::order::{Deal, DealOf, Run, TokenOrder};
 
 /// Where the tokens of one batch are: made by a handler, shared by every tensor of the batch.
+///
+/// The types keep placements of different orders and layouts apart; everything else is a [`DynPlacement`], to which it
+/// dereferences.
 #[derive(Debug)]
 pub struct Placement<O: TokenOrder, L: Layout> {
+    data: Arc<DynPlacement>,
     batch: Arc<L::Batch>,
-    grid: Grid,
-    rank: usize,
-    table: O::Table,
-    rows: usize,
-    hash: u64,
+    deal: Arc<DealOf<O>>,
 }
 
 impl<O: TokenOrder, L: Layout> Placement<O, L> {
@@ -39,6 +41,95 @@ impl<O: TokenOrder, L: Layout> Placement<O, L> {
     /// [`PlacementError::ZeroDegree`] without ranks, [`CommError::NoSuchRank`] where `rank` is not one of them,
     /// [`PlacementError::Table`] where the table deals out another number of tokens or ranks.
     pub fn with_table(batch: Arc<L::Batch>, grid: Grid, rank: usize, table: O::Table) -> Result<Arc<Self>> {
+        let deal = Arc::new(DealOf::<O>(table));
+        let data = DynPlacement::new(batch.clone(), L::KIND, grid, rank, deal.clone())?;
+        Ok(Arc::new(Placement { data, batch, deal }))
+    }
+
+    /// A placement with its types, which must be those that it was made with.
+    ///
+    /// # Errors
+    /// [`PlacementError::Types`] for another order or layout.
+    pub fn typed(data: Arc<DynPlacement>) -> Result<Arc<Self>> {
+        let (batch, deal): (Arc<dyn Any + Send + Sync>, Arc<dyn Any + Send + Sync>) =
+            (data.batch.clone(), data.deal.clone());
+        match (batch.downcast::<L::Batch>(), deal.downcast::<DealOf<O>>()) {
+            (Ok(batch), Ok(deal)) if data.layout == L::KIND => Ok(Arc::new(Placement { data, batch, deal })),
+            _ => {
+                let expected = format!("{} of layout {}", O::NAME, L::NAME);
+                let found = format!("{} of layout {}", data.deal.name(), data.layout.name());
+                Err(PlacementError::Types { expected, found }.into())
+            }
+        }
+    }
+
+    /// The batch.
+    pub fn batch(&self) -> &Arc<L::Batch> {
+        &self.batch
+    }
+
+    /// The order's data for this batch.
+    pub fn table(&self) -> &O::Table {
+        &self.deal.0
+    }
+
+    /// The placement without its types.
+    pub fn data(&self) -> &Arc<DynPlacement> {
+        &self.data
+    }
+
+    /// [`DynPlacement::expect_same`] of two placements of one order and layout.
+    ///
+    /// # Errors
+    /// [`PlacementError::Mismatch`] with both names and placements.
+    pub fn expect_same(
+        self: &Arc<Self>,
+        name: &'static str,
+        other: &Arc<Self>,
+        other_name: &'static str,
+    ) -> Result<()> {
+        self.data.expect_same(name, &other.data, other_name)
+    }
+}
+
+impl<O: TokenOrder, L: Layout> Deref for Placement<O, L> {
+    type Target = DynPlacement;
+
+    fn deref(&self) -> &DynPlacement {
+        &self.data
+    }
+}
+
+impl<O: TokenOrder, L: Layout> fmt::Display for Placement<O, L> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.data.fmt(f)
+    }
+}
+
+/// A [`Placement`] without its types: who holds which token, in which row.
+#[derive(Debug)]
+pub struct DynPlacement {
+    batch: Arc<dyn Batch>,
+    layout: LayoutKind,
+    grid: Grid,
+    rank: usize,
+    deal: Arc<dyn Deal>,
+    rows: usize,
+    hash: u64,
+}
+
+impl DynPlacement {
+    /// A batch that is dealt out as `deal` says.
+    ///
+    /// # Errors
+    /// Those of [`Placement::with_table`].
+    pub fn new(
+        batch: Arc<dyn Batch>,
+        layout: LayoutKind,
+        grid: Grid,
+        rank: usize,
+        deal: Arc<dyn Deal>,
+    ) -> Result<Arc<Self>> {
         let ranks = grid.ranks();
         if ranks == 0 {
             return Err(PlacementError::ZeroDegree.into());
@@ -46,19 +137,38 @@ impl<O: TokenOrder, L: Layout> Placement<O, L> {
         if rank >= ranks {
             return Err(CommError::NoSuchRank { rank, size: ranks }.into());
         }
-        if !O::fits(&*batch, &table, ranks) {
-            return Err(PlacementError::Table { order: O::NAME, tokens: batch.tokens(), ranks }.into());
+        if !deal.fits(&*batch, ranks) {
+            return Err(PlacementError::Table { order: deal.name(), tokens: batch.tokens(), ranks }.into());
         }
-        let rows = O::rows(&*batch, &table, ranks, grid.logical(rank));
+        let rows = deal.rows(&*batch, ranks, grid.logical(rank));
         // A hasher with fixed keys: ranks that run the same program agree.
         let mut hasher = DefaultHasher::new();
-        (O::NAME, O::VARIANT, L::NAME, &*batch, grid, &table).hash(&mut hasher);
-        Ok(Arc::new(Placement { batch, grid, rank, table, rows, hash: hasher.finish() }))
+        (layout.name(), &*batch, grid).hash(&mut hasher);
+        deal.hash_into(&mut hasher);
+        Ok(Arc::new(DynPlacement { batch, layout, grid, rank, deal, rows, hash: hasher.finish() }))
+    }
+
+    /// The same, seen from another rank.
+    ///
+    /// # Errors
+    /// [`CommError::NoSuchRank`] where `rank` is not one of the placement's.
+    pub fn seen_from(&self, rank: usize) -> Result<Arc<Self>> {
+        Self::new(self.batch.clone(), self.layout, self.grid, rank, self.deal.clone())
     }
 
     /// The batch.
-    pub fn batch(&self) -> &Arc<L::Batch> {
+    pub fn batch(&self) -> &Arc<dyn Batch> {
         &self.batch
+    }
+
+    /// The layout.
+    pub fn layout(&self) -> LayoutKind {
+        self.layout
+    }
+
+    /// How the batch is dealt out.
+    pub fn deal(&self) -> &Arc<dyn Deal> {
+        &self.deal
     }
 
     /// Number of ranks.
@@ -69,11 +179,6 @@ impl<O: TokenOrder, L: Layout> Placement<O, L> {
     /// How the ranks are grouped.
     pub fn grid(&self) -> Grid {
         self.grid
-    }
-
-    /// The order's data for this batch.
-    pub fn table(&self) -> &O::Table {
-        &self.table
     }
 
     /// The rank that this placement is seen from.
@@ -88,7 +193,7 @@ impl<O: TokenOrder, L: Layout> Placement<O, L> {
 
     /// Rows of any rank.
     pub fn rows_of(&self, rank: usize) -> usize {
-        O::rows(&*self.batch, &self.table, self.ranks(), self.grid.logical(rank))
+        self.deal.rows(&*self.batch, self.ranks(), self.grid.logical(rank))
     }
 
     /// Identifies batch, order, degree and their data, the same on every rank.
@@ -99,7 +204,7 @@ impl<O: TokenOrder, L: Layout> Placement<O, L> {
     /// The tokens of any rank, in local order. No run crosses a document.
     pub fn runs_of(&self, rank: usize) -> Vec<Run> {
         let mut runs = Vec::new();
-        O::runs(&*self.batch, &self.table, self.ranks(), self.grid.logical(rank), |run| runs.push(run));
+        self.deal.runs(&*self.batch, self.ranks(), self.grid.logical(rank), &mut |run| runs.push(run));
         runs
     }
 
@@ -119,7 +224,7 @@ impl<O: TokenOrder, L: Layout> Placement<O, L> {
     fn for_each_run(&self, rank: usize, mut each: impl FnMut(usize, Document, Run)) {
         let batch = &*self.batch;
         let (mut local, mut index) = (0, 0);
-        O::runs(batch, &self.table, self.ranks(), self.grid.logical(rank), |run| {
+        self.deal.runs(batch, self.ranks(), self.grid.logical(rank), &mut |run| {
             while batch.document(index).stored_range().end <= run.start {
                 index += 1;
             }
@@ -134,7 +239,7 @@ impl<O: TokenOrder, L: Layout> Placement<O, L> {
         let mut values = vec![fill; rows];
         self.for_each_run(rank, |local, document, run| {
             for i in 0..run.len {
-                values[L::row(documents, rows, local + i)] = value(document, run.token(i));
+                values[self.layout.row(documents, rows, local + i)] = value(document, run.token(i));
             }
         });
         values
@@ -142,23 +247,23 @@ impl<O: TokenOrder, L: Layout> Placement<O, L> {
 
     /// The rank that holds `token`, and its index there.
     pub fn locate(&self, token: usize) -> (usize, usize) {
-        let (logical, local) = O::locate(&*self.batch, &self.table, self.ranks(), token);
+        let (logical, local) = self.deal.locate(&*self.batch, self.ranks(), token);
         (self.grid.of_logical(logical), local)
     }
 
     /// The token at local index `local` of any rank.
     pub fn token_of(&self, rank: usize, local: usize) -> usize {
-        O::token(&*self.batch, &self.table, self.ranks(), self.grid.logical(rank), local)
+        self.deal.token(&*self.batch, self.ranks(), self.grid.logical(rank), local)
     }
 
     /// The memory row of local index `local` of any rank, as the layout says.
     pub fn row_of(&self, rank: usize, local: usize) -> usize {
-        L::row(self.batch.documents(), self.rows_of(rank), local)
+        self.layout.row(self.batch.documents(), self.rows_of(rank), local)
     }
 
     /// The memory row of `token` in the whole batch, as the layout says.
     pub fn full_row(&self, token: usize) -> usize {
-        L::row(self.batch.documents(), self.batch.tokens(), token)
+        self.layout.row(self.batch.documents(), self.batch.tokens(), token)
     }
 
     /// Position of each of this rank's tokens in its document, by memory row.
@@ -189,14 +294,9 @@ impl<O: TokenOrder, L: Layout> Placement<O, L> {
     ///
     /// # Errors
     /// [`PlacementError::Mismatch`] with both names and placements.
-    pub fn expect_same(
-        self: &Arc<Self>,
-        name: &'static str,
-        other: &Arc<Self>,
-        other_name: &'static str,
-    ) -> Result<()> {
+    pub fn expect_same(&self, name: &'static str, other: &Self, other_name: &'static str) -> Result<()> {
         let same = (self.hash, self.rank) == (other.hash, other.rank);
-        if Arc::ptr_eq(self, other) || same {
+        if std::ptr::eq(self, other) || same {
             return Ok(());
         }
         let (mut left, mut right) = (self.to_string(), other.to_string());
@@ -204,19 +304,19 @@ impl<O: TokenOrder, L: Layout> Placement<O, L> {
             // The same sizes, so some document differs: say which.
             let differs = |&i: &usize| self.batch.document(i) != other.batch.document(i);
             if let Some(index) = (0..self.batch.documents()).find(differs) {
-                let text = |batch: &L::Batch| {
+                let text = |batch: &dyn Batch| {
                     let Document { stored, valid, .. } = batch.document(index);
                     format!(", document {index} with {valid} valid tokens in {stored} rows")
                 };
-                left.push_str(&text(&self.batch));
-                right.push_str(&text(&other.batch));
+                left.push_str(&text(&*self.batch));
+                right.push_str(&text(&*other.batch));
             }
         }
         Err(PlacementError::Mismatch { left_name: name, left, right_name: other_name, right }.into())
     }
 }
 
-impl<O: TokenOrder, L: Layout> fmt::Display for Placement<O, L> {
+impl fmt::Display for DynPlacement {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (documents, tokens) = (self.batch.documents(), self.batch.tokens());
         let what = match (self.batch.uniform(), documents) {
@@ -225,6 +325,12 @@ impl<O: TokenOrder, L: Layout> fmt::Display for Placement<O, L> {
             (None, 1) => "document",
             (None, _) => "documents",
         };
-        write!(f, "{} of {documents} {what} ({tokens} tokens), rank {} of {}", O::NAME, self.rank, self.ranks())
+        write!(
+            f,
+            "{} of {documents} {what} ({tokens} tokens), rank {} of {}",
+            self.deal.name(),
+            self.rank,
+            self.ranks()
+        )
     }
 }

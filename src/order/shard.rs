@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use crate::error::{LayoutError, PlacementError, Result};
-use crate::layout::{Batch, Layout};
-use crate::order::{Placement, TokenOrder};
+use crate::layout::{Batch, Layout, LayoutKind};
+use crate::order::{DynPlacement, Placement, TokenOrder};
 use crate::tensor::{Element, Host, Matrix, Storage};
 
 /// Whole sequences in natural order: `[tokens, features]` of `T` in layout `L`.
@@ -42,39 +42,116 @@ impl<L: Layout, T: Element, S: Storage> Full<L, T, S> {
 impl<L: Layout, T: Element> Full<L, T, Host> {
     /// Rows that come sequence by sequence (`[B, S]`, as token batches do), put into the order of layout `L`.
     pub fn from_batch_first(values: &[T], features: usize, batch: Arc<L::Batch>) -> Result<Self> {
-        let tokens = batch.tokens();
-        if values.len() != tokens * features {
-            return Err(LayoutError::Rows { expected: tokens, found: values.len() / features.max(1) }.into());
-        }
-        let mut matrix = Matrix::from_slice(values, tokens, features);
-        if !L::TOKEN_MAJOR {
-            for token in 0..tokens {
-                let row = L::row(batch.documents(), tokens, token);
-                matrix.row_mut(row).copy_from_slice(&values[token * features..(token + 1) * features]);
-            }
-        }
-        Full::new(matrix, batch)
+        Full::new(laid_out(values, features, &*batch, L::KIND)?, batch)
     }
 
     /// The rows sequence by sequence, whatever the layout.
     pub fn to_batch_first(&self) -> Vec<T> {
-        let (tokens, documents) = (self.batch.tokens(), self.batch.documents());
-        (0..tokens).flat_map(|token| self.matrix.row(L::row(documents, tokens, token)).iter().copied()).collect()
+        token_by_token(&self.matrix, &*self.batch, L::KIND)
     }
+}
+
+/// Rows that come token by token, put into the order of a layout.
+///
+/// # Errors
+/// [`LayoutError::Rows`] if there are not `features` values for each token.
+pub fn laid_out<T: Element>(
+    values: &[T],
+    features: usize,
+    batch: &dyn Batch,
+    layout: LayoutKind,
+) -> Result<Matrix<T, Host>> {
+    let tokens = batch.tokens();
+    if values.len() != tokens * features {
+        return Err(LayoutError::Rows { expected: tokens, found: values.len() / features.max(1) }.into());
+    }
+    let mut matrix = Matrix::from_slice(values, tokens, features);
+    if !layout.is_token_major() {
+        for token in 0..tokens {
+            let row = layout.row(batch.documents(), tokens, token);
+            matrix.row_mut(row).copy_from_slice(&values[token * features..(token + 1) * features]);
+        }
+    }
+    Ok(matrix)
+}
+
+/// The rows of a whole batch token by token, whatever the layout: undoes [`laid_out`].
+pub fn token_by_token<T: Element>(matrix: &Matrix<T, Host>, batch: &dyn Batch, layout: LayoutKind) -> Vec<T> {
+    let (tokens, documents) = (batch.tokens(), batch.documents());
+    (0..tokens).flat_map(|token| matrix.row(layout.row(documents, tokens, token)).iter().copied()).collect()
 }
 
 /// One rank's rows in token order `O`: `[rows, features]` of `T` in layout `L`.
 #[derive(Debug)]
 pub struct Shard<O: TokenOrder, L: Layout, T, S = Host> {
-    matrix: Matrix<T, S>,
+    data: DynShard<T, S>,
     placement: Arc<Placement<O, L>>,
 }
 
 impl<O: TokenOrder, L: Layout, T: Element, S: Storage> Shard<O, L, T, S> {
     /// Rows of `matrix` as this rank's tokens of `placement`.
+    ///
+    /// # Errors
+    /// [`PlacementError::Rows`] for another number of rows than the rank has.
     pub fn new(matrix: Matrix<T, S>, placement: Arc<Placement<O, L>>) -> Result<Self> {
+        Ok(Shard { data: DynShard::new(matrix, placement.data().clone())?, placement })
+    }
+
+    /// What was made from `placement`, with its types.
+    ///
+    /// # Errors
+    /// [`PlacementError::Mismatch`] for rows of another placement.
+    pub fn typed(data: DynShard<T, S>, placement: &Arc<Placement<O, L>>) -> Result<Self> {
+        placement.data().expect_same("the placement", &data.placement, "the tensor")?;
+        Ok(Shard { data, placement: placement.clone() })
+    }
+
+    /// The rows.
+    pub fn matrix(&self) -> &Matrix<T, S> {
+        &self.data.matrix
+    }
+
+    /// The rows.
+    pub fn matrix_mut(&mut self) -> &mut Matrix<T, S> {
+        &mut self.data.matrix
+    }
+
+    /// The rows.
+    pub fn into_matrix(self) -> Matrix<T, S> {
+        self.data.matrix
+    }
+
+    /// Where the rows belong.
+    pub fn placement(&self) -> &Arc<Placement<O, L>> {
+        &self.placement
+    }
+
+    /// The shard without its types.
+    pub fn data(&self) -> &DynShard<T, S> {
+        &self.data
+    }
+
+    /// The shard without its types.
+    pub fn data_mut(&mut self) -> &mut DynShard<T, S> {
+        &mut self.data
+    }
+}
+
+/// A [`Shard`] without its types.
+#[derive(Debug)]
+pub struct DynShard<T, S = Host> {
+    matrix: Matrix<T, S>,
+    placement: Arc<DynPlacement>,
+}
+
+impl<T: Element, S: Storage> DynShard<T, S> {
+    /// Rows of `matrix` as this rank's tokens of `placement`.
+    ///
+    /// # Errors
+    /// [`PlacementError::Rows`] for another number of rows than the rank has.
+    pub fn new(matrix: Matrix<T, S>, placement: Arc<DynPlacement>) -> Result<Self> {
         match placement.rows() == matrix.rows() {
-            true => Ok(Shard { matrix, placement }),
+            true => Ok(DynShard { matrix, placement }),
             false => {
                 Err(PlacementError::Rows { rank: placement.rank(), expected: placement.rows(), found: matrix.rows() }
                     .into())
@@ -98,7 +175,7 @@ impl<O: TokenOrder, L: Layout, T: Element, S: Storage> Shard<O, L, T, S> {
     }
 
     /// Where the rows belong.
-    pub fn placement(&self) -> &Arc<Placement<O, L>> {
+    pub fn placement(&self) -> &Arc<DynPlacement> {
         &self.placement
     }
 }

@@ -42,7 +42,7 @@ impl<const STRIPE: usize> LineOrder for Striped<STRIPE> {
         line.rounds * STRIPE + Contiguous::rows(line.tail, ranks, rank)
     }
 
-    fn runs(len: usize, ranks: usize, rank: usize, mut each: impl FnMut(Run)) {
+    fn runs(len: usize, ranks: usize, rank: usize, each: &mut dyn FnMut(Run)) {
         if STRIPE == 1 || ranks == 1 {
             // One run: with stripes of one row, the tail continues the rounds.
             let rows = Self::rows(len, ranks, rank);
@@ -55,7 +55,7 @@ impl<const STRIPE: usize> LineOrder for Striped<STRIPE> {
         for round in 0..line.rounds {
             each(Run { start: round * line.round + rank * STRIPE, step: 1, len: STRIPE });
         }
-        Contiguous::runs(line.tail, ranks, rank, |run| each(Run { start: line.whole + run.start, ..run }));
+        Contiguous::runs(line.tail, ranks, rank, &mut |run| each(Run { start: line.whole + run.start, ..run }));
     }
 
     fn row(len: usize, ranks: usize, rank: usize, local: usize) -> usize {

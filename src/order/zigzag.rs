@@ -135,7 +135,7 @@ impl TokenOrder for Zigzag {
     /// For a pack, what was used up before each document and in all; nothing for a dense batch.
     type Table = Vec<Before>;
 
-    fn table<B: Batch>(batch: &B, ranks: usize) -> Vec<Before> {
+    fn table(batch: &dyn Batch, ranks: usize) -> Vec<Before> {
         if batch.uniform().is_some() {
             return Vec::new();
         }
@@ -151,14 +151,14 @@ impl TokenOrder for Zigzag {
         table
     }
 
-    fn rows<B: Batch>(batch: &B, table: &Vec<Before>, ranks: usize, rank: usize) -> usize {
+    fn rows(batch: &dyn Batch, table: &Vec<Before>, ranks: usize, rank: usize) -> usize {
         match batch.uniform() {
             Some(seq) => batch.documents() * dense_rows(seq, ranks, rank),
             None => table[batch.documents()].rows(ranks, rank),
         }
     }
 
-    fn runs<B: Batch>(batch: &B, table: &Vec<Before>, ranks: usize, rank: usize, mut each: impl FnMut(Run)) {
+    fn runs(batch: &dyn Batch, table: &Vec<Before>, ranks: usize, rank: usize, each: &mut dyn FnMut(Run)) {
         for index in 0..batch.documents() {
             let document = batch.document(index);
             let before = table.get(index).copied().unwrap_or_default();
@@ -181,7 +181,7 @@ impl TokenOrder for Zigzag {
         }
     }
 
-    fn token<B: Batch>(batch: &B, table: &Vec<Before>, ranks: usize, rank: usize, local: usize) -> usize {
+    fn token(batch: &dyn Batch, table: &Vec<Before>, ranks: usize, rank: usize, local: usize) -> usize {
         match batch.uniform() {
             Some(seq) => {
                 let rows = dense_rows(seq, ranks, rank);
@@ -197,7 +197,7 @@ impl TokenOrder for Zigzag {
         }
     }
 
-    fn locate<B: Batch>(batch: &B, table: &Vec<Before>, ranks: usize, token: usize) -> (usize, usize) {
+    fn locate(batch: &dyn Batch, table: &Vec<Before>, ranks: usize, token: usize) -> (usize, usize) {
         match batch.uniform() {
             Some(seq) => {
                 let (rank, local) = Chunks::new(ranks, seq, Before::default()).locate(token % seq);

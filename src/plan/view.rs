@@ -4,9 +4,8 @@ use std::any::Any;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
-use crate::layout::Layout;
 use crate::mask::Bands;
-use crate::order::{Placement, Run, TokenOrder};
+use crate::order::{DynPlacement, Run};
 use crate::plan::{Piece, RowSet, tile, touched};
 
 /// What [`View::shared`] keeps, by its key.
@@ -28,7 +27,7 @@ pub struct View {
 
 impl View {
     /// The view of `placement`'s rank under a mask that was lowered on its batch.
-    pub fn new<O: TokenOrder, L: Layout>(placement: &Placement<O, L>, bands: Bands) -> Self {
+    pub fn new(placement: &DynPlacement, bands: Bands) -> Self {
         let valid_rows = |rank| {
             let mut row = 0;
             let place = |(_, run): (usize, Run)| {
@@ -49,7 +48,7 @@ impl View {
     /// from this rank's group, and for each member of it the group's row of each of its valid rows.
     ///
     /// The group's rows are in natural order where that takes no more runs than one member after another.
-    pub fn grouped<O: TokenOrder, L: Layout>(placement: &Placement<O, L>, bands: Bands) -> (Self, Vec<Vec<usize>>) {
+    pub fn grouped(placement: &DynPlacement, bands: Bands) -> (Self, Vec<Vec<usize>>) {
         let (grid, by_rank) = (placement.grid(), View::new(placement, bands));
         let group = |outer| {
             let members = (0..grid.inner).map(|inner| by_rank.held(grid.rank(outer, inner)));
@@ -238,7 +237,7 @@ mod tests {
     use super::*;
     use crate::layout::{Packed, Thd};
     use crate::mask::Mask;
-    use crate::order::{Contiguous, Striped, Zigzag};
+    use crate::order::{Contiguous, Placement, Striped, TokenOrder, Zigzag};
 
     fn needs_are_what_tiles_touch<O: TokenOrder>() {
         let batch = Arc::new(Packed::new(&[0, 1, 7, 16, 0, 3, 33], &[2, 1, 9, 16, 0, 8, 40]).unwrap());

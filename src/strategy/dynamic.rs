@@ -53,7 +53,7 @@ impl<N: Degree> CpStrategy for Dynamic<N> {
         self.kv
     }
 
-    fn table<B: Batch>(&self, batch: &B, _masks: &[(Mask, u64)]) -> Result<Dealt> {
+    fn table(&self, batch: &dyn Batch, _masks: &[(Mask, u64)]) -> Result<Dealt> {
         let lengths: Vec<usize> = (0..batch.documents()).map(|i| batch.document(i).stored).collect();
         let groups = assign(&lengths, self.degree())?;
         let ranks = |group: Group| (group.document, group.first..group.first + group.degree);

@@ -1,7 +1,5 @@
 //! The executor: walks through the programs of any strategy, forward and backward.
 
-use std::marker::PhantomData;
-
 use crate::comm::Communicator;
 use crate::error::Result;
 use crate::ops::Ops;
@@ -30,162 +28,125 @@ impl<D: Device, K: Kernel> AttentionSaved<D, K> {
     }
 }
 
-/// What turns plans into numbers; [`crate::strategy::Supports`] says which one a combination uses.
-pub trait Execute<K: Kernel> {
-    /// Attention of this rank's queries. `q [rows, q_width]`, `k [rows, k_width]`, `v [rows, v_width]`; returns the
-    /// output `[rows, out_width]`, 0 for padding.
-    fn forward<D, C>(
-        device: &D,
-        comm: &C,
-        plan: &RankPlan,
-        shape: &AttentionShape,
-        qkv: [&ElemMatrix<D>; 3],
-    ) -> Result<(ElemMatrix<D>, AttentionSaved<D, K>)>
-    where
-        D: Ops,
-        C: Communicator<D::Storage> + ?Sized;
-
-    /// Gradients of queries, keys and values from that of the output. Operands as in [`Execute::forward`].
-    fn backward<D, C>(
-        device: &D,
-        comm: &C,
-        plan: &RankPlan,
-        shape: &AttentionShape,
-        qkv: [&ElemMatrix<D>; 3],
-        saved: &AttentionSaved<D, K>,
-        dout: &ElemMatrix<D>,
-    ) -> Result<[ElemMatrix<D>; 3]>
-    where
-        D: Ops,
-        C: Communicator<D::Storage> + ?Sized;
+/// Attention of this rank's queries: walks through the plan's program, computing tiles with kernel `K`.
+/// `q [rows, q_width]`, `k [rows, k_width]`, `v [rows, v_width]`; returns the output `[rows, out_width]`, 0 for padding.
+///
+/// # Errors
+/// Failures of other ranks, and programs that do not fit together.
+pub fn forward<K: Kernel, D: Ops>(
+    device: &D,
+    comm: &dyn Communicator<D::Storage>,
+    plan: &RankPlan,
+    shape: &AttentionShape,
+    [q, k, v]: [&ElemMatrix<D>; 3],
+) -> Result<(ElemMatrix<D>, AttentionSaved<D, K>)> {
+    plan.expect::<K>()?;
+    let whole = shape;
+    let shape = &plan.shape(whole);
+    let swapped = match &plan.swap {
+        Some(swap) => Some(swap.bring(device, comm, &plan.rows, whole, [q, k, v])?),
+        None => None,
+    };
+    let (queries, kv) = match &swapped {
+        Some(Swapped { q, kv }) => (Packed::Original(q), Packed::Original(kv)),
+        None => (packed(device, plan, q), Packed::Copy(packed_kv(device, plan, shape, k, v))),
+    };
+    let rows = queries.matrix().rows();
+    let mut walk = Walk::new(device, comm, plan, &plan.forward, kv, shape.kv_width());
+    let result = || (device.matrix(rows, shape.out_width()), device.zero_matrix(rows, shape.q_heads));
+    let (mut out, mut lse): (AccMatrix<D>, AccMatrix<D>) = result();
+    let mut part: Option<(AccMatrix<D>, AccMatrix<D>)> = None;
+    let mut tiles: Vec<K::Saved<D>> = Vec::new();
+    for step in &plan.forward.steps {
+        match step {
+            Step::Tile { slot, pieces } => {
+                let kv = walk.key_slot(*slot);
+                let tile = TileOperands { shape, q: queries.matrix(), kv, pieces, blocks: &plan.blocks };
+                let (out, lse) = match tiles.is_empty() {
+                    true => (&mut out, &mut lse),
+                    false => {
+                        let (out, lse) = part.get_or_insert_with(result);
+                        (out, lse)
+                    }
+                };
+                tiles.push(K::forward(device, tile, out, lse));
+            }
+            Step::Merge => {
+                let (part_out, part_lse) = part.as_ref().ok_or_else(|| unsound("a merge before a second tile"))?;
+                K::merge(device, shape, &mut out, &mut lse, (part_out, part_lse))?;
+            }
+            step => walk.step(step)?,
+        }
+    }
+    drop((walk, queries));
+    let mut elem = device.to_elem_matrix(&out);
+    if let Some(swap) = &plan.swap {
+        elem = swap.give_back(device, comm, whole, whole.v_dim, &elem)?;
+    }
+    let full = unpacked(device, plan, elem);
+    Ok((full, AttentionSaved { out, lse, tiles, swapped }))
 }
 
-/// Walks through the plan's programs, computing tiles with kernel `K`.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Executor<K>(PhantomData<K>);
-
-impl<K: Kernel> Execute<K> for Executor<K> {
-    fn forward<D, C>(
-        device: &D,
-        comm: &C,
-        plan: &RankPlan,
-        shape: &AttentionShape,
-        [q, k, v]: [&ElemMatrix<D>; 3],
-    ) -> Result<(ElemMatrix<D>, AttentionSaved<D, K>)>
-    where
-        D: Ops,
-        C: Communicator<D::Storage> + ?Sized,
-    {
-        plan.expect::<K>()?;
-        let whole = shape;
-        let shape = &plan.shape(whole);
-        let swapped = match &plan.swap {
-            Some(swap) => Some(swap.bring(device, comm, &plan.rows, whole, [q, k, v])?),
-            None => None,
-        };
-        let (queries, kv) = match &swapped {
-            Some(Swapped { q, kv }) => (Packed::Original(q), Packed::Original(kv)),
-            None => (packed(device, plan, q), Packed::Copy(packed_kv(device, plan, shape, k, v))),
-        };
-        let rows = queries.matrix().rows();
-        let mut walk = Walk::new(device, comm, plan, &plan.forward, kv, shape.kv_width());
-        let result = || (device.matrix(rows, shape.out_width()), device.zero_matrix(rows, shape.q_heads));
-        let (mut out, mut lse): (AccMatrix<D>, AccMatrix<D>) = result();
-        let mut part: Option<(AccMatrix<D>, AccMatrix<D>)> = None;
-        let mut tiles: Vec<K::Saved<D>> = Vec::new();
-        for step in &plan.forward.steps {
-            match step {
-                Step::Tile { slot, pieces } => {
-                    let kv = walk.key_slot(*slot);
-                    let tile = TileOperands { shape, q: queries.matrix(), kv, pieces, blocks: &plan.blocks };
-                    let (out, lse) = match tiles.is_empty() {
-                        true => (&mut out, &mut lse),
-                        false => {
-                            let (out, lse) = part.get_or_insert_with(result);
-                            (out, lse)
-                        }
-                    };
-                    tiles.push(K::forward(device, tile, out, lse));
-                }
-                Step::Merge => {
-                    let (part_out, part_lse) = part.as_ref().ok_or_else(|| unsound("a merge before a second tile"))?;
-                    K::merge(device, shape, &mut out, &mut lse, (part_out, part_lse))?;
-                }
-                step => walk.step(step)?,
-            }
-        }
-        drop((walk, queries));
-        let mut elem = device.to_elem_matrix(&out);
-        if let Some(swap) = &plan.swap {
-            elem = swap.give_back(device, comm, whole, whole.v_dim, &elem)?;
-        }
-        let full = unpacked(device, plan, elem);
-        Ok((full, AttentionSaved { out, lse, tiles, swapped }))
+/// Gradients of queries, keys and values from that of the output. Operands as in [`forward`].
+///
+/// # Errors
+/// Failures of other ranks, and programs that do not fit together.
+pub fn backward<K: Kernel, D: Ops>(
+    device: &D,
+    comm: &dyn Communicator<D::Storage>,
+    plan: &RankPlan,
+    shape: &AttentionShape,
+    [q, k, v]: [&ElemMatrix<D>; 3],
+    saved: &AttentionSaved<D, K>,
+    dout: &ElemMatrix<D>,
+) -> Result<[ElemMatrix<D>; 3]> {
+    let whole = shape;
+    let shape = &plan.shape(whole);
+    let dout = match &plan.swap {
+        Some(swap) => Packed::Copy(swap.bring_output_gradient(device, comm, &plan.rows, whole, dout)?),
+        None => packed(device, plan, dout),
+    };
+    let (queries, kv) = match &saved.swapped {
+        Some(Swapped { q, kv }) => (Packed::Original(q), Packed::Original(kv)),
+        None => (packed(device, plan, q), Packed::Copy(packed_kv(device, plan, shape, k, v))),
+    };
+    let delta = device.attention_delta(shape, &saved.out, dout.matrix());
+    let mut dq: AccMatrix<D> = device.zero_matrix(queries.matrix().rows(), shape.q_width());
+    let mut walk = Walk::new(device, comm, plan, &plan.backward, kv, shape.kv_width());
+    let (mut tiles, nothing) = (saved.tiles.iter(), K::nothing_saved());
+    if nothing.is_none() && !plan.forward.tiles().eq(plan.backward.tiles()) {
+        return Err(unsound("other tiles backward than forward, for a kernel that saves what it needs of each").into());
     }
-
-    fn backward<D, C>(
-        device: &D,
-        comm: &C,
-        plan: &RankPlan,
-        shape: &AttentionShape,
-        [q, k, v]: [&ElemMatrix<D>; 3],
-        saved: &AttentionSaved<D, K>,
-        dout: &ElemMatrix<D>,
-    ) -> Result<[ElemMatrix<D>; 3]>
-    where
-        D: Ops,
-        C: Communicator<D::Storage> + ?Sized,
-    {
-        let whole = shape;
-        let shape = &plan.shape(whole);
-        let dout = match &plan.swap {
-            Some(swap) => Packed::Copy(swap.bring_output_gradient(device, comm, &plan.rows, whole, dout)?),
-            None => packed(device, plan, dout),
-        };
-        let (queries, kv) = match &saved.swapped {
-            Some(Swapped { q, kv }) => (Packed::Original(q), Packed::Original(kv)),
-            None => (packed(device, plan, q), Packed::Copy(packed_kv(device, plan, shape, k, v))),
-        };
-        let delta = device.attention_delta(shape, &saved.out, dout.matrix());
-        let mut dq: AccMatrix<D> = device.zero_matrix(queries.matrix().rows(), shape.q_width());
-        let mut walk = Walk::new(device, comm, plan, &plan.backward, kv, shape.kv_width());
-        let (mut tiles, nothing) = (saved.tiles.iter(), K::nothing_saved());
-        if nothing.is_none() && !plan.forward.tiles().eq(plan.backward.tiles()) {
-            return Err(
-                unsound("other tiles backward than forward, for a kernel that saves what it needs of each").into()
-            );
-        }
-        for step in &plan.backward.steps {
-            match step {
-                Step::Tile { slot, pieces } => {
-                    let of_tile = nothing.as_ref().or_else(|| tiles.next());
-                    let of_tile = of_tile.ok_or_else(|| unsound("more tiles backward than forward"))?;
-                    let mut dkv = walk.take_gradients(*slot);
-                    let kv = walk.key_slot(*slot);
-                    let tile = TileOperands { shape, q: queries.matrix(), kv, pieces, blocks: &plan.blocks };
-                    let dout = dout.matrix();
-                    K::backward(device, tile, of_tile, &saved.out, &saved.lse, &delta, dout, &mut dq, &mut dkv);
-                    walk.put_gradients(*slot, dkv);
-                }
-                Step::Merge => {}
-                step => walk.step(step)?,
+    for step in &plan.backward.steps {
+        match step {
+            Step::Tile { slot, pieces } => {
+                let of_tile = nothing.as_ref().or_else(|| tiles.next());
+                let of_tile = of_tile.ok_or_else(|| unsound("more tiles backward than forward"))?;
+                let mut dkv = walk.take_gradients(*slot);
+                let kv = walk.key_slot(*slot);
+                let tile = TileOperands { shape, q: queries.matrix(), kv, pieces, blocks: &plan.blocks };
+                let dout = dout.matrix();
+                K::backward(device, tile, of_tile, &saved.out, &saved.lse, &delta, dout, &mut dq, &mut dkv);
+                walk.put_gradients(*slot, dkv);
             }
+            Step::Merge => {}
+            step => walk.step(step)?,
         }
-        let mut home = walk.take_gradients(plan.backward.home);
-        let mut dq = device.to_elem_matrix(&dq);
-        if let Some(swap) = &plan.swap {
-            dq = swap.give_back(device, comm, whole, whole.qk_dim, &dq)?;
-            home = swap.return_gradients(device, comm, plan.wire, whole, &home)?;
-        }
-        let home = device.to_elem_matrix(&home);
-        let spread = |columns: usize, first: usize| {
-            let mut whole: ElemMatrix<D> = blank(device, plan, columns);
-            device.scatter_rows(&home, &plan.rows, &mut whole, first);
-            whole
-        };
-        let (dk, dv) = (spread(whole.k_width(), 0), spread(whole.v_width(), whole.k_width()));
-        Ok([unpacked(device, plan, dq), dk, dv])
     }
+    let mut home = walk.take_gradients(plan.backward.home);
+    let mut dq = device.to_elem_matrix(&dq);
+    if let Some(swap) = &plan.swap {
+        dq = swap.give_back(device, comm, whole, whole.qk_dim, &dq)?;
+        home = swap.return_gradients(device, comm, plan.wire, whole, &home)?;
+    }
+    let home = device.to_elem_matrix(&home);
+    let spread = |columns: usize, first: usize| {
+        let mut whole: ElemMatrix<D> = blank(device, plan, columns);
+        device.scatter_rows(&home, &plan.rows, &mut whole, first);
+        whole
+    };
+    let (dk, dv) = (spread(whole.k_width(), 0), spread(whole.v_width(), whole.k_width()));
+    Ok([unpacked(device, plan, dq), dk, dv])
 }
 
 fn packed<'a, D: Ops>(device: &D, plan: &RankPlan, x: &'a ElemMatrix<D>) -> Packed<'a, D> {

@@ -178,10 +178,10 @@ impl HeadSwap {
 
     /// Queries, keys and values of the group's tokens, this rank's heads only. `rows` are the valid rows of the
     /// operands.
-    pub(super) fn bring<D: Ops, C: Communicator<D::Storage> + ?Sized>(
+    pub(super) fn bring<D: Ops>(
         &self,
         device: &D,
-        comm: &C,
+        comm: &dyn Communicator<D::Storage>,
         rows: &[usize],
         shape: &AttentionShape,
         [q, k, v]: [&ElemMatrix<D>; 3],
@@ -216,10 +216,10 @@ impl HeadSwap {
     }
 
     /// Heads of this rank's tokens back from the members: `dim` columns per query head.
-    pub(super) fn give_back<D: Ops, C: Communicator<D::Storage> + ?Sized>(
+    pub(super) fn give_back<D: Ops>(
         &self,
         device: &D,
-        comm: &C,
+        comm: &dyn Communicator<D::Storage>,
         shape: &AttentionShape,
         dim: usize,
         x: &ElemMatrix<D>,
@@ -242,10 +242,10 @@ impl HeadSwap {
     }
 
     /// The gradient of the output, this rank's heads of the group's tokens.
-    pub(super) fn bring_output_gradient<D: Ops, C: Communicator<D::Storage> + ?Sized>(
+    pub(super) fn bring_output_gradient<D: Ops>(
         &self,
         device: &D,
-        comm: &C,
+        comm: &dyn Communicator<D::Storage>,
         rows: &[usize],
         shape: &AttentionShape,
         dout: &ElemMatrix<D>,
@@ -267,10 +267,10 @@ impl HeadSwap {
     }
 
     /// The gradient of this rank's keys and values from the members that used them, summed in their order.
-    pub(super) fn return_gradients<D: Ops, C: Communicator<D::Storage> + ?Sized>(
+    pub(super) fn return_gradients<D: Ops>(
         &self,
         device: &D,
-        comm: &C,
+        comm: &dyn Communicator<D::Storage>,
         wire: Wire,
         shape: &AttentionShape,
         dkv: &AccMatrix<D>,
@@ -301,10 +301,10 @@ impl HeadSwap {
     }
 
     /// Sends each member its message and gives theirs, by member; this rank's own is handed over as it is.
-    fn trade<T: Element, D: Device, C: Communicator<D::Storage> + ?Sized>(
+    fn trade<T: Element, D: Device>(
         &self,
         device: &D,
-        comm: &C,
+        comm: &dyn Communicator<D::Storage>,
         (operation, encoding): (&'static str, impl Encoding<T, D>),
         message: impl Fn(usize) -> Matrix<T, D::Storage>,
         rows: impl Fn(usize) -> usize,

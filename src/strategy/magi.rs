@@ -63,7 +63,7 @@ impl<N: Degree> CpStrategy for Magi<N> {
         self.kv
     }
 
-    fn table<B: Batch>(&self, batch: &B, masks: &[(Mask, u64)]) -> Result<Dealt> {
+    fn table(&self, batch: &dyn Batch, masks: &[(Mask, u64)]) -> Result<Dealt> {
         let lowered =
             masks.iter().map(|(mask, layers)| Ok((mask.lower(batch)?, *layers))).collect::<Result<Vec<_>>>()?;
         let documents: Vec<Range<usize>> = (0..batch.documents()).map(|i| batch.document(i).stored_range()).collect();

@@ -18,6 +18,7 @@ pub mod executor;
 mod heads;
 mod kernel;
 mod magi;
+mod object;
 mod planned;
 mod ring;
 mod ring_ulysses;
@@ -32,6 +33,7 @@ pub use dynamic::Dynamic;
 pub use heads::{HeadExchange, KeepHeads, SharesHeads, SwapHeads};
 pub use kernel::{Flash, Kernel, LogSumExp, TileOperands, Unfused};
 pub use magi::Magi;
+pub use object::{DynStrategy, object};
 pub use ring::{Ring, RingKv};
 pub use ring_ulysses::RingUlysses;
 pub use single::{LocalKv, Single};
@@ -87,7 +89,7 @@ pub trait CpStrategy: Copy + fmt::Debug + PartialEq + Send + Sync + 'static {
     ///
     /// # Errors
     /// If a mask does not fit the batch, or the batch cannot be dealt out.
-    fn table<B: Batch>(&self, batch: &B, masks: &[(Mask, u64)]) -> Result<<Self::Order as TokenOrder>::Table> {
+    fn table(&self, batch: &dyn Batch, masks: &[(Mask, u64)]) -> Result<<Self::Order as TokenOrder>::Table> {
         let _ = masks;
         Ok(Self::Order::table(batch, self.degree()))
     }

@@ -1,29 +1,27 @@
 //! Attention plans: everything that one rank needs to attend under one mask, made once and used by many layers.
 
 use std::hash::{DefaultHasher, Hash, Hasher};
+use std::ops::Deref;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::comm::dry::DryComm;
 use crate::comm::{Collectives, Communicator};
 use crate::error::{PlanError, Result, SupportError};
-use crate::layout::{Batch, Layout};
+use crate::layout::Layout;
 use crate::mask::{Bands, Mask};
 use crate::ops::attention::AttentionShape;
 use crate::ops::unfused::Block;
-use crate::order::{Placement, TokenOrder};
+use crate::order::{DynPlacement, Placement, TokenOrder};
 use crate::plan::{Content, Program, View, Wire, check};
-use crate::strategy::executor::{Execute, Executor};
-use crate::strategy::heads::{HeadExchange, HeadSwap};
-use crate::strategy::{CpStrategy, Kernel, KvExchange};
+use crate::strategy::heads::HeadSwap;
+use crate::strategy::object::{DynStrategy, object};
+use crate::strategy::{CpStrategy, Kernel, executor};
 use crate::tensor::{Device, DryRun, Float};
 
-/// What the exchange of `H` plans from, and the rows of this rank's group if its ranks exchange heads.
-fn view_of<H: CpStrategy, L: Layout>(
-    placement: &Placement<H::Order, L>,
-    bands: Bands,
-) -> (View, Option<Vec<Vec<usize>>>) {
-    match H::Heads::SWAPS && placement.grid().inner > 1 {
+/// What the exchange of `strategy` plans from, and the rows of this rank's group if its ranks exchange heads.
+fn view_of(strategy: &dyn DynStrategy, placement: &DynPlacement, bands: Bands) -> (View, Option<Vec<Vec<usize>>>) {
+    match strategy.swaps_heads() && placement.grid().inner > 1 {
         false => (View::new(placement, bands), None),
         true => {
             let (view, rows) = View::grouped(placement, bands);
@@ -33,19 +31,65 @@ fn view_of<H: CpStrategy, L: Layout>(
 }
 
 /// How one rank attends under one mask: made once per batch and mask, used by every layer with that mask.
+///
+/// The types keep plans of different orders and layouts apart; everything else is a [`RankPlan`], to which it
+/// dereferences.
 #[derive(Debug)]
 pub struct AttentionPlan<O: TokenOrder, L: Layout> {
     placement: Arc<Placement<O, L>>,
-    rank_plan: RankPlan,
+    rank_plan: Arc<RankPlan>,
+}
+
+impl<O: TokenOrder, L: Layout> AttentionPlan<O, L> {
+    /// The plan of `strategy` for the placement's rank.
+    ///
+    /// # Errors
+    /// If the mask does not fit the batch.
+    pub fn new<H: CpStrategy<Order = O>>(strategy: &H, placement: &Arc<Placement<O, L>>, mask: &Mask) -> Result<Self> {
+        let rank_plan = RankPlan::new(&*object(*strategy), placement.data(), mask)?;
+        Ok(Self::typed(placement.clone(), Arc::new(rank_plan)))
+    }
+
+    /// A plan for this placement, with its types.
+    pub(crate) fn typed(placement: Arc<Placement<O, L>>, rank_plan: Arc<RankPlan>) -> Self {
+        AttentionPlan { placement, rank_plan }
+    }
+
+    /// [`RankPlan::check`].
+    ///
+    /// # Errors
+    /// [`PlanError::Unsound`] if anything does not hold.
+    pub fn check<H: CpStrategy<Order = O>>(strategy: &H, placement: &Placement<O, L>, mask: &Mask) -> Result<()> {
+        RankPlan::check(&*object(*strategy), placement, mask)
+    }
+
+    /// Where the tokens are.
+    pub fn placement(&self) -> &Arc<Placement<O, L>> {
+        &self.placement
+    }
+
+    /// The plan without its types.
+    pub fn rank_plan(&self) -> &Arc<RankPlan> {
+        &self.rank_plan
+    }
+}
+
+impl<O: TokenOrder, L: Layout> Deref for AttentionPlan<O, L> {
+    type Target = RankPlan;
+
+    fn deref(&self) -> &RankPlan {
+        &self.rank_plan
+    }
+}
+
+/// An [`AttentionPlan`] without its types: what the executor reads.
+#[derive(Debug)]
+pub struct RankPlan {
+    placement: Arc<DynPlacement>,
     /// Hash of strategy, placement, mask and exchange.
     made_of: u64,
     /// Whether every rank is known to have the same plan.
     agreed: AtomicBool,
-}
-
-/// A plan without the types that it was made from: what the executor reads, compiled once for all of them.
-#[derive(Debug)]
-pub struct RankPlan {
     pub(super) rank: usize,
     pub(super) forward: Program,
     pub(super) backward: Program,
@@ -63,17 +107,17 @@ pub struct RankPlan {
     pub(super) wire: Wire,
 }
 
-impl<O: TokenOrder, L: Layout> AttentionPlan<O, L> {
+impl RankPlan {
     /// The plan of `strategy` for the placement's rank.
     ///
     /// # Errors
     /// If the mask does not fit the batch.
-    pub fn new<H: CpStrategy<Order = O>>(strategy: &H, placement: &Arc<Placement<O, L>>, mask: &Mask) -> Result<Self> {
-        let batch = placement.batch();
+    pub fn new(strategy: &dyn DynStrategy, placement: &Arc<DynPlacement>, mask: &Mask) -> Result<Self> {
+        let batch = &**placement.batch();
         let (rank, stored, grid) = (placement.rank(), placement.rows(), placement.grid());
-        let bands = mask.lower(&**batch)?;
+        let bands = mask.lower(batch)?;
         let across_sequences = batch.uniform().is_some_and(|seq| bands.cross_sequences(seq));
-        let (view, group) = view_of::<H, L>(placement, bands);
+        let (view, group) = view_of(strategy, placement, bands);
         let swap = group.map(|rows| {
             let (outer, place) = grid.place(rank);
             let members = (0..grid.inner).map(|inner| grid.rank(outer, inner)).collect();
@@ -89,16 +133,21 @@ impl<O: TokenOrder, L: Layout> AttentionPlan<O, L> {
             }
             None => Vec::new(),
         };
-        let kv = strategy.kv();
-        let (mut forward, mut backward) = (kv.forward(&view), kv.backward(&view));
+        let (mut forward, mut backward) = (strategy.forward(&view), strategy.backward(&view));
         if swap.is_some() {
             // Programs speak of groups; this rank talks to the members in its own place.
             let inner = grid.place(rank).1;
             forward.rename_peers(|outer| grid.rank(outer, inner));
             backward.rename_peers(|outer| grid.rank(outer, inner));
         }
-        let in_place = L::TOKEN_MAJOR && rows.len() == stored;
-        let rank_plan = RankPlan {
+        let in_place = placement.layout().is_token_major() && rows.len() == stored;
+        let mut hasher = DefaultHasher::new();
+        (strategy.name(), placement.hash(), mask).hash(&mut hasher);
+        strategy.hash_exchange(&mut hasher);
+        Ok(RankPlan {
+            placement: placement.clone(),
+            made_of: hasher.finish(),
+            agreed: AtomicBool::new(placement.ranks() == 1),
             rank,
             forward,
             backward,
@@ -109,16 +158,12 @@ impl<O: TokenOrder, L: Layout> AttentionPlan<O, L> {
             blocks,
             across_sequences,
             wire: Wire::default(),
-        };
-        let mut hasher = DefaultHasher::new();
-        (H::NAME, placement.hash(), mask, H::Kv::NAME, kv).hash(&mut hasher);
-        let (made_of, agreed) = (hasher.finish(), AtomicBool::new(placement.ranks() == 1));
-        Ok(AttentionPlan { placement: placement.clone(), rank_plan, made_of, agreed })
+        })
     }
 
     /// The plan with gradients that travel in other numbers.
     pub fn with_wire(mut self, wire: Wire) -> Self {
-        self.rank_plan.wire = wire;
+        self.wire = wire;
         self.agreed = AtomicBool::new(self.placement.ranks() == 1);
         self
     }
@@ -127,21 +172,21 @@ impl<O: TokenOrder, L: Layout> AttentionPlan<O, L> {
     ///
     /// # Errors
     /// [`PlanError::Unsound`] if anything does not hold.
-    pub fn check<H: CpStrategy<Order = O>>(strategy: &H, placement: &Arc<Placement<O, L>>, mask: &Mask) -> Result<()> {
-        let (bands, kv) = (mask.lower(&**placement.batch())?, strategy.kv());
-        let mut view = view_of::<H, L>(placement, bands).0;
+    pub fn check(strategy: &dyn DynStrategy, placement: &DynPlacement, mask: &Mask) -> Result<()> {
+        let bands = mask.lower(&**placement.batch())?;
+        let mut view = view_of(strategy, placement, bands).0;
         let mut programs = Vec::with_capacity(view.ranks());
         for rank in 0..view.ranks() {
             view = view.turned_to(rank);
-            programs.push((kv.forward(&view), kv.backward(&view)));
+            programs.push((strategy.forward(&view), strategy.backward(&view)));
         }
-        check(H::NAME, &view, &programs)
+        check(strategy.name(), &view, &programs)
     }
 
     /// Identifies strategy, placement, mask, exchange and wire, the same on every rank.
     pub fn hash(&self) -> u64 {
         let mut hasher = DefaultHasher::new();
-        (self.made_of, self.rank_plan.wire).hash(&mut hasher);
+        (self.made_of, self.wire).hash(&mut hasher);
         hasher.finish()
     }
 
@@ -149,7 +194,7 @@ impl<O: TokenOrder, L: Layout> AttentionPlan<O, L> {
     ///
     /// # Errors
     /// [`PlanError::Disagree`] with the first rank whose plan is another.
-    pub fn agree<D: Device, C: Communicator<D::Storage>>(&self, device: &D, comm: &C) -> Result<()> {
+    pub fn agree<D: Device>(&self, device: &D, comm: &dyn Communicator<D::Storage>) -> Result<()> {
         if self.agreed.load(Ordering::Relaxed) {
             return Ok(());
         }
@@ -166,43 +211,37 @@ impl<O: TokenOrder, L: Layout> AttentionPlan<O, L> {
         Ok(())
     }
 
-    /// Bytes that [`AttentionPlan::agree`] hands to other ranks, once.
+    /// Bytes that [`RankPlan::agree`] hands to other ranks, once.
     pub fn agreement_bytes(&self) -> usize {
         (self.placement.ranks() - 1) * size_of::<u64>()
     }
 
     /// Where the tokens are.
-    pub fn placement(&self) -> &Arc<Placement<O, L>> {
+    pub fn placement(&self) -> &Arc<DynPlacement> {
         &self.placement
-    }
-
-    /// What the executor reads.
-    pub fn rank_plan(&self) -> &RankPlan {
-        &self.rank_plan
     }
 
     /// The forward steps.
     pub fn forward(&self) -> &Program {
-        &self.rank_plan.forward
+        &self.forward
     }
 
     /// The backward steps.
     pub fn backward(&self) -> &Program {
-        &self.rank_plan.backward
+        &self.backward
     }
 
     /// Bytes that one forward and one backward pass hand to other ranks.
     pub fn bytes_sent<D: Device>(&self, shape: &AttentionShape) -> (usize, usize) {
-        let RankPlan { rank, swap, .. } = &self.rank_plan;
         let elem = size_of::<D::Elem>();
-        let acc = self.rank_plan.wire.bytes(elem, size_of::<D::Acc>());
-        let width = self.rank_plan.shape(shape).kv_width();
+        let acc = self.wire.bytes(elem, size_of::<D::Acc>());
+        let width = self.shape(shape).kv_width();
         let bytes = |program: &Program| {
-            let keys = program.rows_sent(*rank, Content::Keys) * elem;
-            (keys + program.rows_sent(*rank, Content::Gradients) * acc) * width
+            let keys = program.rows_sent(self.rank, Content::Keys) * elem;
+            (keys + program.rows_sent(self.rank, Content::Gradients) * acc) * width
         };
-        let heads = swap.as_ref().map_or((0, 0), |swap| swap.bytes_sent(shape, elem, acc));
-        (bytes(self.forward()) + heads.0, bytes(self.backward()) + heads.1)
+        let heads = self.swap.as_ref().map_or((0, 0), |swap| swap.bytes_sent(shape, elem, acc));
+        (bytes(&self.forward) + heads.0, bytes(&self.backward) + heads.1)
     }
 
     /// Most bytes that a forward and a backward pass hold at a time on this rank, beyond what is there when they start:
@@ -212,21 +251,19 @@ impl<O: TokenOrder, L: Layout> AttentionPlan<O, L> {
     /// # Errors
     /// If the programs cannot be run with this kernel.
     pub fn peak_bytes<K: Kernel, D: Device>(&self, shape: &AttentionShape) -> Result<(usize, usize)> {
-        self.rank_plan.rehearsed::<K, D::Elem>(self.placement.ranks(), shape)
+        self.rehearsed::<K, D::Elem>(self.placement.ranks(), shape)
     }
-}
 
-impl RankPlan {
     /// Rehearses both passes on a device that only counts.
     fn rehearsed<K: Kernel, T: Float>(&self, ranks: usize, shape: &AttentionShape) -> Result<(usize, usize)> {
         let (device, comm) = (DryRun::<T>::default(), DryComm::new(self.rank, ranks));
         let operand = |width| device.matrix::<T>(self.stored, width);
         let [q, k, v] = [shape.q_width(), shape.k_width(), shape.v_width()].map(operand);
         let held = device.ledger().mark();
-        let (out, saved) = Executor::<K>::forward(&device, &comm, self, shape, [&q, &k, &v])?;
+        let (out, saved) = executor::forward::<K, _>(&device, &comm, self, shape, [&q, &k, &v])?;
         let forward = device.ledger().peak() - held;
         let held = device.ledger().mark();
-        let gradients = Executor::<K>::backward(&device, &comm, self, shape, [&q, &k, &v], &saved, &out)?;
+        let gradients = executor::backward::<K, _>(&device, &comm, self, shape, [&q, &k, &v], &saved, &out)?;
         drop(gradients);
         Ok((forward, device.ledger().peak() - held))
     }

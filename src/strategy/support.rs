@@ -3,15 +3,16 @@
 //! From it come the trait impls that the compiler checks, the selection by name at run time, the table in the README
 //! ([`markdown`]) and the list of combinations that must not compile.
 
+use std::sync::Arc;
+
 use crate::degree::{Degree, Grid, Runtime};
 use crate::error::{Error, Result, SupportError};
-use crate::layout::{Bshd, Layout, Sbhd, Thd};
+use crate::layout::{Bshd, Layout, LayoutKind, Sbhd, Thd};
 use crate::order::{Contiguous, Grouped, Natural, Solved, Striped, TokenOrder, Zigzag};
 use crate::plan::stages::{MOST_PARTS, StageCount};
-use crate::strategy::executor::{Execute, Executor};
 use crate::strategy::{
-    AllGather, CastKv, CpStrategy, Dynamic, Flash, GatherKv, Kernel, KvExchange, LocalKv, LogSumExp, Magi, Ring,
-    RingKv, RingUlysses, Single, Ulysses, Unfused,
+    AllGather, CastKv, CpStrategy, DynStrategy, Dynamic, Flash, GatherKv, Kernel, KvExchange, LocalKv, LogSumExp, Magi,
+    Ring, RingKv, RingUlysses, Single, Ulysses, Unfused, object,
 };
 
 /// A line of the table: the strategy works with layout `L` and kernel `K`.
@@ -46,10 +47,7 @@ impl<K: LogSumExp> RunsOn<K> for CastKv {}
     note = "`Unfused` works with `Single`, `AllGather` and `Ulysses` on `Bshd` and `Sbhd`; other exchanges merge partial results, which needs a log-sum-exp",
     note = "a strategy of your own works with the layouts and kernels for which it implements `Row`"
 )]
-pub trait Supports<L: Layout, K: Kernel>: CpStrategy {
-    /// What runs the attention.
-    type Executor: Execute<K>;
-}
+pub trait Supports<L: Layout, K: Kernel>: CpStrategy {}
 
 #[diagnostic::do_not_recommend]
 impl<H, L, K> Supports<L, K> for H
@@ -58,7 +56,6 @@ where
     L: Layout,
     K: Kernel,
 {
-    type Executor = Executor<K>;
 }
 
 /// A combination by its names, and what some strategies can be told.
@@ -355,25 +352,41 @@ pub fn fit_heads(mut choice: Choice, q_heads: usize) -> Result<Choice> {
     if choice.strategy == <RingUlysses>::NAME {
         choice.grid = choice.grid.or_else(|| Some(Grid::most_even(choice.degree, q_heads)));
     }
-    select(&choice, CheckHeads { q_heads })?;
+    chosen(&choice)?.strategy.heads_per_rank(q_heads)?;
     Ok(choice)
 }
 
-struct CheckHeads {
-    q_heads: usize,
+/// A combination of the table as values: what code takes that is compiled once for all of them.
+#[derive(Clone, Debug)]
+pub struct Chosen {
+    /// The strategy with its degree and settings.
+    pub strategy: Arc<dyn DynStrategy>,
+    /// The layout.
+    pub layout: LayoutKind,
+    /// Name of the kernel.
+    pub kernel: &'static str,
 }
 
-impl Visitor for CheckHeads {
-    type Output = ();
+/// The combination that `choice` names, or what is wrong with it.
+///
+/// # Errors
+/// Those of [`checked`].
+pub fn chosen(choice: &Choice) -> Result<Chosen> {
+    select(choice, Choose)
+}
 
-    fn visit<H, L, K>(self, strategy: H) -> Result<()>
+struct Choose;
+
+impl Visitor for Choose {
+    type Output = Chosen;
+
+    fn visit<H, L, K>(self, strategy: H) -> Result<Chosen>
     where
         H: Supports<L, K>,
         L: Layout,
         K: Kernel,
     {
-        strategy.heads_per_rank(self.q_heads)?;
-        Ok(())
+        Ok(Chosen { strategy: object(strategy), layout: L::KIND, kernel: K::NAME })
     }
 }
 

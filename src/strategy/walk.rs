@@ -42,9 +42,9 @@ impl<D: Device> Packed<'_, D> {
 }
 
 /// The slots of a program under way, and its exchanges.
-pub(super) struct Walk<'a, D: Device, C: ?Sized> {
+pub(super) struct Walk<'a, D: Device> {
     device: &'a D,
-    comm: &'a C,
+    comm: &'a dyn Communicator<D::Storage>,
     program: &'a Program,
     rank: usize,
     /// How gradients travel.
@@ -66,11 +66,11 @@ struct Open<'a, D: Device> {
     own_gradients: VecDeque<AccMatrix<D>>,
 }
 
-impl<'a, D: Ops, C: Communicator<D::Storage> + ?Sized> Walk<'a, D, C> {
+impl<'a, D: Ops> Walk<'a, D> {
     /// At the start, with the rank's own keys and values in slot 0.
     pub(super) fn new(
         device: &'a D,
-        comm: &'a C,
+        comm: &'a dyn Communicator<D::Storage>,
         plan: &RankPlan,
         program: &'a Program,
         own: Packed<'a, D>,

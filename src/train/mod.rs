@@ -12,6 +12,7 @@ pub mod documents;
 pub mod learner;
 pub mod run_folder;
 pub mod schedule;
+mod state;
 mod text;
 pub mod tokens;
 pub mod trainer;

@@ -1,20 +1,20 @@
 //! The evaluation itself: forward passes over all ranks.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Mutex, PoisonError};
 
 use context_parallel::error::Result;
-use context_parallel::handler::CpHandler;
-use context_parallel::layout::Layout;
-use context_parallel::model::inputs::Inputs;
+use context_parallel::handler::DynHandler;
+use context_parallel::model::inputs::DynInputs;
 use context_parallel::model::parameters::WorkingRole;
-use context_parallel::model::{GptModel, ParameterList, weights};
-use context_parallel::order::Shard;
-use context_parallel::strategy::support::{self, Visitor};
-use context_parallel::strategy::{Kernel, Supports};
+use context_parallel::model::{DynModel, ParameterList, weights};
+use context_parallel::order::{DynShard, token_by_token};
+use context_parallel::strategy::Kernel;
+use context_parallel::strategy::support::{self, Chosen};
 use context_parallel::tensor::{Cpu, Float};
 use context_parallel::train::learner::global_sum;
+use indicatif::ProgressBar;
 
-use super::super::engine::{Cluster, with_storage_type};
+use super::super::engine::{Cluster, Comm, with_kernel, with_storage_type};
 use super::super::sets::Ranks;
 use super::Job;
 use super::logits::LogitsFile;
@@ -33,7 +33,13 @@ fn run_as<T: Float>(job: &Job, cluster: &Cluster) -> Result<Option<f64>> {
     let file =
         job.logits.as_deref().filter(|_| cluster.speaks()).map(|path| LogitsFile::create(path, shape)).transpose()?;
     let file = Mutex::new(file);
-    let sum = support::select(&job.settings.choice, Evaluation::<T> { cluster, job, ranks: &ranks, file: &file })?;
+    let bar = cluster.bar(job.input.sequences() as u64, "evaluating");
+    let chosen = support::chosen(&job.settings.choice)?;
+    let evaluation = Evaluation::<T> { job, ranks: &ranks, file: &file, bar: &bar };
+    let sum = with_kernel!(chosen.kernel, K => {
+        cluster.on_ranks(chosen.strategy.degree(), &|comm| evaluation.rank::<K>(&chosen, comm))
+    })?;
+    bar.finish_and_clear();
     if let Some(file) = file.into_inner().unwrap_or_else(PoisonError::into_inner) {
         file.finish()?;
     }
@@ -41,51 +47,39 @@ fn run_as<T: Float>(job: &Job, cluster: &Cluster) -> Result<Option<f64>> {
 }
 
 struct Evaluation<'a, T: Float> {
-    cluster: &'a Cluster,
     job: &'a Job,
     ranks: &'a Ranks<T, WorkingRole, T>,
     file: &'a Mutex<Option<LogitsFile>>,
+    bar: &'a ProgressBar,
 }
 
-impl<T: Float> Visitor for Evaluation<'_, T> {
-    /// The sum of the losses, where this process speaks.
-    type Output = Option<f64>;
-
-    fn visit<H, L, K>(self, strategy: H) -> Result<Option<f64>>
-    where
-        H: Supports<L, K>,
-        L: Layout,
-        K: Kernel,
-    {
-        let Evaluation { cluster, job, ranks, file } = self;
-        let bar = cluster.bar(job.input.sequences() as u64, "evaluating");
-        let sum = cluster.on_ranks(strategy.degree(), &|comm| {
-            let rank = comm.rank();
-            let device = ranks.device(rank);
-            let handler = CpHandler::<H, L, _>::new(strategy, comm)?;
-            let model = GptModel::<H, L, K, Cpu<T>>::from_parameters(device.clone(), &job.config, ranks.take(rank))?;
-            let mut sum = 0.0;
-            for batch in job.input.chunks(job.batch) {
-                let shape = Arc::new(L::batch_of(&batch.lengths)?);
-                let placement = handler.place_for(shape, &model.mask_weights())?;
-                let Inputs { tokens, labels, weights } =
-                    Inputs::placed(&handler, device, &placement, &batch.tokens, &batch.labels)?;
-                let activations = model.forward(&handler, &tokens)?;
-                sum += global_sum(device, handler.comm(), model.loss_sum(&activations, &labels, &weights)?)?;
-                if job.logits.is_some() {
-                    let logits = Shard::new(model.logits(&activations), tokens.placement().clone())?;
-                    let whole = handler.combine(device, &logits)?;
-                    if rank == 0 {
-                        write(file, whole.to_batch_first())?;
-                    }
-                }
+impl<T: Float> Evaluation<'_, T> {
+    /// One rank's part; the sum of the losses.
+    fn rank<K: Kernel>(&self, chosen: &Chosen, comm: Comm) -> Result<f64> {
+        let Evaluation { job, ranks, file, bar } = self;
+        let rank = comm.rank();
+        let device = ranks.device(rank);
+        let handler = DynHandler::new(chosen.strategy.clone(), chosen.layout, comm)?;
+        let model = DynModel::<K, Cpu<T>>::from_parameters(device.clone(), &job.config, ranks.take(rank))?;
+        let mut sum = 0.0;
+        for batch in job.input.chunks(job.batch) {
+            let shape = chosen.layout.batch_of(&batch.lengths)?;
+            let placement = handler.place_for(shape, &model.mask_weights())?;
+            let inputs = DynInputs::placed(&handler, device, &placement, &batch.tokens, &batch.labels)?;
+            let activations = model.forward(handler.by_ref(), &inputs.tokens)?;
+            let loss = model.loss_sum(&activations, &inputs.labels, &inputs.weights)?;
+            sum += global_sum(device, handler.comm(), loss)?;
+            if job.logits.is_some() {
+                let logits = DynShard::new(model.logits(&activations), placement.clone())?;
+                let whole = handler.by_ref().combine(device, &logits)?;
                 if rank == 0 {
-                    bar.inc(batch.sequences() as u64);
+                    write(file, token_by_token(&whole, &**placement.batch(), chosen.layout))?;
                 }
             }
-            Ok(sum)
-        })?;
-        bar.finish_and_clear();
+            if rank == 0 {
+                bar.inc(batch.sequences() as u64);
+            }
+        }
         Ok(sum)
     }
 }

@@ -3,15 +3,13 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use context_parallel::degree::Runtime;
 use context_parallel::error::Result;
-use context_parallel::layout::{Packed, Thd};
+use context_parallel::order::{DealOf, Grouped};
 use context_parallel::plan::schedule::{self, Group, schedule};
-use context_parallel::strategy::{Dynamic, Flash};
-use context_parallel::tensor::Float;
+use context_parallel::strategy::support;
 use serde::Serialize;
 
-use super::{Inspect, Job, Report};
+use super::{Job, Report};
 use crate::cli::output;
 
 /// All micro-batches.
@@ -39,20 +37,19 @@ struct MicroBatch {
     plan: Report,
 }
 
-pub fn compute<T: Float>(job: &Job, tokens_per_rank: usize) -> Result<Scheduled> {
+pub fn compute(job: &Job, tokens_per_rank: usize) -> Result<Scheduled> {
     let (lengths, ranks) = (&job.lengths, job.settings.choice.degree);
     let schedule = schedule(lengths, ranks, Some(tokens_per_rank))?;
-    let strategy = Dynamic::new(Runtime(ranks)).with_stages(job.settings.choice.stage_count());
-    let inspect = Inspect::<T> { job, dtype: std::marker::PhantomData };
+    let chosen = support::chosen(&job.settings.choice)?;
     let mut micro_batches = Vec::with_capacity(schedule.micro_batches.len());
     for micro in schedule.micro_batches {
         let own: Vec<usize> = micro.documents().map(|document| lengths[document]).collect();
-        let batch = Arc::new(Packed::from_lengths(&own)?);
-        let table = micro.table(&*batch, ranks)?;
+        let batch = chosen.layout.batch_of(&own)?;
+        let deal = Arc::new(DealOf::<Grouped>(micro.table(&*batch, ranks)?));
         micro_batches.push(MicroBatch {
             busiest: micro.busiest(lengths, ranks),
             rows_received: micro.rows_received(lengths),
-            plan: inspect.placed::<_, Thd, Flash>(strategy, batch, table)?,
+            plan: super::placed(job, &chosen, batch, deal)?,
             groups: micro.groups,
         });
     }

@@ -5,24 +5,22 @@ use std::path::PathBuf;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Mutex, PoisonError};
 
-use context_parallel::degree::Runtime;
 use context_parallel::error::Result;
-use context_parallel::handler::CpHandler;
-use context_parallel::layout::{Layout, Thd};
+use context_parallel::handler::DynHandler;
 use context_parallel::model::parameters::MasterRole;
-use context_parallel::model::{Master, ParameterList, init, weights};
+use context_parallel::model::{ParameterList, init, weights};
 use context_parallel::plan::schedule::Scheduler;
 use context_parallel::rope::Rope;
-use context_parallel::strategy::support::{self, Visitor};
-use context_parallel::strategy::{CpStrategy, Dynamic, Flash, Kernel, Supports};
+use context_parallel::strategy::Kernel;
+use context_parallel::strategy::support::{self, Chosen};
 use context_parallel::tensor::{Cpu, DType, Device, Float};
 use context_parallel::train::data::Source;
-use context_parallel::train::learner::GptLearner;
+use context_parallel::train::learner::DynLearner;
 use context_parallel::train::run_folder::{RunFolder, Vacant};
-use context_parallel::train::trainer::{self, Learner, StepRecord};
+use context_parallel::train::trainer::{self, StepRecord};
 use indicatif::ProgressBar;
 
-use super::super::engine::{Cluster, Comm, gather};
+use super::super::engine::{Cluster, Comm, gather, with_kernel};
 use super::super::sets::Ranks;
 use super::super::{interrupt, machine, output};
 use super::memory::{self, Load};
@@ -108,11 +106,12 @@ fn run_as<T: Float>(job: &Job, cluster: &Cluster, quiet: bool) -> Result<Finishe
     let bar = cluster.bar(steps, "training");
     let progress = Progress { folder, records: Vec::new(), peak: 0, bar, steps, quiet };
     let progress = Mutex::new(progress);
-    let training = Training { cluster, job, ranks: &ranks, stop: &stop, progress: &progress };
-    let trained = match job.settings.is_dynamic() {
-        true => training.dynamic(Dynamic::new(Runtime(choice.degree)), &scheduler),
-        false => support::select(choice, training),
-    };
+    let chosen = support::chosen(choice)?;
+    let scheduler = job.settings.is_dynamic().then_some(&scheduler);
+    let training = Training { job, ranks: &ranks, scheduler, stop: &stop, progress: &progress };
+    let trained = with_kernel!(chosen.kernel, K => {
+        cluster.on_ranks(chosen.strategy.degree(), &|comm| training.rank::<K>(&chosen, comm))
+    });
     let Progress { folder, records, peak, bar, .. } = progress.into_inner().unwrap_or_else(PoisonError::into_inner);
     bar.finish_and_clear();
     // A run that failed leaves its log and chart too.
@@ -159,92 +158,35 @@ impl Progress {
 }
 
 struct Training<'a, T: Float> {
-    cluster: &'a Cluster,
     job: &'a Job,
     ranks: &'a Ranks<T, MasterRole, T::Acc>,
+    /// Cuts steps into micro-batches, for the strategy whose documents have ranks of their own.
+    scheduler: Option<&'a Scheduler>,
     stop: &'a AtomicBool,
     progress: &'a Mutex<Progress>,
 }
 
-impl<T: Float> Visitor for Training<'_, T> {
-    type Output = ();
-
-    fn visit<H, L, K>(self, strategy: H) -> Result<()>
-    where
-        H: Supports<L, K>,
-        L: Layout,
-        K: Kernel,
-    {
-        self.cluster.on_ranks(strategy.degree(), &|comm| {
-            let rank = comm.rank();
-            self.rank(rank, &mut self.learner::<H, L, K>(strategy, comm)?)
-        })?;
-        Ok(())
-    }
-}
-
-/// A learner that can be saved.
-trait Trainee<T: Float>: Learner {
-    fn weights(&self) -> &Master<Cpu<T>>;
-
-    /// What its ranks talk through.
-    fn comm(&self) -> &Comm;
-}
-
-impl<H, L, K, T: Float> Trainee<T> for GptLearner<H, L, K, Cpu<T>, Comm>
-where
-    H: Supports<L, K>,
-    L: Layout,
-    K: Kernel,
-{
-    fn weights(&self) -> &Master<Cpu<T>> {
-        self.master()
-    }
-
-    fn comm(&self) -> &Comm {
-        self.handler().comm()
-    }
-}
-
 impl<T: Float> Training<'_, T> {
-    /// Trains in the micro-batches of the scheduler.
-    fn dynamic(self, strategy: Dynamic, scheduler: &Scheduler) -> Result<()> {
-        self.cluster.on_ranks(strategy.degree(), &|comm| {
-            let rank = comm.rank();
-            let learner = self.learner::<Dynamic, Thd, Flash>(strategy, comm)?;
-            self.rank(rank, &mut learner.with_schedule(scheduler))
-        })?;
-        Ok(())
-    }
-
-    fn learner<H, L, K>(&self, strategy: H, comm: Comm) -> Result<GptLearner<H, L, K, Cpu<T>, Comm>>
-    where
-        H: Supports<L, K>,
-        L: Layout,
-        K: Kernel,
-    {
-        let Job { config, adamw, recompute, wire, .. } = self.job;
-        let rank = comm.rank();
-        let handler = CpHandler::<H, L, Comm>::new(strategy, comm)?.with_gradient_wire(*wire);
-        let (device, master) = (self.ranks.device(rank).clone(), self.ranks.take(rank));
-        GptLearner::new(device, config, master, handler, *adamw, *recompute)
-    }
-
     /// One rank's run; the first one reports and saves.
-    fn rank(&self, rank: usize, learner: &mut dyn Trainee<T>) -> Result<()> {
-        let Job { config, source, options, settings, .. } = self.job;
+    fn rank<K: Kernel>(&self, chosen: &Chosen, comm: Comm) -> Result<()> {
+        let Job { config, source, options, settings, adamw, recompute, wire, .. } = self.job;
+        let rank = comm.rank();
+        let handler = DynHandler::new(chosen.strategy.clone(), chosen.layout, comm)?.with_gradient_wire(*wire);
+        let (device, master) = (self.ranks.device(rank), self.ranks.take(rank));
+        let mut learner = DynLearner::<K, _>::new(device.clone(), config, master, handler, *adamw, *recompute)?;
+        if let Some(scheduler) = self.scheduler {
+            learner = learner.with_schedule(scheduler)?;
+        }
         let progress = || self.progress.lock().unwrap_or_else(PoisonError::into_inner);
         let observe = |record: &StepRecord| if rank == 0 { progress().observe(record) } else { Ok(()) };
-        trainer::train(learner, source, options, self.stop, observe)?;
-        let peaks = gather(learner.comm(), &[self.ranks.device(rank).memory().peak as i64])?;
+        trainer::train(&mut learner, source, options, self.stop, observe)?;
+        let peaks = gather(learner.handler().comm(), &[device.memory().peak as i64])?;
         if rank != 0 {
             return Ok(());
         }
         progress().peak = peaks.concat().into_iter().max().unwrap_or(0) as u64;
         match &progress().folder {
-            Some(folder) => {
-                weights::save(self.ranks.device(0), folder.path(), config, learner.weights(), settings.dtype)
-            }
+            Some(folder) => weights::save(device, folder.path(), config, learner.master(), settings.dtype),
             None => Ok(()),
         }
     }

@@ -1,22 +1,19 @@
 //! One combination's attention against the float64 oracle, and its bytes against the plan.
 
-use std::sync::Arc;
-
-use context_parallel::comm::Collectives;
 use context_parallel::comm::traffic::Counted;
+use context_parallel::comm::{Collectives, Communicator};
 use context_parallel::error::Result;
-use context_parallel::handler::CpHandler;
-use context_parallel::layout::{Batch, Layout};
+use context_parallel::handler::DynHandler;
 use context_parallel::mask::Mask;
 use context_parallel::model::init::Normal;
 use context_parallel::ops::attention::AttentionShape;
 use context_parallel::oracle::{self, Answer};
-use context_parallel::order::{Full, Placement};
-use context_parallel::strategy::support::{self, Choice, Visitor};
-use context_parallel::strategy::{CpStrategy, Kernel, Single, Supports};
+use context_parallel::order::{DynPlacement, laid_out, token_by_token};
+use context_parallel::strategy::support::{self, Choice, Chosen};
+use context_parallel::strategy::{CpStrategy, Kernel, Single};
 use context_parallel::tensor::{Cpu, DType, Device, Float, Matrix};
 
-use super::super::engine::{Cluster, Comm, gather, with_storage_type};
+use super::super::engine::{Cluster, Comm, gather, with_kernel, with_storage_type};
 
 /// Relative errors of out, dq, dk and dv, the worst over masks, and what plans predict.
 #[derive(Clone, Copy, Debug, Default)]
@@ -71,17 +68,24 @@ pub fn check(cluster: &Cluster, choice: &Choice, dtype: DType, threads: usize) -
 
 fn check_as<T: Float>(cluster: &Cluster, choice: &Choice, threads: usize) -> Result<Option<Checked>> {
     let cp = choice.degree;
-    let single = Choice { strategy: Single::NAME.to_string(), order: String::new(), degree: 1, ..choice.clone() };
+    let chosen = support::chosen(choice)?;
+    let (layout, kernel) = (choice.layout.clone(), choice.kernel.clone());
+    let single = Choice { strategy: Single::NAME.to_string(), degree: 1, layout, kernel, ..Choice::default() };
+    let single = support::chosen(&single)?;
     let measured = matches!(T::DTYPE, DType::Bf16 | DType::F16);
     let (q_heads, kv_heads) = heads(cp);
     let shape = AttentionShape { q_heads, kv_heads, qk_dim: 16, v_dim: 24, scale: 0.25 };
-    let (lengths, owners) = support::select(choice, Owners)?;
+    let (lengths, owners) = owners(&chosen)?;
     let (mut found, mut alone) = (Outcome::default(), Outcome::default());
     let masks = [Mask::Causal, Mask::Window { left: Some(5), right: Some(2) }, Mask::Full];
     for (case, mask) in masks.iter().enumerate() {
         let problem = Problem::<T>::new(&lengths, &owners, shape, mask, case as u64);
-        let run = |choice: &Choice| support::select(choice, Attend { cluster, problem: &problem, threads });
-        let attended = run(choice)?;
+        let run = |chosen: &Chosen| {
+            with_kernel!(chosen.kernel, K => cluster.on_ranks(chosen.strategy.degree(), &|comm| {
+                attend::<K, T>(chosen, comm, &problem, threads)
+            }))
+        };
+        let attended = run(&chosen)?;
         let attended_alone = if measured { run(&single)? } else { None };
         if let Some(attended) = attended {
             found = found.worst(problem.judge(attended));
@@ -94,29 +98,19 @@ fn check_as<T: Float>(cluster: &Cluster, choice: &Choice, threads: usize) -> Res
 }
 
 /// The lengths of the documents, and the rank of each token.
-struct Owners;
-
-impl Visitor for Owners {
-    type Output = (Vec<usize>, Vec<usize>);
-
-    fn visit<H, L, K>(self, strategy: H) -> Result<Self::Output>
-    where
-        H: Supports<L, K>,
-        L: Layout,
-        K: Kernel,
-    {
-        let cp = strategy.degree();
-        // Edges of what divides by the ranks; of one length where the layout is dense.
-        let ragged = vec![0, 1, 2 * cp - 1, 2 * cp + 1, 37];
-        let (lengths, batch) = match L::batch_of(&ragged) {
-            Ok(batch) => (ragged, batch),
-            Err(_) => (vec![37; 2], L::batch_of(&[37; 2])?),
-        };
-        let tokens = batch.tokens();
-        let table = strategy.table(&batch, &[(Mask::Causal, 1)])?;
-        let placement = Placement::<H::Order, L>::with_table(Arc::new(batch), strategy.grid(), 0, table)?;
-        Ok((lengths, (0..tokens).map(|token| placement.locate(token).0).collect()))
-    }
+fn owners(chosen: &Chosen) -> Result<(Vec<usize>, Vec<usize>)> {
+    let (strategy, layout) = (&chosen.strategy, chosen.layout);
+    let cp = strategy.degree();
+    // Edges of what divides by the ranks; of one length where the layout is dense.
+    let ragged = vec![0, 1, 2 * cp - 1, 2 * cp + 1, 37];
+    let (lengths, batch) = match layout.batch_of(&ragged) {
+        Ok(batch) => (ragged, batch),
+        Err(_) => (vec![37; 2], layout.batch_of(&[37; 2])?),
+    };
+    let tokens = batch.tokens();
+    let deal = strategy.deal(&*batch, &[(Mask::Causal, 1)])?;
+    let placement = DynPlacement::new(batch, layout, strategy.grid(), 0, deal)?;
+    Ok((lengths, (0..tokens).map(|token| placement.locate(token).0).collect()))
 }
 
 /// Queries, keys, values and the gradient of the output, `[tokens, features]` in natural order, with what the oracle
@@ -173,82 +167,63 @@ fn answer<T: Float>(operands: &[Vec<T>; 4], lengths: &[usize], shape: &Attention
     Answer::new(lengths.iter().sum(), heads, &*attends, operands.each_ref().map(Vec::as_slice))
 }
 
-/// One combination's run of a problem.
-struct Attend<'a, T> {
-    cluster: &'a Cluster,
-    problem: &'a Problem<T>,
-    threads: usize,
-}
-
 /// Out, dq, dk, dv in natural order, and by rank bytes sent, and held at most forward and backward.
 struct Attended {
     tensors: [Vec<f64>; 4],
     predictions: Vec<[Prediction; 3]>,
 }
 
-impl<T: Float> Visitor for Attend<'_, T> {
-    type Output = Option<Attended>;
-
-    fn visit<H, L, K>(self, strategy: H) -> Result<Option<Attended>>
-    where
-        H: Supports<L, K>,
-        L: Layout,
-        K: Kernel,
-    {
-        let Problem { lengths, shape, mask, operands, .. } = self.problem;
-        let batch = Arc::new(L::batch_of(lengths)?);
-        self.cluster.on_ranks(strategy.degree(), &|comm| {
-            let device = Cpu::<T>::new(self.threads);
-            let counted = Counted::new(comm);
-            let traffic = counted.traffic();
-            let comm: Comm = Box::new(counted);
-            let handler = CpHandler::<H, L, _>::new(strategy, comm)?;
-            let placement = handler.place(batch.clone())?;
-            let widths = [shape.q_width(), shape.k_width(), shape.v_width(), shape.out_width()];
-            let mut shards = Vec::new();
-            for (values, width) in operands.iter().zip(widths) {
-                let full = Full::<L, T>::from_batch_first(values, width, batch.clone())?;
-                shards.push(handler.dispatch(&device, &placement, &full)?);
-            }
-            let (q, k, v, dout) = (&shards[0], &shards[1], &shards[2], &shards[3]);
-            let plan = handler.plan(&placement, mask)?;
-            plan.agree(&device, handler.comm())?;
-            let held = device.ledger().mark();
-            let (out, core) = handler.core_attn::<K, Cpu<T>>(&device, &plan, shape, q, k, v)?;
-            let peak_forward = device.ledger().peak() - held;
-            let held = device.ledger().mark();
-            let [dq, dk, dv] = handler.core_attn_backward(&device, &plan, q, k, v, &core, dout)?;
-            let peak_backward = device.ledger().peak() - held;
-            let (forward, backward) = plan.bytes_sent::<Cpu<T>>(shape);
-            let sent = (forward + backward + plan.agreement_bytes(), traffic.bytes() as usize);
-            let peak = plan.peak_bytes::<K, Cpu<T>>(shape)?;
-            let predictions = [sent, (peak.0, peak_forward), (peak.1, peak_backward)];
-            let predictions: Vec<i64> =
-                predictions.iter().flat_map(|&(predicted, counted)| [predicted as i64, counted as i64]).collect();
-            let rows: Vec<_> = (0..strategy.degree()).map(|rank| placement.full_rows_of(rank)).collect();
-            let mut tensors: [Vec<f64>; 4] = Default::default();
-            for (whole, part) in tensors.iter_mut().zip([out, dq, dk, dv]) {
-                *whole = together::<L, T>(handler.comm(), part.into_matrix(), &rows, &batch)?;
-            }
-            let predictions = gather(handler.comm(), &predictions)?;
-            let of = |all: &Vec<i64>| {
-                let at = |i: usize| Prediction { predicted: all[2 * i] as u64, counted: all[2 * i + 1] as u64 };
-                std::array::from_fn(at)
-            };
-            Ok(Attended { tensors, predictions: predictions.iter().map(of).collect() })
-        })
+/// One rank of one combination's run of a problem.
+fn attend<K: Kernel, T: Float>(chosen: &Chosen, comm: Comm, problem: &Problem<T>, threads: usize) -> Result<Attended> {
+    let Problem { lengths, shape, mask, operands, .. } = problem;
+    let device = Cpu::<T>::new(threads);
+    let counted = Counted::new(comm);
+    let traffic = counted.traffic();
+    let handler = DynHandler::new(chosen.strategy.clone(), chosen.layout, Box::new(counted))?;
+    let batch = chosen.layout.batch_of(lengths)?;
+    let placement = handler.place_for(batch.clone(), &[(Mask::Causal, 1)])?;
+    let widths = [shape.q_width(), shape.k_width(), shape.v_width(), shape.out_width()];
+    let mut shards = Vec::new();
+    for (values, width) in operands.iter().zip(widths) {
+        shards.push(handler.dispatch(&device, &placement, &laid_out(values, width, &*batch, chosen.layout)?)?);
     }
+    let (qkv, dout) = ([&shards[0], &shards[1], &shards[2]], &shards[3]);
+    let plan = handler.plan(&placement, mask)?;
+    plan.agree(&device, handler.comm())?;
+    let held = device.ledger().mark();
+    let (out, core) = handler.by_ref().core_attn::<K, Cpu<T>>(&device, &plan, shape, qkv)?;
+    let peak_forward = device.ledger().peak() - held;
+    let held = device.ledger().mark();
+    let [dq, dk, dv] = handler.by_ref().core_attn_backward(&device, &plan, qkv, &core, dout)?;
+    let peak_backward = device.ledger().peak() - held;
+    let (forward, backward) = plan.bytes_sent::<Cpu<T>>(shape);
+    let sent = (forward + backward + plan.agreement_bytes(), traffic.bytes() as usize);
+    let peak = plan.peak_bytes::<K, Cpu<T>>(shape)?;
+    let predictions = [sent, (peak.0, peak_forward), (peak.1, peak_backward)];
+    let predictions: Vec<i64> =
+        predictions.iter().flat_map(|&(predicted, counted)| [predicted as i64, counted as i64]).collect();
+    let rows: Vec<_> = (0..handler.ranks()).map(|rank| placement.full_rows_of(rank)).collect();
+    let mut tensors: [Vec<f64>; 4] = Default::default();
+    for (whole, part) in tensors.iter_mut().zip([out, dq, dk, dv]) {
+        *whole = together(handler.comm(), part.into_matrix(), &rows, &placement)?;
+    }
+    let predictions = gather(handler.comm(), &predictions)?;
+    let of = |all: &Vec<i64>| {
+        let at = |i: usize| Prediction { predicted: all[2 * i] as u64, counted: all[2 * i + 1] as u64 };
+        std::array::from_fn(at)
+    };
+    Ok(Attended { tensors, predictions: predictions.iter().map(of).collect() })
 }
 
 /// A tensor in natural order from the rows of all ranks: `rows` says, by rank, which memory row of the whole batch each
 /// of its rows is. Without the library's `combine`, which is not what is checked here.
-fn together<L: Layout, T: Float>(
-    comm: &Comm,
+fn together<T: Float>(
+    comm: &dyn Communicator,
     part: Matrix<T>,
     rows: &[Vec<usize>],
-    batch: &Arc<L::Batch>,
+    placement: &DynPlacement,
 ) -> Result<Vec<f64>> {
-    let width = part.cols();
+    let (width, batch) = (part.cols(), placement.batch());
     let counts: Vec<usize> = rows.iter().map(|rows| rows.len() * width).collect();
     let parts = comm.all_gather_v(part.into_buffer(), &counts)?;
     let blank = vec![T::default(); batch.tokens() * width];
@@ -258,5 +233,5 @@ fn together<L: Layout, T: Float>(
             whole.row_mut(row).copy_from_slice(&part[i * width..][..width]);
         }
     }
-    Ok(Full::<L, T>::new(whole, batch.clone())?.to_batch_first().into_iter().map(T::to_f64).collect())
+    Ok(token_by_token(&whole, &**batch, placement.layout()).into_iter().map(T::to_f64).collect())
 }

@@ -61,7 +61,7 @@ fn ordered<O: TokenOrder>(problem: &Problem, ranks: usize, rank: usize) -> Vec<R
     let lengths: Vec<usize> = problem.documents.iter().map(|document| document.len()).collect();
     let Ok(pack) = Packed::from_lengths(&lengths) else { unreachable!("documents tile the tokens of a batch") };
     let mut part = Vec::new();
-    O::runs(&pack, &O::table(&pack, ranks), ranks, rank, |run| part.push(run.start..run.end()));
+    O::runs(&pack, &O::table(&pack, ranks), ranks, rank, &mut |run| part.push(run.start..run.end()));
     joined(part)
 }
 

@@ -70,7 +70,7 @@ impl MicroBatch {
     ///
     /// # Errors
     /// If the batch does not have as many documents, or there are not that many ranks.
-    pub fn table<B: Batch>(&self, batch: &B, ranks: usize) -> Result<Dealt> {
+    pub fn table(&self, batch: &dyn Batch, ranks: usize) -> Result<Dealt> {
         Grouped::deal(batch, self.groups.iter().map(|group| group.first..group.first + group.degree).enumerate(), ranks)
     }
 

@@ -1,0 +1,138 @@
+//! A handler without its types: what model, learner and program are compiled for, once per device.
+
+use std::ops::Deref;
+use std::sync::Arc;
+
+use crate::comm::Communicator;
+use crate::error::Result;
+use crate::handler::CoreAttention;
+use crate::handler::core::{HandlerCore, expect_features, expect_plan};
+use crate::layout::LayoutKind;
+use crate::ops::Ops;
+use crate::ops::attention::AttentionShape;
+use crate::order::DynShard;
+use crate::plan::Wire;
+use crate::strategy::executor::{self, RankPlan};
+use crate::strategy::{DynStrategy, Kernel};
+use crate::tensor::{Device, Host, Storage};
+
+/// A shard of `D`'s storage type.
+pub type DynElemShard<D> = DynShard<<D as Device>::Elem, <D as Device>::Storage>;
+
+/// A [`CpHandler`](crate::handler::CpHandler) whose strategy and layout are chosen at run time.
+///
+/// What the types of `CpHandler` refuse when a program is compiled is refused here when it runs, or, where an order of
+/// a foreign shard would have shown, by the comparison of placements.
+pub struct DynHandler<S: Storage = Host> {
+    core: HandlerCore,
+    comm: Box<dyn Communicator<S>>,
+}
+
+impl<S: Storage> DynHandler<S> {
+    /// A handler for this rank of `comm`.
+    ///
+    /// # Errors
+    /// If the strategy's degree is not the number of ranks, or its type and its grid differ over who exchanges heads.
+    pub fn new(strategy: Arc<dyn DynStrategy>, layout: LayoutKind, comm: Box<dyn Communicator<S>>) -> Result<Self> {
+        Ok(DynHandler { core: HandlerCore::new(strategy, layout, comm.rank(), comm.size())?, comm })
+    }
+
+    /// [`CpHandler::with_plan_checks`](crate::handler::CpHandler::with_plan_checks).
+    pub fn with_plan_checks(mut self, checks: bool) -> Self {
+        self.core.set_plan_checks(checks);
+        self
+    }
+
+    /// [`CpHandler::with_gradient_wire`](crate::handler::CpHandler::with_gradient_wire).
+    pub fn with_gradient_wire(mut self, wire: Wire) -> Self {
+        self.core.set_gradient_wire(wire);
+        self
+    }
+
+    /// The handler as every operation takes it.
+    pub fn by_ref(&self) -> HandlerRef<'_, S> {
+        HandlerRef { core: &self.core, comm: &*self.comm }
+    }
+
+    /// The communicator.
+    pub fn comm(&self) -> &dyn Communicator<S> {
+        &*self.comm
+    }
+}
+
+impl<S: Storage> Deref for DynHandler<S> {
+    type Target = HandlerCore;
+
+    fn deref(&self) -> &HandlerCore {
+        &self.core
+    }
+}
+
+/// A handler of any types, and its communicator. Dereferences to what needs no communication.
+pub struct HandlerRef<'a, S> {
+    pub(super) core: &'a HandlerCore,
+    pub(super) comm: &'a dyn Communicator<S>,
+}
+
+impl<S> Clone for HandlerRef<'_, S> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<S> Copy for HandlerRef<'_, S> {}
+
+impl<S> Deref for HandlerRef<'_, S> {
+    type Target = HandlerCore;
+
+    fn deref(&self) -> &HandlerCore {
+        self.core
+    }
+}
+
+impl<'a, S: Storage> HandlerRef<'a, S> {
+    /// The communicator.
+    pub fn comm(self) -> &'a dyn Communicator<S> {
+        self.comm
+    }
+
+    /// [`CpHandler::core_attn`](crate::handler::CpHandler::core_attn).
+    ///
+    /// # Errors
+    /// Those of `CpHandler::core_attn`.
+    pub fn core_attn<K: Kernel, D: Ops<Storage = S>>(
+        self,
+        device: &D,
+        plan: &RankPlan,
+        shape: &AttentionShape,
+        qkv: [&DynElemShard<D>; 3],
+    ) -> Result<(DynElemShard<D>, CoreAttention<D, K>)> {
+        let qkv = self.core.operands::<D>(plan, shape, qkv)?;
+        plan.agree(device, self.comm)?;
+        let (out, saved) = executor::forward::<K, D>(device, self.comm, plan, shape, qkv)?;
+        let out = DynShard::new(out, plan.placement().clone())?;
+        Ok((out, CoreAttention { shape: *shape, plan: plan.hash(), saved }))
+    }
+
+    /// [`CpHandler::core_attn_backward`](crate::handler::CpHandler::core_attn_backward).
+    ///
+    /// # Errors
+    /// Those of `CpHandler::core_attn_backward`.
+    pub fn core_attn_backward<K: Kernel, D: Ops<Storage = S>>(
+        self,
+        device: &D,
+        plan: &RankPlan,
+        qkv: [&DynElemShard<D>; 3],
+        forward: &CoreAttention<D, K>,
+        dout: &DynElemShard<D>,
+    ) -> Result<[DynElemShard<D>; 3]> {
+        let shape = &forward.shape;
+        expect_plan(forward.plan, plan)?;
+        let qkv = self.core.operands::<D>(plan, shape, qkv)?;
+        plan.placement().expect_same("the plan", dout.placement(), "the output gradient")?;
+        expect_features("the output gradient", shape.out_width(), dout.matrix().cols())?;
+        let gradients = executor::backward::<K, D>(device, self.comm, plan, shape, qkv, &forward.saved, dout.matrix())?;
+        let [dq, dk, dv] = gradients.map(|gradient| DynShard::new(gradient, plan.placement().clone()));
+        Ok([dq?, dk?, dv?])
+    }
+}

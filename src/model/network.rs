@@ -1,0 +1,261 @@
+//! The GPT without the types of strategy and layout: blocks of attention and MLP over a shard, forward and backward.
+//! Compiled once per kernel and device.
+
+use std::marker::PhantomData;
+use std::sync::Arc;
+
+use crate::error::{ModelError, Result};
+use crate::handler::{HandlerRef, RotaryTable};
+use crate::mask::Mask;
+use crate::model::Config;
+use crate::model::block::BlockActivations;
+use crate::model::parameters::{Gradients, Master, ParameterId, Parameters};
+use crate::ops::Ops;
+use crate::ops::attention::AttentionShape;
+use crate::order::{DynPlacement, DynShard};
+use crate::rope::Rope;
+use crate::strategy::Kernel;
+use crate::strategy::executor::RankPlan;
+use crate::tensor::{AccMatrix, Buffer, Device, ElemMatrix};
+
+/// A [`GptModel`](crate::model::GptModel) whose strategy and layout are those of the handler that it is run with.
+pub struct DynModel<K, D: Device> {
+    device: D,
+    config: Config,
+    parameters: Parameters<D>,
+    /// The output layer `[hidden, vocab]` where it is tied: the embedding table, transposed.
+    tied: Option<ElemMatrix<D>>,
+    rope: Rope,
+    /// Mask of each layer.
+    masks: Vec<Mask>,
+    pub(super) shape: AttentionShape,
+    pub(super) recompute: bool,
+    kernel: PhantomData<K>,
+}
+
+/// What one forward pass leaves for the backward pass.
+pub struct DynActivations<K: Kernel, D: Device> {
+    placement: Arc<DynPlacement>,
+    tokens: Buffer<i64, D::Storage>,
+    pub(super) rotary: Arc<RotaryTable<D>>,
+    /// One per layer; layers with the same mask share it.
+    plans: Vec<Arc<RankPlan>>,
+    blocks: Vec<BlockActivations<K, D>>,
+    /// Output of the last block.
+    pub(super) last: ElemMatrix<D>,
+    /// What the depths of multi-token prediction add to the gradient of `last`.
+    pub(super) dlast: Option<ElemMatrix<D>>,
+    reciprocal: AccMatrix<D>,
+    hidden: ElemMatrix<D>,
+}
+
+impl<K: Kernel, D: Device> DynActivations<K, D> {
+    /// Features after the final norm, `[rows, hidden]`; what the output layer sees.
+    pub fn hidden(&self) -> &ElemMatrix<D> {
+        &self.hidden
+    }
+
+    /// Where the tokens are.
+    pub fn placement(&self) -> &Arc<DynPlacement> {
+        &self.placement
+    }
+
+    /// The attention plan of each layer.
+    pub fn plans(&self) -> &[Arc<RankPlan>] {
+        &self.plans
+    }
+}
+
+impl<K: Kernel, D: Ops> DynModel<K, D> {
+    /// A model with these weights.
+    ///
+    /// # Errors
+    /// If the configuration does not hold together.
+    pub fn from_parameters(device: D, config: &Config, parameters: Parameters<D>) -> Result<Self> {
+        config.check()?;
+        let window = |window: &Option<usize>| window.map_or(Mask::Causal, Mask::sliding);
+        let shape = AttentionShape {
+            q_heads: config.heads,
+            kv_heads: config.kv_heads,
+            qk_dim: config.head_dim,
+            v_dim: config.head_dim,
+            scale: 1.0 / (config.head_dim as f64).sqrt(),
+        };
+        let mut model = DynModel {
+            device,
+            config: config.clone(),
+            tied: None,
+            rope: Rope::new(config.rope.clone())?,
+            masks: config.windows.iter().map(window).collect(),
+            shape,
+            recompute: false,
+            parameters,
+            kernel: PhantomData,
+        };
+        model.refresh_tied();
+        Ok(model)
+    }
+
+    /// A model whose weights are `master` rounded to the storage type.
+    ///
+    /// # Errors
+    /// If the configuration does not hold together.
+    pub fn from_master(device: D, config: &Config, master: &Master<D>) -> Result<Self> {
+        let parameters = master.working(&device);
+        Self::from_parameters(device, config, parameters)
+    }
+
+    /// Whether the backward pass computes the inside of each block again, instead of keeping it: one forward pass
+    /// more, about a tenth of the memory.
+    pub fn with_recompute(mut self, recompute: bool) -> Self {
+        self.recompute = recompute;
+        self
+    }
+
+    /// The configuration.
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// The device.
+    pub fn device(&self) -> &D {
+        &self.device
+    }
+
+    /// The weights.
+    pub fn parameters(&self) -> &Parameters<D> {
+        &self.parameters
+    }
+
+    /// Head counts and sizes of the attention calls.
+    pub fn attention_shape(&self) -> &AttentionShape {
+        &self.shape
+    }
+
+    /// The mask of each layer.
+    pub fn masks(&self) -> &[Mask] {
+        &self.masks
+    }
+
+    /// The masks without repetition, each with the number of layers that use it: what a placement is made for.
+    pub fn mask_weights(&self) -> Vec<(Mask, u64)> {
+        let mut weights: Vec<(Mask, u64)> = Vec::new();
+        for mask in &self.masks {
+            match weights.iter_mut().find(|(other, _)| other == mask) {
+                Some((_, layers)) => *layers += 1,
+                None => weights.push((mask.clone(), 1)),
+            }
+        }
+        weights
+    }
+
+    /// Gradients of zero.
+    pub fn zero_gradients(&self) -> Gradients<D> {
+        Gradients::<D>::zeros(&self.device, self.parameters.list())
+    }
+
+    /// Takes over changed master weights.
+    pub fn update(&mut self, master: &Master<D>) {
+        master.refresh(&self.device, &mut self.parameters);
+        self.refresh_tied();
+    }
+
+    fn refresh_tied(&mut self) {
+        let list = self.parameters.list();
+        self.tied = list.head.is_none().then(|| self.device.transpose(&self.parameters[list.embedding]));
+    }
+
+    /// The output layer, `[hidden, vocab]`.
+    pub(super) fn head(&self) -> &ElemMatrix<D> {
+        match (&self.tied, self.parameters.list().head) {
+            (None, Some(head)) => &self.parameters[head],
+            (Some(tied), _) => tied,
+            (None, None) => unreachable!("a model without an output layer of its own has a tied one"),
+        }
+    }
+
+    /// Runs the blocks on this rank's tokens `[rows, 1]`.
+    ///
+    /// # Errors
+    /// Heads that the handler's ranks cannot share out, ids outside the vocabulary, and failures of other ranks.
+    pub fn forward(
+        &self,
+        handler: HandlerRef<'_, D::Storage>,
+        tokens: &DynShard<i64, D::Storage>,
+    ) -> Result<DynActivations<K, D>> {
+        handler.strategy().heads_per_rank(self.shape.q_heads)?;
+        self.check_tokens(tokens)?;
+        let placement = tokens.placement().clone();
+        let rotary = handler.rotary(&self.device, &self.rope, &placement)?;
+        let plans = self.masks.iter().map(|mask| handler.plan(&placement, mask)).collect::<Result<Vec<_>>>()?;
+        let list = self.parameters.list();
+        let mut x = self.device.embed(&self.parameters[list.embedding], tokens.matrix().buffer());
+        let mut blocks = Vec::with_capacity(plans.len());
+        for (layer, plan) in list.layers.iter().zip(&plans) {
+            let (y, block) = self.block(layer, handler, plan, &rotary, x)?;
+            blocks.push(block);
+            x = y;
+        }
+        let norm = &self.parameters[list.norm];
+        let (hidden, reciprocal) = self.device.rms_norm(&x, norm, self.config.rms_norm_eps);
+        let tokens = self.device.duplicate(tokens.matrix().buffer());
+        Ok(DynActivations { placement, tokens, rotary, plans, blocks, last: x, dlast: None, reciprocal, hidden })
+    }
+
+    /// Adds to `gradients` what comes through the blocks and the embedding, from the gradient of
+    /// [`DynActivations::hidden`] and from what [`DynModel::mtp_backward`] left, if it was called. Gradients are this
+    /// rank's summand; they are not yet summed over ranks.
+    pub fn backward(
+        &self,
+        handler: HandlerRef<'_, D::Storage>,
+        mut activations: DynActivations<K, D>,
+        dhidden: &ElemMatrix<D>,
+        gradients: &mut Gradients<D>,
+    ) -> Result<()> {
+        let list = self.parameters.list();
+        let (has, layers) = (activations.blocks.len(), list.layers.len());
+        if has != layers {
+            return Err(ModelError::OtherModel { activations: has, layers }.into());
+        }
+        let (last, reciprocal, dlast) = (&activations.last, &activations.reciprocal, activations.dlast.take());
+        let mut dx = self.final_norm_backward(list.norm, last, reciprocal, dhidden, dlast, gradients);
+        let parts = list.layers.iter().zip(&activations.plans).zip(activations.blocks);
+        for ((layer, plan), block) in parts.rev() {
+            let rotary = &*activations.rotary;
+            self.block_backward(layer, handler, plan, rotary, block, &mut dx, gradients)?;
+        }
+        let padding = self.config.pad_token_id.map(|id| id as i64);
+        self.device.embed_backward(&activations.tokens, &dx, padding, &mut gradients[list.embedding]);
+        Ok(())
+    }
+
+    /// The gradient of the input `x` of a norm before the output layer: what comes through the norm, and `dx` if
+    /// something else uses `x` too.
+    pub(super) fn final_norm_backward(
+        &self,
+        norm: ParameterId,
+        x: &ElemMatrix<D>,
+        reciprocal: &AccMatrix<D>,
+        dy: &ElemMatrix<D>,
+        dx: Option<ElemMatrix<D>>,
+        gradients: &mut Gradients<D>,
+    ) -> ElemMatrix<D> {
+        let accumulate = dx.is_some();
+        let mut dx = dx.unwrap_or_else(|| self.device.matrix(x.rows(), x.cols()));
+        let (weight, dweight) = (&self.parameters[norm], &mut gradients[norm]);
+        self.device.rms_norm_backward(x, weight, reciprocal, dy, &mut dx, accumulate, dweight);
+        dx
+    }
+
+    pub(super) fn check_tokens(&self, tokens: &DynShard<i64, D::Storage>) -> Result<()> {
+        let vocab = self.config.vocab_size;
+        let ids = self.device.download(tokens.matrix().buffer());
+        let Some(row) = ids.iter().position(|id| !(0..vocab as i64).contains(id)) else { return Ok(()) };
+        let placement = tokens.placement();
+        let local = (0..ids.len()).find(|&local| placement.row_of(placement.rank(), local) == row).unwrap_or(row);
+        let token = placement.token_of(placement.rank(), local);
+        let sequence = placement.batch().document_of(token);
+        let position = token - placement.batch().document(sequence).start;
+        Err(ModelError::Token { token: ids[row], sequence, position, vocab }.into())
+    }
+}

@@ -1,0 +1,208 @@
+//! What training changes: master weights, optimizer state and gradients. Compiled once per kernel and device.
+
+use std::borrow::Cow;
+use std::sync::Arc;
+
+use crate::comm::Collectives;
+use crate::error::{Result, SupportError};
+use crate::handler::HandlerRef;
+use crate::model::inputs::{DynInputs, InputsRef};
+use crate::model::{DynModel, Gradients, Master, Moments, mtp};
+use crate::ops::Ops;
+use crate::ops::optimizer::AdamwStep;
+use crate::order::{DealOf, DynPlacement, Grouped};
+use crate::plan::schedule::{MicroBatch, Scheduler};
+use crate::strategy::Kernel;
+use crate::tensor::{AccMatrix, Buffer, Device, Storage};
+use crate::train::data::TokenBatch;
+use crate::train::learner::{AdamwOptions, global_sum, global_sums};
+
+/// Sequences that run at once, and where their tokens are.
+type Part<'a> = (Cow<'a, TokenBatch>, Arc<DynPlacement>);
+
+/// What a learner has besides its model and its handler.
+pub(super) struct State<D: Device> {
+    options: AdamwOptions,
+    master: Master<D>,
+    mean: Moments<D>,
+    square: Moments<D>,
+    gradients: Gradients<D>,
+    step: u64,
+    /// Cuts batches into micro-batches whose documents have ranks of their own.
+    scheduler: Option<Scheduler>,
+    /// Micro-batches since the last update.
+    micro_batches: usize,
+}
+
+impl<D: Ops> State<D> {
+    /// At the start, for a model made from `master`.
+    pub(super) fn new<K: Kernel>(model: &DynModel<K, D>, master: Master<D>, options: AdamwOptions) -> Self {
+        let list = master.list().clone();
+        let moments = || Moments::<D>::zeros(model.device(), &list);
+        State {
+            options,
+            mean: moments(),
+            square: moments(),
+            gradients: model.zero_gradients(),
+            master,
+            step: 0,
+            scheduler: None,
+            micro_batches: 0,
+        }
+    }
+
+    /// Batches are cut into the scheduler's micro-batches from now on; their order is [`Grouped`].
+    pub(super) fn set_scheduler(&mut self, scheduler: &Scheduler) {
+        self.scheduler = Some(scheduler.clone());
+    }
+
+    pub(super) fn cuts_steps(&self) -> bool {
+        self.scheduler.is_some()
+    }
+
+    pub(super) fn micro_batches(&self) -> usize {
+        self.micro_batches
+    }
+
+    pub(super) fn master(&self) -> &Master<D> {
+        &self.master
+    }
+
+    pub(super) fn gradients(&self) -> &Gradients<D> {
+        &self.gradients
+    }
+
+    /// Sums the accumulated gradient over ranks, in rank order.
+    pub(super) fn reduce_gradients(&mut self, handler: HandlerRef<'_, D::Storage>, device: &D) -> Result<()> {
+        if handler.ranks() == 1 {
+            return Ok(());
+        }
+        let mut flat: Buffer<D::Acc, D::Storage> = device.empty(self.gradients.list().elements());
+        let mut at = 0;
+        for value in self.gradients.values() {
+            D::Storage::write(&mut flat, at, value.buffer());
+            at += value.buffer().len();
+        }
+        handler.comm().all_reduce(&mut flat)?;
+        at = 0;
+        for value in self.gradients.values_mut() {
+            let len = value.buffer().len();
+            let part = D::Storage::part(&flat, at..at + len);
+            D::Storage::write(value.buffer_mut(), 0, &part);
+            at += len;
+        }
+        Ok(())
+    }
+
+    /// What of a batch runs at once, one after another: all of it, or what the scheduler says. Each sequence is a
+    /// document of its own under a packed layout.
+    fn parts<'a, K: Kernel>(
+        &self,
+        handler: HandlerRef<'_, D::Storage>,
+        model: &DynModel<K, D>,
+        batch: &'a TokenBatch,
+    ) -> Result<Vec<Part<'a>>> {
+        let Some(scheduler) = &self.scheduler else {
+            let shape = handler.layout().batch_of(&batch.lengths)?;
+            return Ok(vec![(Cow::Borrowed(batch), handler.place_for(shape, &model.mask_weights())?)]);
+        };
+        let ranks = handler.ranks();
+        let part = |micro: &MicroBatch| {
+            let part = batch.select(micro.documents());
+            let shape = handler.layout().batch_of(&part.lengths)?;
+            let deal = Arc::new(DealOf::<Grouped>(micro.table(&*shape, ranks)?));
+            Ok((Cow::Owned(part), handler.place_with(shape, deal)?))
+        };
+        scheduler.schedule(&batch.lengths, ranks)?.micro_batches.iter().map(part).collect()
+    }
+
+    /// Forward and backward of a batch; the sums of its losses.
+    pub(super) fn accumulate_inputs<K: Kernel>(
+        &mut self,
+        handler: HandlerRef<'_, D::Storage>,
+        model: &DynModel<K, D>,
+        inputs: InputsRef<'_, D::Storage>,
+        scales: &[f64],
+    ) -> Result<Vec<f64>> {
+        let (depth, given, gradients) = (model.config().mtp_depth, scales.len(), &mut self.gradients);
+        if given != depth + 1 {
+            return Err(SupportError::Numbers(format!(
+                "the model predicts {depth} tokens beyond the next one, which makes {} losses, but counts or scales \
+                 are given for {given}: pass one for each, such as those of `TokenBatch::counted_by_depth({depth})`",
+                depth + 1
+            ))
+            .into());
+        }
+        let mut activations = model.forward(handler, inputs.tokens)?;
+        let (sum, dhidden) = model.loss_backward(&activations, inputs.labels, inputs.weights, scales[0], gradients)?;
+        let mut sums = vec![sum];
+        if depth > 0 {
+            sums.extend(model.mtp_backward(handler, &mut activations, inputs, &scales[1..], gradients)?);
+        }
+        model.backward(handler, activations, &dhidden, gradients)?;
+        self.micro_batches += 1;
+        Ok(sums)
+    }
+
+    /// Forward and backward of a part of a step; the sums of its losses over ranks.
+    pub(super) fn accumulate_depths<K: Kernel>(
+        &mut self,
+        handler: HandlerRef<'_, D::Storage>,
+        model: &DynModel<K, D>,
+        batch: &TokenBatch,
+        labels_in_step: &[usize],
+    ) -> Result<Vec<f64>> {
+        let mut sums = vec![0.0; labels_in_step.len()];
+        for (part, placement) in self.parts(handler, model, batch)? {
+            let inputs = DynInputs::placed(&handler, model.device(), &placement, &part.tokens, &part.labels)?;
+            let losses = self.accumulate_inputs(handler, model, inputs.by_ref(), &mtp::scales(labels_in_step))?;
+            sums.iter_mut().zip(losses).for_each(|(sum, loss)| *sum += loss);
+        }
+        global_sums(model.device(), handler.comm(), &sums)
+    }
+
+    /// One step of AdamW with the accumulated gradient; its norm before clipping.
+    pub(super) fn update<K: Kernel>(
+        &mut self,
+        handler: HandlerRef<'_, D::Storage>,
+        model: &mut DynModel<K, D>,
+        lr: f64,
+    ) -> Result<f64> {
+        let device = model.device().clone();
+        self.reduce_gradients(handler, &device)?;
+        let squares = |value: &AccMatrix<D>| device.sum_of_squares(value.buffer());
+        let norm = self.gradients.values().iter().map(squares).sum::<f64>().sqrt();
+        let AdamwOptions { beta1, beta2, eps, weight_decay, clip } = self.options;
+        // PyTorch's `clip_grad_norm_`.
+        let gradient_scale = if clip > 0.0 { (clip / (norm + 1e-6)).min(1.0) } else { 1.0 };
+        self.step += 1;
+        self.micro_batches = 0;
+        let list = self.gradients.list().clone();
+        for (id, spec) in list.iter() {
+            let weight_decay = if spec.decays() { weight_decay } else { 0.0 };
+            let step = AdamwStep { lr, beta1, beta2, eps, weight_decay, step: self.step, gradient_scale };
+            let (mean, square) = (&mut self.mean[id], &mut self.square[id]);
+            device.adamw(&step, &self.gradients[id], &mut self.master[id], mean, square);
+            device.clear(self.gradients[id].buffer_mut());
+        }
+        model.update(&self.master);
+        device.seal();
+        Ok(norm)
+    }
+
+    /// The sum over ranks of the losses of a batch.
+    pub(super) fn evaluate<K: Kernel>(
+        &self,
+        handler: HandlerRef<'_, D::Storage>,
+        model: &DynModel<K, D>,
+        batch: &TokenBatch,
+    ) -> Result<f64> {
+        let mut sum = 0.0;
+        for (part, placement) in self.parts(handler, model, batch)? {
+            let inputs = DynInputs::placed(&handler, model.device(), &placement, &part.tokens, &part.labels)?;
+            let activations = model.forward(handler, &inputs.tokens)?;
+            sum += model.loss_sum(&activations, &inputs.labels, &inputs.weights)?;
+        }
+        global_sum(model.device(), handler.comm(), sum)
+    }
+}
