@@ -183,18 +183,3 @@ macro_rules! with_storage_type {
     }};
 }
 pub(super) use with_storage_type;
-
-/// The value of an expression in which `$K` is the kernel that `$name` names.
-macro_rules! with_kernel {
-    ($name:expr, $K:ident => $body:expr) => {{
-        use context_parallel::strategy::{Flash, Kernel, Unfused};
-        if $name == <Unfused as Kernel>::NAME {
-            type $K = Unfused;
-            $body
-        } else {
-            type $K = Flash;
-            $body
-        }
-    }};
-}
-pub(super) use with_kernel;

@@ -14,11 +14,9 @@ use context_parallel::order::{Deal, DynPlacement};
 use context_parallel::plan::{Content, Program, Wire, dispatch};
 use context_parallel::strategy::executor::RankPlan;
 use context_parallel::strategy::support::{self, Chosen};
-use context_parallel::tensor::Cpu;
 use serde::Serialize;
 
 use super::args::{self, Combination, Settings};
-use super::engine::{with_kernel, with_storage_type};
 use super::output;
 
 /// Print the plan of a strategy: who holds, computes and sends what
@@ -199,16 +197,9 @@ fn compute(job: &Job) -> Result<Report> {
     placed(job, &chosen, batch, deal)
 }
 
-/// Bytes that one plan sends and holds at most, forward and backward.
-fn bytes(job: &Job, kernel: &str, plan: &RankPlan) -> Result<[(usize, usize); 2]> {
-    with_storage_type!(job.settings.dtype, T => with_kernel!(kernel, K => {
-        Ok([plan.bytes_sent::<Cpu<T>>(&job.shape), plan.peak_bytes::<K, Cpu<T>>(&job.shape)?])
-    }))
-}
-
 /// The plan of a batch that is dealt out like this.
 fn placed(job: &Job, chosen: &Chosen, batch: Arc<dyn Batch>, deal: Arc<dyn Deal>) -> Result<Report> {
-    let Job { mask, wire, .. } = job;
+    let Job { mask, shape, wire, .. } = job;
     let Chosen { strategy, layout, kernel } = chosen;
     let area = mask.lower(&*batch)?.area();
     let first = DynPlacement::new(batch.clone(), *layout, strategy.grid(), 0, deal)?;
@@ -218,7 +209,8 @@ fn placed(job: &Job, chosen: &Chosen, batch: Arc<dyn Batch>, deal: Arc<dyn Deal>
         let placement = first.seen_from(rank)?;
         let plan = RankPlan::new(&**strategy, &placement, mask)?.with_wire(*wire);
         hash = plan.hash();
-        let [(bytes_forward, bytes_backward), peak] = bytes(job, kernel, &plan)?;
+        let (bytes_forward, bytes_backward) = plan.bytes_sent_of(job.settings.dtype, shape);
+        let peak = plan.peak_bytes_of(*kernel, job.settings.dtype, shape)?;
         let tokens = placement.runs_of(rank).into_iter().map(|run| (run.start, run.step, run.len));
         ranks.push(Rank {
             rank,

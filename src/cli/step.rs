@@ -8,13 +8,12 @@ use context_parallel::handler::DynHandler;
 use context_parallel::model::inputs::DynInputs;
 use context_parallel::model::{Config, ParameterList, init};
 use context_parallel::oracle::{norm, relative_error};
-use context_parallel::strategy::Kernel;
 use context_parallel::strategy::support::{self, Choice, Chosen};
 use context_parallel::tensor::{Cpu, DType, Float};
 use context_parallel::train::data::TokenBatch;
 use context_parallel::train::learner::{AdamwOptions, DynLearner, global_sum};
 
-use super::engine::{Cluster, Comm, gather, with_kernel, with_storage_type};
+use super::engine::{Cluster, Comm, gather, with_storage_type};
 
 /// What to compute: a model's fresh weights, and a batch.
 #[derive(Clone, Copy, Debug)]
@@ -78,12 +77,12 @@ impl Step {
 /// One step of `choice`, stored as `dtype`; what it gives in the process that speaks.
 pub fn step(cluster: &Cluster, choice: &Choice, dtype: DType, task: Task) -> Result<Option<Step>> {
     let chosen = support::chosen(choice)?;
-    with_storage_type!(dtype, T => with_kernel!(chosen.kernel, K => {
-        cluster.on_ranks(chosen.strategy.degree(), &|comm| one_step::<K, T>(&chosen, comm, &task))
-    }))
+    with_storage_type!(dtype, T => {
+        cluster.on_ranks(chosen.strategy.degree(), &|comm| one_step::<T>(&chosen, comm, &task))
+    })
 }
 
-fn one_step<K: Kernel, T: Float>(chosen: &Chosen, comm: Comm, task: &Task) -> Result<Step> {
+fn one_step<T: Float>(chosen: &Chosen, comm: Comm, task: &Task) -> Result<Step> {
     let Task { config, batch, seed, threads } = *task;
     let device = Cpu::<T>::new(threads);
     let counted = Counted::new(comm);
@@ -91,7 +90,7 @@ fn one_step<K: Kernel, T: Float>(chosen: &Chosen, comm: Comm, task: &Task) -> Re
     let handler = DynHandler::new(chosen.strategy.clone(), chosen.layout, Box::new(counted))?;
     let master = init::fresh(&device, config, &ParameterList::new(config), seed)?;
     let options = AdamwOptions::default();
-    let mut learner = DynLearner::<K, _>::new(device.clone(), config, master, handler, options, false)?;
+    let mut learner = DynLearner::new(device.clone(), config, master, handler, chosen.kernel.object(), options, false)?;
     let (handler, masks) = (learner.handler(), learner.model().mask_weights());
     let placement = handler.place_for(chosen.layout.batch_of(&batch.lengths)?, &masks)?;
     let inputs = DynInputs::placed(handler, &device, &placement, &batch.tokens, &batch.labels)?;

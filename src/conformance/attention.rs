@@ -4,48 +4,42 @@ use std::sync::Arc;
 
 use super::cases::{Numbers, documents, masks, shapes};
 use super::placement::{self, tokens_by_row};
-use super::{Case, Check, Comm, Failure, Kit};
+use super::{Case, Check, Comm, Failure, Kit, Subject};
+use crate::comm::threads;
 use crate::comm::traffic::Counted;
-use crate::comm::{Communicator, threads};
 use crate::error::Result;
-use crate::handler::CpHandler;
-use crate::layout::{Batch, Layout, Packed, Thd};
+use crate::layout::{Batch, LayoutKind, Packed, Thd};
 use crate::mask::Mask;
 use crate::ops::attention::AttentionShape;
 use crate::oracle::{self, Answer, F32_BOUND, F64_BOUND, NAMES, allowed};
-use crate::order::{Full, Placement, Shard, TokenOrder};
-use crate::strategy::executor::AttentionPlan;
-use crate::strategy::{Flash, Kernel, Single, Supports};
+use crate::order::{DynPlacement, DynShard, Natural, Placement, laid_out};
+use crate::strategy::executor::RankPlan;
+use crate::strategy::{Flash, Kernel, Single, kernel_object, object};
 use crate::tensor::{Cpu, Device, Float};
 
 /// Checks attention on a batch under all masks; in `f32` too, and twice, if `all` is asked for.
-pub(super) fn check<H, L, K>(kit: &mut Kit<H>, batch: &Arc<L::Batch>, all: bool) -> Result<(), Failure>
-where
-    H: Supports<L, K>,
-    L: Layout,
-    K: Kernel,
-{
-    let shapes = shapes(&kit.strategy);
+pub(super) fn check<K: Kernel>(kit: &mut Kit, batch: &Arc<dyn Batch>, all: bool) -> Result<(), Failure> {
+    let shapes = shapes(&*kit.subject.strategy);
     let mut placements = None;
-    for (index, mask) in masks::<_, K>(&**batch).into_iter().enumerate() {
+    for (index, mask) in masks::<K>(&**batch).into_iter().enumerate() {
         let shape = shapes[(index + batch.documents()) % shapes.len()];
         let case = Case { mask: Some(mask.clone()), ..kit.case.on(&**batch) };
         let fails = |error| case.fails(Check::TokenCover, error);
-        if placements.is_none() || H::Order::FROM_MASKS {
-            let made = placement::of::<H, L>(&kit.strategy, batch, &mask).map_err(fails)?;
+        if placements.is_none() || kit.subject.strategy.places_by_masks() {
+            let made = placement::of(&kit.subject, batch, &mask).map_err(fails)?;
             placement::check(&case, &made)?;
             kit.passed(Check::TokenCover, 0.0);
             placements = Some(made);
         }
         let Some(placement) = placements.as_ref().and_then(|placements| placements.first()) else { return Ok(()) };
         if kit.options.rehearse {
-            AttentionPlan::check(&kit.strategy, placement, &mask)
+            RankPlan::check(&*kit.subject.strategy, placement, &mask)
                 .map_err(|error| case.fails(Check::ExactCover, error))?;
             kit.passed(Check::ExactCover, 0.0);
         }
         let owners: Vec<usize> = (0..batch.tokens()).map(|token| placement.locate(token).0).collect();
         let problem = Problem::<f64>::new(&**batch, &owners, shape, &mask, index as u64);
-        let found = run::<H, L, K, f64>(kit, Check::OracleF64, &case, placement, &problem)?;
+        let found = run::<K, f64>(kit, Check::OracleF64, &case, placement, &problem)?;
         let errors = problem.errors(&found);
         for (name, error) in NAMES.into_iter().zip(errors) {
             if error.is_nan() || error >= F64_BOUND {
@@ -55,30 +49,21 @@ where
             kit.passed(Check::OracleF64, error);
         }
         if all {
-            single_precision::<H, L, K>(
-                kit,
-                &case,
-                placement,
-                &Problem::new(&**batch, &owners, shape, &mask, index as u64),
-            )?;
+            let problem = Problem::new(&**batch, &owners, shape, &mask, index as u64);
+            single_precision::<K>(kit, &case, placement, &problem)?;
         }
     }
     Ok(())
 }
 
-fn single_precision<H, L, K>(
-    kit: &mut Kit<H>,
+fn single_precision<K: Kernel>(
+    kit: &mut Kit,
     case: &Case,
-    placement: &Placement<H::Order, L>,
+    placement: &DynPlacement,
     problem: &Problem<f32>,
-) -> Result<(), Failure>
-where
-    H: Supports<L, K>,
-    L: Layout,
-    K: Kernel,
-{
+) -> Result<(), Failure> {
     let case = problem.of(case);
-    let found = run::<H, L, K, f32>(kit, Check::OracleF32, &case, placement, problem)?;
+    let found = run::<K, f32>(kit, Check::OracleF32, &case, placement, problem)?;
     let alone = alone(&**placement.batch(), problem).map_err(|error| case.fails(Check::OracleF32, error))?;
     for (name, (error, single)) in NAMES.into_iter().zip(problem.errors(&found).into_iter().zip(alone)) {
         // Measured by `Single`, which shares its kernel with the strategy: what is wrong in both shows by itself.
@@ -89,7 +74,7 @@ where
         }
         kit.passed(Check::OracleF32, error);
     }
-    let again = run::<H, L, K, f32>(kit, Check::Determinism, &case, placement, problem)?;
+    let again = run::<K, f32>(kit, Check::Determinism, &case, placement, problem)?;
     for ((name, first), second) in NAMES.into_iter().zip(&found).zip(&again) {
         let differ = first.iter().zip(second).filter(|(a, b)| a.to_bits() != b.to_bits()).count();
         if differ > 0 {
@@ -167,21 +152,15 @@ pub(super) struct Part<T> {
 }
 
 /// Attention on all ranks; out, dq, dk and dv in natural order. Predictions are checked on the way.
-fn run<H, L, K, T>(
-    kit: &mut Kit<H>,
+fn run<K: Kernel, T: Float>(
+    kit: &mut Kit,
     check: Check,
     case: &Case,
-    placement: &Placement<H::Order, L>,
+    placement: &DynPlacement,
     problem: &Problem<T>,
-) -> Result<[Vec<T>; 4], Failure>
-where
-    H: Supports<L, K>,
-    L: Layout,
-    K: Kernel,
-    T: Float,
-{
-    let (case, strategy) = (problem.of(case), kit.strategy);
-    let parts = kit.on_ranks(check, &case, &|comm| attend::<H, L, K, T>(strategy, comm, placement, problem))?;
+) -> Result<[Vec<T>; 4], Failure> {
+    let case = problem.of(case);
+    let parts = kit.on_ranks(check, &case, &|comm| attend::<K, T>(&kit.subject, comm, placement, problem))?;
     for (rank, part) in parts.iter().enumerate() {
         if let Some(Prediction { what, predicted, counted }) =
             part.predictions.iter().find(|prediction| prediction.predicted != prediction.counted)
@@ -198,39 +177,33 @@ where
 fn alone(batch: &dyn Batch, problem: &Problem<f32>) -> Result<[f64; 4]> {
     let documents = (0..batch.documents()).map(|index| batch.document(index));
     let (valid, stored): (Vec<usize>, Vec<usize>) = documents.map(|document| (document.valid, document.stored)).unzip();
-    let placement = Placement::new(Arc::new(Packed::new(&valid, &stored)?), 1, 0)?;
-    let parts = threads::run(1, |comm| attend::<Single, Thd, Flash, f32>(Single, Box::new(comm), &placement, problem))?;
+    let placement = Placement::<Natural, Thd>::new(Arc::new(Packed::new(&valid, &stored)?), 1, 0)?;
+    let single = Subject { strategy: object(Single), layout: LayoutKind::Thd };
+    let parts = threads::run(1, |comm| attend::<Flash, f32>(&single, Box::new(comm), &placement, problem))?;
     Ok(problem.errors(&together(&problem.shape, batch.tokens(), &parts)))
 }
 
-/// Forward and backward on one rank, with the table of a placement that was made before: solvers take time.
-pub(super) fn attend<H, L, K, T>(
-    strategy: H,
+/// Forward and backward on one rank, dealt out as in a placement that was made before: solvers take time.
+pub(super) fn attend<K: Kernel, T: Float>(
+    subject: &Subject,
     comm: Comm,
-    placement: &Placement<H::Order, L>,
+    placement: &DynPlacement,
     problem: &Problem<T>,
-) -> Result<Part<T>>
-where
-    H: Supports<L, K>,
-    L: Layout,
-    K: Kernel,
-    T: Float,
-{
+) -> Result<Part<T>> {
     let Problem { shape, mask, operands, .. } = problem;
-    let device = Cpu::<T>::new(1);
+    let (device, kernel) = (Cpu::<T>::new(1), kernel_object::<K, Cpu<T>>());
     let counted = Counted::new(comm);
     let traffic = counted.traffic();
-    let comm: Comm = Box::new(counted);
     // Rehearsed already, where that is asked for.
-    let handler = CpHandler::<H, L, _>::new(strategy, comm)?.with_plan_checks(false);
-    let (batch, table) = (placement.batch(), placement.table().clone());
-    let placement = handler.place_with(batch.clone(), table)?;
-    let mut shards: Vec<Shard<H::Order, L, T>> = Vec::new();
+    let handler = subject.handler(Box::new(counted))?.with_plan_checks(false);
+    let batch = placement.batch();
+    let placement = handler.place_with(batch.clone(), placement.deal().clone())?;
+    let mut shards: Vec<DynShard<T>> = Vec::new();
     for (values, width) in operands.iter().zip(widths(shape)) {
-        let full = Full::<L, T>::from_batch_first(values, width, batch.clone())?;
+        let full = laid_out(values, width, &**batch, handler.layout())?;
         shards.push(handler.dispatch(&device, &placement, &full)?);
     }
-    let (q, k, v, dout) = (&shards[0], &shards[1], &shards[2], &shards[3]);
+    let (qkv, dout) = ([&shards[0], &shards[1], &shards[2]], &shards[3]);
     let plan = handler.plan(&placement, mask)?;
     let (sent, peak) = (plan.bytes_sent::<Cpu<T>>(shape), plan.peak_bytes::<K, Cpu<T>>(shape)?);
     let (mut predictions, mut held) = (Vec::new(), 0);
@@ -243,9 +216,9 @@ where
     };
     plan.agree(&device, handler.comm())?;
     count(("bytes to agree on a plan", plan.agreement_bytes()), None);
-    let (out, core) = handler.core_attn::<K, Cpu<T>>(&device, &plan, shape, q, k, v)?;
+    let (out, core) = handler.by_ref().core_attn(&device, kernel, &plan, shape, qkv)?;
     count(("bytes forward", sent.0), Some(("most bytes held forward", peak.0)));
-    let [dq, dk, dv] = handler.core_attn_backward(&device, &plan, q, k, v, &core, dout)?;
+    let [dq, dk, dv] = handler.by_ref().core_attn_backward(&device, kernel, &plan, qkv, &core, dout)?;
     count(("bytes backward", sent.1), Some(("most bytes held backward", peak.1)));
     // Nobody leaves before all are done: whoever is left alone would be told of that, not of a failure.
     handler.comm().barrier()?;

@@ -6,39 +6,34 @@ use rand::{Rng, SeedableRng};
 use rand_xoshiro::SplitMix64;
 
 use crate::error::Result;
-use crate::layout::{Batch, Layout};
+use crate::layout::{Batch, LayoutKind};
 use crate::mask::{Mask, Slice, SliceKind};
 use crate::ops::attention::AttentionShape;
 use crate::oracle;
-use crate::strategy::{CpStrategy, Kernel};
+use crate::strategy::{DynStrategy, Kernel};
 
 /// Batches for `ranks` ranks, the one with most in it first: edges of what divides by two chunks per rank, padding
 /// where the layout has any, fewer tokens than ranks, and nothing at all.
-pub(super) fn batches<L: Layout>(ranks: usize) -> Result<Vec<Arc<L::Batch>>> {
+pub(super) fn batches(layout: LayoutKind, ranks: usize) -> Result<Vec<Arc<dyn Batch>>> {
     let chunks = 2 * ranks;
     let valid = [0, 1, chunks - 1, chunks, chunks + 1, 37];
     let stored = [2, 1, chunks + 2, chunks, chunks + 1, 40];
-    let lists: Vec<L::Batch> = match L::padded_batch_of(&valid, &stored) {
-        Ok(padded) => vec![padded, L::batch_of(&[2 * chunks, chunks])?, L::batch_of(&[1])?, L::batch_of(&[])?],
-        Err(_) => vec![
-            L::batch_of(&[37; 2])?,
-            L::batch_of(&[2 * chunks])?,
-            L::batch_of(&[chunks - 1; 3])?,
-            L::batch_of(&[1])?,
-        ],
-    };
-    Ok(lists.into_iter().map(Arc::new).collect())
+    let of = |lengths: &[usize]| layout.batch_of(lengths);
+    match layout.padded_batch_of(&valid, &stored) {
+        Ok(padded) => Ok(vec![padded, of(&[2 * chunks, chunks])?, of(&[1])?, of(&[])?]),
+        Err(_) => Ok(vec![of(&[37; 2])?, of(&[2 * chunks])?, of(&[chunks - 1; 3])?, of(&[1])?]),
+    }
 }
 
 /// Two batches of as many tokens that are not the same.
-pub(super) fn two_batches<L: Layout>() -> Result<[Arc<L::Batch>; 2]> {
-    let first = L::batch_of(&[12, 4]).or_else(|_| L::batch_of(&[8, 8]))?;
-    let second = L::batch_of(&[4, 12]).or_else(|_| L::batch_of(&[16]))?;
-    Ok([Arc::new(first), Arc::new(second)])
+pub(super) fn two_batches(layout: LayoutKind) -> Result<[Arc<dyn Batch>; 2]> {
+    let first = layout.batch_of(&[12, 4]).or_else(|_| layout.batch_of(&[8, 8]))?;
+    let second = layout.batch_of(&[4, 12]).or_else(|_| layout.batch_of(&[16]))?;
+    Ok([first, second])
 }
 
 /// Masks that a batch of documents or sequences can have under kernel `K`.
-pub(super) fn masks<B: Batch, K: Kernel>(batch: &B) -> Vec<Mask> {
+pub(super) fn masks<K: Kernel>(batch: &dyn Batch) -> Vec<Mask> {
     let window = |left, right| Mask::Window { left: Some(left), right: Some(right) };
     let mut masks = vec![
         Mask::Causal,
@@ -61,7 +56,7 @@ pub(super) fn masks<B: Batch, K: Kernel>(batch: &B) -> Vec<Mask> {
 
 /// Head counts that the strategy can share out: as many key/value heads as query heads, fewer, and one; values of
 /// another size than keys among them. None if no number of query heads suits it.
-pub(super) fn shapes<H: CpStrategy>(strategy: &H) -> Vec<AttentionShape> {
+pub(super) fn shapes(strategy: &dyn DynStrategy) -> Vec<AttentionShape> {
     let suits = |&q_heads: &usize| strategy.heads_per_rank(q_heads).is_ok();
     let Some(q_heads) = (4..=4 * strategy.grid().inner.max(1)).find(suits) else { return Vec::new() };
     let shape = |kv_heads, v_dim| AttentionShape { q_heads, kv_heads, qk_dim: 8, v_dim, scale: 0.35 };

@@ -11,12 +11,11 @@ use crate::comm::clock::ManualClock;
 use crate::comm::faults::{Fault, Faulty};
 use crate::comm::{Communicator, threads};
 use crate::error::{CommError, Error, PlacementError, Result};
-use crate::handler::CpHandler;
-use crate::layout::{Batch, Layout};
+use crate::layout::Batch;
 use crate::mask::Mask;
-use crate::order::Full;
-use crate::strategy::{Kernel, Supports};
-use crate::tensor::{Cpu, Float};
+use crate::order::laid_out;
+use crate::strategy::{Kernel, kernel_object};
+use crate::tensor::Cpu;
 
 /// The deadline on a clock that is turned while a rank is silent, and how many turns make one.
 const DEADLINE: Duration = Duration::from_secs(64);
@@ -26,21 +25,17 @@ const TURNS: u32 = 64;
 const MOST_OPERATIONS: u64 = 8;
 
 /// Checks failures: at all of the first operations if `all` is asked for, else at one in the middle.
-pub(super) fn check<H, L, K>(kit: &mut Kit<H>, batch: &Arc<L::Batch>, all: bool) -> Result<(), Failure>
-where
-    H: Supports<L, K>,
-    L: Layout,
-    K: Kernel,
-{
+pub(super) fn check<K: Kernel>(kit: &mut Kit, batch: &Arc<dyn Batch>, all: bool) -> Result<(), Failure> {
     let mask = Mask::Causal;
     let case = super::Case { mask: Some(mask.clone()), ..kit.case.on(&**batch) };
-    let (strategy, ranks, shapes) = (kit.strategy, kit.case.ranks, shapes(&kit.strategy));
-    let placements = placement::of::<H, L>(&strategy, batch, &mask);
+    let subject = &kit.subject.clone();
+    let (ranks, shapes) = (kit.case.ranks, shapes(&*subject.strategy));
+    let placements = placement::of(subject, batch, &mask);
     let placements = placements.map_err(|error| case.fails(Check::FailingRank, error))?;
     let owners: Vec<usize> = (0..batch.tokens()).map(|token| placements[0].locate(token).0).collect();
     let problem = Problem::<f32>::new(&**batch, &owners, shapes[0], &mask, 0);
     let victim = ranks / 2;
-    let body = |comm: super::Comm| attend::<H, L, K, f32>(strategy, comm, &placements[0], &problem).map(drop);
+    let body = |comm: super::Comm| attend::<K, f32>(subject, comm, &placements[0], &problem).map(drop);
 
     // The first operation agrees on the plan; the second is the first exchange of attention, if there is any.
     let operations = if all { 1..MOST_OPERATIONS + 1 } else { 2..3 };
@@ -75,7 +70,7 @@ where
         }
     }
     if all {
-        foreign_operands::<H, L, K>(kit)?;
+        foreign_operands::<K>(kit)?;
     }
     Ok(())
 }
@@ -130,26 +125,20 @@ fn with_fault(
 }
 
 /// Each operand in turn is of another placement than the plan.
-fn foreign_operands<H, L, K>(kit: &mut Kit<H>) -> Result<(), Failure>
-where
-    H: Supports<L, K>,
-    L: Layout,
-    K: Kernel,
-{
-    let (strategy, shape) = (kit.strategy, shapes(&kit.strategy)[0]);
-    let batches = two_batches::<L>().map_err(|error| kit.case.fails(Check::ForeignOperand, error))?;
+fn foreign_operands<K: Kernel>(kit: &mut Kit) -> Result<(), Failure> {
+    let (subject, shape) = (&kit.subject, shapes(&*kit.subject.strategy)[0]);
+    let batches = two_batches(subject.layout).map_err(|error| kit.case.fails(Check::ForeignOperand, error))?;
     let case = kit.case.on(&*batches[0]);
     let refused = kit.on_ranks(Check::ForeignOperand, &case, &|comm| {
-        let device = Cpu::<f64>::new(1);
-        let handler = CpHandler::<H, L, _>::new(strategy, comm)?.with_plan_checks(false);
+        let (device, kernel) = (Cpu::<f64>::new(1), kernel_object::<K, Cpu<f64>>());
+        let handler = subject.handler(comm)?.with_plan_checks(false);
         let widths = [shape.q_width(), shape.k_width(), shape.v_width(), shape.out_width()];
         let mut shards = Vec::new();
         for batch in &batches {
-            let placement = handler.place(batch.clone())?;
+            let placement = handler.place_for(batch.clone(), &[(Mask::Causal, 1)])?;
             for width in widths {
-                let values = vec![<f64 as Float>::from_f64(0.5); batch.tokens() * width];
-                let full = Full::<L, f64>::from_batch_first(&values, width, batch.clone())?;
-                shards.push(handler.dispatch(&device, &placement, &full)?);
+                let full = laid_out(&vec![0.5; batch.tokens() * width], width, &**batch, subject.layout)?;
+                shards.push(handler.dispatch::<f64, _>(&device, &placement, &full)?);
             }
         }
         let (own, foreign) = shards.split_at(widths.len());
@@ -158,11 +147,12 @@ where
             |error: Option<Error>| matches!(error, Some(Error::Placement(PlacementError::Mismatch { .. })));
         let attend = |which: Option<usize>| {
             let operand = |i: usize| if which == Some(i) { &foreign[i] } else { &own[i] };
-            handler.core_attn::<K, _>(&device, &plan, &shape, operand(0), operand(1), operand(2))
+            handler.by_ref().core_attn(&device, kernel, &plan, &shape, [0, 1, 2].map(operand))
         };
         let mut refused: Vec<bool> = (0..3).map(|i| is_refused(attend(Some(i)).err())).collect();
         let (_, core) = attend(None)?;
-        let backward = handler.core_attn_backward(&device, &plan, &own[0], &own[1], &own[2], &core, &foreign[3]);
+        let qkv = [&own[0], &own[1], &own[2]];
+        let backward = handler.by_ref().core_attn_backward(&device, kernel, &plan, qkv, &core, &foreign[3]);
         refused.push(is_refused(backward.err()));
         handler.comm().barrier()?;
         Ok(refused)

@@ -34,14 +34,16 @@ mod report;
 pub use failure::{Case, Check, Failure};
 pub use report::{Entry, Report};
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::comm::{Communicator, threads};
 use crate::error::Result;
-use crate::layout::Layout;
-use crate::strategy::{CpStrategy, Kernel, Supports};
+use crate::handler::DynHandler;
+use crate::layout::{Layout, LayoutKind};
+use crate::strategy::{DynStrategy, Kernel, Supports, object};
 
-/// What a rank of the kit talks through: one type, so that strategies are compiled for one.
+/// What a rank of the kit talks through.
 type Comm = Box<dyn Communicator>;
 
 /// What to run.
@@ -63,15 +65,29 @@ impl Default for Options {
     }
 }
 
-/// One strategy on one number of ranks, and what was found so far.
-struct Kit<'a, H> {
-    strategy: H,
+/// What is checked: a strategy with its number of ranks, and a layout.
+#[derive(Clone)]
+struct Subject {
+    strategy: Arc<dyn DynStrategy>,
+    layout: LayoutKind,
+}
+
+impl Subject {
+    /// A handler for one rank.
+    fn handler(&self, comm: Comm) -> Result<DynHandler> {
+        DynHandler::new(self.strategy.clone(), self.layout, comm)
+    }
+}
+
+/// One strategy and layout on one number of ranks, and what was found so far.
+struct Kit<'a> {
+    subject: Subject,
     case: Case,
     options: &'a Options,
     report: &'a mut Report,
 }
 
-impl<H> Kit<'_, H> {
+impl Kit<'_> {
     /// Runs `body` on all ranks; an error is the failure of `check` in `case`.
     fn on_ranks<R: Send>(
         &self,
@@ -104,23 +120,34 @@ where
     L: Layout,
     K: Kernel,
 {
+    all_checks::<K>(H::NAME, L::KIND, &|ranks| strategy(ranks).map(object), options)
+}
+
+/// What [`check`] does, compiled once per kernel.
+fn all_checks<K: Kernel>(
+    name: &'static str,
+    layout: LayoutKind,
+    strategy: &dyn Fn(usize) -> Option<Arc<dyn DynStrategy>>,
+    options: &Options,
+) -> Result<Report, Failure> {
     let mut report = Report::default();
-    let case = |ranks| Case { works: Some((L::NAME, K::NAME)), ..Case::of(H::NAME, ranks) };
+    let case = |ranks| Case { works: Some((layout.name(), K::NAME)), ..Case::of(name, ranks) };
     let mut injected = false;
     for &ranks in &options.degrees {
         let Some(strategy) = strategy(ranks).filter(|_| ranks > 0) else { continue };
-        let mut kit = Kit { strategy, case: case(ranks), options, report: &mut report };
+        let subject = Subject { strategy, layout };
+        let mut kit = Kit { subject, case: case(ranks), options, report: &mut report };
         degree(&mut kit)?;
-        let batches = cases::batches::<L>(ranks).map_err(|error| kit.case.fails(Check::Degree, error))?;
+        let batches = cases::batches(layout, ranks).map_err(|error| kit.case.fails(Check::Degree, error))?;
         for batch in &batches {
-            movement::check::<H, L>(&mut kit, batch)?;
+            movement::check(&mut kit, batch)?;
         }
         for (index, batch) in batches.iter().enumerate() {
-            attention::check::<H, L, K>(&mut kit, batch, index == 0)?;
+            attention::check::<K>(&mut kit, batch, index == 0)?;
         }
         if ranks > 1 {
             // Every operation once, then one per number of ranks.
-            faults::check::<H, L, K>(&mut kit, &batches[0], !std::mem::replace(&mut injected, true))?;
+            faults::check::<K>(&mut kit, &batches[0], !std::mem::replace(&mut injected, true))?;
         }
     }
     match report.entries().is_empty() {
@@ -129,8 +156,8 @@ where
     }
 }
 
-fn degree<H: CpStrategy>(kit: &mut Kit<H>) -> Result<(), Failure> {
-    let (asked, made, grid) = (kit.case.ranks, kit.strategy.degree(), kit.strategy.grid());
+fn degree(kit: &mut Kit) -> Result<(), Failure> {
+    let (asked, made, grid) = (kit.case.ranks, kit.subject.strategy.degree(), kit.subject.strategy.grid());
     let fails = |what: String| Err(kit.case.fails(Check::Degree, what));
     if made != asked {
         return fails(format!("a strategy for {asked} ranks was asked for, and one for {made} was made"));
@@ -138,7 +165,7 @@ fn degree<H: CpStrategy>(kit: &mut Kit<H>) -> Result<(), Failure> {
     if grid.ranks() != asked {
         return fails(format!("its grid has {} ranks: {grid:?}", grid.ranks()));
     }
-    if cases::shapes(&kit.strategy).is_empty() {
+    if cases::shapes(&*kit.subject.strategy).is_empty() {
         return fails(format!("no number of query heads from 4 to {} can be shared out", 4 * grid.inner.max(1)));
     }
     kit.passed(Check::Degree, 0.0);

@@ -4,15 +4,14 @@ use std::sync::Arc;
 
 use super::cases::{Numbers, documents};
 use super::placement::{self, tokens_by_row};
-use super::{Check, Comm, Failure, Kit};
-use crate::error::Result;
-use crate::handler::{CpHandler, Partial, Replicated};
-use crate::layout::{Batch, Layout};
+use super::{Check, Failure, Kit};
+use crate::error::{Error, Result};
+use crate::handler::DynHandler;
+use crate::layout::Batch;
 use crate::mask::Mask;
 use crate::oracle;
-use crate::order::{Full, Shard};
-use crate::strategy::CpStrategy;
-use crate::tensor::{Cpu, Element, Matrix};
+use crate::order::{DynShard, laid_out, token_by_token};
+use crate::tensor::{Cpu, Matrix};
 
 /// Features of a row.
 const FEATURES: usize = 3;
@@ -23,15 +22,14 @@ const FILL: f32 = 7.5;
 /// By how many tokens is rolled: to both sides, past chunks, past every document.
 const OFFSETS: [i64; 4] = [1, -1, 3, 1000];
 
-pub(super) fn check<H: CpStrategy, L: Layout>(kit: &mut Kit<H>, batch: &Arc<L::Batch>) -> Result<(), Failure> {
+pub(super) fn check(kit: &mut Kit, batch: &Arc<dyn Batch>) -> Result<(), Failure> {
     let case = kit.case.on(&**batch);
-    let placements = placement::of::<H, L>(&kit.strategy, batch, &Mask::Causal);
+    let placements = placement::of(&kit.subject, batch, &Mask::Causal);
     let placements = placements.map_err(|error| case.fails(Check::TokenCover, error))?;
     placement::check(&case, &placements)?;
     kit.passed(Check::Positions, 0.0);
 
-    let strategy = kit.strategy;
-    let found = kit.on_ranks(Check::RoundTrip, &case, &|comm| moved::<H, L>(strategy, comm, batch))?;
+    let found = kit.on_ranks(Check::RoundTrip, &case, &|comm| moved(kit.subject.handler(comm)?, batch))?;
     if let Some(rank) = found.iter().position(|moved| moved.placement != placements[0].hash()) {
         let what = format!("rank {rank} deals the batch out in another way than it was dealt out before");
         return Err(case.fails(Check::TokenCover, what));
@@ -87,11 +85,13 @@ struct Moved {
     placement: u64,
 }
 
-fn moved<H: CpStrategy, L: Layout>(strategy: H, comm: Comm, batch: &Arc<L::Batch>) -> Result<Moved> {
+fn moved(handler: DynHandler, batch: &Arc<dyn Batch>) -> Result<Moved> {
     let device = Cpu::<f32>::new(1);
-    let handler = CpHandler::<H, L, _>::new(strategy, comm)?;
-    let rank = handler.rank();
-    let placement = handler.place(batch.clone())?;
+    let (rank, layout, handler) = (handler.rank(), handler.layout(), handler.by_ref());
+    let placement = handler.place_for(batch.clone(), &[(Mask::Causal, 1)])?;
+    let full = |values: &[f32]| laid_out(values, FEATURES, &**batch, layout);
+    let combined = |shard: &DynShard<f32>| handler.combine(&device, shard);
+    let by_token = |shard: &DynShard<f32>| Ok::<_, Error>(token_by_token(&combined(shard)?, &**batch, layout));
     let documents = documents(&**batch);
     let count = batch.tokens() * FEATURES;
     let mut wrong = Vec::new();
@@ -105,7 +105,7 @@ fn moved<H: CpStrategy, L: Layout>(strategy: H, comm: Comm, batch: &Arc<L::Batch
             *value = f32::from_bits(0x7fc0_0001 + i as u32);
         }
     }
-    let shard = handler.dispatch(&device, &placement, &full::<L, _>(&poisoned, batch)?)?;
+    let shard = handler.dispatch(&device, &placement, &full(&poisoned)?)?;
     let tokens = tokens_by_row(&placement, rank);
     for (row, &token) in tokens.iter().enumerate() {
         let expected = &poisoned[token * FEATURES..(token + 1) * FEATURES];
@@ -114,39 +114,34 @@ fn moved<H: CpStrategy, L: Layout>(strategy: H, comm: Comm, batch: &Arc<L::Batch
             break;
         }
     }
-    let found = handler.combine(&device, &shard)?.to_batch_first();
+    let found = by_token(&shard)?;
     wrong.extend(difference(&found, &poisoned).map(|token| {
         (Check::RoundTrip, format!("combine(dispatch(x)) differs from x at token {token}, on rank {rank}"))
     }));
     for offset in OFFSETS {
-        let rolled = handler.roll(&device, &shard, offset, FILL)?;
-        let found = handler.combine(&device, &rolled)?.to_batch_first();
+        let found = by_token(&handler.roll(&device, &shard, offset, FILL)?)?;
         let expected = oracle::roll(&poisoned, FEATURES, &documents, -offset, FILL);
         wrong.extend(difference(&found, &expected).map(|token| {
             (Check::Roll, format!("rolled by {offset}, token {token} is not that of the oracle, on rank {rank}"))
         }));
     }
 
-    let x = full::<L, _>(&plain, batch)?;
+    let x = full(&plain)?;
     let of_x = handler.dispatch(&device, &placement, &x)?;
     let y = Numbers::new(10 + rank as u64).whole(placement.rows() * FEATURES);
-    let y = Shard::new(Matrix::from_slice(&y, placement.rows(), FEATURES), placement.clone())?;
-    let Replicated(gathered) = handler.dispatch_adjoint(&device, &y)?;
-    let dispatch = (share(of_x.matrix(), y.matrix()), whole(x.matrix(), gathered.matrix()));
-    let of_y = handler.combine(&device, &y)?;
-    let summand = full::<L, _>(&Numbers::new(50 + rank as u64).whole(count), batch)?;
-    let summed = handler.combine_adjoint(&device, &placement, Partial(&summand))?;
-    let partial = (share(of_y.matrix(), summand.matrix()), share(y.matrix(), summed.matrix()));
-    let cut = handler.combine_adjoint(&device, &placement, Replicated(&x))?;
-    let replicated = (whole(of_y.matrix(), x.matrix()), share(y.matrix(), cut.matrix()));
+    let y = DynShard::new(Matrix::from_slice(&y, placement.rows(), FEATURES), placement.clone())?;
+    // Gathering is both the adjoint of dispatch and what combine does.
+    let of_y = combined(&y)?;
+    let dispatch = (share(of_x.matrix(), y.matrix()), whole(&x, &of_y));
+    let summand = full(&Numbers::new(50 + rank as u64).whole(count))?;
+    let summed = handler.summed(&device, &placement, &summand)?;
+    let partial = (share(&of_y, &summand), share(y.matrix(), summed.matrix()));
+    let cut = handler.dispatch(&device, &placement, &x)?;
+    let replicated = (whole(&of_y, &x), share(y.matrix(), cut.matrix()));
     let rolled = handler.roll(&device, &of_x, OFFSETS[0], 0.0)?;
     let back = handler.roll_adjoint(&device, &y, OFFSETS[0])?;
     let roll = (share(rolled.matrix(), y.matrix()), share(of_x.matrix(), back.matrix()));
     Ok(Moved { wrong, products: [dispatch, partial, replicated, roll], placement: placement.hash() })
-}
-
-fn full<L: Layout, T: Element>(values: &[T], batch: &Arc<L::Batch>) -> Result<Full<L, T>> {
-    Full::from_batch_first(values, FEATURES, batch.clone())
 }
 
 fn same(a: &[f32], b: &[f32]) -> bool {

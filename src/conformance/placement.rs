@@ -3,28 +3,23 @@
 use std::sync::Arc;
 
 use super::cases::documents;
-use super::{Case, Check, Failure};
+use super::{Case, Check, Failure, Subject};
 use crate::error::Result;
-use crate::layout::{Batch, Layout};
+use crate::layout::Batch;
 use crate::mask::Mask;
 use crate::oracle;
-use crate::order::{Placement, TokenOrder};
-use crate::strategy::CpStrategy;
+use crate::order::DynPlacement;
 
-/// How `strategy` deals out a batch for a mask, seen from every rank.
-#[allow(clippy::type_complexity)]
-pub(super) fn of<H: CpStrategy, L: Layout>(
-    strategy: &H,
-    batch: &Arc<L::Batch>,
-    mask: &Mask,
-) -> Result<Vec<Arc<Placement<H::Order, L>>>> {
-    let table = strategy.table(&**batch, &[(mask.clone(), 1)])?;
-    let seen_from = |rank| Placement::with_table(batch.clone(), strategy.grid(), rank, table.clone());
+/// How a strategy deals out a batch for a mask, seen from every rank.
+pub(super) fn of(subject: &Subject, batch: &Arc<dyn Batch>, mask: &Mask) -> Result<Vec<Arc<DynPlacement>>> {
+    let Subject { strategy, layout } = subject;
+    let deal = strategy.deal(&**batch, &[(mask.clone(), 1)])?;
+    let seen_from = |rank| DynPlacement::new(batch.clone(), *layout, strategy.grid(), rank, deal.clone());
     (0..strategy.degree()).map(seen_from).collect()
 }
 
 /// The tokens of a rank by memory row.
-pub(super) fn tokens_by_row<O: TokenOrder, L: Layout>(placement: &Placement<O, L>, rank: usize) -> Vec<usize> {
+pub(super) fn tokens_by_row(placement: &DynPlacement, rank: usize) -> Vec<usize> {
     let runs = placement.runs_of(rank);
     let mut tokens = vec![0; placement.rows_of(rank)];
     for (local, token) in runs.iter().flat_map(|run| (0..run.len).map(|i| run.token(i))).enumerate() {
@@ -34,7 +29,7 @@ pub(super) fn tokens_by_row<O: TokenOrder, L: Layout>(placement: &Placement<O, L
 }
 
 /// Every token is held once, and the order's functions agree; then positions.
-pub(super) fn check<O: TokenOrder, L: Layout>(case: &Case, placements: &[Arc<Placement<O, L>>]) -> Result<(), Failure> {
+pub(super) fn check(case: &Case, placements: &[Arc<DynPlacement>]) -> Result<(), Failure> {
     let Some(placement) = placements.first() else { return Ok(()) };
     let batch = &**placement.batch();
     let mut holder: Vec<Option<usize>> = vec![None; batch.tokens()];
@@ -93,7 +88,7 @@ pub(super) fn check<O: TokenOrder, L: Layout>(case: &Case, placements: &[Arc<Pla
     positions(case, placements)
 }
 
-fn positions<O: TokenOrder, L: Layout>(case: &Case, placements: &[Arc<Placement<O, L>>]) -> Result<(), Failure> {
+fn positions(case: &Case, placements: &[Arc<DynPlacement>]) -> Result<(), Failure> {
     for (rank, placement) in placements.iter().enumerate() {
         let documents = documents(&**placement.batch());
         let position = |token: usize| {

@@ -29,7 +29,7 @@ use crate::ops::attention::AttentionShape;
 use crate::order::{DealOf, DynPlacement, Placement, Shard, TokenOrder};
 use crate::plan::Wire;
 use crate::strategy::executor::{AttentionPlan, AttentionSaved};
-use crate::strategy::{CpStrategy, Kernel, Supports, object};
+use crate::strategy::{CpStrategy, Kernel, Supports, kernel_object, object};
 use crate::tensor::{Device, Storage};
 
 /// A shard of `D`'s storage type in the order of strategy `H`.
@@ -48,17 +48,23 @@ pub struct CpHandler<H: CpStrategy, L: Layout, C> {
 
 /// What the backward pass of [`CpHandler::core_attn`] needs.
 pub struct CoreAttention<D: Device, K: Kernel> {
-    shape: AttentionShape,
-    /// Hash of the plan.
-    plan: u64,
-    saved: AttentionSaved<D, K>,
+    data: DynCoreAttention<D>,
+    kernel: PhantomData<K>,
 }
 
 impl<D: Device, K: Kernel> CoreAttention<D, K> {
     /// Output and log-sum-exp as the kernel left them.
-    pub fn saved(&self) -> &AttentionSaved<D, K> {
-        &self.saved
+    pub fn saved(&self) -> &AttentionSaved<D> {
+        &self.data.saved
     }
+}
+
+/// A [`CoreAttention`] of any kernel.
+pub struct DynCoreAttention<D: Device> {
+    shape: AttentionShape,
+    /// Hash of the plan.
+    plan: u64,
+    saved: AttentionSaved<D>,
 }
 
 impl<H: CpStrategy, L: Layout, C> CpHandler<H, L, C> {
@@ -192,9 +198,9 @@ impl<H: CpStrategy, L: Layout, C> CpHandler<H, L, C> {
         D: Ops,
         C: Communicator<D::Storage>,
     {
-        let (out, saved) =
-            self.by_ref().core_attn::<K, D>(device, plan.rank_plan(), shape, [q.data(), k.data(), v.data()])?;
-        Ok((Shard::typed(out, plan.placement())?, saved))
+        let (kernel, qkv) = (kernel_object::<K, D>(), [q.data(), k.data(), v.data()]);
+        let (out, data) = self.by_ref().core_attn(device, kernel, plan.rank_plan(), shape, qkv)?;
+        Ok((Shard::typed(out, plan.placement())?, CoreAttention { data, kernel: PhantomData }))
     }
 
     /// Gradients of queries, keys and values from `dout [rows, q_heads * v_dim]`; operands and plan as in the forward
@@ -220,8 +226,9 @@ impl<H: CpStrategy, L: Layout, C> CpHandler<H, L, C> {
         D: Ops,
         C: Communicator<D::Storage>,
     {
-        let qkv = [q.data(), k.data(), v.data()];
-        let [dq, dk, dv] = self.by_ref().core_attn_backward(device, plan.rank_plan(), qkv, forward, dout.data())?;
+        let (kernel, qkv) = (kernel_object::<K, D>(), [q.data(), k.data(), v.data()]);
+        let [dq, dk, dv] =
+            self.by_ref().core_attn_backward(device, kernel, plan.rank_plan(), qkv, &forward.data, dout.data())?;
         Ok([
             Shard::typed(dq, plan.placement())?,
             Shard::typed(dk, plan.placement())?,

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use crate::comm::Communicator;
 use crate::error::Result;
-use crate::handler::CoreAttention;
+use crate::handler::DynCoreAttention;
 use crate::handler::core::{HandlerCore, expect_features, expect_plan};
 use crate::layout::LayoutKind;
 use crate::ops::Ops;
@@ -13,7 +13,7 @@ use crate::ops::attention::AttentionShape;
 use crate::order::DynShard;
 use crate::plan::Wire;
 use crate::strategy::executor::{self, RankPlan};
-use crate::strategy::{DynStrategy, Kernel};
+use crate::strategy::{DynKernel, DynStrategy};
 use crate::tensor::{Device, Host, Storage};
 
 /// A shard of `D`'s storage type.
@@ -100,30 +100,32 @@ impl<'a, S: Storage> HandlerRef<'a, S> {
     ///
     /// # Errors
     /// Those of `CpHandler::core_attn`.
-    pub fn core_attn<K: Kernel, D: Ops<Storage = S>>(
+    pub fn core_attn<D: Ops<Storage = S>>(
         self,
         device: &D,
+        kernel: &dyn DynKernel<D>,
         plan: &RankPlan,
         shape: &AttentionShape,
         qkv: [&DynElemShard<D>; 3],
-    ) -> Result<(DynElemShard<D>, CoreAttention<D, K>)> {
+    ) -> Result<(DynElemShard<D>, DynCoreAttention<D>)> {
         let qkv = self.core.operands::<D>(plan, shape, qkv)?;
         plan.agree(device, self.comm)?;
-        let (out, saved) = executor::forward::<K, D>(device, self.comm, plan, shape, qkv)?;
+        let (out, saved) = executor::forward(device, self.comm, kernel, plan, shape, qkv)?;
         let out = DynShard::new(out, plan.placement().clone())?;
-        Ok((out, CoreAttention { shape: *shape, plan: plan.hash(), saved }))
+        Ok((out, DynCoreAttention { shape: *shape, plan: plan.hash(), saved }))
     }
 
     /// [`CpHandler::core_attn_backward`](crate::handler::CpHandler::core_attn_backward).
     ///
     /// # Errors
     /// Those of `CpHandler::core_attn_backward`.
-    pub fn core_attn_backward<K: Kernel, D: Ops<Storage = S>>(
+    pub fn core_attn_backward<D: Ops<Storage = S>>(
         self,
         device: &D,
+        kernel: &dyn DynKernel<D>,
         plan: &RankPlan,
         qkv: [&DynElemShard<D>; 3],
-        forward: &CoreAttention<D, K>,
+        forward: &DynCoreAttention<D>,
         dout: &DynElemShard<D>,
     ) -> Result<[DynElemShard<D>; 3]> {
         let shape = &forward.shape;
@@ -131,7 +133,7 @@ impl<'a, S: Storage> HandlerRef<'a, S> {
         let qkv = self.core.operands::<D>(plan, shape, qkv)?;
         plan.placement().expect_same("the plan", dout.placement(), "the output gradient")?;
         expect_features("the output gradient", shape.out_width(), dout.matrix().cols())?;
-        let gradients = executor::backward::<K, D>(device, self.comm, plan, shape, qkv, &forward.saved, dout.matrix())?;
+        let gradients = executor::backward(device, self.comm, kernel, plan, shape, qkv, &forward.saved, dout.matrix())?;
         let [dq, dk, dv] = gradients.map(|gradient| DynShard::new(gradient, plan.placement().clone()));
         Ok([dq?, dk?, dv?])
     }

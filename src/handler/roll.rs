@@ -141,6 +141,22 @@ impl<S: Storage> HandlerRef<'_, S> {
         run(self.comm, device, &*self.moves(placement, offset)?, tensors)
     }
 
+    /// [`CpHandler::roll`].
+    ///
+    /// # Errors
+    /// Failures of other ranks.
+    pub fn roll<T: Element, D: Rows<Storage = S>>(
+        self,
+        device: &D,
+        shard: &DynShard<T, S>,
+        offset: i64,
+        fill: T,
+    ) -> Result<DynShard<T, S>> {
+        let mut roll = DynRoll::new(shard, fill);
+        self.roll_all(device, shard.placement(), offset, &mut [&mut roll])?;
+        roll.finish(device)
+    }
+
     /// [`CpHandler::roll_adjoint`].
     ///
     /// # Errors
@@ -242,9 +258,7 @@ impl<H: CpStrategy, L: Layout, C> CpHandler<H, L, C> {
     where
         C: Communicator<D::Storage>,
     {
-        let mut roll = DynRoll::new(shard.data(), fill);
-        self.by_ref().roll_all(device, shard.placement(), offset, &mut [&mut roll])?;
-        Shard::typed(roll.finish(device)?, shard.placement())
+        Shard::typed(self.by_ref().roll(device, shard.data(), offset, fill)?, shard.placement())
     }
 
     /// Rolls several tensors of one placement in one exchange.

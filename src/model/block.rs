@@ -1,32 +1,31 @@
 //! One block over a shard: what [`Layer`] computes, with the handler's rotation and attention in between.
 
 use crate::error::Result;
-use crate::handler::{CoreAttention, DynElemShard, HandlerRef, RotaryTable};
+use crate::handler::{DynCoreAttention, DynElemShard, HandlerRef, RotaryTable};
 use crate::model::layer::{Layer, Mixed, Projected};
 use crate::model::network::DynModel;
 use crate::model::parameters::{Gradients, LayerIds};
 use crate::ops::Ops;
 use crate::order::DynShard;
-use crate::strategy::Kernel;
 use crate::strategy::executor::RankPlan;
 use crate::tensor::{Device, ElemMatrix};
 
 /// A block's input, and its inside unless that is recomputed.
-pub(super) struct BlockActivations<K: Kernel, D: Device> {
+pub(super) struct BlockActivations<D: Device> {
     x: ElemMatrix<D>,
-    inside: Option<BlockInside<K, D>>,
+    inside: Option<BlockInside<D>>,
 }
 
-struct BlockInside<K: Kernel, D: Device> {
+struct BlockInside<D: Device> {
     projected: Projected<D>,
     /// Queries, keys and values, rotated.
     qkv: [DynElemShard<D>; 3],
-    core: CoreAttention<D, K>,
+    core: DynCoreAttention<D>,
     attended: DynElemShard<D>,
     mixed: Mixed<D>,
 }
 
-impl<K: Kernel, D: Ops> DynModel<K, D> {
+impl<D: Ops> DynModel<D> {
     /// The output of a block, and what its backward needs.
     pub(super) fn block(
         &self,
@@ -35,7 +34,7 @@ impl<K: Kernel, D: Ops> DynModel<K, D> {
         plan: &RankPlan,
         rotary: &RotaryTable<D>,
         x: ElemMatrix<D>,
-    ) -> Result<(ElemMatrix<D>, BlockActivations<K, D>)> {
+    ) -> Result<(ElemMatrix<D>, BlockActivations<D>)> {
         let (y, inside) = self.inside(ids, handler, plan, rotary, &x)?;
         Ok((y, BlockActivations { x, inside: (!self.recompute).then_some(inside) }))
     }
@@ -48,7 +47,7 @@ impl<K: Kernel, D: Ops> DynModel<K, D> {
         handler: HandlerRef<'_, D::Storage>,
         plan: &RankPlan,
         rotary: &RotaryTable<D>,
-        BlockActivations { x, inside }: BlockActivations<K, D>,
+        BlockActivations { x, inside }: BlockActivations<D>,
         dx: &mut ElemMatrix<D>,
         gradients: &mut Gradients<D>,
     ) -> Result<()> {
@@ -60,7 +59,8 @@ impl<K: Kernel, D: Ops> DynModel<K, D> {
         let dattended = layer.mix_backward(inside.attended.matrix(), &inside.mixed, dx, gradients);
         let dattended = DynShard::new(dattended, plan.placement().clone())?;
         let qkv = inside.qkv.each_ref();
-        let [mut dq, mut dk, dv] = handler.core_attn_backward(device, plan, qkv, &inside.core, &dattended)?;
+        let [mut dq, mut dk, dv] =
+            handler.core_attn_backward(device, self.kernel, plan, qkv, &inside.core, &dattended)?;
         rotary.rotate(device, &mut dq, self.shape.q_heads, true)?;
         rotary.rotate(device, &mut dk, self.shape.kv_heads, true)?;
         let dqkv = [dq.into_matrix(), dk.into_matrix(), dv.into_matrix()];
@@ -75,14 +75,14 @@ impl<K: Kernel, D: Ops> DynModel<K, D> {
         plan: &RankPlan,
         rotary: &RotaryTable<D>,
         x: &ElemMatrix<D>,
-    ) -> Result<(ElemMatrix<D>, BlockInside<K, D>)> {
+    ) -> Result<(ElemMatrix<D>, BlockInside<D>)> {
         let (device, layer) = (self.device(), self.layer(ids));
         let ([q, k, v], projected) = layer.project(x);
         let shard = |matrix| DynShard::new(matrix, plan.placement().clone());
         let (mut q, mut k, v) = (shard(q)?, shard(k)?, shard(v)?);
         rotary.rotate(device, &mut q, self.shape.q_heads, false)?;
         rotary.rotate(device, &mut k, self.shape.kv_heads, false)?;
-        let (attended, core) = handler.core_attn::<K, D>(device, plan, &self.shape, [&q, &k, &v])?;
+        let (attended, core) = handler.core_attn(device, self.kernel, plan, &self.shape, [&q, &k, &v])?;
         let (y, mixed) = layer.mix(x, attended.matrix());
         Ok((y, BlockInside { projected, qkv: [q, k, v], core, attended, mixed }))
     }

@@ -18,22 +18,23 @@ use crate::ops::Ops;
 use crate::ops::attention::AttentionShape;
 use crate::order::{Placement, Shard};
 use crate::strategy::executor::RankPlan;
-use crate::strategy::{CpStrategy, Flash, HeadExchange, Kernel, Supports};
+use crate::strategy::{CpStrategy, Flash, HeadExchange, Kernel, Supports, kernel_object};
 use crate::tensor::{Cpu, Device, ElemMatrix};
 
 /// A GPT for strategy `H`, layout `L`, attention kernel `K`, device (with storage type) `D` and architecture `A`.
 ///
 /// `GptModel::<Ring, Thd>::new(..)` uses `Flash` on `Cpu<f32>`. A combination that is not in the support table does
 /// not compile. The model does not hold the communicator: [`CpHandler`] does, and is passed to each call.
-pub struct GptModel<H, L, K = Flash, D: Device = Cpu<f32>, A = FromConfig> {
-    data: DynModel<K, D>,
-    types: PhantomData<(H, L, A)>,
+pub struct GptModel<H, L, K = Flash, D: Ops = Cpu<f32>, A = FromConfig> {
+    data: DynModel<D>,
+    types: PhantomData<(H, L, K, A)>,
 }
 
 /// What one forward pass leaves for the backward pass.
 pub struct Activations<H: CpStrategy, L: Layout, K: Kernel, D: Device> {
-    data: DynActivations<K, D>,
+    data: DynActivations<D>,
     placement: Arc<Placement<H::Order, L>>,
+    kernel: PhantomData<K>,
 }
 
 impl<H: CpStrategy, L: Layout, K: Kernel, D: Device> Activations<H, L, K, D> {
@@ -101,7 +102,7 @@ where
         A: Architecture + HeadsFit<H>,
     {
         Self::check(config)?;
-        Ok(Self::of(DynModel::from_master(device, config, master)?))
+        Ok(Self::of(DynModel::from_master(device, config, master, kernel_object::<K, D>())?))
     }
 
     /// A model with these weights.
@@ -115,10 +116,10 @@ where
         A: Architecture + HeadsFit<H>,
     {
         Self::check(config)?;
-        Ok(Self::of(DynModel::from_parameters(device, config, parameters)?))
+        Ok(Self::of(DynModel::from_parameters(device, config, parameters, kernel_object::<K, D>())?))
     }
 
-    fn of(data: DynModel<K, D>) -> Self {
+    fn of(data: DynModel<D>) -> Self {
         GptModel { data, types: PhantomData }
     }
 
@@ -183,12 +184,12 @@ where
     }
 
     /// The model without the types of strategy and layout.
-    pub fn data(&self) -> &DynModel<K, D> {
+    pub fn data(&self) -> &DynModel<D> {
         &self.data
     }
 
     /// The model without the types of strategy and layout.
-    pub fn data_mut(&mut self) -> &mut DynModel<K, D> {
+    pub fn data_mut(&mut self) -> &mut DynModel<D> {
         &mut self.data
     }
 }
@@ -213,7 +214,7 @@ where
         tokens: &ShardOf<H, L, i64, D>,
     ) -> Result<Activations<H, L, K, D>> {
         let data = self.data.forward(handler.by_ref(), tokens.data())?;
-        Ok(Activations { data, placement: tokens.placement().clone() })
+        Ok(Activations { data, placement: tokens.placement().clone(), kernel: PhantomData })
     }
 
     /// Adds to `gradients` what comes through the blocks and the embedding, from the gradient of

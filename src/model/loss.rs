@@ -5,15 +5,14 @@ use crate::model::network::{DynActivations, DynModel};
 use crate::model::parameters::Gradients;
 use crate::ops::Ops;
 use crate::order::DynShard;
-use crate::strategy::Kernel;
 use crate::tensor::{Buffer, ElemMatrix, Storage};
 
 /// Logits of at most this many rows are in memory at a time.
 const CHUNK: usize = 1024;
 
-impl<K: Kernel, D: Ops> DynModel<K, D> {
+impl<D: Ops> DynModel<D> {
     /// Logits of this rank's rows, `[rows, vocab]`.
-    pub fn logits(&self, activations: &DynActivations<K, D>) -> ElemMatrix<D> {
+    pub fn logits(&self, activations: &DynActivations<D>) -> ElemMatrix<D> {
         self.device().linear(activations.hidden(), self.head(), None)
     }
 
@@ -24,7 +23,7 @@ impl<K: Kernel, D: Ops> DynModel<K, D> {
     /// Shards of another placement, or a label that counts and is outside the vocabulary.
     pub fn loss_sum(
         &self,
-        activations: &DynActivations<K, D>,
+        activations: &DynActivations<D>,
         labels: &DynShard<i64, D::Storage>,
         weights: &DynShard<f32, D::Storage>,
     ) -> Result<f64> {
@@ -54,7 +53,7 @@ impl<K: Kernel, D: Ops> DynModel<K, D> {
     /// output layer is added to `gradients`.
     pub fn loss_backward(
         &self,
-        activations: &DynActivations<K, D>,
+        activations: &DynActivations<D>,
         labels: &DynShard<i64, D::Storage>,
         weights: &DynShard<f32, D::Storage>,
         scale: f64,
@@ -101,7 +100,7 @@ impl<K: Kernel, D: Ops> DynModel<K, D> {
 
     pub(super) fn check_labels(
         &self,
-        activations: &DynActivations<K, D>,
+        activations: &DynActivations<D>,
         labels: &DynShard<i64, D::Storage>,
         weights: &DynShard<f32, D::Storage>,
     ) -> Result<()> {

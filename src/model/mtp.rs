@@ -22,7 +22,6 @@ use crate::model::network::{DynActivations, DynModel};
 use crate::model::parameters::{Gradients, MtpIds};
 use crate::ops::Ops;
 use crate::order::DynShard;
-use crate::strategy::Kernel;
 use crate::strategy::executor::RankPlan;
 use crate::tensor::{AccMatrix, Buffer, Device, ElemMatrix};
 
@@ -61,10 +60,10 @@ pub fn scales(labels: &[usize]) -> Vec<f64> {
 }
 
 /// What a depth leaves for the backward pass.
-struct Depth<K: Kernel, D: Device> {
+struct Depth<D: Device> {
     /// The batch, this much further.
     inputs: DynInputs<D>,
-    block: BlockActivations<K, D>,
+    block: BlockActivations<D>,
     /// The block's output.
     y: ElemMatrix<D>,
 }
@@ -83,7 +82,7 @@ struct Joined<D: Device> {
     joined: ElemMatrix<D>,
 }
 
-impl<K: Kernel, D: Ops> DynModel<K, D> {
+impl<D: Ops> DynModel<D> {
     /// Logits of each depth for this rank's rows, `[rows, vocab]`: depth `k` (from 1) predicts the label `k` rows
     /// further. Rows without such a label hold numbers that mean nothing.
     ///
@@ -92,7 +91,7 @@ impl<K: Kernel, D: Ops> DynModel<K, D> {
     pub fn mtp_logits(
         &self,
         handler: HandlerRef<'_, D::Storage>,
-        activations: &DynActivations<K, D>,
+        activations: &DynActivations<D>,
         inputs: InputsRef<'_, D::Storage>,
     ) -> Result<Vec<ElemMatrix<D>>> {
         let depths = self.depths(handler, activations, inputs)?;
@@ -109,11 +108,11 @@ impl<K: Kernel, D: Ops> DynModel<K, D> {
     pub fn mtp_loss_sums(
         &self,
         handler: HandlerRef<'_, D::Storage>,
-        activations: &DynActivations<K, D>,
+        activations: &DynActivations<D>,
         inputs: InputsRef<'_, D::Storage>,
     ) -> Result<Vec<f64>> {
         let depths = self.depths(handler, activations, inputs)?;
-        let loss = |(ids, Depth { inputs, y, .. }): (_, &Depth<K, D>)| {
+        let loss = |(ids, Depth { inputs, y, .. }): (_, &Depth<D>)| {
             self.output_loss(&self.output_norm(ids, y).0, &inputs.labels, &inputs.weights)
         };
         Ok(self.parameters().list().mtp.iter().zip(&depths).map(loss).collect())
@@ -131,7 +130,7 @@ impl<K: Kernel, D: Ops> DynModel<K, D> {
     pub fn mtp_backward(
         &self,
         handler: HandlerRef<'_, D::Storage>,
-        activations: &mut DynActivations<K, D>,
+        activations: &mut DynActivations<D>,
         inputs: InputsRef<'_, D::Storage>,
         scales: &[f64],
         gradients: &mut Gradients<D>,
@@ -163,13 +162,13 @@ impl<K: Kernel, D: Ops> DynModel<K, D> {
     fn depths(
         &self,
         handler: HandlerRef<'_, D::Storage>,
-        activations: &DynActivations<K, D>,
+        activations: &DynActivations<D>,
         inputs: InputsRef<'_, D::Storage>,
-    ) -> Result<Vec<Depth<K, D>>> {
+    ) -> Result<Vec<Depth<D>>> {
         activations.placement().expect_same("the hidden states", inputs.tokens.placement(), "the tokens")?;
         self.check_tokens(inputs.tokens)?;
         self.check_labels(activations, inputs.labels, inputs.weights)?;
-        let mut depths: Vec<Depth<K, D>> = Vec::new();
+        let mut depths: Vec<Depth<D>> = Vec::new();
         for ids in &self.parameters().list().mtp {
             let last = depths.last();
             let (inputs, before) = last.map_or((inputs, &activations.last), |depth| (depth.inputs.by_ref(), &depth.y));
@@ -239,6 +238,6 @@ impl<K: Kernel, D: Ops> DynModel<K, D> {
 }
 
 /// The attention plan of the last main layer.
-fn last_plan<K: Kernel, D: Device>(activations: &DynActivations<K, D>) -> &RankPlan {
+fn last_plan<D: Device>(activations: &DynActivations<D>) -> &RankPlan {
     &activations.plans()[activations.plans().len() - 1]
 }

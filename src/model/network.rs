@@ -1,7 +1,6 @@
 //! The GPT without the types of strategy and layout: blocks of attention and MLP over a shard, forward and backward.
-//! Compiled once per kernel and device.
+//! Compiled once per device.
 
-use std::marker::PhantomData;
 use std::sync::Arc;
 
 use crate::error::{ModelError, Result};
@@ -14,12 +13,12 @@ use crate::ops::Ops;
 use crate::ops::attention::AttentionShape;
 use crate::order::{DynPlacement, DynShard};
 use crate::rope::Rope;
-use crate::strategy::Kernel;
+use crate::strategy::DynKernel;
 use crate::strategy::executor::RankPlan;
 use crate::tensor::{AccMatrix, Buffer, Device, ElemMatrix};
 
 /// A [`GptModel`](crate::model::GptModel) whose strategy and layout are those of the handler that it is run with.
-pub struct DynModel<K, D: Device> {
+pub struct DynModel<D: Ops> {
     device: D,
     config: Config,
     parameters: Parameters<D>,
@@ -30,17 +29,17 @@ pub struct DynModel<K, D: Device> {
     masks: Vec<Mask>,
     pub(super) shape: AttentionShape,
     pub(super) recompute: bool,
-    kernel: PhantomData<K>,
+    pub(super) kernel: &'static dyn DynKernel<D>,
 }
 
 /// What one forward pass leaves for the backward pass.
-pub struct DynActivations<K: Kernel, D: Device> {
+pub struct DynActivations<D: Device> {
     placement: Arc<DynPlacement>,
     tokens: Buffer<i64, D::Storage>,
     pub(super) rotary: Arc<RotaryTable<D>>,
     /// One per layer; layers with the same mask share it.
     plans: Vec<Arc<RankPlan>>,
-    blocks: Vec<BlockActivations<K, D>>,
+    blocks: Vec<BlockActivations<D>>,
     /// Output of the last block.
     pub(super) last: ElemMatrix<D>,
     /// What the depths of multi-token prediction add to the gradient of `last`.
@@ -49,7 +48,7 @@ pub struct DynActivations<K: Kernel, D: Device> {
     hidden: ElemMatrix<D>,
 }
 
-impl<K: Kernel, D: Device> DynActivations<K, D> {
+impl<D: Device> DynActivations<D> {
     /// Features after the final norm, `[rows, hidden]`; what the output layer sees.
     pub fn hidden(&self) -> &ElemMatrix<D> {
         &self.hidden
@@ -66,12 +65,17 @@ impl<K: Kernel, D: Device> DynActivations<K, D> {
     }
 }
 
-impl<K: Kernel, D: Ops> DynModel<K, D> {
+impl<D: Ops> DynModel<D> {
     /// A model with these weights.
     ///
     /// # Errors
     /// If the configuration does not hold together.
-    pub fn from_parameters(device: D, config: &Config, parameters: Parameters<D>) -> Result<Self> {
+    pub fn from_parameters(
+        device: D,
+        config: &Config,
+        parameters: Parameters<D>,
+        kernel: &'static dyn DynKernel<D>,
+    ) -> Result<Self> {
         config.check()?;
         let window = |window: &Option<usize>| window.map_or(Mask::Causal, Mask::sliding);
         let shape = AttentionShape {
@@ -90,7 +94,7 @@ impl<K: Kernel, D: Ops> DynModel<K, D> {
             shape,
             recompute: false,
             parameters,
-            kernel: PhantomData,
+            kernel,
         };
         model.refresh_tied();
         Ok(model)
@@ -100,9 +104,14 @@ impl<K: Kernel, D: Ops> DynModel<K, D> {
     ///
     /// # Errors
     /// If the configuration does not hold together.
-    pub fn from_master(device: D, config: &Config, master: &Master<D>) -> Result<Self> {
+    pub fn from_master(
+        device: D,
+        config: &Config,
+        master: &Master<D>,
+        kernel: &'static dyn DynKernel<D>,
+    ) -> Result<Self> {
         let parameters = master.working(&device);
-        Self::from_parameters(device, config, parameters)
+        Self::from_parameters(device, config, parameters, kernel)
     }
 
     /// Whether the backward pass computes the inside of each block again, instead of keeping it: one forward pass
@@ -182,7 +191,7 @@ impl<K: Kernel, D: Ops> DynModel<K, D> {
         &self,
         handler: HandlerRef<'_, D::Storage>,
         tokens: &DynShard<i64, D::Storage>,
-    ) -> Result<DynActivations<K, D>> {
+    ) -> Result<DynActivations<D>> {
         handler.strategy().heads_per_rank(self.shape.q_heads)?;
         self.check_tokens(tokens)?;
         let placement = tokens.placement().clone();
@@ -208,7 +217,7 @@ impl<K: Kernel, D: Ops> DynModel<K, D> {
     pub fn backward(
         &self,
         handler: HandlerRef<'_, D::Storage>,
-        mut activations: DynActivations<K, D>,
+        mut activations: DynActivations<D>,
         dhidden: &ElemMatrix<D>,
         gradients: &mut Gradients<D>,
     ) -> Result<()> {

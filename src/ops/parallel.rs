@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 
+use crate::ops::workers::install;
 use crate::tensor::{Cpu, Float};
 
 /// Elements that one task handles at least; smaller loops stay on the calling thread.
@@ -67,9 +68,9 @@ pub(super) fn by_rows<T: Float, C: Cut>(
     each: impl Fn(Range<usize>, C) + Sync,
 ) {
     let grain = GRAIN.div_ceil(width.max(1));
-    match cpu.workers() {
-        Some(workers) if rows >= 2 * grain => workers.install(|| halve(0..rows, grain, outputs, &each)),
-        _ => each(0..rows, outputs),
+    match cpu.workers().is_some() && rows >= 2 * grain {
+        true => install(cpu, || halve(0..rows, grain, outputs, &each)),
+        false => each(0..rows, outputs),
     }
 }
 
@@ -83,7 +84,8 @@ pub(super) fn by_elements<T: Float, C: Cut>(
     by_rows(cpu, elements, 1, outputs, each);
 }
 
-fn halve<C: Cut>(rows: Range<usize>, grain: usize, outputs: C, each: &(impl Fn(Range<usize>, C) + Sync)) {
+/// The loop is behind a pointer, so that this and what it takes of rayon is compiled once per kind of output.
+fn halve<C: Cut>(rows: Range<usize>, grain: usize, outputs: C, each: &(dyn Fn(Range<usize>, C) + Sync)) {
     if rows.len() < 2 * grain {
         return each(rows, outputs);
     }

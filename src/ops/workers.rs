@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use half::f16;
 use half::slice::HalfFloatSliceExt;
+use rayon::ThreadPool;
 
 use crate::tensor::{Buffer, Cpu, DType, Element, Float};
 
@@ -16,10 +17,21 @@ pub(crate) fn threads<T: Float>(device: &Cpu<T>) -> usize {
 
 /// Runs `work` once, on the device's threads if it has several, so that parallel iterators inside use them.
 pub(crate) fn install<T: Float, R: Send>(device: &Cpu<T>, work: impl FnOnce() -> R + Send) -> R {
-    match device.workers() {
-        Some(pool) => pool.install(work),
-        None => work(),
-    }
+    let Some(pool) = device.workers() else { return work() };
+    let (mut work, mut result) = (Some(work), None);
+    install_in(pool, &mut || result = work.take().map(|work| work()));
+    let Some(result) = result else { unreachable!("a pool runs what is installed in it") };
+    result
+}
+
+/// Behind a pointer, so that what it takes of rayon is compiled once.
+fn install_in(pool: &ThreadPool, work: &mut (dyn FnMut() + Send)) {
+    pool.install(work);
+}
+
+/// Runs `work` on every thread of the pool, with the thread's number. Behind a pointer like [`install_in`].
+fn broadcast(pool: &ThreadPool, work: &(dyn Fn(usize) + Sync)) {
+    pool.broadcast(|context| work(context.index()));
 }
 
 /// Runs `work(scratch, task)` for every task, in ascending order, each on the next free thread. Each thread has a
@@ -40,8 +52,8 @@ pub(crate) fn for_each_task<T: Float, S: Send>(
     };
     let scratches: Vec<Mutex<S>> = (0..threads).map(|_| Mutex::new(scratch())).collect();
     let next = AtomicUsize::new(0);
-    pool.broadcast(|context| {
-        let Some(scratch) = scratches.get(context.index()) else { return };
+    broadcast(pool, &|thread| {
+        let Some(scratch) = scratches.get(thread) else { return };
         let mut scratch = scratch.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         loop {
             let task = next.fetch_add(1, Ordering::Relaxed);

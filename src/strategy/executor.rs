@@ -5,22 +5,24 @@ use crate::error::Result;
 use crate::ops::Ops;
 use crate::ops::attention::AttentionShape;
 use crate::plan::Step;
+use crate::strategy::TileOperands;
 use crate::strategy::heads::Swapped;
+use crate::strategy::kernel_object::{DynKernel, Saved, TileGradients};
 pub use crate::strategy::planned::{AttentionPlan, RankPlan};
 use crate::strategy::walk::{Packed, Walk, unsound};
-use crate::strategy::{Kernel, TileOperands};
 use crate::tensor::{AccMatrix, Device, ElemMatrix};
 
 /// What the backward pass needs of a forward pass: partial results are kept in the accumulation type.
-pub struct AttentionSaved<D: Device, K: Kernel> {
+pub struct AttentionSaved<D: Device> {
     out: AccMatrix<D>,
     lse: AccMatrix<D>,
-    tiles: Vec<K::Saved<D>>,
+    /// Of each tile, if the kernel saves anything.
+    tiles: Vec<Saved>,
     /// Queries, keys and values after a head exchange, so that they need not travel again.
     swapped: Option<Swapped<D>>,
 }
 
-impl<D: Device, K: Kernel> AttentionSaved<D, K> {
+impl<D: Device> AttentionSaved<D> {
     /// Log-sum-exp of each valid row and head, `[valid rows, q_heads]`; `-inf` where nothing is attended. Zero for
     /// kernels that do not compute it. Under a head exchange, of the group's rows and this rank's heads.
     pub fn lse(&self) -> &AccMatrix<D> {
@@ -28,19 +30,20 @@ impl<D: Device, K: Kernel> AttentionSaved<D, K> {
     }
 }
 
-/// Attention of this rank's queries: walks through the plan's program, computing tiles with kernel `K`.
+/// Attention of this rank's queries: walks through the plan's program, computing tiles with `kernel`.
 /// `q [rows, q_width]`, `k [rows, k_width]`, `v [rows, v_width]`; returns the output `[rows, out_width]`, 0 for padding.
 ///
 /// # Errors
 /// Failures of other ranks, and programs that do not fit together.
-pub fn forward<K: Kernel, D: Ops>(
+pub fn forward<D: Ops>(
     device: &D,
     comm: &dyn Communicator<D::Storage>,
+    kernel: &dyn DynKernel<D>,
     plan: &RankPlan,
     shape: &AttentionShape,
     [q, k, v]: [&ElemMatrix<D>; 3],
-) -> Result<(ElemMatrix<D>, AttentionSaved<D, K>)> {
-    plan.expect::<K>()?;
+) -> Result<(ElemMatrix<D>, AttentionSaved<D>)> {
+    plan.expect(kernel)?;
     let whole = shape;
     let shape = &plan.shape(whole);
     let swapped = match &plan.swap {
@@ -56,24 +59,25 @@ pub fn forward<K: Kernel, D: Ops>(
     let result = || (device.matrix(rows, shape.out_width()), device.zero_matrix(rows, shape.q_heads));
     let (mut out, mut lse): (AccMatrix<D>, AccMatrix<D>) = result();
     let mut part: Option<(AccMatrix<D>, AccMatrix<D>)> = None;
-    let mut tiles: Vec<K::Saved<D>> = Vec::new();
+    let (mut tiles, mut computed): (Vec<Saved>, usize) = (Vec::new(), 0);
     for step in &plan.forward.steps {
         match step {
             Step::Tile { slot, pieces } => {
                 let kv = walk.key_slot(*slot);
                 let tile = TileOperands { shape, q: queries.matrix(), kv, pieces, blocks: &plan.blocks };
-                let (out, lse) = match tiles.is_empty() {
+                let (out, lse) = match computed == 0 {
                     true => (&mut out, &mut lse),
                     false => {
                         let (out, lse) = part.get_or_insert_with(result);
                         (out, lse)
                     }
                 };
-                tiles.push(K::forward(device, tile, out, lse));
+                tiles.extend(kernel.forward(device, tile, out, lse));
+                computed += 1;
             }
             Step::Merge => {
                 let (part_out, part_lse) = part.as_ref().ok_or_else(|| unsound("a merge before a second tile"))?;
-                K::merge(device, shape, &mut out, &mut lse, (part_out, part_lse))?;
+                kernel.merge(device, shape, &mut out, &mut lse, (part_out, part_lse))?;
             }
             step => walk.step(step)?,
         }
@@ -91,13 +95,14 @@ pub fn forward<K: Kernel, D: Ops>(
 ///
 /// # Errors
 /// Failures of other ranks, and programs that do not fit together.
-pub fn backward<K: Kernel, D: Ops>(
+pub fn backward<D: Ops>(
     device: &D,
     comm: &dyn Communicator<D::Storage>,
+    kernel: &dyn DynKernel<D>,
     plan: &RankPlan,
     shape: &AttentionShape,
     [q, k, v]: [&ElemMatrix<D>; 3],
-    saved: &AttentionSaved<D, K>,
+    saved: &AttentionSaved<D>,
     dout: &ElemMatrix<D>,
 ) -> Result<[ElemMatrix<D>; 3]> {
     let whole = shape;
@@ -113,20 +118,19 @@ pub fn backward<K: Kernel, D: Ops>(
     let delta = device.attention_delta(shape, &saved.out, dout.matrix());
     let mut dq: AccMatrix<D> = device.zero_matrix(queries.matrix().rows(), shape.q_width());
     let mut walk = Walk::new(device, comm, plan, &plan.backward, kv, shape.kv_width());
-    let (mut tiles, nothing) = (saved.tiles.iter(), K::nothing_saved());
-    if nothing.is_none() && !plan.forward.tiles().eq(plan.backward.tiles()) {
+    let mut tiles = saved.tiles.iter();
+    if kernel.saves() && !plan.forward.tiles().eq(plan.backward.tiles()) {
         return Err(unsound("other tiles backward than forward, for a kernel that saves what it needs of each").into());
     }
     for step in &plan.backward.steps {
         match step {
             Step::Tile { slot, pieces } => {
-                let of_tile = nothing.as_ref().or_else(|| tiles.next());
-                let of_tile = of_tile.ok_or_else(|| unsound("more tiles backward than forward"))?;
                 let mut dkv = walk.take_gradients(*slot);
                 let kv = walk.key_slot(*slot);
                 let tile = TileOperands { shape, q: queries.matrix(), kv, pieces, blocks: &plan.blocks };
-                let dout = dout.matrix();
-                K::backward(device, tile, of_tile, &saved.out, &saved.lse, &delta, dout, &mut dq, &mut dkv);
+                let (out, lse, dout) = (&saved.out, &saved.lse, dout.matrix());
+                let gradients = TileGradients { out, lse, delta: &delta, dout, dq: &mut dq, dkv: &mut dkv };
+                kernel.backward(device, tile, tiles.next(), gradients)?;
                 walk.put_gradients(*slot, dkv);
             }
             Step::Merge => {}

@@ -10,14 +10,15 @@ use crate::comm::{Collectives, Communicator};
 use crate::error::{PlanError, Result, SupportError};
 use crate::layout::Layout;
 use crate::mask::{Bands, Mask};
+use crate::ops::Ops;
 use crate::ops::attention::AttentionShape;
 use crate::ops::unfused::Block;
 use crate::order::{DynPlacement, Placement, TokenOrder};
 use crate::plan::{Content, Program, View, Wire, check};
 use crate::strategy::heads::HeadSwap;
 use crate::strategy::object::{DynStrategy, object};
-use crate::strategy::{CpStrategy, Kernel, executor};
-use crate::tensor::{Device, DryRun, Float};
+use crate::strategy::{CpStrategy, DynKernel, Kernel, KernelKind, executor, kernel_object};
+use crate::tensor::{DType, Device, DryRun, Float};
 
 /// What the exchange of `strategy` plans from, and the rows of this rank's group if its ranks exchange heads.
 fn view_of(strategy: &dyn DynStrategy, placement: &DynPlacement, bands: Bands) -> (View, Option<Vec<Vec<usize>>>) {
@@ -233,8 +234,17 @@ impl RankPlan {
 
     /// Bytes that one forward and one backward pass hand to other ranks.
     pub fn bytes_sent<D: Device>(&self, shape: &AttentionShape) -> (usize, usize) {
-        let elem = size_of::<D::Elem>();
-        let acc = self.wire.bytes(elem, size_of::<D::Acc>());
+        self.bytes(size_of::<D::Elem>(), size_of::<D::Acc>(), shape)
+    }
+
+    /// [`RankPlan::bytes_sent`] of a storage type that is chosen at run time.
+    pub fn bytes_sent_of(&self, dtype: DType, shape: &AttentionShape) -> (usize, usize) {
+        // 16-bit types accumulate in f32, the others in themselves.
+        self.bytes(dtype.size(), dtype.size().max(size_of::<f32>()), shape)
+    }
+
+    fn bytes(&self, elem: usize, acc: usize, shape: &AttentionShape) -> (usize, usize) {
+        let acc = self.wire.bytes(elem, acc);
         let width = self.shape(shape).kv_width();
         let bytes = |program: &Program| {
             let keys = program.rows_sent(self.rank, Content::Keys) * elem;
@@ -251,27 +261,40 @@ impl RankPlan {
     /// # Errors
     /// If the programs cannot be run with this kernel.
     pub fn peak_bytes<K: Kernel, D: Device>(&self, shape: &AttentionShape) -> Result<(usize, usize)> {
-        self.rehearsed::<K, D::Elem>(self.placement.ranks(), shape)
+        self.rehearsed(kernel_object::<K, DryRun<D::Elem>>(), shape)
+    }
+
+    /// [`RankPlan::peak_bytes`] with a kernel and a storage type that are chosen at run time.
+    ///
+    /// # Errors
+    /// If the programs cannot be run with this kernel.
+    pub fn peak_bytes_of(&self, kernel: KernelKind, dtype: DType, shape: &AttentionShape) -> Result<(usize, usize)> {
+        match dtype {
+            DType::F64 => self.rehearsed::<f64>(kernel.object(), shape),
+            // What is counted depends on the sizes of storage and accumulation type alone.
+            DType::Bf16 | DType::F16 => self.rehearsed::<half::bf16>(kernel.object(), shape),
+            _ => self.rehearsed::<f32>(kernel.object(), shape),
+        }
     }
 
     /// Rehearses both passes on a device that only counts.
-    fn rehearsed<K: Kernel, T: Float>(&self, ranks: usize, shape: &AttentionShape) -> Result<(usize, usize)> {
-        let (device, comm) = (DryRun::<T>::default(), DryComm::new(self.rank, ranks));
+    fn rehearsed<T: Float>(&self, kernel: &dyn DynKernel<DryRun<T>>, shape: &AttentionShape) -> Result<(usize, usize)> {
+        let (device, comm) = (DryRun::<T>::default(), DryComm::new(self.rank, self.placement.ranks()));
         let operand = |width| device.matrix::<T>(self.stored, width);
         let [q, k, v] = [shape.q_width(), shape.k_width(), shape.v_width()].map(operand);
         let held = device.ledger().mark();
-        let (out, saved) = executor::forward::<K, _>(&device, &comm, self, shape, [&q, &k, &v])?;
+        let (out, saved) = executor::forward(&device, &comm, kernel, self, shape, [&q, &k, &v])?;
         let forward = device.ledger().peak() - held;
         let held = device.ledger().mark();
-        let gradients = executor::backward::<K, _>(&device, &comm, self, shape, [&q, &k, &v], &saved, &out)?;
+        let gradients = executor::backward(&device, &comm, kernel, self, shape, [&q, &k, &v], &saved, &out)?;
         drop(gradients);
         Ok((forward, device.ledger().peak() - held))
     }
 
     /// Refuses a kernel that cannot attend what the mask says.
-    pub(super) fn expect<K: Kernel>(&self) -> Result<(), SupportError> {
-        match self.across_sequences && !K::ACROSS_SEQUENCES {
-            true => Err(SupportError::AcrossSequences { kernel: K::NAME }),
+    pub(super) fn expect<D: Ops>(&self, kernel: &dyn DynKernel<D>) -> Result<(), SupportError> {
+        match self.across_sequences && !kernel.across_sequences() {
+            true => Err(SupportError::AcrossSequences { kernel: kernel.name() }),
             false => Ok(()),
         }
     }

@@ -11,8 +11,8 @@ use crate::layout::{Bshd, Layout, LayoutKind, Sbhd, Thd};
 use crate::order::{Contiguous, Grouped, Natural, Solved, Striped, TokenOrder, Zigzag};
 use crate::plan::stages::{MOST_PARTS, StageCount};
 use crate::strategy::{
-    AllGather, CastKv, CpStrategy, DynStrategy, Dynamic, Flash, GatherKv, Kernel, KvExchange, LocalKv, LogSumExp, Magi,
-    Ring, RingKv, RingUlysses, Single, Ulysses, Unfused, object,
+    AllGather, CastKv, CpStrategy, DynStrategy, Dynamic, Flash, GatherKv, Kernel, KernelKind, KvExchange, LocalKv,
+    LogSumExp, Magi, Ring, RingKv, RingUlysses, Single, Ulysses, Unfused, object,
 };
 
 /// A line of the table: the strategy works with layout `L` and kernel `K`.
@@ -363,8 +363,8 @@ pub struct Chosen {
     pub strategy: Arc<dyn DynStrategy>,
     /// The layout.
     pub layout: LayoutKind,
-    /// Name of the kernel.
-    pub kernel: &'static str,
+    /// The kernel.
+    pub kernel: KernelKind,
 }
 
 /// The combination that `choice` names, or what is wrong with it.
@@ -372,21 +372,23 @@ pub struct Chosen {
 /// # Errors
 /// Those of [`checked`].
 pub fn chosen(choice: &Choice) -> Result<Chosen> {
-    select(choice, Choose)
+    let (strategy, layout, name) = select(choice, Choose)?;
+    let kernel = KernelKind::named(name).ok_or_else(|| unsupported(choice))?;
+    Ok(Chosen { strategy, layout, kernel })
 }
 
 struct Choose;
 
 impl Visitor for Choose {
-    type Output = Chosen;
+    type Output = (Arc<dyn DynStrategy>, LayoutKind, &'static str);
 
-    fn visit<H, L, K>(self, strategy: H) -> Result<Chosen>
+    fn visit<H, L, K>(self, strategy: H) -> Result<Self::Output>
     where
         H: Supports<L, K>,
         L: Layout,
         K: Kernel,
     {
-        Ok(Chosen { strategy: object(strategy), layout: L::KIND, kernel: K::NAME })
+        Ok((object(strategy), L::KIND, K::NAME))
     }
 }
 

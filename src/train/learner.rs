@@ -9,7 +9,7 @@ use crate::model::{Config, DynModel, GptModel, Gradients, Master};
 use crate::ops::Ops;
 use crate::order::{Grouped, TokenOrder};
 use crate::plan::schedule::Scheduler;
-use crate::strategy::{CpStrategy, Kernel, Supports};
+use crate::strategy::{CpStrategy, DynKernel, Kernel, Supports};
 use crate::tensor::Device;
 use crate::train::data::TokenBatch;
 use crate::train::state::State;
@@ -42,7 +42,7 @@ impl Default for AdamwOptions {
 /// Master weights, gradients and optimizer state are held in the accumulation type, on every rank alike; what is
 /// split over ranks is the sequence. Gradients are summed over ranks once per step, in rank order, so every rank
 /// makes the same step to the last bit.
-pub struct GptLearner<H: CpStrategy, L: Layout, K, D: Device, C> {
+pub struct GptLearner<H: CpStrategy, L: Layout, K, D: Ops, C> {
     model: GptModel<H, L, K, D>,
     handler: CpHandler<H, L, C>,
     state: State<D>,
@@ -123,14 +123,14 @@ where
     }
 }
 
-/// A [`GptLearner`] whose strategy and layout are chosen at run time.
-pub struct DynLearner<K: Kernel, D: Device> {
-    model: DynModel<K, D>,
+/// A [`GptLearner`] whose strategy, layout and kernel are chosen at run time.
+pub struct DynLearner<D: Ops> {
+    model: DynModel<D>,
     handler: DynHandler<D::Storage>,
     state: State<D>,
 }
 
-impl<K: Kernel, D: Ops> DynLearner<K, D> {
+impl<D: Ops> DynLearner<D> {
     /// A learner that starts from `master`.
     ///
     /// # Errors
@@ -140,11 +140,12 @@ impl<K: Kernel, D: Ops> DynLearner<K, D> {
         config: &Config,
         master: Master<D>,
         handler: DynHandler<D::Storage>,
+        kernel: &'static dyn DynKernel<D>,
         options: AdamwOptions,
         recompute: bool,
     ) -> Result<Self> {
         handler.strategy().heads_per_rank(config.heads)?;
-        let model = DynModel::from_master(device, config, &master)?.with_recompute(recompute);
+        let model = DynModel::from_master(device, config, &master, kernel)?.with_recompute(recompute);
         Ok(DynLearner { state: State::new(&model, master, options), model, handler })
     }
 
@@ -166,7 +167,7 @@ impl<K: Kernel, D: Ops> DynLearner<K, D> {
     }
 
     /// The model.
-    pub fn model(&self) -> &DynModel<K, D> {
+    pub fn model(&self) -> &DynModel<D> {
         &self.model
     }
 
@@ -247,7 +248,7 @@ where
     learner_of_parts!(GptModel::data, GptModel::data_mut);
 }
 
-impl<K: Kernel, D: Ops> Learner for DynLearner<K, D> {
+impl<D: Ops> Learner for DynLearner<D> {
     learner_of_parts!(|model| model, |model| model);
 }
 

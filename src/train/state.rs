@@ -1,4 +1,4 @@
-//! What training changes: master weights, optimizer state and gradients. Compiled once per kernel and device.
+//! What training changes: master weights, optimizer state and gradients. Compiled once per device.
 
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -12,7 +12,6 @@ use crate::ops::Ops;
 use crate::ops::optimizer::AdamwStep;
 use crate::order::{DealOf, DynPlacement, Grouped};
 use crate::plan::schedule::{MicroBatch, Scheduler};
-use crate::strategy::Kernel;
 use crate::tensor::{AccMatrix, Buffer, Device, Storage};
 use crate::train::data::TokenBatch;
 use crate::train::learner::{AdamwOptions, global_sum, global_sums};
@@ -36,7 +35,7 @@ pub(super) struct State<D: Device> {
 
 impl<D: Ops> State<D> {
     /// At the start, for a model made from `master`.
-    pub(super) fn new<K: Kernel>(model: &DynModel<K, D>, master: Master<D>, options: AdamwOptions) -> Self {
+    pub(super) fn new(model: &DynModel<D>, master: Master<D>, options: AdamwOptions) -> Self {
         let list = master.list().clone();
         let moments = || Moments::<D>::zeros(model.device(), &list);
         State {
@@ -96,10 +95,10 @@ impl<D: Ops> State<D> {
 
     /// What of a batch runs at once, one after another: all of it, or what the scheduler says. Each sequence is a
     /// document of its own under a packed layout.
-    fn parts<'a, K: Kernel>(
+    fn parts<'a>(
         &self,
         handler: HandlerRef<'_, D::Storage>,
-        model: &DynModel<K, D>,
+        model: &DynModel<D>,
         batch: &'a TokenBatch,
     ) -> Result<Vec<Part<'a>>> {
         let Some(scheduler) = &self.scheduler else {
@@ -117,10 +116,10 @@ impl<D: Ops> State<D> {
     }
 
     /// Forward and backward of a batch; the sums of its losses.
-    pub(super) fn accumulate_inputs<K: Kernel>(
+    pub(super) fn accumulate_inputs(
         &mut self,
         handler: HandlerRef<'_, D::Storage>,
-        model: &DynModel<K, D>,
+        model: &DynModel<D>,
         inputs: InputsRef<'_, D::Storage>,
         scales: &[f64],
     ) -> Result<Vec<f64>> {
@@ -145,10 +144,10 @@ impl<D: Ops> State<D> {
     }
 
     /// Forward and backward of a part of a step; the sums of its losses over ranks.
-    pub(super) fn accumulate_depths<K: Kernel>(
+    pub(super) fn accumulate_depths(
         &mut self,
         handler: HandlerRef<'_, D::Storage>,
-        model: &DynModel<K, D>,
+        model: &DynModel<D>,
         batch: &TokenBatch,
         labels_in_step: &[usize],
     ) -> Result<Vec<f64>> {
@@ -162,10 +161,10 @@ impl<D: Ops> State<D> {
     }
 
     /// One step of AdamW with the accumulated gradient; its norm before clipping.
-    pub(super) fn update<K: Kernel>(
+    pub(super) fn update(
         &mut self,
         handler: HandlerRef<'_, D::Storage>,
-        model: &mut DynModel<K, D>,
+        model: &mut DynModel<D>,
         lr: f64,
     ) -> Result<f64> {
         let device = model.device().clone();
@@ -191,10 +190,10 @@ impl<D: Ops> State<D> {
     }
 
     /// The sum over ranks of the losses of a batch.
-    pub(super) fn evaluate<K: Kernel>(
+    pub(super) fn evaluate(
         &self,
         handler: HandlerRef<'_, D::Storage>,
-        model: &DynModel<K, D>,
+        model: &DynModel<D>,
         batch: &TokenBatch,
     ) -> Result<f64> {
         let mut sum = 0.0;

@@ -8,13 +8,12 @@ use context_parallel::model::inputs::DynInputs;
 use context_parallel::model::parameters::WorkingRole;
 use context_parallel::model::{DynModel, ParameterList, weights};
 use context_parallel::order::{DynShard, token_by_token};
-use context_parallel::strategy::Kernel;
 use context_parallel::strategy::support::{self, Chosen};
 use context_parallel::tensor::{Cpu, Float};
 use context_parallel::train::learner::global_sum;
 use indicatif::ProgressBar;
 
-use super::super::engine::{Cluster, Comm, with_kernel, with_storage_type};
+use super::super::engine::{Cluster, Comm, with_storage_type};
 use super::super::sets::Ranks;
 use super::Job;
 use super::logits::LogitsFile;
@@ -36,9 +35,7 @@ fn run_as<T: Float>(job: &Job, cluster: &Cluster) -> Result<Option<f64>> {
     let bar = cluster.bar(job.input.sequences() as u64, "evaluating");
     let chosen = support::chosen(&job.settings.choice)?;
     let evaluation = Evaluation::<T> { job, ranks: &ranks, file: &file, bar: &bar };
-    let sum = with_kernel!(chosen.kernel, K => {
-        cluster.on_ranks(chosen.strategy.degree(), &|comm| evaluation.rank::<K>(&chosen, comm))
-    })?;
+    let sum = cluster.on_ranks(chosen.strategy.degree(), &|comm| evaluation.rank(&chosen, comm))?;
     bar.finish_and_clear();
     if let Some(file) = file.into_inner().unwrap_or_else(PoisonError::into_inner) {
         file.finish()?;
@@ -55,12 +52,12 @@ struct Evaluation<'a, T: Float> {
 
 impl<T: Float> Evaluation<'_, T> {
     /// One rank's part; the sum of the losses.
-    fn rank<K: Kernel>(&self, chosen: &Chosen, comm: Comm) -> Result<f64> {
+    fn rank(&self, chosen: &Chosen, comm: Comm) -> Result<f64> {
         let Evaluation { job, ranks, file, bar } = self;
         let rank = comm.rank();
         let device = ranks.device(rank);
         let handler = DynHandler::new(chosen.strategy.clone(), chosen.layout, comm)?;
-        let model = DynModel::<K, Cpu<T>>::from_parameters(device.clone(), &job.config, ranks.take(rank))?;
+        let model = DynModel::from_parameters(device.clone(), &job.config, ranks.take(rank), chosen.kernel.object())?;
         let mut sum = 0.0;
         for batch in job.input.chunks(job.batch) {
             let shape = chosen.layout.batch_of(&batch.lengths)?;

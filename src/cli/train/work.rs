@@ -11,7 +11,6 @@ use context_parallel::model::parameters::MasterRole;
 use context_parallel::model::{ParameterList, init, weights};
 use context_parallel::plan::schedule::Scheduler;
 use context_parallel::rope::Rope;
-use context_parallel::strategy::Kernel;
 use context_parallel::strategy::support::{self, Chosen};
 use context_parallel::tensor::{Cpu, DType, Device, Float};
 use context_parallel::train::data::Source;
@@ -20,7 +19,7 @@ use context_parallel::train::run_folder::{RunFolder, Vacant};
 use context_parallel::train::trainer::{self, StepRecord};
 use indicatif::ProgressBar;
 
-use super::super::engine::{Cluster, Comm, gather, with_kernel};
+use super::super::engine::{Cluster, Comm, gather};
 use super::super::sets::Ranks;
 use super::super::{interrupt, machine, output};
 use super::memory::{self, Load};
@@ -109,9 +108,7 @@ fn run_as<T: Float>(job: &Job, cluster: &Cluster, quiet: bool) -> Result<Finishe
     let chosen = support::chosen(choice)?;
     let scheduler = job.settings.is_dynamic().then_some(&scheduler);
     let training = Training { job, ranks: &ranks, scheduler, stop: &stop, progress: &progress };
-    let trained = with_kernel!(chosen.kernel, K => {
-        cluster.on_ranks(chosen.strategy.degree(), &|comm| training.rank::<K>(&chosen, comm))
-    });
+    let trained = cluster.on_ranks(chosen.strategy.degree(), &|comm| training.rank(&chosen, comm));
     let Progress { folder, records, peak, bar, .. } = progress.into_inner().unwrap_or_else(PoisonError::into_inner);
     bar.finish_and_clear();
     // A run that failed leaves its log and chart too.
@@ -168,12 +165,13 @@ struct Training<'a, T: Float> {
 
 impl<T: Float> Training<'_, T> {
     /// One rank's run; the first one reports and saves.
-    fn rank<K: Kernel>(&self, chosen: &Chosen, comm: Comm) -> Result<()> {
+    fn rank(&self, chosen: &Chosen, comm: Comm) -> Result<()> {
         let Job { config, source, options, settings, adamw, recompute, wire, .. } = self.job;
         let rank = comm.rank();
         let handler = DynHandler::new(chosen.strategy.clone(), chosen.layout, comm)?.with_gradient_wire(*wire);
         let (device, master) = (self.ranks.device(rank), self.ranks.take(rank));
-        let mut learner = DynLearner::<K, _>::new(device.clone(), config, master, handler, *adamw, *recompute)?;
+        let kernel = chosen.kernel.object();
+        let mut learner = DynLearner::new(device.clone(), config, master, handler, kernel, *adamw, *recompute)?;
         if let Some(scheduler) = self.scheduler {
             learner = learner.with_schedule(scheduler)?;
         }

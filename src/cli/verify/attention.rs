@@ -10,10 +10,10 @@ use context_parallel::ops::attention::AttentionShape;
 use context_parallel::oracle::{self, Answer};
 use context_parallel::order::{DynPlacement, laid_out, token_by_token};
 use context_parallel::strategy::support::{self, Choice, Chosen};
-use context_parallel::strategy::{CpStrategy, Kernel, Single};
+use context_parallel::strategy::{CpStrategy, Single};
 use context_parallel::tensor::{Cpu, DType, Device, Float, Matrix};
 
-use super::super::engine::{Cluster, Comm, gather, with_kernel, with_storage_type};
+use super::super::engine::{Cluster, Comm, gather, with_storage_type};
 
 /// Relative errors of out, dq, dk and dv, the worst over masks, and what plans predict.
 #[derive(Clone, Copy, Debug, Default)]
@@ -81,9 +81,7 @@ fn check_as<T: Float>(cluster: &Cluster, choice: &Choice, threads: usize) -> Res
     for (case, mask) in masks.iter().enumerate() {
         let problem = Problem::<T>::new(&lengths, &owners, shape, mask, case as u64);
         let run = |chosen: &Chosen| {
-            with_kernel!(chosen.kernel, K => cluster.on_ranks(chosen.strategy.degree(), &|comm| {
-                attend::<K, T>(chosen, comm, &problem, threads)
-            }))
+            cluster.on_ranks(chosen.strategy.degree(), &|comm| attend(chosen, comm, &problem, threads))
         };
         let attended = run(&chosen)?;
         let attended_alone = if measured { run(&single)? } else { None };
@@ -174,9 +172,9 @@ struct Attended {
 }
 
 /// One rank of one combination's run of a problem.
-fn attend<K: Kernel, T: Float>(chosen: &Chosen, comm: Comm, problem: &Problem<T>, threads: usize) -> Result<Attended> {
+fn attend<T: Float>(chosen: &Chosen, comm: Comm, problem: &Problem<T>, threads: usize) -> Result<Attended> {
     let Problem { lengths, shape, mask, operands, .. } = problem;
-    let device = Cpu::<T>::new(threads);
+    let (device, kernel) = (Cpu::<T>::new(threads), chosen.kernel.object());
     let counted = Counted::new(comm);
     let traffic = counted.traffic();
     let handler = DynHandler::new(chosen.strategy.clone(), chosen.layout, Box::new(counted))?;
@@ -191,14 +189,14 @@ fn attend<K: Kernel, T: Float>(chosen: &Chosen, comm: Comm, problem: &Problem<T>
     let plan = handler.plan(&placement, mask)?;
     plan.agree(&device, handler.comm())?;
     let held = device.ledger().mark();
-    let (out, core) = handler.by_ref().core_attn::<K, Cpu<T>>(&device, &plan, shape, qkv)?;
+    let (out, core) = handler.by_ref().core_attn(&device, kernel, &plan, shape, qkv)?;
     let peak_forward = device.ledger().peak() - held;
     let held = device.ledger().mark();
-    let [dq, dk, dv] = handler.by_ref().core_attn_backward(&device, &plan, qkv, &core, dout)?;
+    let [dq, dk, dv] = handler.by_ref().core_attn_backward(&device, kernel, &plan, qkv, &core, dout)?;
     let peak_backward = device.ledger().peak() - held;
     let (forward, backward) = plan.bytes_sent::<Cpu<T>>(shape);
     let sent = (forward + backward + plan.agreement_bytes(), traffic.bytes() as usize);
-    let peak = plan.peak_bytes::<K, Cpu<T>>(shape)?;
+    let peak = plan.peak_bytes_of(chosen.kernel, T::DTYPE, shape)?;
     let predictions = [sent, (peak.0, peak_forward), (peak.1, peak_backward)];
     let predictions: Vec<i64> =
         predictions.iter().flat_map(|&(predicted, counted)| [predicted as i64, counted as i64]).collect();
