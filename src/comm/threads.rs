@@ -4,7 +4,7 @@
 //! every other rank an error that names it, in the group that [`run`] makes and in every group split from it.
 //! Errors number ranks as [`run`] does, also in such groups.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 
 use super::Communicator;
@@ -46,16 +46,28 @@ pub fn run_with<R: Send, F>(options: Options, ranks: usize, body: F) -> Result<V
 where
     F: Fn(ThreadComm) -> Result<R> + Sync,
 {
+    let results: Vec<Mutex<Option<R>>> = (0..ranks).map(|_| Mutex::new(None)).collect();
+    run_ranks(options, ranks, &|rank, comm| {
+        *results[rank].lock().unwrap_or_else(PoisonError::into_inner) = Some(body(comm)?);
+        Ok(())
+    })?;
+    Ok(results.into_iter().filter_map(|result| result.into_inner().unwrap_or_else(PoisonError::into_inner)).collect())
+}
+
+/// What one rank does; the results go another way, so that threads are compiled once.
+type Body<'a> = dyn Fn(usize, ThreadComm) -> Result<()> + Sync + 'a;
+
+fn run_ranks(options: Options, ranks: usize, body: &Body) -> Result<()> {
     if ranks == 0 {
         return Err(CommError::NoSuchRank { rank: 0, size: 0 }.into());
     }
     let world = Arc::new(World::new(options, ranks));
-    let (world, body) = (&world, &body);
-    let results: Vec<Result<R>> = thread::scope(|scope| {
+    let world = &world;
+    let results: Vec<Result<()>> = thread::scope(|scope| {
         let start = |rank| {
             let comm = ThreadComm(Member::everyone(world.clone(), rank, ranks));
             let thread = thread::Builder::new().name(format!("rank {rank}"));
-            thread.spawn_scoped(scope, move || live(world, rank, || body(comm)))
+            thread.spawn_scoped(scope, move || live(world, rank, comm, body))
         };
         let threads: Vec<_> = (0..ranks).map(|rank| start(rank).map_err(|e| world.unstarted(rank, &e))).collect();
         threads
@@ -71,10 +83,10 @@ where
 }
 
 /// One rank's life: runs `body` and tells the others how it ended.
-fn live<R>(world: &World, rank: usize, body: impl FnOnce() -> Result<R>) -> Result<R> {
-    let result = caught(rank, body);
+fn live(world: &World, rank: usize, comm: ThreadComm, body: &Body) -> Result<()> {
+    let result = caught(rank, || body(rank, comm));
     match &result {
-        Ok(_) => world.board.finish(rank),
+        Ok(()) => world.board.finish(rank),
         Err(error) => world.fail(rank, failure_of(rank, error)),
     }
     result

@@ -3,15 +3,12 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use context_parallel::comm::Communicator;
 use context_parallel::error::Result;
-use context_parallel::handler::{CpHandler, WholeBatch};
-use context_parallel::layout::Layout;
-use context_parallel::order::{Full, Placement};
-use context_parallel::strategy::CpStrategy;
-use context_parallel::tensor::{Cpu, Element};
+use context_parallel::handler::HandlerRef;
+use context_parallel::order::DynPlacement;
+use context_parallel::tensor::{Cpu, Element, Host};
 
-use super::combinations::{self, Job, Outputs};
+use super::combinations::{self, Job, Outputs, cut};
 use super::report::{Report, compare};
 use super::safetensors::File;
 use super::tokens::{Expected, Rows, Tensors, TokenCase, shards, whole};
@@ -50,55 +47,33 @@ pub fn run(case: &TokenCase, report: &mut Report) {
     combinations::run(case, &Cut { inputs: &case.inputs }, report);
 }
 
-/// `get_batch_on_this_cp_rank`.
+/// What `get_batch_on_this_cp_rank` does with each field.
 struct Cut<'a> {
     inputs: &'a Tensors,
 }
 
 impl Cut<'_> {
-    /// A field of the whole batch, if the case has it.
-    fn field<L: Layout, T: Element>(
+    /// A field of the batch, if the case has it.
+    fn field<T: Element>(
         &self,
         name: &str,
-        batch: &Arc<L::Batch>,
-        narrow: impl Fn(f64) -> T,
-    ) -> Result<Option<Full<L, T>>> {
-        let full = |rows: &Rows| {
-            let values: Vec<T> = rows.values.iter().map(|&value| narrow(value)).collect();
-            Full::from_batch_first(&values, rows.features, batch.clone())
-        };
-        self.inputs.get(name).map(full).transpose()
+        handler: HandlerRef<'_, Host>,
+        placement: &Arc<DynPlacement>,
+        outputs: &mut Outputs,
+        (narrow, widen): (fn(f64) -> T, fn(T) -> f64),
+    ) -> Result<()> {
+        let Some(rows) = self.inputs.get(name) else { return Ok(()) };
+        let shard = cut(handler, &Cpu::<f32>::default(), placement, rows, narrow)?;
+        outputs.take(name, handler, &shard, widen)
     }
 }
 
 impl Job for Cut<'_> {
-    fn run<H: CpStrategy, L: Layout, C: Communicator>(
-        &self,
-        handler: &CpHandler<H, L, C>,
-        placement: &Arc<Placement<H::Order, L>>,
-        outputs: &mut Outputs,
-    ) -> Result<()> {
-        let batch = placement.batch();
-        let whole = WholeBatch {
-            tokens: self.field("tokens", batch, |value| value as i64)?,
-            labels: self.field("labels", batch, |value| value as i64)?,
-            loss_mask: self.field("loss_mask", batch, |value| value as f32)?,
-            position_ids: self.field("position_ids", batch, |value| value as i64)?,
-            attention_mask: self.field("attention_mask", batch, |value| value as u8)?,
-        };
-        let cut = handler.get_batch_on_this_cp_rank(&Cpu::<f32>::default(), placement, &whole)?;
-        let whole_numbers = [("tokens", &cut.tokens), ("labels", &cut.labels), ("position_ids", &cut.position_ids)];
-        for (name, shard) in whole_numbers {
-            if let Some(shard) = shard {
-                outputs.take(name, handler, shard, |value| value as f64)?;
-            }
+    fn run(&self, handler: HandlerRef<'_, Host>, placement: &Arc<DynPlacement>, outputs: &mut Outputs) -> Result<()> {
+        for name in ["tokens", "labels", "position_ids"] {
+            self.field(name, handler, placement, outputs, (|value| value as i64, |value| value as f64))?;
         }
-        if let Some(shard) = &cut.loss_mask {
-            outputs.take("loss_mask", handler, shard, f64::from)?;
-        }
-        if let Some(shard) = &cut.attention_mask {
-            outputs.take("attention_mask", handler, shard, f64::from)?;
-        }
-        Ok(())
+        self.field("loss_mask", handler, placement, outputs, (|value| value as f32, f64::from))?;
+        self.field("attention_mask", handler, placement, outputs, (|value| value as u8, f64::from))
     }
 }

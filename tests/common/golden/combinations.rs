@@ -4,14 +4,14 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use context_parallel::comm::{Communicator, threads};
+use context_parallel::comm::threads;
 use context_parallel::error::Result;
-use context_parallel::handler::CpHandler;
-use context_parallel::layout::Layout;
-use context_parallel::order::{Placement, Shard};
-use context_parallel::strategy::support::{self, Choice, Visitor};
-use context_parallel::strategy::{CpStrategy, Kernel, Supports};
-use context_parallel::tensor::{Cpu, Element};
+use context_parallel::handler::{DynHandler, HandlerRef};
+use context_parallel::mask::Mask;
+use context_parallel::ops::rows::Rows as MovesRows;
+use context_parallel::order::{DynPlacement, DynShard, laid_out, token_by_token};
+use context_parallel::strategy::support::{self, Choice};
+use context_parallel::tensor::{Cpu, Element, Host};
 
 use super::report::Report;
 use super::tokens::{Given, Rows, Tensors, TokenCase};
@@ -51,12 +51,20 @@ pub fn describe(choice: &Choice) -> String {
 /// What one rank does with a case: from the whole inputs to output shards.
 pub trait Job: Sync {
     /// Runs on one rank and hands its outputs to `outputs`.
-    fn run<H: CpStrategy, L: Layout, C: Communicator>(
-        &self,
-        handler: &CpHandler<H, L, C>,
-        placement: &Arc<Placement<H::Order, L>>,
-        outputs: &mut Outputs,
-    ) -> Result<()>;
+    fn run(&self, handler: HandlerRef<'_, Host>, placement: &Arc<DynPlacement>, outputs: &mut Outputs) -> Result<()>;
+}
+
+/// A whole tensor, cut for one rank of `device`.
+pub fn cut<T: Element, D: MovesRows<Storage = Host>>(
+    handler: HandlerRef<'_, Host>,
+    device: &D,
+    placement: &Arc<DynPlacement>,
+    rows: &Rows,
+    narrow: impl Fn(f64) -> T,
+) -> Result<DynShard<T>> {
+    let values: Vec<T> = rows.values.iter().map(|&value| narrow(value)).collect();
+    let full = laid_out(&values, rows.features, &**placement.batch(), placement.layout())?;
+    handler.dispatch(device, placement, &full)
 }
 
 /// The outputs of one rank: its own rows and, combined, the whole.
@@ -68,17 +76,18 @@ pub struct Outputs {
 
 impl Outputs {
     /// Takes an output shard, and combines it with those of the other ranks.
-    pub fn take<H: CpStrategy, L: Layout, C: Communicator, T: Element>(
+    pub fn take<T: Element>(
         &mut self,
         name: &str,
-        handler: &CpHandler<H, L, C>,
-        shard: &Shard<H::Order, L, T>,
+        handler: HandlerRef<'_, Host>,
+        shard: &DynShard<T>,
         widen: impl Fn(T) -> f64,
     ) -> Result<()> {
         let (placement, matrix) = (shard.placement(), shard.matrix());
         let local = (0..placement.rows()).flat_map(|local| matrix.row(placement.row_of(placement.rank(), local)));
         let own = Rows { features: matrix.cols(), values: local.map(|&value| widen(value)).collect() };
-        let whole = handler.combine(&Cpu::<f32>::default(), shard)?.to_batch_first();
+        let whole = handler.combine(&Cpu::<f32>::default(), shard)?;
+        let whole = token_by_token(&whole, &**placement.batch(), placement.layout());
         let whole = Rows { features: matrix.cols(), values: whole.into_iter().map(widen).collect() };
         self.own.insert(name.to_string(), own);
         self.whole.insert(name.to_string(), whole);
@@ -87,47 +96,32 @@ impl Outputs {
 }
 
 /// Runs a case under every combination that applies to it and compares with what is expected.
-pub fn run(case: &TokenCase, job: &impl Job, report: &mut Report) {
+pub fn run(case: &TokenCase, job: &dyn Job, report: &mut Report) {
     for choice in choices(case.dense, Some(case.ranks), false) {
         case.run(report, &describe(&choice), choice.order == "zigzag", |case| {
-            let on_ranks = OnRanks { lengths: &case.lengths, ranks: choice.degree, job };
-            support::select(&choice, on_ranks).map_err(|error| error.to_string())
+            on_ranks(&choice, &case.lengths, job).map_err(|error| error.to_string())
         });
     }
 }
 
-/// Runs a job on every rank of one strategy and layout.
-struct OnRanks<'a, J> {
-    lengths: &'a [usize],
-    ranks: usize,
-    job: &'a J,
-}
-
-impl<J: Job> Visitor for OnRanks<'_, J> {
-    type Output = Given;
-
-    fn visit<H, L, K>(self, strategy: H) -> Result<Given>
-    where
-        H: Supports<L, K>,
-        L: Layout,
-        K: Kernel,
-    {
-        let batch = Arc::new(L::batch_of(self.lengths)?);
-        let by_rank = threads::run(self.ranks, |comm| {
-            let handler = CpHandler::<H, L, _>::new(strategy, comm)?;
-            let placement = handler.place(batch.clone())?;
-            let mut outputs = Outputs::default();
-            self.job.run(&handler, &placement, &mut outputs)?;
-            let tokens = (0..placement.rows()).map(|local| placement.token_of(placement.rank(), local)).collect();
-            Ok((outputs, tokens))
-        })?;
-        let mut given = Given::default();
-        for (rank, (outputs, tokens)) in by_rank.into_iter().enumerate() {
-            assert!(rank == 0 || given.whole == outputs.whole, "rank {rank} combines to something else than rank 0");
-            given.whole = outputs.whole;
-            given.by_rank.push(outputs.own);
-            given.tokens.push(tokens);
-        }
-        Ok(given)
+/// Runs a job on every rank.
+fn on_ranks(choice: &Choice, lengths: &[usize], job: &dyn Job) -> Result<Given> {
+    let chosen = support::chosen(choice)?;
+    let batch = chosen.layout.batch_of(lengths)?;
+    let by_rank = threads::run(choice.degree, |comm| {
+        let handler = DynHandler::new(chosen.strategy.clone(), chosen.layout, Box::new(comm))?;
+        let placement = handler.place_for(batch.clone(), &[(Mask::Causal, 1)])?;
+        let mut outputs = Outputs::default();
+        job.run(handler.by_ref(), &placement, &mut outputs)?;
+        let tokens = (0..placement.rows()).map(|local| placement.token_of(placement.rank(), local)).collect();
+        Ok((outputs, tokens))
+    })?;
+    let mut given = Given::default();
+    for (rank, (outputs, tokens)) in by_rank.into_iter().enumerate() {
+        assert!(rank == 0 || given.whole == outputs.whole, "rank {rank} combines to something else than rank 0");
+        given.whole = outputs.whole;
+        given.by_rank.push(outputs.own);
+        given.tokens.push(tokens);
     }
+    Ok(given)
 }

@@ -2,20 +2,17 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::sync::Arc;
 
 use context_parallel::comm::{Collectives, threads};
 use context_parallel::error::Result;
-use context_parallel::handler::CpHandler;
-use context_parallel::layout::Layout;
-use context_parallel::model::inputs::Inputs;
-use context_parallel::model::{Config, GptModel, ParameterList, weights};
-use context_parallel::order::Shard;
-use context_parallel::strategy::support::{self, Choice, Visitor};
-use context_parallel::strategy::{Kernel, Supports};
+use context_parallel::handler::DynHandler;
+use context_parallel::model::inputs::DynInputs;
+use context_parallel::model::{Config, DynModel, ParameterList, weights};
+use context_parallel::order::{DynShard, token_by_token};
+use context_parallel::strategy::support::{self, Choice};
 use context_parallel::tensor::Cpu;
 use context_parallel::train::data::TokenBatch;
-use context_parallel::train::learner::{AdamwOptions, GptLearner, global_sum};
+use context_parallel::train::learner::{AdamwOptions, DynLearner, global_sum};
 use context_parallel::train::trainer::Learner;
 
 use super::combinations::{choices, describe};
@@ -28,8 +25,7 @@ pub fn run(case: &ModelCase, report: &mut Report) {
         let name = format!("{} {which}", case.name);
         for choice in fitting(case, tokens.dense.is_some()) {
             report.run("hf", &name, &describe(&choice), || {
-                let pass = Pass { folder: &case.folder, ranks: choice.degree, tokens };
-                let found = support::select(&choice, pass).map_err(|error| error.to_string())?;
+                let found = pass(&case.folder, &choice, tokens).map_err(|error| error.to_string())?;
                 Ok(found.iter().flat_map(|found| expected.judge(found)).collect())
             });
         }
@@ -37,8 +33,7 @@ pub fn run(case: &ModelCase, report: &mut Report) {
     let Some((batches, adamw, expected)) = &case.training else { return };
     for choice in fitting(case, true) {
         report.run("hf", &format!("{} training", case.name), &describe(&choice), || {
-            let training = Training { folder: &case.folder, ranks: choice.degree, batches, adamw };
-            let found = support::select(&choice, training).map_err(|error| error.to_string())?;
+            let found = training(&case.folder, &choice, batches, adamw).map_err(|error| error.to_string())?;
             Ok(found.iter().flat_map(|found| expected.judge(found)).collect())
         });
     }
@@ -52,88 +47,60 @@ fn fitting(case: &ModelCase, dense: bool) -> Vec<Choice> {
 }
 
 /// One forward and backward pass; gives what each rank gets.
-struct Pass<'a> {
-    folder: &'a Path,
-    ranks: usize,
-    tokens: &'a Tokens,
-}
-
-impl Visitor for Pass<'_> {
-    type Output = Vec<Step>;
-
-    fn visit<H, L, K>(self, strategy: H) -> Result<Vec<Step>>
-    where
-        H: Supports<L, K>,
-        L: Layout,
-        K: Kernel,
-    {
-        let Tokens { lengths, tokens, labels, .. } = self.tokens;
-        let batch = Arc::new(L::batch_of(lengths)?);
-        let counted = labels.iter().filter(|&&label| label != -100).count() as f64;
-        threads::run(self.ranks, |comm| {
-            let device = Cpu::<f32>::default();
-            let handler = CpHandler::<H, L, _>::new(strategy, comm)?;
-            let model = GptModel::<H, L, K>::load(device.clone(), self.folder)?;
-            let inputs = Inputs::new(&handler, &device, batch.clone(), tokens, labels)?;
-            let activations = model.forward(&handler, &inputs.tokens)?;
-            let logits = Shard::new(model.logits(&activations), inputs.tokens.placement().clone())?;
-            let logits = handler.combine(&device, &logits)?.to_batch_first();
-            let mut gradients = model.zero_gradients();
-            let (labels, weights) = (&inputs.labels, &inputs.weights);
-            let (sum, dhidden) =
-                model.loss_backward(&activations, labels, weights, 1.0 / counted.max(1.0), &mut gradients)?;
-            model.backward(&handler, activations, &dhidden, &mut gradients)?;
-            for gradient in gradients.values_mut() {
-                handler.comm().all_reduce(gradient.buffer_mut())?;
-            }
-            let list = gradients.list().clone();
-            let named = list.iter().map(|(id, spec)| {
-                let values = gradients.to_host(&device, id).into_iter().map(f64::from).collect();
-                (spec.name.clone(), values)
-            });
-            Ok(Step {
-                logits: logits.into_iter().map(f64::from).collect(),
-                loss: global_sum(&device, handler.comm(), sum)? / counted.max(1.0),
-                gradients: named.collect::<BTreeMap<_, _>>(),
-            })
+fn pass(folder: &Path, choice: &Choice, Tokens { lengths, tokens, labels, .. }: &Tokens) -> Result<Vec<Step>> {
+    let (chosen, config) = (support::chosen(choice)?, Config::read(folder)?);
+    let batch = chosen.layout.batch_of(lengths)?;
+    let counted = labels.iter().filter(|&&label| label != -100).count() as f64;
+    threads::run(choice.degree, |comm| {
+        let device = Cpu::<f32>::default();
+        let handler = DynHandler::new(chosen.strategy.clone(), chosen.layout, Box::new(comm))?;
+        let parameters = weights::load(&device, folder, &ParameterList::new(&config))?;
+        let model = DynModel::from_parameters(device.clone(), &config, parameters, chosen.kernel.object())?;
+        let placement = handler.place_for(batch.clone(), &model.mask_weights())?;
+        let inputs = DynInputs::placed(&handler, &device, &placement, tokens, labels)?;
+        let activations = model.forward(handler.by_ref(), &inputs.tokens)?;
+        let logits = DynShard::new(model.logits(&activations), placement.clone())?;
+        let logits = handler.by_ref().combine(&device, &logits)?;
+        let logits = token_by_token(&logits, &*batch, chosen.layout);
+        let mut gradients = model.zero_gradients();
+        let (labels, weights) = (&inputs.labels, &inputs.weights);
+        let (sum, dhidden) =
+            model.loss_backward(&activations, labels, weights, 1.0 / counted.max(1.0), &mut gradients)?;
+        model.backward(handler.by_ref(), activations, &dhidden, &mut gradients)?;
+        for gradient in gradients.values_mut() {
+            handler.comm().all_reduce(gradient.buffer_mut())?;
+        }
+        let list = gradients.list().clone();
+        let named = list.iter().map(|(id, spec)| {
+            let values = gradients.to_host(&device, id).into_iter().map(f64::from).collect();
+            (spec.name.clone(), values)
+        });
+        Ok(Step {
+            logits: logits.into_iter().map(f64::from).collect(),
+            loss: global_sum(&device, handler.comm(), sum)? / counted.max(1.0),
+            gradients: named.collect::<BTreeMap<_, _>>(),
         })
-    }
+    })
 }
 
 /// Training from the given weights; gives each rank's curve.
-struct Training<'a> {
-    folder: &'a Path,
-    ranks: usize,
-    batches: &'a [Tokens],
-    adamw: &'a AdamW,
-}
-
-impl Visitor for Training<'_> {
-    type Output = Vec<Curve>;
-
-    fn visit<H, L, K>(self, strategy: H) -> Result<Vec<Curve>>
-    where
-        H: Supports<L, K>,
-        L: Layout,
-        K: Kernel,
-    {
-        let AdamW { learning_rate, beta1, beta2, epsilon, weight_decay, clip } = *self.adamw;
-        let options = AdamwOptions { beta1, beta2, eps: epsilon, weight_decay, clip };
-        let config = Config::read(self.folder)?;
-        threads::run(self.ranks, |comm| {
-            let device = Cpu::<f32>::default();
-            let handler = CpHandler::<H, L, _>::new(strategy, comm)?;
-            let master = weights::load_master(&device, self.folder, &ParameterList::new(&config))?;
-            let mut learner = GptLearner::<H, L, K, _, _>::new(device, &config, master, handler, options, false)?;
-            let mut curve = Curve::default();
-            for Tokens { dense, tokens, labels, .. } in self.batches {
-                let (batch, seq) = dense.unwrap_or((1, tokens.len()));
-                let batch = TokenBatch::uniform(tokens.clone(), labels.clone(), batch, seq);
-                let counted = batch.counted();
-                curve.loss.push(learner.accumulate(&batch, counted)? / counted as f64);
-                curve.gradient_norm.push(learner.update(learning_rate)?);
-            }
-            Ok(curve)
-        })
-    }
+fn training(folder: &Path, choice: &Choice, batches: &[Tokens], adamw: &AdamW) -> Result<Vec<Curve>> {
+    let AdamW { learning_rate, beta1, beta2, epsilon, weight_decay, clip } = *adamw;
+    let options = AdamwOptions { beta1, beta2, eps: epsilon, weight_decay, clip };
+    let (chosen, config) = (support::chosen(choice)?, Config::read(folder)?);
+    threads::run(choice.degree, |comm| {
+        let device = Cpu::<f32>::default();
+        let handler = DynHandler::new(chosen.strategy.clone(), chosen.layout, Box::new(comm))?;
+        let master = weights::load_master(&device, folder, &ParameterList::new(&config))?;
+        let mut learner = DynLearner::new(device, &config, master, handler, chosen.kernel.object(), options, false)?;
+        let mut curve = Curve::default();
+        for Tokens { dense, tokens, labels, .. } in batches {
+            let (batch, seq) = dense.unwrap_or((1, tokens.len()));
+            let batch = TokenBatch::uniform(tokens.clone(), labels.clone(), batch, seq);
+            let counted = batch.counted();
+            curve.loss.push(learner.accumulate(&batch, counted)? / counted as f64);
+            curve.gradient_norm.push(learner.update(learning_rate)?);
+        }
+        Ok(curve)
+    })
 }

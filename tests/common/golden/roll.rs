@@ -3,16 +3,13 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use context_parallel::comm::Communicator;
 use context_parallel::error::Result;
-use context_parallel::handler::CpHandler;
-use context_parallel::layout::Layout;
+use context_parallel::handler::HandlerRef;
 use context_parallel::oracle;
-use context_parallel::order::{Full, Placement};
-use context_parallel::strategy::CpStrategy;
-use context_parallel::tensor::Cpu;
+use context_parallel::order::DynPlacement;
+use context_parallel::tensor::{Cpu, Host};
 
-use super::combinations::{self, Job, Outputs};
+use super::combinations::{self, Job, Outputs, cut};
 use super::report::{Report, compare_relative};
 use super::safetensors::File;
 use super::tokens::{Expected, Given, Rows, Tensors, TokenCase, lengths, shards, whole};
@@ -68,15 +65,9 @@ struct HandlerRoll<'a> {
 }
 
 impl Job for HandlerRoll<'_> {
-    fn run<H: CpStrategy, L: Layout, C: Communicator>(
-        &self,
-        handler: &CpHandler<H, L, C>,
-        placement: &Arc<Placement<H::Order, L>>,
-        outputs: &mut Outputs,
-    ) -> Result<()> {
+    fn run(&self, handler: HandlerRef<'_, Host>, placement: &Arc<DynPlacement>, outputs: &mut Outputs) -> Result<()> {
         let device = Cpu::<f64>::default();
-        let x = Full::from_batch_first(&self.x.values, self.x.features, placement.batch().clone())?;
-        let shard = handler.dispatch(&device, placement, &x)?;
+        let shard = cut(handler, &device, placement, self.x, |value| value)?;
         let rolled = handler.roll(&device, &shard, -self.shift, 0.0)?;
         outputs.take("out", handler, &rolled, |value| value)
     }

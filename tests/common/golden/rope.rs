@@ -3,21 +3,16 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use context_parallel::comm::Communicator;
 use context_parallel::error::Result;
-use context_parallel::handler::CpHandler;
-use context_parallel::layout::Layout;
-use context_parallel::ops::rotary::Rotary as Turns;
-use context_parallel::ops::rows::Rows as MovesRows;
+use context_parallel::handler::HandlerRef;
 use context_parallel::oracle::{Rotary, Stretch};
-use context_parallel::order::{Full, Placement};
+use context_parallel::order::DynPlacement;
 use context_parallel::rope::{Rope, RopeConfig, RopeScaling};
-use context_parallel::strategy::CpStrategy;
-use context_parallel::tensor::{Cpu, DType, Device, Float, Host};
+use context_parallel::tensor::{Cpu, DType, Float, Host};
 use half::bf16;
 use serde_json::Value;
 
-use super::combinations::{self, Job, Outputs};
+use super::combinations::{self, Job, Outputs, cut};
 use super::report::Report;
 use super::safetensors::{File, Tensor};
 use super::tokens::{Expected, Given, Rows, Tensors, TokenCase, lengths, shards, whole, zigzag};
@@ -142,51 +137,37 @@ pub fn run(case: &RopeCase, report: &mut Report) {
     combinations::run(&case.tokens, &job, report);
 }
 
-/// `get_emb_on_this_cp_rank` and `apply_rotary_pos_emb`, forward and backward.
+/// What `get_emb_on_this_cp_rank` and `apply_rotary_pos_emb` do, forward and backward.
 struct HandlerRope<'a> {
     case: &'a RopeCase,
 }
 
 impl Job for HandlerRope<'_> {
-    fn run<H: CpStrategy, L: Layout, C: Communicator>(
-        &self,
-        handler: &CpHandler<H, L, C>,
-        placement: &Arc<Placement<H::Order, L>>,
-        outputs: &mut Outputs,
-    ) -> Result<()> {
+    fn run(&self, handler: HandlerRef<'_, Host>, placement: &Arc<DynPlacement>, outputs: &mut Outputs) -> Result<()> {
         match self.case.dtype {
-            DType::Bf16 => self.run_in::<bf16, _, _, _>(handler, placement, outputs),
-            _ => self.run_in::<f32, _, _, _>(handler, placement, outputs),
+            DType::Bf16 => self.run_in::<bf16>(handler, placement, outputs),
+            _ => self.run_in::<f32>(handler, placement, outputs),
         }
     }
 }
 
 impl HandlerRope<'_> {
-    fn run_in<T, H: CpStrategy, L: Layout, C: Communicator>(
+    fn run_in<T: Float>(
         &self,
-        handler: &CpHandler<H, L, C>,
-        placement: &Arc<Placement<H::Order, L>>,
+        handler: HandlerRef<'_, Host>,
+        placement: &Arc<DynPlacement>,
         outputs: &mut Outputs,
-    ) -> Result<()>
-    where
-        T: Float,
-        Cpu<T>: Turns + MovesRows + Device<Elem = T, Storage = Host>,
-    {
+    ) -> Result<()> {
         let device = Cpu::<T>::default();
         let heads = self.case.heads;
         let rope = Rope::new(config(&self.case.rotary))?;
-        let rotary = handler.get_emb_on_this_cp_rank(&device, &rope, placement)?;
-        let shard = |name: &str| {
-            let rows = &self.case.tokens.inputs[name];
-            let values: Vec<T> = rows.values.iter().map(|&value| T::from_f64(value)).collect();
-            let full = Full::<L, T>::from_batch_first(&values, rows.features, placement.batch().clone())?;
-            handler.dispatch(&device, placement, &full)
-        };
+        let rotary = handler.rotary(&device, &rope, placement)?;
+        let shard = |name: &str| cut(handler, &device, placement, &self.case.tokens.inputs[name], T::from_f64);
         let mut x = shard("x")?;
-        handler.apply_rotary_pos_emb(&device, &rotary, &mut x, heads)?;
+        rotary.rotate(&device, &mut x, heads, false)?;
         outputs.take("out", handler, &x, T::to_f64)?;
         let mut gradient = shard("grad_out")?;
-        handler.apply_rotary_pos_emb_backward(&device, &rotary, &mut gradient, heads)?;
+        rotary.rotate(&device, &mut gradient, heads, true)?;
         outputs.take("grad_x", handler, &gradient, T::to_f64)
     }
 }

@@ -14,10 +14,7 @@ use context_parallel::plan::dispatch::{
 use context_parallel::strategy::{CpStrategy, Magi};
 use proptest::prelude::*;
 
-#[path = "common/packs.rs"]
-mod packs;
-
-use packs::{Case, Pack, ROWS, cases, log_normal};
+use crate::packs::{self, Case, Pack, ROWS, cases, log_normal};
 
 fn ratio(report: &Report) -> f64 {
     report.area_max as f64 * report.area.len() as f64 / report.area.iter().sum::<u128>() as f64

@@ -5,17 +5,19 @@ use std::sync::Arc;
 use context_parallel::comm::threads;
 use context_parallel::degree::Runtime;
 use context_parallel::error::Result;
-use context_parallel::handler::CpHandler;
+use context_parallel::handler::{CpHandler, DynHandler};
 use context_parallel::layout::{Batch, Layout, Packed, Thd};
 use context_parallel::model::init::{self, Normal};
-use context_parallel::model::inputs::Inputs;
+use context_parallel::model::inputs::{DynInputs, Inputs};
 use context_parallel::model::mtp::{WEIGHT, label_counts, scales};
 use context_parallel::model::parameters::ParameterSet;
-use context_parallel::model::{Config, GptModel, Master, ParameterList, Sizes, weights};
+use context_parallel::model::{Config, DynModel, GptModel, Master, ParameterList, Sizes, weights};
 use context_parallel::oracle::{norm, relative_error};
 use context_parallel::order::{Striped, Zigzag};
-use context_parallel::strategy::support::{self, Choice, Visitor};
-use context_parallel::strategy::{AllGather, CpStrategy, Flash, Kernel, Ring, Single, Supports, Ulysses};
+use context_parallel::strategy::support::{self, Choice, Chosen};
+use context_parallel::strategy::{
+    AllGather, CpStrategy, Flash, Kernel, KernelKind, Ring, Single, Supports, Ulysses, object,
+};
 use context_parallel::tensor::{Cpu, DType, Float};
 use context_parallel::train::data::{IGNORED, Recall, Source, TokenBatch};
 use context_parallel::train::learner::{AdamwOptions, GptLearner, global_sum};
@@ -80,25 +82,31 @@ impl Case {
     }
 
     fn run<H: Supports<L, K>, L: Layout, K: Kernel, T: Float>(&self, strategy: H, batch: L::Batch) -> Step {
-        let batch = Arc::new(batch);
+        let kernel = KernelKind::named(K::NAME).unwrap();
+        self.chosen::<T>(&Chosen { strategy: object(strategy), layout: L::KIND, kernel }, Arc::new(batch))
+    }
+
+    fn chosen<T: Float>(&self, chosen: &Chosen, batch: Arc<dyn Batch>) -> Step {
         let Case { config, tokens, labels, recompute } = self;
-        let steps = threads::run(strategy.degree(), |comm| {
+        let steps = threads::run(chosen.strategy.degree(), |comm| {
             let device = Cpu::<T>::default();
-            let handler = CpHandler::<H, L, _>::new(strategy, comm)?;
-            let model = GptModel::<H, L, K, _>::from_master(device.clone(), config, &weights_of::<T>(config))?
-                .with_recompute(*recompute);
-            let inputs = Inputs::new(&handler, &device, batch.clone(), tokens, labels)?;
+            let handler = DynHandler::new(chosen.strategy.clone(), chosen.layout, Box::new(comm))?;
+            let (master, kernel) = (weights_of::<T>(config), chosen.kernel.object());
+            let model = DynModel::from_master(device.clone(), config, &master, kernel)?.with_recompute(*recompute);
+            let placement = handler.place_for(batch.clone(), &model.mask_weights())?;
+            let inputs = DynInputs::placed(&handler, &device, &placement, tokens, labels)?;
             let counts = label_counts(&*batch, labels, config.mtp_depth);
             let scales = scales(&counts);
             let mut gradients = model.zero_gradients();
-            let mut activations = model.forward(&handler, &inputs.tokens)?;
-            let logits = model.mtp_logits(&handler, &activations, &inputs)?;
-            let forward = model.mtp_loss_sums(&handler, &activations, &inputs)?;
+            let mut activations = model.forward(handler.by_ref(), &inputs.tokens)?;
+            let logits = model.mtp_logits(handler.by_ref(), &activations, inputs.by_ref())?;
+            let forward = model.mtp_loss_sums(handler.by_ref(), &activations, inputs.by_ref())?;
             let (sum, dhidden) =
                 model.loss_backward(&activations, &inputs.labels, &inputs.weights, scales[0], &mut gradients)?;
-            let sums = model.mtp_backward(&handler, &mut activations, &inputs, &scales[1..], &mut gradients)?;
+            let (later, all) = (&scales[1..], &mut gradients);
+            let sums = model.mtp_backward(handler.by_ref(), &mut activations, inputs.by_ref(), later, all)?;
             assert_eq!(sums, forward);
-            model.backward(&handler, activations, &dhidden, &mut gradients)?;
+            model.backward(handler.by_ref(), activations, &dhidden, &mut gradients)?;
             let mut losses = Vec::new();
             for (sum, &count) in std::iter::once(sum).chain(sums).zip(&counts) {
                 losses.push(global_sum(&device, handler.comm(), sum)? / count.max(1) as f64);
@@ -254,21 +262,6 @@ fn gradients_equal_finite_differences() {
     }
 }
 
-/// One step of any combination.
-struct Any<'a, T> {
-    case: &'a Case,
-    lengths: &'a [usize],
-    element: std::marker::PhantomData<T>,
-}
-
-impl<T: Float> Visitor for Any<'_, T> {
-    type Output = Step;
-
-    fn visit<H: Supports<L, K>, L: Layout, K: Kernel>(self, strategy: H) -> Result<Step> {
-        Ok(self.case.run::<H, L, K, T>(strategy, L::batch_of(self.lengths)?))
-    }
-}
-
 /// Whether the model of these tests has too few heads for a strategy that exchanges them.
 fn heads_cannot_be_shared_out(strategy: &str, ranks: usize) -> bool {
     strategy == <Ulysses>::NAME && !config(2, 2).heads.is_multiple_of(ranks)
@@ -284,9 +277,9 @@ fn every_combination<T: Float>(bound: f64) {
             let select = |strategy: &str, order: &str, degree| {
                 let [strategy, order, layout, kernel] = [strategy, order, layout, kernel].map(str::to_string);
                 let choice = Choice { strategy, order, layout, kernel, degree, ..Choice::default() };
-                let any = Any::<T> { case: &case, lengths, element: std::marker::PhantomData };
                 // Ring x Ulysses in groups that the heads go into.
-                support::select(&support::fit_heads(choice, config(2, 2).heads).unwrap(), any).unwrap()
+                let chosen = support::chosen(&support::fit_heads(choice, config(2, 2).heads).unwrap()).unwrap();
+                case.chosen::<T>(&chosen, chosen.layout.batch_of(lengths).unwrap())
             };
             let single = select(Single::NAME, "natural", 1);
             for order in support::orders(strategy) {

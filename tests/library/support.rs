@@ -139,10 +139,10 @@ fn a_grid_is_for_ring_ulysses_and_has_all_ranks() {
 #[test]
 fn compiler_and_constructor_refuse_heads_with_the_same_sentence() {
     let cases = [
-        include_str!("compile_fail/heads_not_shared_out_by_ulysses.rs"),
-        include_str!("compile_fail/heads_not_shared_out_by_ring_ulysses.rs"),
-        include_str!("compile_fail/heads_fewer_than_ranks.rs"),
-        include_str!("compile_fail/heads_not_shared_out_by_a_strategy_of_ones_own.rs"),
+        include_str!("../compile_fail/heads_not_shared_out_by_ulysses.rs"),
+        include_str!("../compile_fail/heads_not_shared_out_by_ring_ulysses.rs"),
+        include_str!("../compile_fail/heads_fewer_than_ranks.rs"),
+        include_str!("../compile_fail/heads_not_shared_out_by_a_strategy_of_ones_own.rs"),
     ];
     let error = |strategy: &str, grid| {
         let choice = Choice { grid, ..choice(strategy, "", "thd", "flash", 12) };
@@ -164,7 +164,7 @@ fn compiler_and_constructor_refuse_heads_with_the_same_sentence() {
 
 #[test]
 fn the_readme_has_the_table() {
-    let readme = include_str!("../README.md");
+    let readme = include_str!("../../README.md");
     let table = support::markdown();
     assert!(readme.contains(&table), "put this table into README.md:\n\n{table}");
 }

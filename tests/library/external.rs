@@ -2,20 +2,22 @@
 //! masks of MagiAttention's (`magi.md` section 8.2), under every strategy on 2, 3, 4, 5 and 8 ranks. Out, dq, dk and dv
 //! are compared with the float64 oracle; each relative error is at most 1.5 times that of a single rank.
 //!
-//! `cargo test --test external` runs cases scaled down by one rule (`common/external/scale.rs`), in about five minutes
+//! `cargo test --test library external` runs cases scaled down by one rule (`external/scale.rs`), in about five minutes
 //! of processor time: shorter sequences, 12 or 16 heads where Transformer Engine has 32 to 128, and 8 where JAX has 16. At
 //! full size, for one case or all (which takes hours and, with 128 heads, tens of gigabytes; the oracle then judges the
 //! last key/value head alone):
 //!
 //! ```sh
-//! CONTEXT_PARALLEL_EXTERNAL=full:flash:2_0 cargo test --release --test external -- --nocapture
-//! CONTEXT_PARALLEL_EXTERNAL=full cargo test --release --test external -- --nocapture
+//! CONTEXT_PARALLEL_EXTERNAL=full:flash:2_0 cargo test --release --test library external -- --nocapture
+//! CONTEXT_PARALLEL_EXTERNAL=full cargo test --release --test library external -- --nocapture
 //! ```
 
-#[path = "common/external/mod.rs"]
-mod external;
-#[path = "common/packs.rs"]
-mod packs;
+mod jax;
+mod magi;
+mod problem;
+mod runner;
+mod scale;
+mod transformer_engine;
 
 use std::env;
 use std::sync::Arc;
@@ -33,10 +35,9 @@ use context_parallel::strategy::support::Visitor;
 use context_parallel::strategy::{AllGather, CpStrategy, Flash, Magi, Ring};
 use context_parallel::tensor::Cpu;
 
-use external::problem::{Attend, Case, Judged, Problem};
-use external::runner::{Breadth, DENSE, PACKED, RANKS, Runner, Tally};
-use external::scale::Scale;
-use external::{jax, magi, transformer_engine};
+use problem::{Attend, Case, Judged, Problem};
+use runner::{Breadth, DENSE, PACKED, RANKS, Runner, Tally};
+use scale::Scale;
 
 /// Scale of each part of the grid.
 const TRANSFORMER_ENGINE: Scale = Scale { tokens: 64, heads: 12 };

@@ -1,0 +1,23 @@
+//! Tests of the library, in one program: what they take of it is compiled once, not once per file.
+//!
+//! `cargo test --test library NAME` runs the tests of one file, or one test.
+
+// Loom explores the in-process engine alone (`tests/loom.rs`).
+#![cfg(not(loom))]
+
+mod conformance;
+mod dispatch;
+mod dynamic;
+mod external;
+mod fixed_degrees;
+mod handler;
+mod mtp;
+mod mutations;
+mod orders;
+#[path = "../common/packs.rs"]
+mod packs;
+mod padding;
+mod plans;
+mod shells;
+mod strategies;
+mod support;
