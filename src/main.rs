@@ -3,14 +3,8 @@
 // What a user can give the program ends in an error, not in a panic; tests may be shorter.
 #![cfg_attr(not(test), warn(clippy::unwrap_used, clippy::expect_used))]
 
-// Loom explores the in-process engine alone, and tests build programs with them.
-#[cfg(not(loom))]
 mod cli;
 
-#[cfg(not(loom))]
 fn main() -> std::process::ExitCode {
     cli::main()
 }
-
-#[cfg(loom)]
-fn main() {}

@@ -617,6 +617,17 @@ fn every_combination_is_verified() {
     }
 }
 
+/// 16-bit types are compared with `single`, which has no grid to be told.
+#[test]
+fn grids_of_ring_ulysses_are_verified_in_16_bits() {
+    let folder = tempfile::tempdir().unwrap();
+    let report = json(folder.path(), "verify --cp 4 --dtype bf16 --threads 1 --json");
+    assert_eq!(report["ok"], true);
+    let grids = report["rows"].as_array().unwrap().iter().filter(|row| row["grid"].is_object()).count();
+    // Both levels on neighbours, three orders, three layouts.
+    assert_eq!(grids, 2 * 3 * 3);
+}
+
 #[test]
 fn attention_is_measured() {
     let folder = tempfile::tempdir().unwrap();

@@ -43,7 +43,7 @@ pub struct Combination {
     /// as are estimated to take the least time]
     #[arg(long, value_name = "N")]
     pub stages: Option<usize>,
-    /// Storage type of activations and weights: f32, bf16, f16, f64
+    /// Storage type of activations and weights: f32, bf16; eval, inspect and verify also take f16 and f64
     #[arg(long, value_name = "NAME", default_value = "f32")]
     pub dtype: String,
 }

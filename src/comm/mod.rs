@@ -50,9 +50,6 @@ pub mod faults;
 pub mod group;
 mod groups;
 pub mod link;
-#[cfg(loom)]
-pub mod mailbox;
-#[cfg(not(loom))]
 mod mailbox;
 mod member;
 #[cfg(feature = "mpi")]

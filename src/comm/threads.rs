@@ -142,5 +142,5 @@ impl Communicator for ThreadComm {
     delegate_to_member!();
 }
 
-#[cfg(all(test, not(loom)))]
+#[cfg(test)]
 mod tests;

@@ -218,7 +218,7 @@ pub(super) fn attend<K: Kernel, T: Float>(
     count(("bytes to agree on a plan", plan.agreement_bytes()), None);
     let (out, core) = handler.by_ref().core_attn(&device, kernel, &plan, shape, qkv)?;
     count(("bytes forward", sent.0), Some(("most bytes held forward", peak.0)));
-    let [dq, dk, dv] = handler.by_ref().core_attn_backward(&device, kernel, &plan, qkv, &core, dout)?;
+    let [dq, dk, dv] = handler.by_ref().core_attn_backward(&device, &plan, qkv, &core, dout)?;
     count(("bytes backward", sent.1), Some(("most bytes held backward", peak.1)));
     // Nobody leaves before all are done: whoever is left alone would be told of that, not of a failure.
     handler.comm().barrier()?;

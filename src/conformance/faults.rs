@@ -152,7 +152,7 @@ fn foreign_operands<K: Kernel>(kit: &mut Kit) -> Result<(), Failure> {
         let mut refused: Vec<bool> = (0..3).map(|i| is_refused(attend(Some(i)).err())).collect();
         let (_, core) = attend(None)?;
         let qkv = [&own[0], &own[1], &own[2]];
-        let backward = handler.by_ref().core_attn_backward(&device, kernel, &plan, qkv, &core, &foreign[3]);
+        let backward = handler.by_ref().core_attn_backward(&device, &plan, qkv, &core, &foreign[3]);
         refused.push(is_refused(backward.err()));
         handler.comm().barrier()?;
         Ok(refused)

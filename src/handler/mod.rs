@@ -47,12 +47,12 @@ pub struct CpHandler<H: CpStrategy, L: Layout, C> {
 }
 
 /// What the backward pass of [`CpHandler::core_attn`] needs.
-pub struct CoreAttention<D: Device, K: Kernel> {
+pub struct CoreAttention<D: Ops, K: Kernel> {
     data: DynCoreAttention<D>,
     kernel: PhantomData<K>,
 }
 
-impl<D: Device, K: Kernel> CoreAttention<D, K> {
+impl<D: Ops, K: Kernel> CoreAttention<D, K> {
     /// Output and log-sum-exp as the kernel left them.
     pub fn saved(&self) -> &AttentionSaved<D> {
         &self.data.saved
@@ -60,7 +60,7 @@ impl<D: Device, K: Kernel> CoreAttention<D, K> {
 }
 
 /// A [`CoreAttention`] of any kernel.
-pub struct DynCoreAttention<D: Device> {
+pub struct DynCoreAttention<D: Ops> {
     shape: AttentionShape,
     /// Hash of the plan.
     plan: u64,
@@ -226,9 +226,8 @@ impl<H: CpStrategy, L: Layout, C> CpHandler<H, L, C> {
         D: Ops,
         C: Communicator<D::Storage>,
     {
-        let (kernel, qkv) = (kernel_object::<K, D>(), [q.data(), k.data(), v.data()]);
-        let [dq, dk, dv] =
-            self.by_ref().core_attn_backward(device, kernel, plan.rank_plan(), qkv, &forward.data, dout.data())?;
+        let (plan_data, qkv) = (plan.rank_plan(), [q.data(), k.data(), v.data()]);
+        let [dq, dk, dv] = self.by_ref().core_attn_backward(device, plan_data, qkv, &forward.data, dout.data())?;
         Ok([
             Shard::typed(dq, plan.placement())?,
             Shard::typed(dk, plan.placement())?,

@@ -103,7 +103,7 @@ impl<'a, S: Storage> HandlerRef<'a, S> {
     pub fn core_attn<D: Ops<Storage = S>>(
         self,
         device: &D,
-        kernel: &dyn DynKernel<D>,
+        kernel: &'static dyn DynKernel<D>,
         plan: &RankPlan,
         shape: &AttentionShape,
         qkv: [&DynElemShard<D>; 3],
@@ -122,7 +122,6 @@ impl<'a, S: Storage> HandlerRef<'a, S> {
     pub fn core_attn_backward<D: Ops<Storage = S>>(
         self,
         device: &D,
-        kernel: &dyn DynKernel<D>,
         plan: &RankPlan,
         qkv: [&DynElemShard<D>; 3],
         forward: &DynCoreAttention<D>,
@@ -133,7 +132,7 @@ impl<'a, S: Storage> HandlerRef<'a, S> {
         let qkv = self.core.operands::<D>(plan, shape, qkv)?;
         plan.placement().expect_same("the plan", dout.placement(), "the output gradient")?;
         expect_features("the output gradient", shape.out_width(), dout.matrix().cols())?;
-        let gradients = executor::backward(device, self.comm, kernel, plan, shape, qkv, &forward.saved, dout.matrix())?;
+        let gradients = executor::backward(device, self.comm, plan, shape, qkv, &forward.saved, dout.matrix())?;
         let [dq, dk, dv] = gradients.map(|gradient| DynShard::new(gradient, plan.placement().clone()));
         Ok([dq?, dk?, dv?])
     }

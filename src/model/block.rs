@@ -8,15 +8,15 @@ use crate::model::parameters::{Gradients, LayerIds};
 use crate::ops::Ops;
 use crate::order::DynShard;
 use crate::strategy::executor::RankPlan;
-use crate::tensor::{Device, ElemMatrix};
+use crate::tensor::ElemMatrix;
 
 /// A block's input, and its inside unless that is recomputed.
-pub(super) struct BlockActivations<D: Device> {
+pub(super) struct BlockActivations<D: Ops> {
     x: ElemMatrix<D>,
     inside: Option<BlockInside<D>>,
 }
 
-struct BlockInside<D: Device> {
+struct BlockInside<D: Ops> {
     projected: Projected<D>,
     /// Queries, keys and values, rotated.
     qkv: [DynElemShard<D>; 3],
@@ -59,8 +59,7 @@ impl<D: Ops> DynModel<D> {
         let dattended = layer.mix_backward(inside.attended.matrix(), &inside.mixed, dx, gradients);
         let dattended = DynShard::new(dattended, plan.placement().clone())?;
         let qkv = inside.qkv.each_ref();
-        let [mut dq, mut dk, dv] =
-            handler.core_attn_backward(device, self.kernel, plan, qkv, &inside.core, &dattended)?;
+        let [mut dq, mut dk, dv] = handler.core_attn_backward(device, plan, qkv, &inside.core, &dattended)?;
         rotary.rotate(device, &mut dq, self.shape.q_heads, true)?;
         rotary.rotate(device, &mut dk, self.shape.kv_heads, true)?;
         let dqkv = [dq.into_matrix(), dk.into_matrix(), dv.into_matrix()];

@@ -31,13 +31,13 @@ pub struct GptModel<H, L, K = Flash, D: Ops = Cpu<f32>, A = FromConfig> {
 }
 
 /// What one forward pass leaves for the backward pass.
-pub struct Activations<H: CpStrategy, L: Layout, K: Kernel, D: Device> {
+pub struct Activations<H: CpStrategy, L: Layout, K: Kernel, D: Ops> {
     data: DynActivations<D>,
     placement: Arc<Placement<H::Order, L>>,
     kernel: PhantomData<K>,
 }
 
-impl<H: CpStrategy, L: Layout, K: Kernel, D: Device> Activations<H, L, K, D> {
+impl<H: CpStrategy, L: Layout, K: Kernel, D: Ops> Activations<H, L, K, D> {
     /// Features after the final norm, `[rows, hidden]`; what the output layer sees.
     pub fn hidden(&self) -> &ElemMatrix<D> {
         self.data.hidden()

@@ -60,7 +60,7 @@ pub fn scales(labels: &[usize]) -> Vec<f64> {
 }
 
 /// What a depth leaves for the backward pass.
-struct Depth<D: Device> {
+struct Depth<D: Ops> {
     /// The batch, this much further.
     inputs: DynInputs<D>,
     block: BlockActivations<D>,
@@ -238,6 +238,6 @@ impl<D: Ops> DynModel<D> {
 }
 
 /// The attention plan of the last main layer.
-fn last_plan<D: Device>(activations: &DynActivations<D>) -> &RankPlan {
+fn last_plan<D: Ops>(activations: &DynActivations<D>) -> &RankPlan {
     &activations.plans()[activations.plans().len() - 1]
 }

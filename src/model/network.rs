@@ -15,7 +15,7 @@ use crate::order::{DynPlacement, DynShard};
 use crate::rope::Rope;
 use crate::strategy::DynKernel;
 use crate::strategy::executor::RankPlan;
-use crate::tensor::{AccMatrix, Buffer, Device, ElemMatrix};
+use crate::tensor::{AccMatrix, Buffer, ElemMatrix};
 
 /// A [`GptModel`](crate::model::GptModel) whose strategy and layout are those of the handler that it is run with.
 pub struct DynModel<D: Ops> {
@@ -33,7 +33,7 @@ pub struct DynModel<D: Ops> {
 }
 
 /// What one forward pass leaves for the backward pass.
-pub struct DynActivations<D: Device> {
+pub struct DynActivations<D: Ops> {
     placement: Arc<DynPlacement>,
     tokens: Buffer<i64, D::Storage>,
     pub(super) rotary: Arc<RotaryTable<D>>,
@@ -48,7 +48,7 @@ pub struct DynActivations<D: Device> {
     hidden: ElemMatrix<D>,
 }
 
-impl<D: Device> DynActivations<D> {
+impl<D: Ops> DynActivations<D> {
     /// Features after the final norm, `[rows, hidden]`; what the output layer sees.
     pub fn hidden(&self) -> &ElemMatrix<D> {
         &self.hidden

@@ -10,10 +10,11 @@ use crate::strategy::heads::Swapped;
 use crate::strategy::kernel_object::{DynKernel, Saved, TileGradients};
 pub use crate::strategy::planned::{AttentionPlan, RankPlan};
 use crate::strategy::walk::{Packed, Walk, unsound};
-use crate::tensor::{AccMatrix, Device, ElemMatrix};
+use crate::tensor::{AccMatrix, ElemMatrix};
 
 /// What the backward pass needs of a forward pass: partial results are kept in the accumulation type.
-pub struct AttentionSaved<D: Device> {
+pub struct AttentionSaved<D: Ops> {
+    kernel: &'static dyn DynKernel<D>,
     out: AccMatrix<D>,
     lse: AccMatrix<D>,
     /// Of each tile, if the kernel saves anything.
@@ -22,7 +23,7 @@ pub struct AttentionSaved<D: Device> {
     swapped: Option<Swapped<D>>,
 }
 
-impl<D: Device> AttentionSaved<D> {
+impl<D: Ops> AttentionSaved<D> {
     /// Log-sum-exp of each valid row and head, `[valid rows, q_heads]`; `-inf` where nothing is attended. Zero for
     /// kernels that do not compute it. Under a head exchange, of the group's rows and this rank's heads.
     pub fn lse(&self) -> &AccMatrix<D> {
@@ -38,7 +39,7 @@ impl<D: Device> AttentionSaved<D> {
 pub fn forward<D: Ops>(
     device: &D,
     comm: &dyn Communicator<D::Storage>,
-    kernel: &dyn DynKernel<D>,
+    kernel: &'static dyn DynKernel<D>,
     plan: &RankPlan,
     shape: &AttentionShape,
     [q, k, v]: [&ElemMatrix<D>; 3],
@@ -88,7 +89,7 @@ pub fn forward<D: Ops>(
         elem = swap.give_back(device, comm, whole, whole.v_dim, &elem)?;
     }
     let full = unpacked(device, plan, elem);
-    Ok((full, AttentionSaved { out, lse, tiles, swapped }))
+    Ok((full, AttentionSaved { kernel, out, lse, tiles, swapped }))
 }
 
 /// Gradients of queries, keys and values from that of the output. Operands as in [`forward`].
@@ -98,14 +99,13 @@ pub fn forward<D: Ops>(
 pub fn backward<D: Ops>(
     device: &D,
     comm: &dyn Communicator<D::Storage>,
-    kernel: &dyn DynKernel<D>,
     plan: &RankPlan,
     shape: &AttentionShape,
     [q, k, v]: [&ElemMatrix<D>; 3],
     saved: &AttentionSaved<D>,
     dout: &ElemMatrix<D>,
 ) -> Result<[ElemMatrix<D>; 3]> {
-    let whole = shape;
+    let (whole, kernel) = (shape, saved.kernel);
     let shape = &plan.shape(whole);
     let dout = match &plan.swap {
         Some(swap) => Packed::Copy(swap.bring_output_gradient(device, comm, &plan.rows, whole, dout)?),

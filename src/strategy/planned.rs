@@ -278,7 +278,11 @@ impl RankPlan {
     }
 
     /// Rehearses both passes on a device that only counts.
-    fn rehearsed<T: Float>(&self, kernel: &dyn DynKernel<DryRun<T>>, shape: &AttentionShape) -> Result<(usize, usize)> {
+    fn rehearsed<T: Float>(
+        &self,
+        kernel: &'static dyn DynKernel<DryRun<T>>,
+        shape: &AttentionShape,
+    ) -> Result<(usize, usize)> {
         let (device, comm) = (DryRun::<T>::default(), DryComm::new(self.rank, self.placement.ranks()));
         let operand = |width| device.matrix::<T>(self.stored, width);
         let [q, k, v] = [shape.q_width(), shape.k_width(), shape.v_width()].map(operand);
@@ -286,7 +290,7 @@ impl RankPlan {
         let (out, saved) = executor::forward(&device, &comm, kernel, self, shape, [&q, &k, &v])?;
         let forward = device.ledger().peak() - held;
         let held = device.ledger().mark();
-        let gradients = executor::backward(&device, &comm, kernel, self, shape, [&q, &k, &v], &saved, &out)?;
+        let gradients = executor::backward(&device, &comm, self, shape, [&q, &k, &v], &saved, &out)?;
         drop(gradients);
         Ok((forward, device.ledger().peak() - held))
     }

@@ -2,9 +2,6 @@
 //!
 //! `cargo test --test library NAME` runs the tests of one file, or one test.
 
-// Loom explores the in-process engine alone (`tests/loom.rs`).
-#![cfg(not(loom))]
-
 mod conformance;
 mod dispatch;
 mod dynamic;

@@ -206,7 +206,7 @@ fn handled(
     let (qkv, dout) = ([&shards[0], &shards[1], &shards[2]], &shards[3]);
     let (out, core) = handler.core_attn(&device, kernel, &plan, &SHAPE, qkv)?;
     found.push(("core_attn", wide(out.matrix())));
-    for gradient in handler.core_attn_backward(&device, kernel, &plan, qkv, &core, dout)? {
+    for gradient in handler.core_attn_backward(&device, &plan, qkv, &core, dout)? {
         found.push(("core_attn_backward", wide(gradient.matrix())));
     }
     let labels = handler.dispatch(&device, &placement, &laid_out(&ids(tokens), 1, &*batch, layout)?)?;

@@ -192,7 +192,7 @@ fn attend<T: Float>(chosen: &Chosen, comm: Comm, problem: &Problem<T>, threads: 
     let (out, core) = handler.by_ref().core_attn(&device, kernel, &plan, shape, qkv)?;
     let peak_forward = device.ledger().peak() - held;
     let held = device.ledger().mark();
-    let [dq, dk, dv] = handler.by_ref().core_attn_backward(&device, kernel, &plan, qkv, &core, dout)?;
+    let [dq, dk, dv] = handler.by_ref().core_attn_backward(&device, &plan, qkv, &core, dout)?;
     let peak_backward = device.ledger().peak() - held;
     let (forward, backward) = plan.bytes_sent::<Cpu<T>>(shape);
     let sent = (forward + backward + plan.agreement_bytes(), traffic.bytes() as usize);

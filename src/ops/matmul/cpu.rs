@@ -1,10 +1,11 @@
-//! Products on the processor: one safe wrapper around the `gemm` crate, and the linear layers on top of it.
+//! Products on the processor: one safe wrapper around the kernels of `gemm` for `f32` and `f64` (its own front would
+//! build those for complex numbers too), and the linear layers on top of it.
 
-use gemm::Parallelism;
+use gemm_common::Parallelism;
 
 use crate::ops::matmul::Matmul;
 use crate::ops::workers::{Wide, install, threads, write_rounded};
-use crate::tensor::{Buffer, Cpu, Device, Float, Matrix, Real};
+use crate::tensor::{Buffer, Cpu, DType, Device, Float, Matrix, Real};
 
 /// Where the inner dimension of every product is cut: each part is summed on its own, then added to the result.
 pub(crate) const CUT: usize = 256;
@@ -121,31 +122,40 @@ fn product<A: Real>(out: &mut [A], row_stride: usize, lhs: View<A>, rhs: View<A>
     assert!(reach(m, n, row_stride) <= out.len() && row_stride >= n);
     for from in (0..lhs.cols).step_by(CUT) {
         let k = CUT.min(lhs.cols - from);
+        // The kernels want columns of the result to be contiguous: they compute its transpose, of which that holds.
+        macro_rules! transposed {
+            ($kernel:expr, $t:ty) => {
+                $kernel(
+                    n,
+                    m,
+                    k,
+                    out.as_mut_ptr().cast::<$t>(),
+                    row_stride as isize,
+                    1,
+                    accumulate || from > 0,
+                    rhs.data.as_ptr().add(from * rhs.row_stride).cast::<$t>(),
+                    rhs.row_stride as isize,
+                    rhs.col_stride as isize,
+                    lhs.data.as_ptr().add(from * lhs.col_stride).cast::<$t>(),
+                    lhs.row_stride as isize,
+                    lhs.col_stride as isize,
+                    1.0,
+                    1.0,
+                    false,
+                    false,
+                    false,
+                    parallelism,
+                )
+            };
+        }
         // SAFETY: a view holds `rows x cols` elements inside its slice (asserted when it is made), `from + k` is at
         // most the inner dimension of both, the rows of `out` fit it and do not overlap, and `out` is borrowed
-        // mutably, so it shares nothing with the operands.
+        // mutably, so it shares nothing with the operands. `A` is the type that its `DTYPE` names: there are two.
         unsafe {
-            gemm::gemm(
-                m,
-                n,
-                k,
-                out.as_mut_ptr(),
-                1,
-                row_stride as isize,
-                accumulate || from > 0,
-                lhs.data.as_ptr().add(from * lhs.col_stride),
-                lhs.col_stride as isize,
-                lhs.row_stride as isize,
-                rhs.data.as_ptr().add(from * rhs.row_stride),
-                rhs.col_stride as isize,
-                rhs.row_stride as isize,
-                A::one(),
-                A::one(),
-                false,
-                false,
-                false,
-                parallelism,
-            );
+            match A::DTYPE {
+                DType::F64 => transposed!(gemm_f64::gemm::f64::get_gemm_fn(), f64),
+                _ => transposed!(gemm_f32::gemm::f32::get_gemm_fn(), f32),
+            }
         }
     }
 }

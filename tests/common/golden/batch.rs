@@ -52,6 +52,9 @@ struct Cut<'a> {
     inputs: &'a Tensors,
 }
 
+/// From `f64`, and back.
+type Both<T> = (fn(f64) -> T, fn(T) -> f64);
+
 impl Cut<'_> {
     /// A field of the batch, if the case has it.
     fn field<T: Element>(
@@ -60,7 +63,7 @@ impl Cut<'_> {
         handler: HandlerRef<'_, Host>,
         placement: &Arc<DynPlacement>,
         outputs: &mut Outputs,
-        (narrow, widen): (fn(f64) -> T, fn(T) -> f64),
+        (narrow, widen): Both<T>,
     ) -> Result<()> {
         let Some(rows) = self.inputs.get(name) else { return Ok(()) };
         let shard = cut(handler, &Cpu::<f32>::default(), placement, rows, narrow)?;
