@@ -17,6 +17,12 @@
 //! and a layout. Passing one where the other is needed, mixing orders, or choosing a strategy, layout and kernel
 //! that do not work together does not compile. What only shows at run time is one error before any work starts.
 //!
+//! Types decide what compiles and end there: placements, shards, plans, handlers, models and learners are thin shells
+//! over counterparts without types of strategy, layout and kernel ([`DynPlacement`](order::DynPlacement),
+//! [`DynHandler`](handler::DynHandler), [`DynModel`](model::DynModel), ..), which are compiled once. Code that chooses at
+//! run time, as the program does, uses these, with what [`strategy::support::chosen`] gives for a name; what the compiler
+//! refuses elsewhere is an error there.
+//!
 //! A strategy of one's own is put through everything that can be checked by the module `conformance`, which the
 //! feature of that name adds.
 //!

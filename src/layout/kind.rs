@@ -1,0 +1,70 @@
+//! Layouts as values.
+
+use std::sync::Arc;
+
+use super::{Batch, Bshd, Dense, Layout, Packed, Sbhd, Thd};
+use crate::error::Result;
+
+/// A layout without its type: what code reads that is compiled once for all of them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum LayoutKind {
+    /// [`Bshd`].
+    Bshd,
+    /// [`Sbhd`].
+    Sbhd,
+    /// [`Thd`].
+    Thd,
+}
+
+impl LayoutKind {
+    /// [`Layout::NAME`].
+    pub fn name(self) -> &'static str {
+        match self {
+            LayoutKind::Bshd => Bshd::NAME,
+            LayoutKind::Sbhd => Sbhd::NAME,
+            LayoutKind::Thd => Thd::NAME,
+        }
+    }
+
+    /// The layout of this name.
+    pub fn named(name: &str) -> Option<Self> {
+        [LayoutKind::Bshd, LayoutKind::Sbhd, LayoutKind::Thd].into_iter().find(|kind| kind.name() == name)
+    }
+
+    /// [`Layout::TOKEN_MAJOR`].
+    pub fn is_token_major(self) -> bool {
+        self != LayoutKind::Sbhd
+    }
+
+    /// [`Layout::row`].
+    #[inline]
+    pub fn row(self, sequences: usize, tokens: usize, token: usize) -> usize {
+        match self {
+            LayoutKind::Bshd => Bshd::row(sequences, tokens, token),
+            LayoutKind::Sbhd => Sbhd::row(sequences, tokens, token),
+            LayoutKind::Thd => Thd::row(sequences, tokens, token),
+        }
+    }
+
+    /// [`Layout::batch_of`].
+    ///
+    /// # Errors
+    /// In a dense layout, if the lengths are not all the same.
+    pub fn batch_of(self, lengths: &[usize]) -> Result<Arc<dyn Batch>> {
+        match self {
+            LayoutKind::Bshd | LayoutKind::Sbhd => Ok(Arc::new(Dense::from_lengths(lengths)?)),
+            LayoutKind::Thd => Ok(Arc::new(Packed::from_lengths(lengths)?)),
+        }
+    }
+
+    /// [`Layout::padded_batch_of`].
+    ///
+    /// # Errors
+    /// In a dense layout, if there is any padding; where lengths do not go together.
+    pub fn padded_batch_of(self, valid: &[usize], stored: &[usize]) -> Result<Arc<dyn Batch>> {
+        match self {
+            LayoutKind::Bshd | LayoutKind::Sbhd => Ok(Arc::new(Dense::from_padded_lengths(valid, stored)?)),
+            LayoutKind::Thd => Ok(Arc::new(Packed::new(valid, stored)?)),
+        }
+    }
+}
