@@ -89,6 +89,8 @@ pub struct RankPlan {
     placement: Arc<DynPlacement>,
     /// Hash of strategy, placement, mask and exchange.
     made_of: u64,
+    /// The same with the wire.
+    hash: u64,
     /// Whether every rank is known to have the same plan.
     agreed: AtomicBool,
     pub(super) rank: usize,
@@ -106,6 +108,13 @@ pub struct RankPlan {
     /// Whether a query of one sequence of a dense batch attends keys of another.
     pub(super) across_sequences: bool,
     pub(super) wire: Wire,
+}
+
+/// The hash of a plan whose gradients travel like this.
+fn with_wire(made_of: u64, wire: Wire) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    (made_of, wire).hash(&mut hasher);
+    hasher.finish()
 }
 
 impl RankPlan {
@@ -145,9 +154,11 @@ impl RankPlan {
         let mut hasher = DefaultHasher::new();
         (strategy.name(), placement.hash(), mask).hash(&mut hasher);
         strategy.hash_exchange(&mut hasher);
+        let (made_of, wire) = (hasher.finish(), Wire::default());
         Ok(RankPlan {
             placement: placement.clone(),
-            made_of: hasher.finish(),
+            made_of,
+            hash: with_wire(made_of, wire),
             agreed: AtomicBool::new(placement.ranks() == 1),
             rank,
             forward,
@@ -158,13 +169,13 @@ impl RankPlan {
             in_place,
             blocks,
             across_sequences,
-            wire: Wire::default(),
+            wire,
         })
     }
 
     /// The plan with gradients that travel in other numbers.
     pub fn with_wire(mut self, wire: Wire) -> Self {
-        self.wire = wire;
+        (self.wire, self.hash) = (wire, with_wire(self.made_of, wire));
         self.agreed = AtomicBool::new(self.placement.ranks() == 1);
         self
     }
@@ -186,9 +197,7 @@ impl RankPlan {
 
     /// Identifies strategy, placement, mask, exchange and wire, the same on every rank.
     pub fn hash(&self) -> u64 {
-        let mut hasher = DefaultHasher::new();
-        (self.made_of, self.wire).hash(&mut hasher);
-        hasher.finish()
+        self.hash
     }
 
     /// Compares the plan's hash over ranks, the first time that it is used.
