@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{Batch, Bshd, Dense, Layout, Packed, Sbhd, Thd};
+use super::{Batch, Bshd, Layout, Sbhd, Thd};
 use crate::error::Result;
 
 /// A layout without its type: what code reads that is compiled once for all of them.
@@ -33,7 +33,11 @@ impl LayoutKind {
 
     /// [`Layout::TOKEN_MAJOR`].
     pub fn is_token_major(self) -> bool {
-        self != LayoutKind::Sbhd
+        match self {
+            LayoutKind::Bshd => Bshd::TOKEN_MAJOR,
+            LayoutKind::Sbhd => Sbhd::TOKEN_MAJOR,
+            LayoutKind::Thd => Thd::TOKEN_MAJOR,
+        }
     }
 
     /// [`Layout::row`].
@@ -52,8 +56,9 @@ impl LayoutKind {
     /// In a dense layout, if the lengths are not all the same.
     pub fn batch_of(self, lengths: &[usize]) -> Result<Arc<dyn Batch>> {
         match self {
-            LayoutKind::Bshd | LayoutKind::Sbhd => Ok(Arc::new(Dense::from_lengths(lengths)?)),
-            LayoutKind::Thd => Ok(Arc::new(Packed::from_lengths(lengths)?)),
+            LayoutKind::Bshd => Ok(Arc::new(Bshd::batch_of(lengths)?)),
+            LayoutKind::Sbhd => Ok(Arc::new(Sbhd::batch_of(lengths)?)),
+            LayoutKind::Thd => Ok(Arc::new(Thd::batch_of(lengths)?)),
         }
     }
 
@@ -63,8 +68,9 @@ impl LayoutKind {
     /// In a dense layout, if there is any padding; where lengths do not go together.
     pub fn padded_batch_of(self, valid: &[usize], stored: &[usize]) -> Result<Arc<dyn Batch>> {
         match self {
-            LayoutKind::Bshd | LayoutKind::Sbhd => Ok(Arc::new(Dense::from_padded_lengths(valid, stored)?)),
-            LayoutKind::Thd => Ok(Arc::new(Packed::new(valid, stored)?)),
+            LayoutKind::Bshd => Ok(Arc::new(Bshd::padded_batch_of(valid, stored)?)),
+            LayoutKind::Sbhd => Ok(Arc::new(Sbhd::padded_batch_of(valid, stored)?)),
+            LayoutKind::Thd => Ok(Arc::new(Thd::padded_batch_of(valid, stored)?)),
         }
     }
 }

@@ -243,17 +243,8 @@ impl RankPlan {
 
     /// Bytes that one forward and one backward pass hand to other ranks.
     pub fn bytes_sent<D: Device>(&self, shape: &AttentionShape) -> (usize, usize) {
-        self.bytes(size_of::<D::Elem>(), size_of::<D::Acc>(), shape)
-    }
-
-    /// [`RankPlan::bytes_sent`] of a storage type that is chosen at run time.
-    pub fn bytes_sent_of(&self, dtype: DType, shape: &AttentionShape) -> (usize, usize) {
-        // 16-bit types accumulate in f32, the others in themselves.
-        self.bytes(dtype.size(), dtype.size().max(size_of::<f32>()), shape)
-    }
-
-    fn bytes(&self, elem: usize, acc: usize, shape: &AttentionShape) -> (usize, usize) {
-        let acc = self.wire.bytes(elem, acc);
+        let elem = size_of::<D::Elem>();
+        let acc = self.wire.bytes(elem, size_of::<D::Acc>());
         let width = self.shape(shape).kv_width();
         let bytes = |program: &Program| {
             let keys = program.rows_sent(self.rank, Content::Keys) * elem;
@@ -261,6 +252,15 @@ impl RankPlan {
         };
         let heads = self.swap.as_ref().map_or((0, 0), |swap| swap.bytes_sent(shape, elem, acc));
         (bytes(&self.forward) + heads.0, bytes(&self.backward) + heads.1)
+    }
+
+    /// [`RankPlan::bytes_sent`] of a storage type that is chosen at run time.
+    pub fn bytes_sent_of(&self, dtype: DType, shape: &AttentionShape) -> (usize, usize) {
+        match dtype {
+            DType::F64 => self.bytes_sent::<DryRun<f64>>(shape),
+            DType::Bf16 | DType::F16 => self.bytes_sent::<DryRun<half::bf16>>(shape),
+            _ => self.bytes_sent::<DryRun<f32>>(shape),
+        }
     }
 
     /// Most bytes that a forward and a backward pass hold at a time on this rank, beyond what is there when they start:
