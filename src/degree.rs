@@ -132,9 +132,31 @@ impl Grid {
         })
     }
 
-    /// Number of ranks.
+    /// Number of ranks; the largest number there is where the product is beyond it ([`Grid::checked`] refuses that).
     pub fn ranks(self) -> usize {
-        self.outer * self.inner
+        self.outer.saturating_mul(self.inner)
+    }
+
+    /// Refuses a level of 0 ranks, and levels whose product is no number of ranks.
+    ///
+    /// # Errors
+    /// [`PlacementError::Grid`].
+    pub fn checked(self) -> Result<Self> {
+        match self.outer.checked_mul(self.inner) {
+            None | Some(0) => Err(PlacementError::Grid { grid: self }.into()),
+            Some(_) => Ok(self),
+        }
+    }
+
+    /// How the ranks are renumbered: nothing where logical ranks are those of the communicator, else the grid's levels.
+    /// Two grids of as many ranks with the same renumbering give every token to the same rank.
+    pub fn renumbering(self) -> Option<(usize, usize)> {
+        (!self.inner_adjacent && self.outer > 1 && self.inner > 1).then_some((self.outer, self.inner))
+    }
+
+    /// Whether both grids have the same groups of the same ranks.
+    pub fn same_groups(self, other: Grid) -> bool {
+        (self.outer, self.inner, self.renumbering()) == (other.outer, other.inner, other.renumbering())
     }
 
     /// Group and place in the group of a rank.
@@ -202,6 +224,28 @@ mod tests {
             }
         }
         assert_eq!(Vec::from_iter((0..6).map(|rank| inner.logical(rank))), Vec::from_iter(0..6));
+    }
+
+    #[test]
+    fn renumbering_is_what_tells_grids_apart() {
+        let grids: Vec<Grid> = [12, 4].into_iter().flat_map(|ranks| Grid::mixed(ranks).chain([Grid::line(ranks)])).collect();
+        let numbers = |grid: Grid| Vec::from_iter((0..grid.ranks()).map(|rank| grid.logical(rank)));
+        for (&one, &other) in grids.iter().flat_map(|one| grids.iter().map(move |other| (one, other))) {
+            let same = (one.ranks(), one.renumbering()) == (other.ranks(), other.renumbering());
+            assert_eq!(same, numbers(one) == numbers(other), "{one} and {other}");
+        }
+        let line = Grid { inner_adjacent: false, ..Grid::line(4) };
+        assert!(line.same_groups(Grid::line(4)) && !line.same_groups(Grid { outer: 1, inner: 4, inner_adjacent: true }));
+    }
+
+    #[test]
+    fn grids_without_a_number_of_ranks_are_refused() {
+        for (outer, inner) in [(0, 2), (2, 0), (usize::MAX, 2)] {
+            let grid = Grid { outer, inner, inner_adjacent: true };
+            let message = grid.checked().unwrap_err().to_string();
+            assert!(message.contains(&format!("{outer}x{inner}")), "{message}");
+        }
+        assert_eq!(Grid::line(3).checked(), Ok(Grid::line(3)));
     }
 
     #[test]

@@ -209,7 +209,7 @@ fn placed(job: &Job, chosen: &Chosen, batch: Arc<dyn Batch>, deal: Arc<dyn Deal>
         let placement = first.seen_from(rank)?;
         let plan = RankPlan::new(&**strategy, &placement, mask)?.with_wire(*wire);
         hash = plan.hash();
-        let (bytes_forward, bytes_backward) = plan.bytes_sent_of(job.settings.dtype, shape);
+        let (bytes_forward, bytes_backward) = plan.bytes_sent_of(job.settings.dtype, shape)?;
         let peak = plan.peak_bytes_of(*kernel, job.settings.dtype, shape)?;
         let tokens = placement.runs_of(rank).into_iter().map(|run| (run.start, run.step, run.len));
         ranks.push(Rank {

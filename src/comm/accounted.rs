@@ -1,6 +1,6 @@
 //! Exchanges whose memory is on a device's account.
 
-use super::{Communicator, Pending, Receive, Received, Send};
+use super::{Communicator, Operation, Pending, Receive, Received, Send};
 use crate::error::Result;
 use crate::tensor::{Charge, Device, Host, Storage};
 
@@ -20,7 +20,7 @@ impl<S: Storage> Accounted<S> {
     pub fn post<D: Device<Storage = S>>(
         device: &D,
         comm: &dyn Communicator<S>,
-        operation: &'static str,
+        operation: Operation,
         sends: Vec<Send<S>>,
         receives: Vec<Receive>,
     ) -> Result<Self> {

@@ -3,7 +3,7 @@
 //! Sums are taken in rank order, rank 0's contribution first and one's own at its place, so every rank and every
 //! engine gives the same bits. Both sides know the counts, so a part without elements costs no message.
 
-use super::{Communicator, Receive, Send, open};
+use super::{Communicator, Operation, Receive, Send, open};
 use crate::error::{CommError, Result};
 use crate::tensor::{Buffer, Element, Real, Storage};
 
@@ -15,19 +15,19 @@ use crate::tensor::{Buffer, Element, Real, Storage};
 pub trait Collectives<S: Storage>: Communicator<S> {
     /// Everyone's buffer, by rank. `counts[r]` is the number of elements of rank `r`.
     fn all_gather_v<T: Element>(&self, mine: Buffer<T, S>, counts: &[usize]) -> Result<Vec<Buffer<T, S>>> {
-        gather(self, "all_gather", mine, counts)
+        gather(self, "all_gather".into(), mine, counts)
     }
 
     /// Sends `parts[r]` to rank `r`; gives what the ranks sent here, by rank. `counts[r]` is the number of elements
     /// that rank `r` sends here. One's own part is given back as it is.
     fn all_to_all_v<T: Element>(&self, parts: Vec<Buffer<T, S>>, counts: &[usize]) -> Result<Vec<Buffer<T, S>>> {
-        trade(self, "all_to_all", parts, counts)
+        trade(self, "all_to_all".into(), parts, counts)
     }
 
     /// The sum over ranks, in rank order, of everyone's part for this rank. Part `r` of `whole` is the next
     /// `counts[r]` elements.
     fn reduce_scatter_v<T: Real>(&self, whole: &Buffer<T, S>, counts: &[usize]) -> Result<Buffer<T, S>> {
-        scatter(self, "reduce_scatter", whole, counts)
+        scatter(self, "reduce_scatter".into(), whole, counts)
     }
 
     /// Replaces `values` by their sum over ranks, in rank order: the same bits on every rank and engine.
@@ -35,31 +35,41 @@ pub trait Collectives<S: Storage>: Communicator<S> {
     /// Every rank passes as many values. Each sums one of `size` nearly equal chunks and sends it to the others, so
     /// a rank sends about `2 * (size - 1) / size` times the values.
     fn all_reduce<T: Real>(&self, values: &mut Buffer<T, S>) -> Result<()> {
-        if self.size() == 1 {
-            return Ok(());
-        }
-        let (each, spare) = (values.len() / self.size(), values.len() % self.size());
-        let counts: Vec<usize> = (0..self.size()).map(|rank| each + usize::from(rank < spare)).collect();
-        let sum = scatter(self, "all_reduce", values, &counts)?;
-        let mut at = 0;
-        for chunk in gather(self, "all_reduce", sum, &counts)? {
-            S::write(values, at, &chunk);
-            at += chunk.len();
-        }
-        Ok(())
+        reduce(self, "all_reduce".into(), values)
     }
 }
 
 impl<S: Storage, C: Communicator<S> + ?Sized> Collectives<S> for C {}
 
-fn gather<T: Element, S: Storage, C: Communicator<S> + ?Sized>(
+/// [`Collectives::all_reduce`] as part of an operation.
+pub(crate) fn reduce<T: Real, S: Storage, C: Communicator<S> + ?Sized>(
     comm: &C,
-    operation: &'static str,
+    operation: Operation,
+    values: &mut Buffer<T, S>,
+) -> Result<()> {
+    if comm.size() == 1 {
+        return Ok(());
+    }
+    let (each, spare) = (values.len() / comm.size(), values.len() % comm.size());
+    let counts: Vec<usize> = (0..comm.size()).map(|rank| each + usize::from(rank < spare)).collect();
+    let sum = scatter(comm, operation, values, &counts)?;
+    let mut at = 0;
+    for chunk in gather(comm, operation, sum, &counts)? {
+        S::write(values, at, &chunk);
+        at += chunk.len();
+    }
+    Ok(())
+}
+
+/// [`Collectives::all_gather_v`] as part of an operation.
+pub(crate) fn gather<T: Element, S: Storage, C: Communicator<S> + ?Sized>(
+    comm: &C,
+    operation: Operation,
     mine: Buffer<T, S>,
     counts: &[usize],
 ) -> Result<Vec<Buffer<T, S>>> {
-    check(operation, "counts, one per rank", comm.size(), counts.len())?;
-    check(operation, "elements in this rank's buffer", counts[comm.rank()], mine.len())?;
+    check(operation.name, "counts, one per rank", comm.size(), counts.len())?;
+    check(operation.name, "elements in this rank's buffer", counts[comm.rank()], mine.len())?;
     let copies = (0..comm.size()).filter(|&to| to != comm.rank() && !mine.is_empty());
     let sends = copies.map(|to| Send { to, parcel: S::part(&mine, 0..mine.len()).into() }).collect();
     swap(comm, operation, sends, mine, counts)
@@ -67,13 +77,13 @@ fn gather<T: Element, S: Storage, C: Communicator<S> + ?Sized>(
 
 fn trade<T: Element, S: Storage, C: Communicator<S> + ?Sized>(
     comm: &C,
-    operation: &'static str,
+    operation: Operation,
     mut parts: Vec<Buffer<T, S>>,
     counts: &[usize],
 ) -> Result<Vec<Buffer<T, S>>> {
-    check(operation, "counts, one per rank", comm.size(), counts.len())?;
-    check(operation, "parts, one per rank", comm.size(), parts.len())?;
-    check(operation, "elements in this rank's own part", counts[comm.rank()], parts[comm.rank()].len())?;
+    check(operation.name, "counts, one per rank", comm.size(), counts.len())?;
+    check(operation.name, "parts, one per rank", comm.size(), parts.len())?;
+    check(operation.name, "elements in this rank's own part", counts[comm.rank()], parts[comm.rank()].len())?;
     let later = parts.split_off(comm.rank() + 1);
     // `check` above: there is one part per rank, so the last that is left is this rank's own.
     let Some(own) = parts.pop() else { return Ok(parts) };
@@ -83,14 +93,15 @@ fn trade<T: Element, S: Storage, C: Communicator<S> + ?Sized>(
     swap(comm, operation, sends, own, counts)
 }
 
-fn scatter<T: Real, S: Storage, C: Communicator<S> + ?Sized>(
+/// [`Collectives::reduce_scatter_v`] as part of an operation.
+pub(crate) fn scatter<T: Real, S: Storage, C: Communicator<S> + ?Sized>(
     comm: &C,
-    operation: &'static str,
+    operation: Operation,
     whole: &Buffer<T, S>,
     counts: &[usize],
 ) -> Result<Buffer<T, S>> {
-    check(operation, "counts, one per rank", comm.size(), counts.len())?;
-    check(operation, "elements, the sum of the counts", counts.iter().sum(), whole.len())?;
+    check(operation.name, "counts, one per rank", comm.size(), counts.len())?;
+    check(operation.name, "elements, the sum of the counts", counts.iter().sum(), whole.len())?;
     let mut at = 0;
     let parts = counts.iter().map(|&count| {
         at += count;
@@ -117,7 +128,7 @@ fn scatter<T: Real, S: Storage, C: Communicator<S> + ?Sized>(
 /// Sends, and receives `counts[r]` elements from every other rank; `own` stands at this rank's place.
 fn swap<T: Element, S: Storage, C: Communicator<S> + ?Sized>(
     comm: &C,
-    operation: &'static str,
+    operation: Operation,
     sends: Vec<Send<S>>,
     own: Buffer<T, S>,
     counts: &[usize],
@@ -134,8 +145,8 @@ fn swap<T: Element, S: Storage, C: Communicator<S> + ?Sized>(
         .map(|rank| match own.take_if(|_| rank == comm.rank()) {
             Some(own) => Ok(own),
             None if expected(rank) => match parcels.next() {
-                Some(parcel) => open(parcel, rank, operation),
-                None => Err(lost(rank, operation, counts[rank], T::DTYPE.name())),
+                Some(parcel) => open(parcel, rank, operation.name),
+                None => Err(lost(rank, operation.name, counts[rank], T::DTYPE.name())),
             },
             None => Ok(S::part(&nothing, 0..0)),
         })
@@ -298,7 +309,7 @@ mod tests {
             let mine = Buffer::from_slice(&vec![0f32; len]);
             comm.all_gather_v(mine, &if comm.rank() == 0 { [2, 2] } else { [2, 3] }).map(drop)
         });
-        let (expected, found) = ("2 x f32".to_string(), "3 x f32".to_string());
+        let (expected, found) = ("2 x f32 of all_gather".to_string(), "3 x f32 of all_gather".to_string());
         let protocol = CommError::Protocol { peer: 1, operation: "all_gather", step: 1, expected, found };
         assert_eq!(error, Err(protocol.into()));
     }

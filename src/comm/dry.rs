@@ -1,6 +1,6 @@
 //! A communicator without peers: every message that is expected comes, and has no contents.
 
-use super::{Communicator, Completion, Parcel, Pending, Receive, Received, Send};
+use super::{Communicator, Completion, Operation, Parcel, Pending, Receive, Received, Send};
 use crate::error::Result;
 use crate::tensor::Imagined;
 
@@ -29,7 +29,7 @@ impl Communicator<Imagined> for DryComm {
 
     fn exchange(
         &self,
-        _operation: &'static str,
+        _operation: Operation,
         _sends: Vec<Send<Imagined>>,
         receives: Vec<Receive>,
     ) -> Result<Pending<Imagined>> {

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use super::{Communicator, Pending, Receive, Send};
+use super::{Communicator, Operation, Pending, Receive, Send};
 use crate::error::{CommError, Result};
 use crate::tensor::Storage;
 
@@ -46,7 +46,7 @@ impl<C> Faulty<C> {
             Fault::Fail => Err(CommError::Poisoned { rank: self.inner.global_rank(self.inner.rank()), reason }.into()),
             Fault::Panic => panic!("{reason}"),
             Fault::Silence => loop {
-                self.inner.exchange("silence", Vec::new(), Vec::new())?.wait()?;
+                self.inner.exchange("silence".into(), Vec::new(), Vec::new())?.wait()?;
                 std::thread::sleep(Duration::from_millis(1));
             },
         }
@@ -66,8 +66,8 @@ impl<S: Storage, C: Communicator<S>> Communicator<S> for Faulty<C> {
         self.inner.global_rank(rank)
     }
 
-    fn exchange(&self, operation: &'static str, sends: Vec<Send<S>>, receives: Vec<Receive>) -> Result<Pending<S>> {
-        self.step(operation)?;
+    fn exchange(&self, operation: Operation, sends: Vec<Send<S>>, receives: Vec<Receive>) -> Result<Pending<S>> {
+        self.step(operation.name)?;
         self.inner.exchange(operation, sends, receives)
     }
 
@@ -116,7 +116,7 @@ mod tests {
         let options = Options { clock: Arc::new(clock.clone()), ..Options::default() };
         let failed = run_with(options, 2, |comm| {
             if comm.rank() == 0 {
-                return comm.exchange("ring", vec![], vec![Receive::of::<f32>(1, 1)])?.wait().map(drop);
+                return comm.exchange("ring".into(), vec![], vec![Receive::of::<f32>(1, 1)])?.wait().map(drop);
             }
             let comm = Faulty::new(comm, Some((1, Fault::Silence)));
             std::thread::scope(|scope| {
@@ -128,6 +128,6 @@ mod tests {
                 silent.join().expect("silence does not panic")
             })
         });
-        assert_eq!(failed, Err(CommError::Deadline { peer: 1, seconds: 600, operation: "ring", step: 1 }.into()));
+        assert_eq!(failed, Err(CommError::Deadline { peer: 1, seconds: 600, operation: "ring", step: 1, waits: Some(vec![]) }.into()));
     }
 }

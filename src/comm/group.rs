@@ -274,7 +274,7 @@ fn travel<T: Element, S: Storage, C: Communicator<S> + ?Sized>(
     let away = away.map(|(rows, to)| Send { to: *to, parcel: part(rows).into() }).collect();
     let expected = receives.iter().filter(|receive| receive.1 != me);
     let expected = expected.map(|(rows, from)| Receive::of::<T>(*from, rows.len() * width)).collect();
-    let mut parcels = comm.exchange(operation, away, expected)?.wait()?.parcels.into_iter();
+    let mut parcels = comm.exchange(operation.into(), away, expected)?.wait()?.parcels.into_iter();
     let take = |(rows, from): &Part| match (*from == me).then(|| kept.pop_front()).flatten() {
         Some(own) => Ok(own),
         None => match parcels.next() {

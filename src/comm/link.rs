@@ -8,7 +8,7 @@ use std::time::Duration;
 use super::clock::{Clock, SystemClock};
 use super::groups::Groups;
 use super::mailbox::Channel;
-use super::{Communicator, Completion, Pending, Receive, Received, Send};
+use super::{Communicator, Completion, Operation, Pending, Receive, Received, Send};
 use crate::error::Result;
 use crate::tensor::Storage;
 
@@ -86,7 +86,7 @@ impl<S: Storage, C: Communicator<S>> Communicator<S> for SimulatedLink<C> {
         self.inner.global_rank(rank)
     }
 
-    fn exchange(&self, operation: &'static str, sends: Vec<Send<S>>, receives: Vec<Receive>) -> Result<Pending<S>> {
+    fn exchange(&self, operation: Operation, sends: Vec<Send<S>>, receives: Vec<Receive>) -> Result<Pending<S>> {
         let me = self.inner.rank();
         let now = self.link.clock.now();
         let mut expected = Expected { link: self.link.clone(), messages: Vec::with_capacity(receives.len()) };
@@ -168,7 +168,7 @@ mod tests {
     fn swap(comm: &impl Communicator) -> Result<Pending> {
         let peer = 1 - comm.rank();
         let sends = vec![Send { to: peer, parcel: Buffer::from_slice(&[7u8; 1000]).into() }];
-        comm.exchange("swap", sends, vec![Receive::of::<u8>(peer, 1000)])
+        comm.exchange("swap".into(), sends, vec![Receive::of::<u8>(peer, 1000)])
     }
 
     #[test]

@@ -10,7 +10,8 @@ use std::time::Duration;
 
 use super::clock::{Clock, SystemClock};
 use super::mailbox::{Failure, Lost, Mailbox, Slot};
-use super::{Communicator, Completion, Parcel, Pending, Receive, Received, Send};
+use super::tag::Tag;
+use super::{Communicator, Completion, Operation, Parcel, Pending, Receive, Received, Send};
 use crate::error::{CommError, Error, Result};
 
 /// How the ranks of a run wait for each other.
@@ -38,6 +39,13 @@ pub(super) trait Wire: Debug + std::marker::Send + Sync + 'static {
     /// What the rank `me`, which lives in this process, has done so far.
     fn counts(&self, me: usize) -> &Counts;
 
+    /// The ranks that wait for each other from `rank` on: whom it waits for, whom that one waits for, up to a rank that
+    /// waits for none or is there already. `None` where ranks of other processes do not say.
+    fn waits(&self, rank: usize) -> Option<Vec<usize>> {
+        let _ = rank;
+        None
+    }
+
     /// Sends without waiting. Messages from one rank to another arrive in the order in which they were sent.
     fn deliver(&self, stream: u64, from: usize, to: usize, message: Message);
 
@@ -50,9 +58,16 @@ pub(super) trait Wire: Debug + std::marker::Send + Sync + 'static {
 pub(super) struct Counts {
     operations: AtomicU64,
     splits: AtomicU64,
+    /// The rank of the run that it waits for, from 1; 0 if it waits for none.
+    awaited: AtomicU64,
 }
 
 impl Counts {
+    /// The rank of the run that it waits for.
+    pub(super) fn awaited(&self) -> Option<usize> {
+        self.awaited.load(Ordering::Relaxed).checked_sub(1).map(|rank| rank as usize)
+    }
+
     /// Exchanges, barriers and splits.
     #[cfg(feature = "mpi")]
     pub(super) fn operations(&self) -> u64 {
@@ -88,7 +103,7 @@ pub(super) fn failure_of(by: usize, error: &Error) -> Failure {
 /// exchange that is under way.
 #[derive(Debug)]
 pub(super) enum Message {
-    Parcel(Parcel),
+    Parcel { tag: Tag, parcel: Parcel },
     Barrier,
     Split { color: usize, key: usize, group: u64 },
 }
@@ -114,7 +129,7 @@ fn notes(group: u64) -> u64 {
 impl Message {
     fn describe(&self) -> String {
         match self {
-            Message::Parcel(parcel) => format!("{} x {}", parcel.len(), parcel.dtype()),
+            Message::Parcel { tag, parcel } => format!("{} x {} of {}", parcel.len(), parcel.dtype(), tag.name()),
             Message::Barrier => "a barrier".into(),
             Message::Split { .. } => "a split".into(),
         }
@@ -123,13 +138,13 @@ impl Message {
 
 /// An operation of one rank, for errors.
 #[derive(Clone, Copy, Debug)]
-struct Operation {
+struct Act {
     name: &'static str,
     /// How many operations this rank has begun, this one included.
     step: u64,
 }
 
-impl Operation {
+impl Act {
     fn protocol(self, peer: usize, expected: String, found: &Message) -> Error {
         let (operation, step, found) = (self.name, self.step, found.describe());
         CommError::Protocol { peer, operation, step, expected, found }.into()
@@ -142,7 +157,7 @@ impl Operation {
 struct Expected<W: Wire> {
     wire: Arc<W>,
     rank: usize,
-    operation: Operation,
+    operation: Act,
     slots: std::vec::IntoIter<Slot>,
     /// When the wait began.
     since: Option<Duration>,
@@ -160,9 +175,14 @@ impl<W: Wire> Expected<W> {
         let since = *self.since.get_or_insert_with(|| clock.now());
         let left = || deadline.checked_sub(clock.now().saturating_sub(since)).filter(|left| !left.is_zero());
         let patience = || left().map(|left| clock.nap(left));
-        let Operation { name: operation, step } = self.operation;
+        let Act { name: operation, step } = self.operation;
         let peer = slot.from();
-        self.wire.mailbox(self.rank).take(slot, patience).map(|message| Some((peer, message))).map_err(|lost| {
+        let awaited = &self.wire.counts(self.rank).awaited;
+        awaited.store(peer as u64 + 1, Ordering::Relaxed);
+        let taken = self.wire.mailbox(self.rank).take(slot, patience);
+        let waits = matches!(taken, Err(Lost::Late)).then(|| self.wire.waits(peer)).flatten();
+        awaited.store(0, Ordering::Relaxed);
+        taken.map(|message| Some((peer, message))).map_err(|lost| {
             // The message may still come.
             self.wire.mailbox(self.rank).discard(slot);
             match lost {
@@ -171,7 +191,9 @@ impl<W: Wire> Expected<W> {
                     let reason = format!("it finished without taking part in {operation} (step {step})");
                     CommError::Poisoned { rank: peer, reason }.into()
                 }
-                Lost::Late => CommError::Deadline { peer, seconds: deadline.as_secs(), operation, step }.into(),
+                Lost::Late => {
+                    CommError::Deadline { peer, seconds: deadline.as_secs(), operation, step, waits }.into()
+                },
             }
         })
     }
@@ -223,7 +245,7 @@ impl<W: Wire> Member<W> {
         let mailbox = self.wire.mailbox(self.me());
         let slots = peers.map(|peer| mailbox.reserve(stream, self.members[peer])).collect::<Vec<_>>().into_iter();
         let step = self.wire.counts(self.me()).operations.fetch_add(1, Ordering::Relaxed) + 1;
-        Expected { wire: self.wire.clone(), rank: self.me(), operation: Operation { name, step }, slots, since: None }
+        Expected { wire: self.wire.clone(), rank: self.me(), operation: Act { name, step }, slots, since: None }
     }
 
     fn deliver(&self, stream: u64, to: usize, message: Message) {
@@ -231,7 +253,7 @@ impl<W: Wire> Member<W> {
     }
 
     /// Sends a note to every other rank and gives what they sent, by rank without this one.
-    fn tell_all(&self, name: &'static str, note: impl Fn() -> Message) -> Result<(Operation, Vec<(usize, Message)>)> {
+    fn tell_all(&self, name: &'static str, note: impl Fn() -> Message) -> Result<(Act, Vec<(usize, Message)>)> {
         let others = || (0..self.size()).filter(|&peer| peer != self.rank);
         let mut expected = self.expect(notes(self.group), name, others());
         expected.check()?;
@@ -258,14 +280,17 @@ impl<W: Wire> Communicator for Member<W> {
         self.members[rank]
     }
 
-    fn exchange(&self, operation: &'static str, sends: Vec<Send>, receives: Vec<Receive>) -> Result<Pending> {
+    fn exchange(&self, operation: Operation, sends: Vec<Send>, receives: Vec<Receive>) -> Result<Pending> {
         for peer in sends.iter().map(|send| send.to).chain(receives.iter().map(|receive| receive.from)) {
-            self.peer(peer, operation)?;
+            self.peer(peer, operation.name)?;
         }
-        let expected = self.expect(parcels(self.group), operation, receives.iter().map(|receive| receive.from));
+        let expected = self.expect(parcels(self.group), operation.name, receives.iter().map(|receive| receive.from));
         expected.check()?;
-        sends.into_iter().for_each(|send| self.deliver(parcels(self.group), send.to, Message::Parcel(send.parcel)));
-        Ok(Pending::new(Exchange { expected, receives }))
+        let tag = Tag::from(operation);
+        for Send { to, parcel } in sends {
+            self.deliver(parcels(self.group), to, Message::Parcel { tag, parcel });
+        }
+        Ok(Pending::new(Exchange { expected, receives, tag, me: self.me() }))
     }
 
     fn barrier(&self) -> Result<()> {
@@ -306,6 +331,8 @@ impl<W: Wire> Communicator for Member<W> {
 struct Exchange<W: Wire> {
     expected: Expected<W>,
     receives: Vec<Receive>,
+    tag: Tag,
+    me: usize,
 }
 
 impl<W: Wire> Completion<super::Host> for Exchange<W> {
@@ -315,11 +342,18 @@ impl<W: Wire> Completion<super::Host> for Exchange<W> {
         for receive in &self.receives {
             let Some((peer, message)) = self.expected.next()? else { break };
             match message {
-                Message::Parcel(parcel) if parcel.len() == receive.len && parcel.dtype() == receive.dtype => {
+                Message::Parcel { tag, .. } if tag.same_name(&self.tag) && tag != self.tag => {
+                    let Act { name: operation, step } = self.expected.operation;
+                    let (own, found) = (self.tag.digest(), tag.digest());
+                    return Err(CommError::Disagree { rank: self.me, peer, operation, step, own, found }.into());
+                }
+                Message::Parcel { tag, parcel }
+                    if tag == self.tag && (parcel.len(), parcel.dtype()) == (receive.len, receive.dtype) =>
+                {
                     parcels.push(parcel)
                 }
                 found => {
-                    let expected = format!("{} x {}", receive.len, receive.dtype);
+                    let expected = format!("{} x {} of {}", receive.len, receive.dtype, self.tag.name());
                     return Err(self.expected.operation.protocol(peer, expected, &found));
                 }
             }

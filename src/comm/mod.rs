@@ -21,7 +21,7 @@ macro_rules! delegate_to_member {
 
         fn exchange(
             &self,
-            operation: &'static str,
+            operation: $crate::comm::Operation,
             sends: Vec<$crate::comm::Send>,
             receives: Vec<$crate::comm::Receive>,
         ) -> $crate::error::Result<$crate::comm::Pending> {
@@ -55,6 +55,7 @@ mod member;
 #[cfg(feature = "mpi")]
 pub mod mpi;
 mod sync;
+mod tag;
 pub mod threads;
 pub mod traffic;
 
@@ -62,9 +63,32 @@ use std::fmt;
 
 pub use accounted::Accounted;
 pub use collectives::Collectives;
+pub(crate) use collectives::{gather, reduce, scatter};
 
 use crate::error::{CommError, Result};
 use crate::tensor::{Buffer, Charge, DType, Element, Host, Storage};
+
+/// What an exchange is for. Both ends say it, and messages of one are never taken for those of another.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Operation {
+    /// Names the exchange in errors and counters.
+    pub name: &'static str,
+    /// Stands for what both ends must have alike beside their sizes, such as a plan; 0 for nothing.
+    pub digest: u64,
+}
+
+impl Operation {
+    /// The operation `name` under what `digest` stands for.
+    pub const fn under(name: &'static str, digest: u64) -> Self {
+        Operation { name, digest }
+    }
+}
+
+impl From<&'static str> for Operation {
+    fn from(name: &'static str) -> Self {
+        Operation::under(name, 0)
+    }
+}
 
 /// An owned buffer whose element type is known at run time: what a message carries.
 #[derive(Debug)]
@@ -201,9 +225,9 @@ pub trait Communicator<S: Storage = Host>: std::marker::Send {
 
     /// Hands over buffers and says what is expected; does not block.
     ///
-    /// `operation` names the exchange in errors. Several exchanges may be under way; each pair of ranks must post
-    /// them in the same order. A receive's length and type are checked against what comes.
-    fn exchange(&self, operation: &'static str, sends: Vec<Send<S>>, receives: Vec<Receive>) -> Result<Pending<S>>;
+    /// Several exchanges may be under way; each pair of ranks must post them in the same order. What comes is compared
+    /// with what is expected: the operation with its digest, the length and the type.
+    fn exchange(&self, operation: Operation, sends: Vec<Send<S>>, receives: Vec<Receive>) -> Result<Pending<S>>;
 
     /// Returns when every rank has called it.
     fn barrier(&self) -> Result<()>;
@@ -222,7 +246,7 @@ macro_rules! forward_communicator {
             fn rank(&self) -> usize { (**self).rank() }
             fn size(&self) -> usize { (**self).size() }
             fn global_rank(&self, rank: usize) -> usize { (**self).global_rank(rank) }
-            fn exchange(&self, operation: &'static str, sends: Vec<Send<S>>, receives: Vec<Receive>) -> Result<Pending<S>> {
+            fn exchange(&self, operation: Operation, sends: Vec<Send<S>>, receives: Vec<Receive>) -> Result<Pending<S>> {
                 (**self).exchange(operation, sends, receives)
             }
             fn barrier(&self) -> Result<()> { (**self).barrier() }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use super::{Communicator, Pending, Receive, Send};
+use super::{Communicator, Operation, Pending, Receive, Send};
 use crate::error::Result;
 use crate::tensor::Storage;
 
@@ -103,11 +103,11 @@ impl<S: Storage, C: Communicator<S>> Communicator<S> for Counted<C> {
         self.inner.global_rank(rank)
     }
 
-    fn exchange(&self, operation: &'static str, sends: Vec<Send<S>>, receives: Vec<Receive>) -> Result<Pending<S>> {
+    fn exchange(&self, operation: Operation, sends: Vec<Send<S>>, receives: Vec<Receive>) -> Result<Pending<S>> {
         let sent: Vec<_> = sends.iter().map(|send| (send.to, send.parcel.bytes() as u64)).collect();
         let pending = self.inner.exchange(operation, sends, receives)?;
         for (to, bytes) in sent {
-            self.traffic.add(operation, self.ranks.as_ref().map_or(to, |ranks| ranks[to]), bytes);
+            self.traffic.add(operation.name, self.ranks.as_ref().map_or(to, |ranks| ranks[to]), bytes);
         }
         Ok(pending)
     }
@@ -159,16 +159,14 @@ mod tests {
             // Wrapped after a split: ranks are those of the first half, 3 and 1.
             let halves = comm.split(comm.rank() % 2, 4 - comm.rank())?;
             let comm = Counted::new(halves);
-            comm.exchange(
-                "outer",
+            comm.exchange("outer".into(),
                 vec![Send { to: 1 - comm.rank(), parcel: Buffer::from_slice(&[1f64]).into() }],
                 vec![],
             )?
             .wait()?;
             let turned = comm.split(0, 1 - comm.rank())?;
             turned
-                .exchange(
-                    "inner",
+                .exchange("inner".into(),
                     vec![Send { to: 1 - turned.rank(), parcel: Buffer::from_slice(&[1u8]).into() }],
                     vec![],
                 )?

@@ -205,7 +205,7 @@ pub(super) fn attend<K: Kernel, T: Float>(
     }
     let (qkv, dout) = ([&shards[0], &shards[1], &shards[2]], &shards[3]);
     let plan = handler.plan(&placement, mask)?;
-    let (sent, peak) = (plan.bytes_sent::<Cpu<T>>(shape), plan.peak_bytes::<K, Cpu<T>>(shape)?);
+    let (sent, peak) = (plan.bytes_sent::<Cpu<T>>(shape)?, plan.peak_bytes::<K, Cpu<T>>(shape)?);
     let (mut predictions, mut held) = (Vec::new(), 0);
     let mut count = |sent: (&'static str, usize), peak: Option<(&'static str, usize)>| {
         let of = |(what, predicted), counted| Prediction { what, predicted: predicted as u64, counted };
@@ -214,8 +214,6 @@ pub(super) fn attend<K: Kernel, T: Float>(
         traffic.reset();
         held = device.ledger().mark();
     };
-    plan.agree(&device, handler.comm())?;
-    count(("bytes to agree on a plan", plan.agreement_bytes()), None);
     let (out, core) = handler.by_ref().core_attn(&device, kernel, &plan, shape, qkv)?;
     count(("bytes forward", sent.0), Some(("most bytes held forward", peak.0)));
     let [dq, dk, dv] = handler.by_ref().core_attn_backward(&device, &plan, qkv, &core, dout)?;

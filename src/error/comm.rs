@@ -15,7 +15,7 @@ pub enum CommError {
         reason: String,
     },
     /// Another rank did not answer in time.
-    #[error("rank {peer} was silent for {seconds} s in {operation} (step {step}): it is stuck or lost")]
+    #[error("rank {peer} was silent for {seconds} s in {operation} (step {step}): {}", why_silent(*peer, waits.as_deref()))]
     Deadline {
         /// The silent rank.
         peer: usize,
@@ -25,6 +25,9 @@ pub enum CommError {
         operation: &'static str,
         /// Number of this rank's operation.
         step: u64,
+        /// Whom the silent rank waits for, whom that one waits for, and so on, as far as there is such a rank or up to
+        /// one that is there already; nothing where that is not known.
+        waits: Option<Vec<usize>>,
     },
     /// Another rank sent something else than expected.
     #[error(
@@ -41,6 +44,26 @@ pub enum CommError {
         expected: String,
         /// What came.
         found: String,
+    },
+    /// Ranks are in the same operation, but not of the same thing.
+    #[error(
+        "rank {rank} is in {operation} (step {step}) with plan {own:016x} and rank {peer} with plan {found:016x}: give \
+         every rank the same strategy, batch lengths, masks, solver effort, stages with their costs, and gradient wire, in \
+         the same order"
+    )]
+    Disagree {
+        /// This rank.
+        rank: usize,
+        /// The other rank.
+        peer: usize,
+        /// The operation.
+        operation: &'static str,
+        /// Number of this rank's operation.
+        step: u64,
+        /// Digest of what this rank works with.
+        own: u64,
+        /// Digest of what the other rank works with.
+        found: u64,
     },
     /// An engine did not start.
     #[error("the ranks did not start: {reason}")]
@@ -84,4 +107,36 @@ pub enum CommError {
         /// What does not go together.
         what: String,
     },
+}
+
+/// What is known of why a rank is silent.
+fn why_silent(peer: usize, waits: Option<&[usize]>) -> String {
+    let Some(waits) = waits else { return "it is stuck or lost, or waits for a rank that is".into() };
+    let Some((last, before)) = waits.split_last() else { return "it is stuck or lost".into() };
+    let ranks: Vec<String> = waits.iter().map(|rank| format!("rank {rank}")).collect();
+    let end = match *last == peer || before.contains(last) {
+        true => "so that they wait for each other",
+        false => "which is stuck or lost",
+    };
+    format!("it waits for {}, {end}", ranks.join(", which waits for "))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_deadline_says_who_is_stuck() {
+        let text = |waits: Option<&[usize]>| {
+            let waits = waits.map(<[usize]>::to_vec);
+            CommError::Deadline { peer: 1, seconds: 5, operation: "ring", step: 2, waits }.to_string()
+        };
+        let begin = "rank 1 was silent for 5 s in ring (step 2): ";
+        assert_eq!(text(None), format!("{begin}it is stuck or lost, or waits for a rank that is"));
+        assert_eq!(text(Some(&[])), format!("{begin}it is stuck or lost"));
+        let chain = "it waits for rank 2, which waits for rank 3, which is stuck or lost";
+        assert_eq!(text(Some(&[2, 3])), format!("{begin}{chain}"));
+        let circle = "it waits for rank 2, which waits for rank 1, so that they wait for each other";
+        assert_eq!(text(Some(&[2, 1])), format!("{begin}{circle}"));
+    }
 }

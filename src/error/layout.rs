@@ -2,6 +2,8 @@
 
 use thiserror::Error;
 
+use crate::degree::Grid;
+
 /// What can be wrong with a batch.
 #[derive(Debug, Error, Clone, PartialEq)]
 #[non_exhaustive]
@@ -180,6 +182,50 @@ pub enum PlacementError {
         /// Ranks of the communicator.
         size: usize,
     },
+    /// Levels whose product is not a number of ranks.
+    #[error("a grid of {}x{} ranks: use at least 1 on each level, and a product that is a number of ranks", grid.outer, grid.inner)]
+    Grid {
+        /// The grid.
+        grid: Grid,
+    },
+    /// A strategy whose grid is not one of its ranks.
+    #[error(
+        "{strategy} has a degree of {degree} and a grid of {grid} ranks: let CpStrategy::grid give as many ranks as CpStrategy::degree"
+    )]
+    DegreeOfGrid {
+        /// Name of the strategy.
+        strategy: &'static str,
+        /// Its degree.
+        degree: usize,
+        /// Its grid.
+        grid: Grid,
+    },
+    /// A placement that another rank made.
+    #[error(
+        "the batch is placed for rank {found} of {found_ranks}, and this is rank {rank} of {ranks}: place it with the handler that uses it"
+    )]
+    Rank {
+        /// This rank.
+        rank: usize,
+        /// Ranks of the handler.
+        ranks: usize,
+        /// The placement's rank.
+        found: usize,
+        /// Ranks of the placement.
+        found_ranks: usize,
+    },
+    /// A placement whose ranks are grouped or numbered otherwise than the strategy's.
+    #[error(
+        "the batch is placed on {found} ranks (groups x ranks of a group), and {strategy} works on {expected}: place it with the handler that uses it"
+    )]
+    OtherGrid {
+        /// Name of the strategy.
+        strategy: &'static str,
+        /// Its grid.
+        expected: Grid,
+        /// The grid of the placement.
+        found: Grid,
+    },
     /// A placement of other types than are asked for.
     #[error("the placement is {found}, and not {expected}: place the batch with the handler that uses it")]
     Types {
@@ -188,9 +234,6 @@ pub enum PlacementError {
         /// Order and layout of the placement.
         found: String,
     },
-    /// Two things with the same content key.
-    #[error("two tables of one placement have the same content hash: drop the handler and make a new one")]
-    CacheClash,
     /// A degree of 0.
     #[error("a context-parallel degree of 0: use at least 1")]
     ZeroDegree,

@@ -14,6 +14,14 @@ pub enum PlanError {
         /// What does not hold.
         what: String,
     },
+    /// A plan that another strategy made.
+    #[error("the plan is one of {found}, and the handler's strategy is {strategy}: make it with the handler that attends")]
+    OtherStrategy {
+        /// The handler's strategy.
+        strategy: &'static str,
+        /// The plan's.
+        found: &'static str,
+    },
     /// A backward pass after another forward pass.
     #[error(
         "the forward pass attended by plan {forward:016x}, the backward pass is given plan {backward:016x}: pass the plan \
@@ -24,21 +32,6 @@ pub enum PlanError {
         forward: u64,
         /// Hash of the backward pass's.
         backward: u64,
-    },
-    /// Ranks plan differently.
-    #[error(
-        "rank {own_rank} has plan {own:016x} and rank {rank} plan {found:016x}: give every rank the same strategy, batch \
-         lengths, masks, solver effort, stages with their costs, and gradient wire"
-    )]
-    Disagree {
-        /// This rank.
-        own_rank: usize,
-        /// The hash of its plan.
-        own: u64,
-        /// The other rank.
-        rank: usize,
-        /// The hash of its plan.
-        found: u64,
     },
 }
 

@@ -1,7 +1,9 @@
 //! What a handler knows and does without communication, whatever its strategy and layout: compiled once.
 
-use std::any::Any;
+use std::any::{Any, TypeId};
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::error::{LayoutError, PlacementError, PlanError, Result, SupportError};
 use crate::handler::cache::Recent;
@@ -11,8 +13,9 @@ use crate::ops::attention::AttentionShape;
 use crate::ops::rows::Rows;
 use crate::order::{Deal, DynPlacement, DynShard};
 use crate::plan::Wire;
+use crate::rope::Rope;
 use crate::strategy::DynStrategy;
-use crate::strategy::executor::RankPlan;
+use crate::strategy::executor::{RankPlan, expect_groups};
 use crate::tensor::{Device, ElemMatrix, Element, Matrix};
 
 /// Batch and masks, if the order depends on them, that a placement is made for.
@@ -39,8 +42,19 @@ pub struct HandlerCore {
     placements: Recent<Placed, Arc<DynPlacement>>,
     /// By hash of the placement.
     plans: Recent<(u64, Mask, Wire), Arc<RankPlan>>,
-    /// By hash of the placement and content key; the value is whatever the key's owner keeps.
-    other: Recent<(u64, u64), Arc<dyn Any + Send + Sync>>,
+    /// By hash of the placement, the value's type, and what else it is made of.
+    other: Recent<(u64, TypeId, MadeOf), Arc<dyn Any + Send + Sync>>,
+    /// Digest of the plans that were attended under so far.
+    attended: AtomicU64,
+}
+
+/// What a value that belongs to a placement is made of besides.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) enum MadeOf {
+    /// Cosines and sines of an embedding.
+    Rope(Box<Rope>),
+    /// The moves of a roll by so many tokens.
+    Roll(i64),
 }
 
 impl HandlerCore {
@@ -56,7 +70,12 @@ impl HandlerCore {
         if degree != ranks {
             return Err(PlacementError::Degree { strategy: strategy.name(), degree, size: ranks }.into());
         }
-        let inner = strategy.grid().inner;
+        let grid = strategy.grid().checked()?;
+        if grid.ranks() != degree {
+            return Err(PlacementError::DegreeOfGrid { strategy: strategy.name(), degree, grid }.into());
+        }
+        strategy.check()?;
+        let inner = grid.inner;
         if let Some(group) = strategy.fixed_group().filter(|&group| group != inner) {
             return Err(SupportError::Numbers(format!(
                 "{} exchanges heads over {group} ranks by its type and over {inner} by its grid: use the same number",
@@ -74,7 +93,37 @@ impl HandlerCore {
             placements: Recent::new(),
             plans: Recent::new(),
             other: Recent::new(),
+            attended: AtomicU64::new(0),
         })
+    }
+
+    /// Refuses a placement that is not of this rank, or whose ranks are numbered otherwise than this handler's.
+    ///
+    /// # Errors
+    /// [`PlacementError::Rank`], [`PlacementError::OtherGrid`].
+    pub(super) fn expect_own(&self, placement: &DynPlacement) -> Result<()> {
+        let (rank, ranks) = (self.rank, self.ranks);
+        let (found, found_ranks) = (placement.rank(), placement.ranks());
+        if (rank, ranks) != (found, found_ranks) {
+            return Err(PlacementError::Rank { rank, ranks, found, found_ranks }.into());
+        }
+        let (expected, found) = (self.strategy.grid(), placement.grid());
+        match expected.renumbering() == found.renumbering() {
+            true => Ok(()),
+            false => Err(PlacementError::OtherGrid { strategy: self.strategy.name(), expected, found }.into()),
+        }
+    }
+
+    /// Stands for a placement and all that was attended before: what every rank must have alike when they next
+    /// communicate. So masks that differ show even where attention itself needed no message.
+    pub(super) fn digest(&self, placement: u64) -> u64 {
+        digest_of((placement, self.attended.load(Ordering::Relaxed)))
+    }
+
+    /// Attention under this plan has begun.
+    pub(super) fn attends(&self, plan: &RankPlan) {
+        let before = self.attended.load(Ordering::Relaxed);
+        self.attended.store(digest_of((before, plan.hash())), Ordering::Relaxed);
     }
 
     pub(super) fn set_plan_checks(&mut self, checks: bool) {
@@ -127,8 +176,12 @@ impl HandlerCore {
     /// [`CpHandler::plan`](crate::handler::CpHandler::plan).
     ///
     /// # Errors
-    /// If the mask does not fit the batch, or the plans of all ranks do not fit together.
+    /// If the placement is not this handler's, the mask does not fit the batch, or the plans of all ranks do not fit
+    /// together.
     pub fn plan(&self, placement: &Arc<DynPlacement>, mask: &Mask) -> Result<Arc<RankPlan>> {
+        self.expect_own(placement)?;
+        // Before the cache is asked: placements of other groups have the same hash.
+        expect_groups(&*self.strategy, placement)?;
         self.plans.get_or_make((placement.hash(), mask.clone(), self.wire), |_| {
             // One rank's rehearsal speaks for all; where it fails, the others hear of it.
             if self.checks && self.rank == 0 && self.ranks > 1 {
@@ -138,32 +191,35 @@ impl HandlerCore {
         })
     }
 
-    /// Something else that belongs to a placement, by a key that says all that it depends on.
+    /// Something else that belongs to a placement and is made of it and `made_of` alone.
     pub(super) fn other<V: Any + Send + Sync>(
         &self,
         placement: &DynPlacement,
-        key: u64,
-        make: impl FnOnce() -> Result<V>,
+        made_of: MadeOf,
+        make: impl Fn() -> Result<V>,
     ) -> Result<Arc<V>> {
-        let entry = self.other.get_or_make((placement.hash(), key), |_| {
+        self.expect_own(placement)?;
+        let entry = self.other.get_or_make((placement.hash(), TypeId::of::<V>(), made_of), |_| {
             let value: Arc<dyn Any + Send + Sync> = Arc::new(make()?);
             Ok(value)
         })?;
-        // Another type under the same key can only be a clash of hashes; the entry is then no use, not wrong.
-        entry.downcast::<V>().map_err(|_| PlacementError::CacheClash.into())
+        // The key holds the type, so the entry is of it.
+        entry.downcast::<V>().or_else(|_| make().map(Arc::new))
     }
 
     /// This rank's rows of whole sequences that every rank has, in the order of the layout: a copy, without
     /// communication.
     ///
     /// # Errors
-    /// [`LayoutError::Rows`] for another number of rows than the batch has tokens.
+    /// If the placement is not this handler's; [`LayoutError::Rows`] for another number of rows than the batch has
+    /// tokens.
     pub fn dispatch<T: Element, D: Rows>(
         &self,
         device: &D,
         placement: &Arc<DynPlacement>,
         full: &Matrix<T, D::Storage>,
     ) -> Result<DynShard<T, D::Storage>> {
+        self.expect_own(placement)?;
         let (expected, found) = (placement.batch().tokens(), full.rows());
         if expected != found {
             return Err(LayoutError::Rows { expected, found }.into());
@@ -180,12 +236,12 @@ impl HandlerCore {
         shape: &AttentionShape,
         qkv: [&'a DynShard<D::Elem, D::Storage>; 3],
     ) -> Result<[&'a ElemMatrix<D>; 3]> {
-        if shape.kv_heads == 0 || !shape.q_heads.is_multiple_of(shape.kv_heads) {
-            let (q_heads, kv_heads) = (shape.q_heads, shape.kv_heads);
-            return Err(SupportError::Numbers(format!(
-                "{q_heads} query heads do not share {kv_heads} key/value heads evenly: use a multiple"
-            ))
-            .into());
+        shape.check()?;
+        self.expect_own(plan.placement())?;
+        expect_groups(&*self.strategy, plan.placement())?;
+        let (strategy, found) = (self.strategy.name(), plan.strategy());
+        if strategy != found {
+            return Err(PlanError::OtherStrategy { strategy, found }.into());
         }
         self.strategy.heads_per_rank(shape.q_heads)?;
         let widths = [shape.q_width(), shape.k_width(), shape.v_width()];
@@ -195,6 +251,13 @@ impl HandlerCore {
         }
         Ok(qkv.map(DynShard::matrix))
     }
+}
+
+fn digest_of(parts: impl Hash) -> u64 {
+    // A hasher with fixed keys: ranks that run the same program agree.
+    let mut hasher = DefaultHasher::new();
+    parts.hash(&mut hasher);
+    hasher.finish()
 }
 
 pub(super) fn expect_features(what: &'static str, expected: usize, found: usize) -> Result<()> {

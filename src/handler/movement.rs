@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 
-use crate::comm::{Collectives, Communicator};
-use crate::error::Result;
+use crate::comm::{Communicator, Operation, gather, scatter};
+use crate::error::{LayoutError, Result};
 use crate::handler::{CpHandler, HandlerRef};
 use crate::layout::Layout;
 use crate::ops::rows::Rows;
@@ -76,10 +76,12 @@ impl<S: Storage> HandlerRef<'_, S> {
     /// Failures of other ranks.
     pub fn combine<T: Element, D: Rows<Storage = S>>(self, device: &D, shard: &DynShard<T, S>) -> Result<Matrix<T, S>> {
         let (placement, cols) = (shard.placement(), shard.matrix().cols());
+        self.core.expect_own(placement)?;
         let counts: Vec<usize> = (0..self.ranks()).map(|rank| placement.rows_of(rank) * cols).collect();
         let mine = device.duplicate(shard.matrix().buffer());
         let mut full = device.matrix(placement.batch().tokens(), cols);
-        for (rank, part) in self.comm.all_gather_v(mine, &counts)?.into_iter().enumerate() {
+        let operation = Operation::under("combine", self.digest(placement.hash()));
+        for (rank, part) in gather(self.comm, operation, mine, &counts)?.into_iter().enumerate() {
             let part = Matrix::new(part, placement.rows_of(rank), cols);
             device.scatter_rows(&part, &placement.full_rows_of(rank), &mut full, 0);
         }
@@ -96,12 +98,18 @@ impl<S: Storage> HandlerRef<'_, S> {
         placement: &Arc<DynPlacement>,
         full: &Matrix<T, S>,
     ) -> Result<DynShard<T, S>> {
+        self.core.expect_own(placement)?;
+        let (expected, found) = (placement.batch().tokens(), full.rows());
+        if expected != found {
+            return Err(LayoutError::Rows { expected, found }.into());
+        }
         let cols = full.cols();
         let mut by_rank = device.matrix(full.rows(), cols);
         let rows: Vec<usize> = (0..self.ranks()).flat_map(|rank| placement.full_rows_of(rank)).collect();
         device.gather_rows(full, &rows, &mut by_rank, 0);
         let counts: Vec<usize> = (0..self.ranks()).map(|rank| placement.rows_of(rank) * cols).collect();
-        let sum = self.comm.reduce_scatter_v(by_rank.buffer(), &counts)?;
+        let operation = Operation::under("combine_adjoint", self.digest(placement.hash()));
+        let sum = scatter(self.comm, operation, by_rank.buffer(), &counts)?;
         DynShard::new(Matrix::new(sum, placement.rows(), cols), placement.clone())
     }
 }

@@ -3,7 +3,7 @@
 use std::ops::Deref;
 use std::sync::Arc;
 
-use crate::comm::Communicator;
+use crate::comm::{Communicator, Operation, reduce};
 use crate::error::Result;
 use crate::handler::DynCoreAttention;
 use crate::handler::core::{HandlerCore, expect_features, expect_plan};
@@ -14,7 +14,7 @@ use crate::order::DynShard;
 use crate::plan::Wire;
 use crate::strategy::executor::{self, RankPlan};
 use crate::strategy::{DynKernel, DynStrategy};
-use crate::tensor::{Device, Host, Storage};
+use crate::tensor::{Buffer, Device, Host, Real, Storage};
 
 /// A shard of `D`'s storage type.
 pub type DynElemShard<D> = DynShard<<D as Device>::Elem, <D as Device>::Storage>;
@@ -96,6 +96,14 @@ impl<'a, S: Storage> HandlerRef<'a, S> {
         self.comm
     }
 
+    /// Replaces `values` by their sum over ranks, in rank order, if all ranks attended under the same plans until now.
+    ///
+    /// # Errors
+    /// Failures of other ranks.
+    pub(crate) fn all_reduce<T: Real>(self, name: &'static str, values: &mut Buffer<T, S>) -> Result<()> {
+        reduce(self.comm, Operation::under(name, self.core.digest(0)), values)
+    }
+
     /// [`CpHandler::core_attn`](crate::handler::CpHandler::core_attn).
     ///
     /// # Errors
@@ -109,7 +117,7 @@ impl<'a, S: Storage> HandlerRef<'a, S> {
         qkv: [&DynElemShard<D>; 3],
     ) -> Result<(DynElemShard<D>, DynCoreAttention<D>)> {
         let qkv = self.core.operands::<D>(plan, shape, qkv)?;
-        plan.agree(device, self.comm)?;
+        self.core.attends(plan);
         let (out, saved) = executor::forward(device, self.comm, kernel, plan, shape, qkv)?;
         let out = DynShard::new(out, plan.placement().clone())?;
         Ok((out, DynCoreAttention { shape: *shape, plan: plan.hash(), saved }))

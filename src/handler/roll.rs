@@ -2,8 +2,9 @@
 
 use std::sync::Arc;
 
-use crate::comm::{Communicator, Parcel, Receive, Send, open};
+use crate::comm::{Communicator, Operation, Parcel, Receive, Send, open};
 use crate::error::Result;
+use crate::handler::core::MadeOf;
 use crate::handler::{CpHandler, HandlerRef};
 use crate::layout::Layout;
 use crate::ops::rows::Rows;
@@ -138,7 +139,7 @@ impl<S: Storage> HandlerRef<'_, S> {
         for tensor in tensors.iter() {
             placement.expect_same("the roll", tensor.placement(), "a tensor")?;
         }
-        run(self.comm, device, &*self.moves(placement, offset)?, tensors)
+        run(self, device, placement, &*self.moves(placement, offset)?, tensors)
     }
 
     /// [`CpHandler::roll`].
@@ -169,20 +170,19 @@ impl<S: Storage> HandlerRef<'_, S> {
     ) -> Result<DynShard<T, S>> {
         let moves = self.moves(gradient.placement(), offset)?.reversed();
         let mut roll = DynRoll::new(gradient, T::zeroed());
-        run(self.comm, device, &moves, &mut [&mut roll])?;
+        run(self, device, gradient.placement(), &moves, &mut [&mut roll])?;
         roll.finish(device)
     }
 
     fn moves(self, placement: &DynPlacement, offset: i64) -> Result<Arc<Moves>> {
-        // Spread, so that it does not meet the keys of rotary tables.
-        let key = (offset as u64).wrapping_mul(0x9E37_79B9_7F4A_7C15) ^ 0x726F_6C6C;
-        self.core.other(placement, key, || Ok(Moves::new(placement, offset)))
+        self.core.other(placement, MadeOf::Roll(offset), || Ok(Moves::new(placement, offset)))
     }
 }
 
 fn run<D: Rows>(
-    comm: &dyn Communicator<D::Storage>,
+    handler: HandlerRef<'_, D::Storage>,
     device: &D,
+    placement: &DynPlacement,
     moves: &Moves,
     tensors: &mut [&mut dyn DynRollable<D>],
 ) -> Result<()> {
@@ -197,7 +197,8 @@ fn run<D: Rows>(
             receives.push(tensor.expect(from, moves.receive[from].len()));
         }
     }
-    let pending = comm.exchange("roll", sends, receives)?;
+    let operation = Operation::under("roll", handler.digest(placement.hash()));
+    let pending = handler.comm.exchange(operation, sends, receives)?;
     for tensor in tensors.iter_mut() {
         tensor.start(device, &moves.own.0, &moves.own.1);
     }

@@ -5,7 +5,7 @@ use std::ops::Deref;
 use std::sync::Arc;
 
 use crate::error::{LayoutError, Result};
-use crate::handler::core::expect_features;
+use crate::handler::core::{MadeOf, expect_features};
 use crate::handler::{CpHandler, DynElemShard, ElemShard, HandlerCore};
 use crate::layout::{Batch, Layout};
 use crate::ops;
@@ -63,16 +63,14 @@ impl HandlerCore {
     /// [`CpHandler::get_emb_on_this_cp_rank`].
     ///
     /// # Errors
-    /// [`PlacementError::CacheClash`](crate::error::PlacementError::CacheClash).
+    /// If the placement is not this handler's.
     pub fn rotary<D: Device>(
         &self,
         device: &D,
         rope: &Rope,
         placement: &Arc<DynPlacement>,
     ) -> Result<Arc<RotaryTable<D>>> {
-        // One handler may serve devices that compute in different types.
-        let key = rope.key() ^ size_of::<D::Acc>() as u64;
-        self.other(placement, key, || {
+        self.other(placement, MadeOf::Rope(Box::new(rope.clone())), || {
             let table = rope.table::<D::Acc>(&placement.positions());
             Ok(RotaryTable::new(device, placement, &table, rope.config().interleaved))
         })
@@ -110,7 +108,7 @@ impl<H: CpStrategy, L: Layout, C> CpHandler<H, L, C> {
     /// Cosines and sines for this rank's rows; kept while the same batch comes again.
     ///
     /// # Errors
-    /// [`PlacementError::CacheClash`](crate::error::PlacementError::CacheClash).
+    /// If the placement is not this handler's.
     pub fn get_emb_on_this_cp_rank<D: Device>(
         &self,
         device: &D,

@@ -38,7 +38,7 @@ impl<O: TokenOrder, L: Layout> Placement<O, L> {
     /// The same on a grid of ranks, with a table that was made elsewhere.
     ///
     /// # Errors
-    /// [`PlacementError::ZeroDegree`] without ranks, [`CommError::NoSuchRank`] where `rank` is not one of them,
+    /// [`PlacementError::Grid`] without ranks, [`CommError::NoSuchRank`] where `rank` is not one of them,
     /// [`PlacementError::Table`] where the table deals out another number of tokens or ranks.
     pub fn with_table(batch: Arc<L::Batch>, grid: Grid, rank: usize, table: O::Table) -> Result<Arc<Self>> {
         let deal = Arc::new(DealOf::<O>(table));
@@ -130,10 +130,7 @@ impl DynPlacement {
         rank: usize,
         deal: Arc<dyn Deal>,
     ) -> Result<Arc<Self>> {
-        let ranks = grid.ranks();
-        if ranks == 0 {
-            return Err(PlacementError::ZeroDegree.into());
-        }
+        let ranks = grid.checked()?.ranks();
         if rank >= ranks {
             return Err(CommError::NoSuchRank { rank, size: ranks }.into());
         }
@@ -143,7 +140,8 @@ impl DynPlacement {
         let rows = deal.rows(&*batch, ranks, grid.logical(rank));
         // A hasher with fixed keys: ranks that run the same program agree.
         let mut hasher = DefaultHasher::new();
-        (layout.name(), &*batch, grid).hash(&mut hasher);
+        // Not the grid itself: how ranks are grouped moves no token, how they are numbered does.
+        (layout.name(), &*batch, ranks, grid.renumbering()).hash(&mut hasher);
         deal.hash_into(&mut hasher);
         Ok(Arc::new(DynPlacement { batch, layout, grid, rank, deal, rows, hash: hasher.finish() }))
     }
@@ -196,7 +194,8 @@ impl DynPlacement {
         self.deal.rows(&*self.batch, self.ranks(), self.grid.logical(rank))
     }
 
-    /// Identifies batch, order, degree and their data, the same on every rank.
+    /// Identifies which rank holds which token in which row, the same on every rank: batch, layout, order with its data,
+    /// and the numbers of the ranks.
     pub fn hash(&self) -> u64 {
         self.hash
     }

@@ -9,6 +9,8 @@ use std::ops::Range;
 
 use serde::Serialize;
 
+use crate::error::SupportError;
+
 /// Rows of remote keys that are never cut apart, and what is attended of them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize)]
 pub struct Atom {
@@ -54,7 +56,7 @@ pub enum StageCount {
     /// As many as take the least time, up to [`MOST`].
     #[default]
     Best,
-    /// This many, at least 1; fewer where there are fewer parts to make them of ([`Merging::parts`]).
+    /// This many, 1 to [`MOST_PARTS`]; fewer where there are fewer parts to make them of ([`Merging::parts`]).
     Exactly(usize),
 }
 
@@ -92,6 +94,26 @@ pub struct Staging {
     pub forward: StageCosts,
     /// Costs of a backward pass.
     pub backward: StageCosts,
+}
+
+impl Staging {
+    /// Refuses numbers of stages and parts out of 1 to [`MOST_PARTS`].
+    ///
+    /// # Errors
+    /// [`SupportError::Numbers`].
+    pub fn check(&self) -> Result<(), SupportError> {
+        let within = |what, number| match (1..=MOST_PARTS).contains(&number) {
+            true => Ok(()),
+            false => Err(SupportError::Numbers(format!("keys in {number} {what}: use 1 to {MOST_PARTS}"))),
+        };
+        if let StageCount::Exactly(stages) = self.count {
+            within("stages", stages)?;
+        }
+        match self.merging {
+            Merging::Parts(parts) => within("parts", parts),
+            Merging::Stages => Ok(()),
+        }
+    }
 }
 
 impl Default for Staging {

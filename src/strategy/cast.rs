@@ -3,6 +3,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
+use crate::error::SupportError;
 use crate::plan::stages::{Atom, Merging, StageCosts, Stages, Staging, Work, best};
 use crate::plan::{Content, Piece, Program, RowSet, Step, Transfer, View, area_by_keys};
 use crate::strategy::KvExchange;
@@ -292,6 +293,10 @@ impl<'a> Writer<'a> {
 
 impl KvExchange for CastKv {
     const NAME: &'static str = "cast";
+
+    fn check(&self) -> Result<(), SupportError> {
+        self.staging.check()
+    }
 
     fn forward(&self, view: &View) -> Program {
         self.program(view, false)

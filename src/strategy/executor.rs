@@ -9,6 +9,7 @@ use crate::strategy::TileOperands;
 use crate::strategy::heads::Swapped;
 use crate::strategy::kernel_object::{DynKernel, Saved, TileGradients};
 pub use crate::strategy::planned::{AttentionPlan, RankPlan};
+pub(crate) use crate::strategy::planned::expect_groups;
 use crate::strategy::walk::{Packed, Walk, unsound};
 use crate::tensor::{AccMatrix, ElemMatrix};
 
@@ -46,9 +47,9 @@ pub fn forward<D: Ops>(
 ) -> Result<(ElemMatrix<D>, AttentionSaved<D>)> {
     plan.expect(kernel)?;
     let whole = shape;
-    let shape = &plan.shape(whole);
+    let shape = &plan.shape(whole)?;
     let swapped = match &plan.swap {
-        Some(swap) => Some(swap.bring(device, comm, &plan.rows, whole, [q, k, v])?),
+        Some(swap) => Some(swap.bring(device, comm, plan, whole, [q, k, v])?),
         None => None,
     };
     let (queries, kv) = match &swapped {
@@ -86,7 +87,7 @@ pub fn forward<D: Ops>(
     drop((walk, queries));
     let mut elem = device.to_elem_matrix(&out);
     if let Some(swap) = &plan.swap {
-        elem = swap.give_back(device, comm, whole, whole.v_dim, &elem)?;
+        elem = swap.give_back(device, comm, plan, whole, whole.v_dim, &elem)?;
     }
     let full = unpacked(device, plan, elem);
     Ok((full, AttentionSaved { kernel, out, lse, tiles, swapped }))
@@ -106,9 +107,9 @@ pub fn backward<D: Ops>(
     dout: &ElemMatrix<D>,
 ) -> Result<[ElemMatrix<D>; 3]> {
     let (whole, kernel) = (shape, saved.kernel);
-    let shape = &plan.shape(whole);
+    let shape = &plan.shape(whole)?;
     let dout = match &plan.swap {
-        Some(swap) => Packed::Copy(swap.bring_output_gradient(device, comm, &plan.rows, whole, dout)?),
+        Some(swap) => Packed::Copy(swap.bring_output_gradient(device, comm, plan, whole, dout)?),
         None => packed(device, plan, dout),
     };
     let (queries, kv) = match &saved.swapped {
@@ -140,8 +141,8 @@ pub fn backward<D: Ops>(
     let mut home = walk.take_gradients(plan.backward.home);
     let mut dq = device.to_elem_matrix(&dq);
     if let Some(swap) = &plan.swap {
-        dq = swap.give_back(device, comm, whole, whole.qk_dim, &dq)?;
-        home = swap.return_gradients(device, comm, plan.wire, whole, &home)?;
+        dq = swap.give_back(device, comm, plan, whole, whole.qk_dim, &dq)?;
+        home = swap.return_gradients(device, comm, plan, whole, &home)?;
     }
     let home = device.to_elem_matrix(&home);
     let spread = |columns: usize, first: usize| {

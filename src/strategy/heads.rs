@@ -4,17 +4,22 @@ use std::fmt;
 use std::marker::PhantomData;
 use std::ops::Range;
 
-use crate::comm::{Accounted, Communicator, Send};
+use crate::comm::{Accounted, Communicator, Operation, Send};
 use crate::degree::{Degree, Divides, Runtime};
 use crate::error::{PlanError, Result, SupportError};
 use crate::ops::Ops;
 use crate::ops::attention::AttentionShape;
-use crate::plan::Wire;
 use crate::strategy::encoding::{AsIs, Encoding};
+use crate::strategy::planned::RankPlan;
 use crate::tensor::{AccMatrix, Device, ElemMatrix, Element, Matrix};
 
-/// Whether ranks exchange heads for tokens around attention.
-pub trait HeadExchange: Copy + fmt::Debug + std::marker::Send + Sync + 'static {
+mod sealed {
+    pub trait Sealed {}
+}
+
+/// Whether ranks exchange heads for tokens around attention: [`KeepHeads`] or [`SwapHeads`]. The executor knows these
+/// two ways, so there are no others.
+pub trait HeadExchange: sealed::Sealed + Copy + fmt::Debug + std::marker::Send + Sync + 'static {
     /// Name in messages.
     const NAME: &'static str;
 
@@ -36,6 +41,9 @@ pub trait SharesHeads<const Q: usize>: HeadExchange {}
 /// Every rank attends with all heads of its own tokens.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct KeepHeads;
+
+impl sealed::Sealed for KeepHeads {}
+impl<N: Degree> sealed::Sealed for SwapHeads<N> {}
 
 impl HeadExchange for KeepHeads {
     const NAME: &'static str = "keep-heads";
@@ -62,7 +70,7 @@ impl<N: Degree> HeadExchange for SwapHeads<N> {
     const RANKS: Option<usize> = N::FIXED;
 
     fn heads_per_rank(strategy: &'static str, q_heads: usize, ranks: usize) -> Result<usize, SupportError> {
-        match ranks > 0 && q_heads.is_multiple_of(ranks) {
+        match ranks > 0 && q_heads > 0 && q_heads.is_multiple_of(ranks) {
             true => Ok(q_heads / ranks),
             false => Err(SupportError::Heads { strategy, q_heads, ranks }),
         }
@@ -87,14 +95,21 @@ pub(super) struct HeadShare {
 }
 
 impl HeadShare {
-    fn new(shape: &AttentionShape, members: usize, member: usize) -> Self {
-        let (heads, group) = (shape.q_heads / members, shape.group());
+    /// The share of `member`, if all `members` have as many query heads.
+    fn new(
+        strategy: &'static str,
+        shape: &AttentionShape,
+        members: usize,
+        member: usize,
+    ) -> Result<Self, SupportError> {
+        shape.check()?;
+        let (heads, group) = (<SwapHeads>::heads_per_rank(strategy, shape.q_heads, members)?, shape.group());
         let q = member * heads..(member + 1) * heads;
         let kv = q.start / group..(q.end - 1) / group + 1;
         // Stretches of this many query heads never straddle two key/value heads.
         let stretch = greatest_common_divisor(group, heads);
         let slots: Vec<usize> = q.clone().step_by(stretch).map(|head| head / group - kv.start).collect();
-        HeadShare { q, kv, shape: AttentionShape { q_heads: heads, kv_heads: slots.len(), ..*shape }, slots }
+        Ok(HeadShare { q, kv, shape: AttentionShape { q_heads: heads, kv_heads: slots.len(), ..*shape }, slots })
     }
 
     fn q_columns(&self, dim: usize) -> Range<usize> {
@@ -135,6 +150,8 @@ fn greatest_common_divisor(a: usize, b: usize) -> usize {
 /// Which ranks exchange heads, and where the rows of each are among those of the group.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HeadSwap {
+    /// Name of the strategy, for errors.
+    pub(super) strategy: &'static str,
     /// Ranks of the communicator, by place in the group.
     pub(super) members: Vec<usize>,
     /// This rank's place.
@@ -155,40 +172,49 @@ impl HeadSwap {
         self.rows.iter().map(Vec::len).sum()
     }
 
-    pub(super) fn share(&self, shape: &AttentionShape) -> HeadShare {
-        self.share_of(shape, self.place)
+    /// This rank's share of the heads.
+    pub(super) fn share(&self, shape: &AttentionShape) -> Result<HeadShare, SupportError> {
+        HeadShare::new(self.strategy, shape, self.members.len(), self.place)
     }
 
-    fn share_of(&self, shape: &AttentionShape, member: usize) -> HeadShare {
-        HeadShare::new(shape, self.members.len(), member)
+    /// The shares of all members.
+    fn shares(&self, shape: &AttentionShape) -> Result<Vec<HeadShare>, SupportError> {
+        let members = self.members.len();
+        (0..members).map(|member| HeadShare::new(self.strategy, shape, members, member)).collect()
     }
 
     /// Bytes to other members: (forward, backward).
-    pub(super) fn bytes_sent(&self, shape: &AttentionShape, elem: usize, acc: usize) -> (usize, usize) {
-        let (mine, own) = (self.share(shape), self.rows[self.place].len());
+    pub(super) fn bytes_sent(
+        &self,
+        shape: &AttentionShape,
+        elem: usize,
+        acc: usize,
+    ) -> Result<(usize, usize), SupportError> {
+        let (shares, own) = (self.shares(shape)?, self.rows[self.place].len());
+        let mine = &shares[self.place];
         let (mut forward, mut backward) = (0, 0);
         for (member, rows) in self.rows.iter().enumerate().filter(|(member, _)| *member != self.place) {
-            let (theirs, rows) = (self.share_of(shape, member), rows.len());
+            let (theirs, rows) = (&shares[member], rows.len());
             forward += own * theirs.qkv_width() * elem + rows * mine.shape.out_width() * elem;
             let gradients = mine.shape.q_width() * elem + mine.kv_width() * acc;
             backward += own * theirs.shape.out_width() * elem + rows * gradients;
         }
-        (forward, backward)
+        Ok((forward, backward))
     }
 
-    /// Queries, keys and values of the group's tokens, this rank's heads only. `rows` are the valid rows of the
-    /// operands.
+    /// Queries, keys and values of the group's tokens, this rank's heads only.
     pub(super) fn bring<D: Ops>(
         &self,
         device: &D,
         comm: &dyn Communicator<D::Storage>,
-        rows: &[usize],
+        plan: &RankPlan,
         shape: &AttentionShape,
         [q, k, v]: [&ElemMatrix<D>; 3],
     ) -> Result<Swapped<D>> {
         let AttentionShape { qk_dim, v_dim, .. } = *shape;
+        let (shares, rows) = (self.shares(shape)?, &plan.rows[..]);
         let message = |member: usize| {
-            let share = self.share_of(shape, member);
+            let share = &shares[member];
             let mut message: ElemMatrix<D> = device.matrix(rows.len(), share.qkv_width());
             let (keys, values) = (share.shape.q_width(), share.shape.q_width() + share.kv.len() * qk_dim);
             device.gather_block(q, rows, share.q_columns(qk_dim), &mut message, 0);
@@ -196,10 +222,10 @@ impl HeadSwap {
             device.gather_block(v, rows, share.kv_columns(v_dim), &mut message, values);
             message
         };
-        let share = self.share(shape);
+        let share = &shares[self.place];
         let width = |_| share.qkv_width();
         let parts =
-            self.trade(device, comm, ("attention heads", AsIs), message, |member| self.rows[member].len(), width)?;
+            self.trade(device, comm, (plan.operation("attention heads"), AsIs), message, |member| self.rows[member].len(), width)?;
         let queries = share.shape.q_width();
         let mut swapped = Swapped {
             q: device.matrix(self.group_rows(), queries),
@@ -220,19 +246,20 @@ impl HeadSwap {
         &self,
         device: &D,
         comm: &dyn Communicator<D::Storage>,
+        plan: &RankPlan,
         shape: &AttentionShape,
         dim: usize,
         x: &ElemMatrix<D>,
     ) -> Result<ElemMatrix<D>> {
-        let own = self.rows[self.place].len();
+        let (shares, own) = (self.shares(shape)?, self.rows[self.place].len());
         let message = |member: usize| {
             let mut message = device.matrix(self.rows[member].len(), x.cols());
             device.gather_rows(x, &self.rows[member], &mut message, 0);
             message
         };
-        let columns = |member: usize| self.share_of(shape, member).q_columns(dim);
+        let columns = |member: usize| shares[member].q_columns(dim);
         let parts =
-            self.trade(device, comm, ("attention heads", AsIs), message, |_| own, |member| columns(member).len())?;
+            self.trade(device, comm, (plan.operation("attention heads"), AsIs), message, |_| own, |member| columns(member).len())?;
         let mut whole = device.matrix(own, shape.q_heads * dim);
         let rows: Vec<usize> = (0..own).collect();
         for (member, part) in parts.iter().enumerate() {
@@ -246,19 +273,20 @@ impl HeadSwap {
         &self,
         device: &D,
         comm: &dyn Communicator<D::Storage>,
-        rows: &[usize],
+        plan: &RankPlan,
         shape: &AttentionShape,
         dout: &ElemMatrix<D>,
     ) -> Result<ElemMatrix<D>> {
+        let (shares, rows) = (self.shares(shape)?, &plan.rows[..]);
         let message = |member: usize| {
-            let columns = self.share_of(shape, member).q_columns(shape.v_dim);
+            let columns = shares[member].q_columns(shape.v_dim);
             let mut message: ElemMatrix<D> = device.matrix(rows.len(), columns.len());
             device.gather_block(dout, rows, columns, &mut message, 0);
             message
         };
-        let width = self.share(shape).shape.out_width();
+        let width = shares[self.place].shape.out_width();
         let parts =
-            self.trade(device, comm, ("attention heads", AsIs), message, |member| self.rows[member].len(), |_| width)?;
+            self.trade(device, comm, (plan.operation("attention heads"), AsIs), message, |member| self.rows[member].len(), |_| width)?;
         let mut whole = device.matrix(self.group_rows(), width);
         for (part, rows) in parts.iter().zip(&self.rows) {
             device.scatter_rows(part, rows, &mut whole, 0);
@@ -271,11 +299,12 @@ impl HeadSwap {
         &self,
         device: &D,
         comm: &dyn Communicator<D::Storage>,
-        wire: Wire,
+        plan: &RankPlan,
         shape: &AttentionShape,
         dkv: &AccMatrix<D>,
     ) -> Result<AccMatrix<D>> {
-        let (share, own) = (self.share(shape), self.rows[self.place].len());
+        let (shares, own) = (self.shares(shape)?, self.rows[self.place].len());
+        let share = &shares[self.place];
         let every: Vec<usize> = (0..dkv.rows()).collect();
         // A head that is there more than once has its gradient in parts.
         let mut once: AccMatrix<D> = device.zero_matrix(dkv.rows(), share.kv_width());
@@ -287,12 +316,12 @@ impl HeadSwap {
             device.gather_rows(&once, &self.rows[member], &mut message, 0);
             message
         };
-        let width = |member: usize| self.share_of(shape, member).kv_width();
-        let parts = self.trade(device, comm, ("attention head gradients", wire), message, |_| own, width)?;
+        let width = |member: usize| shares[member].kv_width();
+        let parts = self.trade(device, comm, (plan.operation("attention head gradients"), plan.wire), message, |_| own, width)?;
         let mut sum: AccMatrix<D> = device.zero_matrix(own, shape.kv_width());
         let rows: Vec<usize> = (0..own).collect();
         for (member, part) in parts.iter().enumerate() {
-            let share = self.share_of(shape, member);
+            let share = &shares[member];
             let (keys, values) = (share.kv_columns(shape.qk_dim), share.kv_columns(shape.v_dim));
             device.scatter_add_block(part, 0..keys.len(), &rows, &mut sum, keys.start);
             device.scatter_add_block(part, keys.len()..part.cols(), &rows, &mut sum, shape.k_width() + values.start);
@@ -305,7 +334,7 @@ impl HeadSwap {
         &self,
         device: &D,
         comm: &dyn Communicator<D::Storage>,
-        (operation, encoding): (&'static str, impl Encoding<T, D>),
+        (operation, encoding): (Operation, impl Encoding<T, D>),
         message: impl Fn(usize) -> Matrix<T, D::Storage>,
         rows: impl Fn(usize) -> usize,
         cols: impl Fn(usize) -> usize,
@@ -330,7 +359,7 @@ impl HeadSwap {
                     let what = || format!("rank {from} sent no heads");
                     let missing = || PlanError::Unsound { strategy: <SwapHeads>::NAME, what: what() };
                     let parcel = parcels.next().ok_or_else(missing)?;
-                    encoding.decode(device, parcel, (from, operation), (rows, cols(member)))?
+                    encoding.decode(device, parcel, (from, operation.name), (rows, cols(member)))?
                 }
             });
         }
@@ -344,7 +373,7 @@ mod tests {
 
     fn shares(q_heads: usize, kv_heads: usize, members: usize) -> Vec<(Range<usize>, Range<usize>, Vec<usize>)> {
         let shape = AttentionShape { q_heads, kv_heads, qk_dim: 2, v_dim: 3, scale: 1.0 };
-        let share = |member| HeadShare::new(&shape, members, member);
+        let share = |member| HeadShare::new("ulysses", &shape, members, member).unwrap();
         (0..members).map(share).map(|share| (share.q, share.kv, share.slots)).collect()
     }
 
@@ -362,5 +391,12 @@ mod tests {
         assert_eq!(<SwapHeads>::heads_per_rank("ulysses", 8, 4), Ok(2));
         let message = <SwapHeads>::heads_per_rank("ulysses", 8, 3).unwrap_err().to_string();
         assert!(message.contains("8 query heads on 3 ranks") && message.contains("must be a multiple"), "{message}");
+        let shape = AttentionShape { q_heads: 8, kv_heads: 2, qk_dim: 2, v_dim: 3, scale: 1.0 };
+        let swap = HeadSwap { strategy: "ulysses", members: vec![0, 1, 2], place: 0, rows: vec![vec![]; 3] };
+        let refused = [swap.share(&shape).map(drop), swap.bytes_sent(&shape, 4, 4).map(drop)];
+        for refused in refused {
+            assert_eq!(refused, Err(SupportError::Heads { strategy: "ulysses", q_heads: 8, ranks: 3 }));
+        }
+        assert!(swap.share(&AttentionShape { q_heads: 0, ..shape }).is_err(), "no query heads");
     }
 }

@@ -32,6 +32,10 @@ pub trait Kernel: Copy + Default + fmt::Debug + PartialEq + Send + Sync + 'stati
     /// Whether a query of one sequence of a dense batch can attend keys of another.
     const ACROSS_SEQUENCES: bool = true;
 
+    /// Whether it needs all keys in one tile, in natural order: row by row the tokens of the batch, as
+    /// [`TileOperands::blocks`] has them.
+    const NATURAL_KEYS: bool = false;
+
     /// What the backward pass needs besides output and log-sum-exp.
     type Saved<D: Device>: Send + 'static;
 
@@ -132,6 +136,7 @@ impl Kernel for Unfused {
     const NAME: &'static str = "unfused";
     /// Scores are materialised sequence by sequence.
     const ACROSS_SEQUENCES: bool = false;
+    const NATURAL_KEYS: bool = true;
     type Saved<D: Device> = AccBuffer<D>;
 
     fn forward<D: Ops>(

@@ -37,6 +37,9 @@ pub trait DynKernel<D: Ops>: fmt::Debug + Send + Sync {
     /// [`Kernel::ACROSS_SEQUENCES`].
     fn across_sequences(&self) -> bool;
 
+    /// [`Kernel::NATURAL_KEYS`].
+    fn natural_keys(&self) -> bool;
+
     /// Whether the backward pass needs what the forward pass saved of each tile ([`Kernel::nothing_saved`]).
     fn saves(&self) -> bool;
 
@@ -95,6 +98,10 @@ impl<K: Kernel, D: Ops> DynKernel<D> for Object<K> {
 
     fn across_sequences(&self) -> bool {
         K::ACROSS_SEQUENCES
+    }
+
+    fn natural_keys(&self) -> bool {
+        K::NATURAL_KEYS
     }
 
     fn saves(&self) -> bool {

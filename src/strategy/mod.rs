@@ -106,6 +106,14 @@ pub trait KvExchange: Copy + Default + fmt::Debug + Hash + Send + Sync + 'static
     /// Name in messages.
     const NAME: &'static str;
 
+    /// Refuses settings that are out of their bounds, before anything is planned.
+    ///
+    /// # Errors
+    /// [`SupportError::Numbers`] with the setting and its bounds.
+    fn check(&self) -> Result<(), SupportError> {
+        Ok(())
+    }
+
     /// The forward program of the view's rank.
     fn forward(&self, view: &View) -> Program;
 

@@ -47,6 +47,12 @@ pub trait DynStrategy: fmt::Debug + Send + Sync {
     /// If a mask does not fit the batch, or the batch cannot be dealt out.
     fn deal(&self, batch: &dyn Batch, masks: &[(Mask, u64)]) -> Result<Arc<dyn Deal>>;
 
+    /// [`KvExchange::check`].
+    ///
+    /// # Errors
+    /// Settings out of their bounds.
+    fn check(&self) -> Result<(), SupportError>;
+
     /// Hashes the exchange of keys and values with its settings.
     fn hash_exchange(&self, state: &mut dyn Hasher);
 
@@ -101,6 +107,10 @@ impl<H: CpStrategy> DynStrategy for Object<H> {
 
     fn deal(&self, batch: &dyn Batch, masks: &[(Mask, u64)]) -> Result<Arc<dyn Deal>> {
         Ok(Arc::new(DealOf::<H::Order>(self.0.table(batch, masks)?)))
+    }
+
+    fn check(&self) -> Result<(), SupportError> {
+        self.0.kv().check()
     }
 
     fn hash_exchange(&self, mut state: &mut dyn Hasher) {

@@ -1,20 +1,19 @@
 //! Attention plans: everything that one rank needs to attend under one mask, made once and used by many layers.
 
 use std::hash::{DefaultHasher, Hash, Hasher};
-use std::ops::Deref;
+use std::ops::{Deref, Range};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
+use crate::comm::Operation;
 use crate::comm::dry::DryComm;
-use crate::comm::{Collectives, Communicator};
-use crate::error::{PlanError, Result, SupportError};
+use crate::error::{PlacementError, PlanError, Result, SupportError};
 use crate::layout::Layout;
 use crate::mask::{Bands, Mask};
 use crate::ops::Ops;
 use crate::ops::attention::AttentionShape;
 use crate::ops::unfused::Block;
 use crate::order::{DynPlacement, Placement, TokenOrder};
-use crate::plan::{Content, Program, View, Wire, check};
+use crate::plan::{Content, Piece, Program, View, Wire, check};
 use crate::strategy::heads::HeadSwap;
 use crate::strategy::object::{DynStrategy, object};
 use crate::strategy::{CpStrategy, DynKernel, Kernel, KernelKind, executor, kernel_object};
@@ -28,6 +27,15 @@ fn view_of(strategy: &dyn DynStrategy, placement: &DynPlacement, bands: Bands) -
             let (view, rows) = View::grouped(placement, bands);
             (view, Some(rows))
         }
+    }
+}
+
+/// Refuses a placement whose ranks are grouped or numbered otherwise than the strategy's.
+pub(crate) fn expect_groups(strategy: &dyn DynStrategy, placement: &DynPlacement) -> Result<(), PlacementError> {
+    let (expected, found) = (strategy.grid(), placement.grid());
+    match expected.same_groups(found) {
+        true => Ok(()),
+        false => Err(PlacementError::OtherGrid { strategy: strategy.name(), expected, found }),
     }
 }
 
@@ -59,7 +67,7 @@ impl<O: TokenOrder, L: Layout> AttentionPlan<O, L> {
     /// [`RankPlan::check`].
     ///
     /// # Errors
-    /// [`PlanError::Unsound`] if anything does not hold.
+    /// Those of [`RankPlan::check`].
     pub fn check<H: CpStrategy<Order = O>>(strategy: &H, placement: &Placement<O, L>, mask: &Mask) -> Result<()> {
         RankPlan::check(&*object(*strategy), placement, mask)
     }
@@ -87,12 +95,11 @@ impl<O: TokenOrder, L: Layout> Deref for AttentionPlan<O, L> {
 #[derive(Debug)]
 pub struct RankPlan {
     placement: Arc<DynPlacement>,
-    /// Hash of strategy, placement, mask and exchange.
+    strategy: &'static str,
+    /// Hash of strategy, its groups, placement, mask and exchange.
     made_of: u64,
     /// The same with the wire.
     hash: u64,
-    /// Whether every rank is known to have the same plan.
-    agreed: AtomicBool,
     pub(super) rank: usize,
     pub(super) forward: Program,
     pub(super) backward: Program,
@@ -121,8 +128,9 @@ impl RankPlan {
     /// The plan of `strategy` for the placement's rank.
     ///
     /// # Errors
-    /// If the mask does not fit the batch.
+    /// If the placement's ranks are not grouped as the strategy's, or the mask does not fit the batch.
     pub fn new(strategy: &dyn DynStrategy, placement: &Arc<DynPlacement>, mask: &Mask) -> Result<Self> {
+        expect_groups(strategy, placement)?;
         let batch = &**placement.batch();
         let (rank, stored, grid) = (placement.rank(), placement.rows(), placement.grid());
         let bands = mask.lower(batch)?;
@@ -131,7 +139,7 @@ impl RankPlan {
         let swap = group.map(|rows| {
             let (outer, place) = grid.place(rank);
             let members = (0..grid.inner).map(|inner| grid.rank(outer, inner)).collect();
-            HeadSwap { members, place, rows }
+            HeadSwap { strategy: strategy.name(), members, place, rows }
         });
         let held = placement.valid_runs_of(rank);
         let rows = held.iter().flat_map(|(local, run)| (*local..local + run.len).map(|at| placement.row_of(rank, at)));
@@ -152,14 +160,14 @@ impl RankPlan {
         }
         let in_place = placement.layout().is_token_major() && rows.len() == stored;
         let mut hasher = DefaultHasher::new();
-        (strategy.name(), placement.hash(), mask).hash(&mut hasher);
+        (strategy.name(), grid.outer, grid.inner, placement.hash(), mask).hash(&mut hasher);
         strategy.hash_exchange(&mut hasher);
         let (made_of, wire) = (hasher.finish(), Wire::default());
         Ok(RankPlan {
             placement: placement.clone(),
+            strategy: strategy.name(),
             made_of,
             hash: with_wire(made_of, wire),
-            agreed: AtomicBool::new(placement.ranks() == 1),
             rank,
             forward,
             backward,
@@ -173,18 +181,24 @@ impl RankPlan {
         })
     }
 
+    /// An operation of attention under this plan: messages of other plans are refused.
+    pub(super) fn operation(&self, name: &'static str) -> Operation {
+        Operation::under(name, self.hash)
+    }
+
     /// The plan with gradients that travel in other numbers.
     pub fn with_wire(mut self, wire: Wire) -> Self {
         (self.wire, self.hash) = (wire, with_wire(self.made_of, wire));
-        self.agreed = AtomicBool::new(self.placement.ranks() == 1);
         self
     }
 
     /// Rehearses the programs of all ranks, as [`crate::plan::check`] says. One rank's rehearsal speaks for all.
     ///
     /// # Errors
-    /// [`PlanError::Unsound`] if anything does not hold.
+    /// [`PlacementError::OtherGrid`] if the placement's ranks are not grouped as the strategy's,
+    /// [`PlanError::Unsound`](crate::error::PlanError::Unsound) if anything does not hold.
     pub fn check(strategy: &dyn DynStrategy, placement: &DynPlacement, mask: &Mask) -> Result<()> {
+        expect_groups(strategy, placement)?;
         let bands = mask.lower(&**placement.batch())?;
         let mut view = view_of(strategy, placement, bands).0;
         let mut programs = Vec::with_capacity(view.ranks());
@@ -200,30 +214,9 @@ impl RankPlan {
         self.hash
     }
 
-    /// Compares the plan's hash over ranks, the first time that it is used.
-    ///
-    /// # Errors
-    /// [`PlanError::Disagree`] with the first rank whose plan is another.
-    pub fn agree<D: Device>(&self, device: &D, comm: &dyn Communicator<D::Storage>) -> Result<()> {
-        if self.agreed.load(Ordering::Relaxed) {
-            return Ok(());
-        }
-        let own = self.hash();
-        let mine = device.upload(&[own as i64]);
-        let counts = vec![1; comm.size()];
-        for (rank, hash) in comm.all_gather_v(mine, &counts)?.into_iter().enumerate() {
-            let hash = device.download(&hash)[0] as u64;
-            if hash != own {
-                return Err(PlanError::Disagree { own_rank: comm.rank(), own, rank, found: hash }.into());
-            }
-        }
-        self.agreed.store(true, Ordering::Relaxed);
-        Ok(())
-    }
-
-    /// Bytes that [`RankPlan::agree`] hands to other ranks, once.
-    pub fn agreement_bytes(&self) -> usize {
-        (self.placement.ranks() - 1) * size_of::<u64>()
+    /// Name of the strategy.
+    pub fn strategy(&self) -> &'static str {
+        self.strategy
     }
 
     /// Where the tokens are.
@@ -242,20 +235,26 @@ impl RankPlan {
     }
 
     /// Bytes that one forward and one backward pass hand to other ranks.
-    pub fn bytes_sent<D: Device>(&self, shape: &AttentionShape) -> (usize, usize) {
+    ///
+    /// # Errors
+    /// If the ranks of a group cannot share the heads out.
+    pub fn bytes_sent<D: Device>(&self, shape: &AttentionShape) -> Result<(usize, usize)> {
         let elem = size_of::<D::Elem>();
         let acc = self.wire.bytes(elem, size_of::<D::Acc>());
-        let width = self.shape(shape).kv_width();
+        let width = self.shape(shape)?.kv_width();
         let bytes = |program: &Program| {
             let keys = program.rows_sent(self.rank, Content::Keys) * elem;
             (keys + program.rows_sent(self.rank, Content::Gradients) * acc) * width
         };
-        let heads = self.swap.as_ref().map_or((0, 0), |swap| swap.bytes_sent(shape, elem, acc));
-        (bytes(&self.forward) + heads.0, bytes(&self.backward) + heads.1)
+        let heads = self.swap.as_ref().map_or(Ok((0, 0)), |swap| swap.bytes_sent(shape, elem, acc))?;
+        Ok((bytes(&self.forward) + heads.0, bytes(&self.backward) + heads.1))
     }
 
     /// [`RankPlan::bytes_sent`] of a storage type that is chosen at run time.
-    pub fn bytes_sent_of(&self, dtype: DType, shape: &AttentionShape) -> (usize, usize) {
+    ///
+    /// # Errors
+    /// Those of [`RankPlan::bytes_sent`].
+    pub fn bytes_sent_of(&self, dtype: DType, shape: &AttentionShape) -> Result<(usize, usize)> {
         match dtype {
             DType::F64 => self.bytes_sent::<DryRun<f64>>(shape),
             DType::Bf16 | DType::F16 => self.bytes_sent::<DryRun<half::bf16>>(shape),
@@ -304,16 +303,39 @@ impl RankPlan {
         Ok((forward, device.ledger().peak() - held))
     }
 
-    /// Refuses a kernel that cannot attend what the mask says.
-    pub(super) fn expect<D: Ops>(&self, kernel: &dyn DynKernel<D>) -> Result<(), SupportError> {
-        match self.across_sequences && !kernel.across_sequences() {
-            true => Err(SupportError::AcrossSequences { kernel: kernel.name() }),
-            false => Ok(()),
+    /// Refuses a kernel that cannot attend what the mask says, or not the keys that the exchange brings.
+    pub(super) fn expect<D: Ops>(&self, kernel: &dyn DynKernel<D>) -> Result<()> {
+        if self.across_sequences && !kernel.across_sequences() {
+            return Err(SupportError::AcrossSequences { kernel: kernel.name() }.into());
         }
+        if kernel.natural_keys() && !self.has_natural_keys() {
+            let (strategy, kernel) = (self.strategy, kernel.name());
+            let what = format!(
+                "the kernel {kernel} needs all keys in one tile, in natural order, and the exchange brings them otherwise: \
+                 use another kernel, or let the exchange put them in the order of View::natural"
+            );
+            return Err(PlanError::Unsound { strategy, what }.into());
+        }
+        Ok(())
+    }
+
+    /// Whether each pass attends once, to keys that are in the rows of their tokens, sequence by sequence.
+    fn has_natural_keys(&self) -> bool {
+        let inside = |outer: &Range<usize>, inner: Range<usize>| outer.start <= inner.start && inner.end <= outer.end;
+        let natural = |piece: &Piece| {
+            let Piece { q, k, k_row, .. } = *piece;
+            let block = self.blocks.iter().find(|(queries, _)| inside(queries, piece.q_rows()));
+            let in_block = |(_, keys): &Block| inside(keys, piece.k_rows()) && inside(keys, q.start..q.end());
+            k.start == k_row && (k.step == 1 || k.len <= 1) && block.is_some_and(in_block)
+        };
+        [&self.forward, &self.backward].into_iter().all(|program| {
+            let mut tiles = program.tiles();
+            matches!((tiles.next(), tiles.next()), (Some((_, pieces)), None) if pieces.iter().all(natural))
+        })
     }
 
     /// What the rank attends with: all heads, or its share of them.
-    pub(super) fn shape(&self, shape: &AttentionShape) -> AttentionShape {
-        self.swap.as_ref().map_or(*shape, |swap| swap.share(shape).shape)
+    pub(super) fn shape(&self, shape: &AttentionShape) -> Result<AttentionShape> {
+        self.swap.as_ref().map_or(Ok(*shape), |swap| Ok(swap.share(shape)?.shape))
     }
 }

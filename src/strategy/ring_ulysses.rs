@@ -43,7 +43,7 @@ impl<Outer: Degree, Inner: Degree, O: TokenOrder> CpStrategy for RingUlysses<Out
     const NAME: &'static str = "ring-ulysses";
 
     fn degree(&self) -> usize {
-        self.outer.ranks() * self.inner.ranks()
+        self.outer.ranks().saturating_mul(self.inner.ranks())
     }
 
     fn grid(&self) -> Grid {

@@ -26,7 +26,7 @@ pub trait Row<L: Layout, K: Kernel>: CpStrategy<Kv: RunsOn<K>> {}
     message = "the exchange `{Self}` does not run on the kernel `{K}`: to merge partial results, use `Flash` or another kernel with `LogSumExp`",
     label = "not a kernel for this exchange",
     note = "`LocalKv` and `GatherKv` merge nothing and run on every kernel",
-    note = "an exchange of your own implements `RunsOn<K>` for every `K: LogSumExp`, or, if it attends all keys in one tile, for every kernel"
+    note = "an exchange of your own implements `RunsOn<K>` for every `K: LogSumExp`, or, if it attends all keys in one tile in natural order, for every kernel"
 )]
 pub trait RunsOn<K: Kernel>: KvExchange {}
 

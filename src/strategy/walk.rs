@@ -49,6 +49,7 @@ pub(super) struct Walk<'a, D: Device> {
     rank: usize,
     /// How gradients travel.
     wire: Wire,
+    plan: &'a RankPlan,
     width: usize,
     /// Slot 0 may be borrowed; it is never written into.
     keys: Vec<Option<Packed<'a, D>>>,
@@ -71,7 +72,7 @@ impl<'a, D: Ops> Walk<'a, D> {
     pub(super) fn new(
         device: &'a D,
         comm: &'a dyn Communicator<D::Storage>,
-        plan: &RankPlan,
+        plan: &'a RankPlan,
         program: &'a Program,
         own: Packed<'a, D>,
         width: usize,
@@ -80,7 +81,7 @@ impl<'a, D: Ops> Walk<'a, D> {
         let keys = std::iter::once(Some(own)).chain((1..slots).map(|_| None)).collect();
         let gradients = (0..slots).map(|_| None).collect();
         let RankPlan { rank, wire, .. } = *plan;
-        Walk { device, comm, program, rank, wire, width, keys, gradients, open: HashMap::new() }
+        Walk { device, comm, program, rank, wire, plan, width, keys, gradients, open: HashMap::new() }
     }
 
     /// The keys and values of a slot.
@@ -169,7 +170,7 @@ impl<'a, D: Ops> Walk<'a, D> {
     ) -> Result<Accounted<D::Storage>> {
         let expected = receives.iter().filter(|receive| receive.peer != self.rank && !receive.rows.is_empty());
         let expected = expected.map(|receive| encoding.expect(receive.peer, receive.rows.len() * self.width));
-        Accounted::post(self.device, self.comm, operation, messages, expected.collect())
+        Accounted::post(self.device, self.comm, self.plan.operation(operation), messages, expected.collect())
     }
 
     fn wait(&mut self, exchange: usize) -> Result<()> {

@@ -3,7 +3,6 @@
 use std::borrow::Cow;
 use std::sync::Arc;
 
-use crate::comm::Collectives;
 use crate::error::{Result, SupportError};
 use crate::handler::HandlerRef;
 use crate::model::inputs::{DynInputs, InputsRef};
@@ -82,7 +81,7 @@ impl<D: Ops> State<D> {
             D::Storage::write(&mut flat, at, value.buffer());
             at += value.buffer().len();
         }
-        handler.comm().all_reduce(&mut flat)?;
+        handler.all_reduce("gradients", &mut flat)?;
         at = 0;
         for value in self.gradients.values_mut() {
             let len = value.buffer().len();

@@ -167,7 +167,7 @@ fn traffic(lengths: &[usize], ranks: usize, tokens: Option<usize>) -> (u64, u64,
             assert!(placement.rows() <= schedule.report.tokens_per_rank);
             for mask in learner.model().masks() {
                 let plan = learner.handler().plan(&placement, mask)?;
-                let (forward, backward) = plan.bytes_sent::<Cpu<f64>>(learner.model().attention_shape());
+                let (forward, backward) = plan.bytes_sent::<Cpu<f64>>(learner.model().attention_shape())?;
                 predicted += (forward + backward) as u64;
             }
         }

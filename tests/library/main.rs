@@ -15,6 +15,7 @@ mod orders;
 mod packs;
 mod padding;
 mod plans;
+mod refusals;
 mod shells;
 mod strategies;
 mod support;

@@ -16,7 +16,7 @@ use context_parallel::model::{Config, GptModel, ParameterList, Sizes, init};
 use context_parallel::ops::Ops;
 use context_parallel::ops::attention::AttentionShape;
 use context_parallel::oracle;
-use context_parallel::order::{Contiguous, Full, Striped, Zigzag};
+use context_parallel::order::{Contiguous, Full, Shard, Striped, Zigzag};
 use context_parallel::plan::stages::{Merging, StageCosts, StageCount, Staging};
 use context_parallel::plan::{Program, Wire};
 use context_parallel::strategy::{
@@ -196,7 +196,6 @@ fn attention<H: Supports<Thd, Flash>>(
         }
         let plan = handler.plan(&placement, mask)?;
         let (q, k, v) = (&shards[0], &shards[1], &shards[2]);
-        plan.agree(&device, handler.comm())?;
         let (ledger, predicted) = (device.ledger(), plan.peak_bytes::<Flash, Cpu<f32>>(shape)?);
         let held = ledger.mark();
         let (out, core) = handler.core_attn::<Flash, _>(&device, &plan, shape, q, k, v)?;
@@ -208,7 +207,7 @@ fn attention<H: Supports<Thd, Flash>>(
         for shard in [out, dq, dk, dv] {
             whole.push(handler.combine(&device, &shard)?.to_batch_first());
         }
-        let (forward, backward) = plan.bytes_sent::<Cpu<f32>>(shape);
+        let (forward, backward) = plan.bytes_sent::<Cpu<f32>>(shape)?;
         let moved = |operation| traffic.bytes_in(operation);
         let counted = OPERATIONS.into_iter().map(moved).sum::<u64>();
         assert_eq!(counted, (forward + backward) as u64, "bytes of {strategy:?}");
@@ -379,7 +378,10 @@ fn ranks_with_other_stages_are_told_before_they_compute() {
         let strategy = Magi::new(Runtime(2)).with_stages(StageCount::Exactly(2 + comm.rank()));
         let handler = CpHandler::<Magi, Thd, _>::new(strategy, comm)?;
         let placement = handler.place(Packed::from_lengths(&[64])?)?;
-        handler.plan(&placement, &Mask::Causal)?.agree(&device, handler.comm())
+        let plan = handler.plan(&placement, &Mask::Causal)?;
+        let shape = AttentionShape { q_heads: 2, kv_heads: 1, qk_dim: 4, v_dim: 4, scale: 0.5 };
+        let [q, k, v] = [8, 4, 4].map(|width| Shard::new(device.zero_matrix(placement.rows(), width), placement.clone()));
+        handler.core_attn::<Flash, _>(&device, &plan, &shape, &q?, &k?, &v?).map(drop)
     });
     let message = error.unwrap_err().to_string();
     assert!(message.contains("give every rank the same") && message.contains("stages with their costs"), "{message}");
@@ -414,7 +416,7 @@ fn gradients_travel_in_the_storage_type_if_asked() {
             assert_eq!(device.ledger().peak() - held, peak);
             let gradients = traffic.bytes_in("attention gradients") + traffic.bytes_in("attention head gradients");
             let counted = OPERATIONS.into_iter().map(|operation| traffic.bytes_in(operation)).sum::<u64>();
-            let (forward, backward) = plan.bytes_sent::<Cpu<bf16>>(&shape);
+            let (forward, backward) = plan.bytes_sent::<Cpu<bf16>>(&shape)?;
             assert_eq!(counted, (forward + backward) as u64);
             let dk = handler.combine(&device, &dk)?.to_batch_first();
             Ok((dk.into_iter().map(f64::from).collect::<Vec<f64>>(), gradients))

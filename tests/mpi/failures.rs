@@ -57,10 +57,10 @@ const SILENT: &[&str] = &["rank 1 was silent for 2 s in ring (step 1)"];
 
 /// What a rank can be in when another fails.
 type Act = fn(&dyn Communicator) -> Result<()>;
-const WAIT: Act = |comm| comm.exchange("a", vec![], vec![receive(1, 1)])?.wait().map(drop);
+const WAIT: Act = |comm| comm.exchange("a".into(), vec![], vec![receive(1, 1)])?.wait().map(drop);
 const EXCHANGES: Act = |comm| {
     loop {
-        comm.exchange("b", vec![send(1, &[1])], vec![])?.wait()?;
+        comm.exchange("b".into(), vec![send(1, &[1])], vec![])?.wait()?;
         thread::yield_now();
     }
 };
@@ -129,9 +129,9 @@ fn mismatch(comm: MpiComm, of_type: bool) -> Result<()> {
     match comm.rank() {
         0 => {
             let expected = if of_type { Receive::of::<f64>(1, 2) } else { receive(1, 3) };
-            comm.exchange("rows", vec![], vec![expected])?.wait().map(drop)
+            comm.exchange("rows".into(), vec![], vec![expected])?.wait().map(drop)
         }
-        1 => comm.exchange("rows", vec![send(0, &[1, 2])], vec![])?.wait().map(drop),
+        1 => comm.exchange("rows".into(), vec![send(0, &[1, 2])], vec![])?.wait().map(drop),
         _ => Ok(()),
     }
 }
@@ -151,7 +151,7 @@ fn silence(comm: MpiComm, act: impl Fn()) -> Result<()> {
         thread::sleep(Duration::from_millis(200));
         act();
     }
-    comm.exchange("ring", vec![], vec![receive(1, 1)])?.wait().map(drop)
+    comm.exchange("ring".into(), vec![], vec![receive(1, 1)])?.wait().map(drop)
 }
 
 /// Rank 1 hangs when the others have ended, in a process that is frozen.

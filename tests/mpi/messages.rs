@@ -52,7 +52,7 @@ fn messages_keep_their_order(comm: MpiComm) -> Result<()> {
         // Twice to one peer in one exchange, one long and one short.
         let long: Vec<i64> = (0..20_000).map(|at| at + i).collect();
         let sends = vec![send(next, &long), send(next, &[-i, i])];
-        let received = comm.exchange("ring", sends, vec![receive(last, 20_000), receive(last, 2)])?.wait()?;
+        let received = comm.exchange("ring".into(), sends, vec![receive(last, 20_000), receive(last, 2)])?.wait()?;
         assert_eq!(values(received), [long, vec![-i, i]]);
     }
     Ok(())
@@ -60,8 +60,8 @@ fn messages_keep_their_order(comm: MpiComm) -> Result<()> {
 
 fn exchanges_end_in_any_order(comm: MpiComm) -> Result<()> {
     let peer = 1 - comm.rank();
-    let first = comm.exchange("first", vec![send(peer, &[1])], vec![receive(peer, 1)])?;
-    let second = comm.exchange("second", vec![send(peer, &[2, 2])], vec![receive(peer, 2)])?;
+    let first = comm.exchange("first".into(), vec![send(peer, &[1])], vec![receive(peer, 1)])?;
+    let second = comm.exchange("second".into(), vec![send(peer, &[2, 2])], vec![receive(peer, 2)])?;
     assert_eq!(values(second.wait()?), [[2, 2]]);
     assert_eq!(values(first.wait()?), [[1]]);
     Ok(())
@@ -70,7 +70,7 @@ fn exchanges_end_in_any_order(comm: MpiComm) -> Result<()> {
 fn a_dropped_exchange_does_not_shift_later_ones(comm: MpiComm) -> Result<()> {
     let peer = 1 - comm.rank();
     for late in [false, true] {
-        let begin = || comm.exchange("dropped", vec![send(peer, &[1])], vec![receive(peer, 1)]);
+        let begin = || comm.exchange("dropped".into(), vec![send(peer, &[1])], vec![receive(peer, 1)]);
         if comm.rank() == 0 && late {
             // Given up before the peer has sent.
             drop(begin()?);
@@ -81,7 +81,7 @@ fn a_dropped_exchange_does_not_shift_later_ones(comm: MpiComm) -> Result<()> {
             }
             drop(begin()?);
         }
-        let kept = comm.exchange("kept", vec![send(peer, &[2])], vec![receive(peer, 1)])?;
+        let kept = comm.exchange("kept".into(), vec![send(peer, &[2])], vec![receive(peer, 1)])?;
         assert_eq!(values(kept.wait()?), [[2]]);
     }
     Ok(())
@@ -92,7 +92,7 @@ fn what_is_sent_outlives_its_exchange(comm: MpiComm) -> Result<()> {
     let expected = |i: usize| (i as i64).wrapping_mul(0x9E37_79B9_7F4A_7C15_u64 as i64);
     if comm.rank() == 0 {
         let values: Vec<i64> = (0..LEN).map(expected).collect();
-        drop(comm.exchange("big", vec![send(1, &values)], vec![])?);
+        drop(comm.exchange("big".into(), vec![send(1, &values)], vec![])?);
         drop(values);
         // Memory that is freed would be used again for this.
         let other = vec![-1i64; LEN];
@@ -100,7 +100,7 @@ fn what_is_sent_outlives_its_exchange(comm: MpiComm) -> Result<()> {
         return Ok(());
     }
     thread::sleep(Duration::from_millis(200));
-    let received = values(comm.exchange("big", vec![], vec![receive(0, LEN)])?.wait()?);
+    let received = values(comm.exchange("big".into(), vec![], vec![receive(0, LEN)])?.wait()?);
     assert!(received[0].iter().enumerate().all(|(i, &x)| x == expected(i)));
     Ok(())
 }
@@ -132,11 +132,11 @@ fn splits_order_by_key_then_rank_and_nest(comm: MpiComm) -> Result<()> {
     // Messages of the three groups do not mix, though posted in different orders.
     let mut sums = [Buffer::from_slice(&[1.0f32]), Buffer::from_slice(&[1.0]), Buffer::from_slice(&[1.0])];
     let peer = |comm: &dyn Communicator| (comm.rank() + 1) % comm.size();
-    let early = half.exchange("half", vec![send(peer(&*half), &[9])], vec![])?;
+    let early = half.exchange("half".into(), vec![send(peer(&*half), &[9])], vec![])?;
     comm.all_reduce(&mut sums[0])?;
     pair.all_reduce(&mut sums[2])?;
     let last = (half.rank() + half.size() - 1) % half.size();
-    let from_half = values(half.exchange("half", vec![], vec![receive(last, 1)])?.wait()?);
+    let from_half = values(half.exchange("half".into(), vec![], vec![receive(last, 1)])?.wait()?);
     early.wait()?;
     half.all_reduce(&mut sums[1])?;
     let (rank, odd) = (comm.rank(), comm.rank() % 2);
@@ -160,12 +160,12 @@ fn many_splits(comm: MpiComm) -> Result<()> {
 
 fn wrong_peers_are_refused(comm: MpiComm) -> Result<()> {
     let (me, peer) = (comm.rank(), 1 - comm.rank());
-    let attempt = |to, from| comm.exchange("test", vec![send(to, &[1])], vec![receive(from, 1)]).map(drop);
+    let attempt = |to, from| comm.exchange("test".into(), vec![send(to, &[1])], vec![receive(from, 1)]).map(drop);
     assert_eq!(attempt(2, peer), Err(CommError::NoSuchRank { rank: 2, size: 2 }.into()));
     assert_eq!(attempt(peer, 5), Err(CommError::NoSuchRank { rank: 5, size: 2 }.into()));
     assert_eq!(attempt(me, peer), Err(CommError::ToItself { rank: me, operation: "test" }.into()));
     assert_eq!(attempt(peer, me), Err(CommError::ToItself { rank: me, operation: "test" }.into()));
-    assert_eq!(values(comm.exchange("test", vec![send(peer, &[3])], vec![receive(peer, 1)])?.wait()?), [[3]]);
+    assert_eq!(values(comm.exchange("test".into(), vec![send(peer, &[3])], vec![receive(peer, 1)])?.wait()?), [[3]]);
     Ok(())
 }
 
@@ -174,12 +174,12 @@ fn messages_move_while_their_sender_computes(comm: MpiComm) -> Result<()> {
     const LEN: usize = 2 << 20;
     comm.barrier()?;
     if comm.rank() == 0 {
-        let pending = comm.exchange("overlap", vec![send(1, &vec![5; LEN])], vec![])?;
+        let pending = comm.exchange("overlap".into(), vec![send(1, &vec![5; LEN])], vec![])?;
         thread::sleep(Duration::from_secs(4));
         pending.wait()?;
     } else {
         let start = Instant::now();
-        let received = values(comm.exchange("overlap", vec![], vec![receive(0, LEN)])?.wait()?);
+        let received = values(comm.exchange("overlap".into(), vec![], vec![receive(0, LEN)])?.wait()?);
         assert!(received[0].iter().all(|&x| x == 5));
         assert!(start.elapsed() < Duration::from_secs(2), "{:?}: the sender is busy for 4 s", start.elapsed());
     }
@@ -216,7 +216,7 @@ fn every_type_and_size(comm: MpiComm) -> Result<()> {
             let peer = 1 - comm.rank();
             let mine: Vec<T> = (0..len).map(|i| of(i + comm.rank())).collect();
             let sends = vec![Send { to: peer, parcel: Buffer::from_slice(&mine).into() }];
-            let received = comm.exchange("types", sends, vec![Receive::of::<T>(peer, len)])?.wait()?;
+            let received = comm.exchange("types".into(), sends, vec![Receive::of::<T>(peer, len)])?.wait()?;
             for parcel in received.parcels {
                 let found = open::<T, _>(parcel, peer, "types")?;
                 assert!(found.len() == len && found.iter().enumerate().all(|(i, x)| *x == of(i + peer)));

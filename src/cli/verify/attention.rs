@@ -187,15 +187,14 @@ fn attend<T: Float>(chosen: &Chosen, comm: Comm, problem: &Problem<T>, threads: 
     }
     let (qkv, dout) = ([&shards[0], &shards[1], &shards[2]], &shards[3]);
     let plan = handler.plan(&placement, mask)?;
-    plan.agree(&device, handler.comm())?;
     let held = device.ledger().mark();
     let (out, core) = handler.by_ref().core_attn(&device, kernel, &plan, shape, qkv)?;
     let peak_forward = device.ledger().peak() - held;
     let held = device.ledger().mark();
     let [dq, dk, dv] = handler.by_ref().core_attn_backward(&device, &plan, qkv, &core, dout)?;
     let peak_backward = device.ledger().peak() - held;
-    let (forward, backward) = plan.bytes_sent::<Cpu<T>>(shape);
-    let sent = (forward + backward + plan.agreement_bytes(), traffic.bytes() as usize);
+    let (forward, backward) = plan.bytes_sent::<Cpu<T>>(shape)?;
+    let sent = (forward + backward, traffic.bytes() as usize);
     let peak = plan.peak_bytes_of(chosen.kernel, T::DTYPE, shape)?;
     let predictions = [sent, (peak.0, peak_forward), (peak.1, peak_backward)];
     let predictions: Vec<i64> =

@@ -5,6 +5,7 @@ use bytemuck::{Pod, Zeroable};
 use super::super::Parcel;
 use super::super::mailbox::Failure;
 use super::super::member::Message;
+use super::super::tag::Tag;
 use crate::tensor::{Buffer, DType, Host};
 
 /// What a process tells another.
@@ -37,6 +38,8 @@ pub(super) struct Header {
     stream: u64,
     /// Depends on the kind.
     fields: [u64; 3],
+    /// Of a parcel; else zero.
+    tag: Tag,
     /// What follows, and in parts of how many bytes.
     pub(super) bytes: u64,
     pub(super) part: u64,
@@ -63,8 +66,10 @@ impl Frame {
     /// Header and what follows it.
     pub(super) fn pack(self, part: usize) -> (Header, Buffer<u8>) {
         let nothing = || Buffer::from_slice(&[]);
+        let mut of_parcel = Tag::zeroed();
         let (kind, stream, fields, bytes) = match self {
-            Frame::Message { stream, message: Message::Parcel(parcel) } => {
+            Frame::Message { stream, message: Message::Parcel { tag, parcel } } => {
+                of_parcel = tag;
                 let dtype = DTYPES.iter().position(|&dtype| dtype == parcel.dtype).unwrap_or(DTYPES.len());
                 let (len, bytes) = (parcel.len, parcel.bytes());
                 (PARCEL, stream, [len as u64, dtype as u64, 0], Buffer::from_storage(parcel.storage, bytes))
@@ -82,12 +87,12 @@ impl Frame {
                 (ENDED, 0, [failed, u64::from(is_input), 0], Buffer::from_slice(error.unwrap_or_default().as_bytes()))
             }
         };
-        (Header { kind, stream, fields, bytes: bytes.len() as u64, part: part as u64 }, bytes)
+        (Header { kind, stream, fields, tag: of_parcel, bytes: bytes.len() as u64, part: part as u64 }, bytes)
     }
 
     /// What a header and the bytes that came after it say; `None` if this is not of this program's making.
     pub(super) fn unpack(header: Header, bytes: Buffer<u8>) -> Option<Frame> {
-        let Header { kind, stream, fields: [a, b, c], .. } = header;
+        let Header { kind, stream, fields: [a, b, c], tag, .. } = header;
         let text = |bytes: Buffer<u8>| String::from_utf8_lossy(&bytes).into_owned();
         let message = |message| Some(Frame::Message { stream, message });
         match kind {
@@ -96,7 +101,8 @@ impl Frame {
                 if len.checked_mul(dtype.size()) != Some(bytes.len()) {
                     return None;
                 }
-                message(Message::Parcel(Parcel::<Host> { storage: bytes.into_storage(), len, dtype }))
+                let parcel = Parcel::<Host> { storage: bytes.into_storage(), len, dtype };
+                message(Message::Parcel { tag, parcel })
             }
             BARRIER => message(Message::Barrier),
             SPLIT => message(Message::Split { color: a as usize, key: b as usize, group: c }),
@@ -111,6 +117,7 @@ impl Frame {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::comm::Operation;
 
     /// What arrives of a frame.
     fn sent(frame: Frame) -> Option<Frame> {
@@ -123,12 +130,14 @@ mod tests {
     #[test]
     fn parcels_keep_elements_type_and_stream() {
         let values = [1.5f64, -0.0, f64::NAN, 7.0];
-        let message = Message::Parcel(Buffer::from_slice(&values).into());
-        let Some(Frame::Message { stream: 9, message: Message::Parcel(parcel) }) =
+        let tag = Tag::from(Operation::under("ring", 5));
+        let message = Message::Parcel { tag, parcel: Buffer::from_slice(&values).into() };
+        let Some(Frame::Message { stream: 9, message: Message::Parcel { tag: found, parcel } }) =
             sent(Frame::Message { stream: 9, message })
         else {
             panic!("not a parcel");
         };
+        assert_eq!(found, tag);
         assert_eq!((parcel.len(), parcel.dtype()), (4, DType::F64));
         let found = parcel.open::<f64>().unwrap();
         assert!(found.iter().zip(values).all(|(a, b)| a.to_bits() == b.to_bits()));
@@ -157,7 +166,7 @@ mod tests {
 
     #[test]
     fn what_does_not_add_up_is_refused() {
-        let message = Message::Parcel(Buffer::from_slice(&[1f32; 3]).into());
+        let message = Message::Parcel { tag: Tag::zeroed(), parcel: Buffer::from_slice(&[1f32; 3]).into() };
         let (header, _) = Frame::Message { stream: 1, message }.pack(100);
         assert!(Frame::unpack(header, Buffer::from_slice(&[0; 11])).is_none());
         assert!(Frame::unpack(Header { kind: 77, ..header }, Buffer::from_slice(&[0; 12])).is_none());

@@ -39,7 +39,7 @@ fn messages_keep_their_order() {
         for i in 0..100 {
             // Twice to one peer in one exchange.
             let sends = vec![send(next, &[i]), send(next, &[-i, i])];
-            let received = comm.exchange("ring", sends, vec![receive(last, 1), receive(last, 2)])?.wait()?;
+            let received = comm.exchange("ring".into(), sends, vec![receive(last, 1), receive(last, 2)])?.wait()?;
             seen.extend(values(received));
         }
         Ok(seen)
@@ -52,8 +52,8 @@ fn messages_keep_their_order() {
 fn two_exchanges_may_be_under_way_and_end_in_any_order() {
     let seen = run(2, |comm| {
         let peer = 1 - comm.rank();
-        let first = comm.exchange("first", vec![send(peer, &[1])], vec![receive(peer, 1)])?;
-        let second = comm.exchange("second", vec![send(peer, &[2, 2])], vec![receive(peer, 2)])?;
+        let first = comm.exchange("first".into(), vec![send(peer, &[1])], vec![receive(peer, 1)])?;
+        let second = comm.exchange("second".into(), vec![send(peer, &[2, 2])], vec![receive(peer, 2)])?;
         let second = values(second.wait()?);
         Ok((values(first.wait()?), second))
     });
@@ -67,20 +67,20 @@ fn a_dropped_exchange_does_not_shift_later_ones() {
             let peer = 1 - comm.rank();
             let pending = if comm.rank() == 0 && late {
                 // Given up before the peer has sent.
-                drop(comm.exchange("dropped", vec![send(1, &[1])], vec![receive(1, 1)])?);
+                drop(comm.exchange("dropped".into(), vec![send(1, &[1])], vec![receive(1, 1)])?);
                 comm.barrier()?;
                 None
             } else {
                 if late {
                     comm.barrier()?;
                 }
-                Some(comm.exchange("dropped", vec![send(peer, &[1])], vec![receive(peer, 1)])?)
+                Some(comm.exchange("dropped".into(), vec![send(peer, &[1])], vec![receive(peer, 1)])?)
             };
             if !late {
                 comm.barrier()?;
             }
             drop(pending);
-            Ok(values(comm.exchange("kept", vec![send(peer, &[2])], vec![receive(peer, 1)])?.wait()?))
+            Ok(values(comm.exchange("kept".into(), vec![send(peer, &[2])], vec![receive(peer, 1)])?.wait()?))
         });
         assert_eq!(seen, Ok(vec![vec![vec![2]]; 2]), "late: {late}");
     }
@@ -93,7 +93,7 @@ fn buffers_are_moved_not_copied() {
         let sent = buffer.as_ptr() as usize;
         let peer = 1 - comm.rank();
         let sends = vec![Send { to: peer, parcel: buffer.into() }];
-        let mut received = comm.exchange("swap", sends, vec![receive(peer, 100)])?.wait()?;
+        let mut received = comm.exchange("swap".into(), sends, vec![receive(peer, 100)])?.wait()?;
         let buffer = open::<i64, _>(received.parcels.remove(0), peer, "swap")?;
         // Both live until both addresses are taken.
         comm.barrier()?;
@@ -127,11 +127,11 @@ fn splits_order_by_key_then_rank_and_nest() {
         // Messages of the three groups do not mix, though posted in different orders.
         let mut sums = [Buffer::from_slice(&[1.0f32]), Buffer::from_slice(&[1.0]), Buffer::from_slice(&[1.0])];
         let peer = |comm: &dyn Communicator| (comm.rank() + 1) % comm.size();
-        let early = half.exchange("half", vec![send(peer(&*half), &[9])], vec![])?;
+        let early = half.exchange("half".into(), vec![send(peer(&*half), &[9])], vec![])?;
         comm.all_reduce(&mut sums[0])?;
         pair.all_reduce(&mut sums[2])?;
         let last = (half.rank() + half.size() - 1) % half.size();
-        let from_half = values(half.exchange("half", vec![], vec![receive(last, 1)])?.wait()?);
+        let from_half = values(half.exchange("half".into(), vec![], vec![receive(last, 1)])?.wait()?);
         early.wait()?;
         half.all_reduce(&mut sums[1])?;
         Ok((half.rank(), globals(&*half), globals(&*pair), sums.map(|sum| sum[0]), from_half))
@@ -149,13 +149,13 @@ fn splits_order_by_key_then_rank_and_nest() {
 fn wrong_peers_are_refused_before_anything_is_sent() {
     let seen = run(2, |comm| {
         let me = comm.rank();
-        let try_exchange = |to, from| comm.exchange("test", vec![send(to, &[1])], vec![receive(from, 1)]).map(drop);
+        let try_exchange = |to, from| comm.exchange("test".into(), vec![send(to, &[1])], vec![receive(from, 1)]).map(drop);
         assert_eq!(try_exchange(2, 1 - me), Err(CommError::NoSuchRank { rank: 2, size: 2 }.into()));
         assert_eq!(try_exchange(1 - me, 5), Err(CommError::NoSuchRank { rank: 5, size: 2 }.into()));
         assert_eq!(try_exchange(me, 1 - me), Err(CommError::ToItself { rank: me, operation: "test" }.into()));
         assert_eq!(try_exchange(1 - me, me), Err(CommError::ToItself { rank: me, operation: "test" }.into()));
         let peer = 1 - me;
-        Ok(values(comm.exchange("test", vec![send(peer, &[3])], vec![receive(peer, 1)])?.wait()?))
+        Ok(values(comm.exchange("test".into(), vec![send(peer, &[3])], vec![receive(peer, 1)])?.wait()?))
     });
     assert_eq!(seen, Ok(vec![vec![vec![3]]; 2]));
     assert_eq!(run(0, |_| Ok(())), fails_with(CommError::NoSuchRank { rank: 0, size: 0 }));
@@ -168,7 +168,7 @@ fn what_comes_must_be_what_was_expected() {
             comm.barrier()?;
             let (sends, receives) =
                 if comm.rank() == 0 { (vec![], vec![expected]) } else { (vec![send(0, &[1, 2])], vec![]) };
-            comm.exchange("rows", sends, receives)?.wait().map(drop)
+            comm.exchange("rows".into(), sends, receives)?.wait().map(drop)
         })
     };
     let protocol = |expected: &str| {
@@ -196,10 +196,10 @@ fn a_barrier_is_no_split() {
 /// Everything that a rank can be in when another fails.
 type Act = fn(&dyn Communicator) -> Result<()>;
 const ACTS: [(&str, Act); 7] = [
-    ("wait", |comm| comm.exchange("a", vec![], vec![receive(1, 1)])?.wait().map(drop)),
+    ("wait", |comm| comm.exchange("a".into(), vec![], vec![receive(1, 1)])?.wait().map(drop)),
     ("exchange", |comm| {
         loop {
-            comm.exchange("b", vec![send(1, &[1])], vec![])?.wait()?;
+            comm.exchange("b".into(), vec![send(1, &[1])], vec![])?.wait()?;
             thread::yield_now();
         }
     }),
@@ -303,11 +303,11 @@ fn a_rank_that_ends_early_is_named() {
 fn what_was_sent_before_the_end_arrives() {
     let seen = run(2, |comm| {
         if comm.rank() == 1 {
-            comm.exchange("last words", vec![send(0, &[5])], vec![])?.wait()?;
+            comm.exchange("last words".into(), vec![send(0, &[5])], vec![])?.wait()?;
             return Ok(vec![]);
         }
         thread::sleep(Duration::from_millis(20));
-        Ok(values(comm.exchange("last words", vec![], vec![receive(1, 1)])?.wait()?))
+        Ok(values(comm.exchange("last words".into(), vec![], vec![receive(1, 1)])?.wait()?))
     });
     assert_eq!(seen, Ok(vec![vec![vec![5]], vec![]]));
 }
@@ -337,12 +337,12 @@ fn a_silent_rank_is_named_at_the_deadline() {
             }
             // Turns the clock until rank 0 has given up.
             loop {
-                comm.exchange("idle", vec![], vec![])?.wait()?;
+                comm.exchange("idle".into(), vec![], vec![])?.wait()?;
                 clock.advance(Duration::from_secs(7));
                 thread::sleep(Duration::from_millis(1));
             }
         });
         let operation = if name == "wait" { "a" } else { name };
-        assert_eq!(outcome, fails_with(CommError::Deadline { peer: 1, seconds: 30, operation, step: 1 }));
+        assert_eq!(outcome, fails_with(CommError::Deadline { peer: 1, seconds: 30, operation, step: 1, waits: Some(vec![]) }));
     }
 }

@@ -7,6 +7,7 @@ mod schedule;
 
 pub(crate) use schedule::mask_row;
 
+use crate::error::SupportError;
 use crate::plan::Piece;
 use crate::tensor::{AccMatrix, Device, ElemMatrix};
 
@@ -49,6 +50,31 @@ impl AttentionShape {
     /// Columns of the output.
     pub fn out_width(&self) -> usize {
         self.q_heads * self.v_dim
+    }
+
+    /// Refuses head counts that nothing can be computed with, and widths that are no number of columns.
+    ///
+    /// # Errors
+    /// [`SupportError::Numbers`] with the counts.
+    pub fn check(&self) -> Result<(), SupportError> {
+        let AttentionShape { q_heads, kv_heads, qk_dim, v_dim, scale } = *self;
+        let refuse = |message| Err(SupportError::Numbers(message));
+        if q_heads == 0 || kv_heads == 0 || !q_heads.is_multiple_of(kv_heads) {
+            return refuse(format!(
+                "{q_heads} query heads do not share {kv_heads} key/value heads evenly: use a multiple, and at least one"
+            ));
+        }
+        if qk_dim == 0 || v_dim == 0 {
+            return refuse(format!("heads of {qk_dim} features for keys and {v_dim} for values: use at least 1 of each"));
+        }
+        if !scale.is_finite() {
+            return refuse(format!("scores are multiplied by {scale}: use a finite number, such as 1 / sqrt({qk_dim})"));
+        }
+        // The widest row there is holds the keys and values of every query head.
+        match qk_dim.checked_add(v_dim).and_then(|dim| dim.checked_mul(q_heads)) {
+            Some(_) => Ok(()),
+            None => refuse(format!("{q_heads} heads of {qk_dim} and {v_dim} features: use fewer")),
+        }
     }
 
     /// Query heads per key/value head.

@@ -1,9 +1,12 @@
 //! What can be said of a program without running it.
 
-use crate::plan::{Piece, Program, Step, Transfer, View};
+use std::collections::HashSet;
 
-/// Refuses a program whose steps name slots, rows or ranks that there are not, that leaves its queries without a result,
-/// or, forward, that does not merge every tile after the first just once before the next.
+use crate::plan::{Content, Piece, Program, Step, Transfer, View};
+
+/// Refuses a program whose steps name slots, rows or ranks that there are not, that posts an exchange twice or receives
+/// keys into slot 0 while this rank's own are there, that leaves its queries without a result, or, forward, that does not
+/// merge every tile after the first just once before the next.
 pub fn check(view: &View, rank: usize, program: &Program, backward: bool) -> Result<(), String> {
     let Program { slots, home, steps } = program;
     if slots.first() != Some(&view.rows(rank)) {
@@ -14,13 +17,28 @@ pub fn check(view: &View, rank: usize, program: &Program, backward: bool) -> Res
     }
     // Tiles whose results are not merged yet: the first needs no merge.
     let (mut tiles, mut unmerged) = (0, false);
+    let (mut own_keys, mut posted) = (true, HashSet::new());
     for step in steps {
         match step {
-            Step::Post { sends, receives, .. } => {
+            Step::Post { exchange, content, sends, receives } => {
+                if !posted.insert(*exchange) {
+                    return Err(format!("exchange {exchange} is posted twice: give every exchange its own number"));
+                }
+                // The executor lends slot 0 the operands themselves.
+                let filled = |receive: &Transfer| receive.slot == 0 && !receive.rows.is_empty();
+                if own_keys && *content == Content::Keys && receives.iter().any(filled) {
+                    return Err("keys are received into slot 0, which holds the rank's own: use another slot".into());
+                }
+                if let Some(row) = receives.iter().find_map(|receive| repeated(&receive.rows)) {
+                    return Err(format!("exchange {exchange} receives into row {row} of a slot twice"));
+                }
                 sends.iter().chain(receives).try_for_each(|transfer| transferred(transfer, slots, view.ranks()))?;
             }
             Step::Wait { .. } => {}
-            Step::Free { slot } => slot_rows(slots, *slot).map(drop)?,
+            Step::Free { slot } => {
+                slot_rows(slots, *slot)?;
+                own_keys &= *slot != 0;
+            }
             Step::Tile { slot, pieces } => {
                 let rows = slot_rows(slots, *slot)?;
                 pieces.iter().try_for_each(|piece| attended(piece, view.rows(rank), rows))?;
@@ -40,6 +58,13 @@ pub fn check(view: &View, rank: usize, program: &Program, backward: bool) -> Res
         (false, _, true) => Err("the result of the last tile is not merged".into()),
         _ => Ok(()),
     }
+}
+
+/// A row that a transfer lists more than once.
+fn repeated(rows: &[usize]) -> Option<usize> {
+    let mut sorted = rows.to_vec();
+    sorted.sort_unstable();
+    sorted.windows(2).find(|pair| pair[0] == pair[1]).map(|pair| pair[0])
 }
 
 fn slot_rows(slots: &[usize], slot: usize) -> Result<usize, String> {
