@@ -309,7 +309,7 @@ mod tests {
             let mine = Buffer::from_slice(&vec![0f32; len]);
             comm.all_gather_v(mine, &if comm.rank() == 0 { [2, 2] } else { [2, 3] }).map(drop)
         });
-        let (expected, found) = ("2 x f32 of all_gather".to_string(), "3 x f32 of all_gather".to_string());
+        let (expected, found) = ("2 x f32".to_string(), "3 x f32".to_string());
         let protocol = CommError::Protocol { peer: 1, operation: "all_gather", step: 1, expected, found };
         assert_eq!(error, Err(protocol.into()));
     }

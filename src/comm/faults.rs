@@ -128,6 +128,6 @@ mod tests {
                 silent.join().expect("silence does not panic")
             })
         });
-        assert_eq!(failed, Err(CommError::Deadline { peer: 1, seconds: 600, operation: "ring", step: 1, waits: Some(vec![]) }.into()));
+        assert_eq!(failed, Err(CommError::Deadline { peer: 1, seconds: 600, operation: "ring", step: 1, waits: vec![] }.into()));
     }
 }

@@ -39,11 +39,22 @@ pub(super) trait Wire: Debug + std::marker::Send + Sync + 'static {
     /// What the rank `me`, which lives in this process, has done so far.
     fn counts(&self, me: usize) -> &Counts;
 
+    /// The rank that `rank` waits for, as far as it is known here.
+    fn awaited(&self, rank: usize) -> Option<usize>;
+
     /// The ranks that wait for each other from `rank` on: whom it waits for, whom that one waits for, up to a rank that
-    /// waits for none or is there already. `None` where ranks of other processes do not say.
-    fn waits(&self, rank: usize) -> Option<Vec<usize>> {
-        let _ = rank;
-        None
+    /// waits for none or is there already.
+    fn waits(&self, rank: usize) -> Vec<usize> {
+        let (mut at, mut waits) = (rank, Vec::new());
+        while let Some(next) = self.awaited(at) {
+            let circle = next == rank || waits.contains(&next);
+            waits.push(next);
+            if circle {
+                break;
+            }
+            at = next;
+        }
+        waits
     }
 
     /// Sends without waiting. Messages from one rank to another arrive in the order in which they were sent.
@@ -129,7 +140,7 @@ fn notes(group: u64) -> u64 {
 impl Message {
     fn describe(&self) -> String {
         match self {
-            Message::Parcel { tag, parcel } => format!("{} x {} of {}", parcel.len(), parcel.dtype(), tag.name()),
+            Message::Parcel { parcel, .. } => format!("{} x {}", parcel.len(), parcel.dtype()),
             Message::Barrier => "a barrier".into(),
             Message::Split { .. } => "a split".into(),
         }
@@ -180,7 +191,7 @@ impl<W: Wire> Expected<W> {
         let awaited = &self.wire.counts(self.rank).awaited;
         awaited.store(peer as u64 + 1, Ordering::Relaxed);
         let taken = self.wire.mailbox(self.rank).take(slot, patience);
-        let waits = matches!(taken, Err(Lost::Late)).then(|| self.wire.waits(peer)).flatten();
+        let waits = if matches!(taken, Err(Lost::Late)) { self.wire.waits(peer) } else { Vec::new() };
         awaited.store(0, Ordering::Relaxed);
         taken.map(|message| Some((peer, message))).map_err(|lost| {
             // The message may still come.
@@ -353,8 +364,15 @@ impl<W: Wire> Completion<super::Host> for Exchange<W> {
                     parcels.push(parcel)
                 }
                 found => {
-                    let expected = format!("{} x {} of {}", receive.len, receive.dtype, self.tag.name());
-                    return Err(self.expected.operation.protocol(peer, expected, &found));
+                    let expected = format!("{} x {}", receive.len, receive.dtype);
+                    let Act { name: operation, step } = self.expected.operation;
+                    let found = match &found {
+                        Message::Parcel { tag, .. } if !tag.same_name(&self.tag) => {
+                            format!("{} of {}", found.describe(), tag.name())
+                        }
+                        found => found.describe(),
+                    };
+                    return Err(CommError::Protocol { peer, operation, step, expected, found }.into());
                 }
             }
         }

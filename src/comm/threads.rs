@@ -125,17 +125,8 @@ impl Wire for World {
         &self.counts[me]
     }
 
-    fn waits(&self, rank: usize) -> Option<Vec<usize>> {
-        let (mut at, mut waits) = (rank, Vec::new());
-        while let Some(next) = self.counts.get(at).and_then(Counts::awaited) {
-            let circle = next == rank || waits.contains(&next);
-            waits.push(next);
-            if circle {
-                break;
-            }
-            at = next;
-        }
-        Some(waits)
+    fn awaited(&self, rank: usize) -> Option<usize> {
+        self.counts.get(rank).and_then(Counts::awaited)
     }
 
     fn deliver(&self, stream: u64, from: usize, to: usize, message: Message) {

@@ -206,7 +206,7 @@ pub(super) fn attend<K: Kernel, T: Float>(
     let (qkv, dout) = ([&shards[0], &shards[1], &shards[2]], &shards[3]);
     let plan = handler.plan(&placement, mask)?;
     let (sent, peak) = (plan.bytes_sent::<Cpu<T>>(shape)?, plan.peak_bytes::<K, Cpu<T>>(shape)?);
-    let (mut predictions, mut held) = (Vec::new(), 0);
+    let (mut predictions, mut held) = (Vec::new(), device.ledger().mark());
     let mut count = |sent: (&'static str, usize), peak: Option<(&'static str, usize)>| {
         let of = |(what, predicted), counted| Prediction { what, predicted: predicted as u64, counted };
         predictions.push(of(sent, traffic.bytes()));

@@ -15,7 +15,7 @@ pub enum CommError {
         reason: String,
     },
     /// Another rank did not answer in time.
-    #[error("rank {peer} was silent for {seconds} s in {operation} (step {step}): {}", why_silent(*peer, waits.as_deref()))]
+    #[error("rank {peer} was silent for {seconds} s in {operation} (step {step}): {}", why_silent(*peer, waits))]
     Deadline {
         /// The silent rank.
         peer: usize,
@@ -26,8 +26,8 @@ pub enum CommError {
         /// Number of this rank's operation.
         step: u64,
         /// Whom the silent rank waits for, whom that one waits for, and so on, as far as there is such a rank or up to
-        /// one that is there already; nothing where that is not known.
-        waits: Option<Vec<usize>>,
+        /// one that is there already.
+        waits: Vec<usize>,
     },
     /// Another rank sent something else than expected.
     #[error(
@@ -110,8 +110,7 @@ pub enum CommError {
 }
 
 /// What is known of why a rank is silent.
-fn why_silent(peer: usize, waits: Option<&[usize]>) -> String {
-    let Some(waits) = waits else { return "it is stuck or lost, or waits for a rank that is".into() };
+fn why_silent(peer: usize, waits: &[usize]) -> String {
     let Some((last, before)) = waits.split_last() else { return "it is stuck or lost".into() };
     let ranks: Vec<String> = waits.iter().map(|rank| format!("rank {rank}")).collect();
     let end = match *last == peer || before.contains(last) {
@@ -127,16 +126,15 @@ mod tests {
 
     #[test]
     fn a_deadline_says_who_is_stuck() {
-        let text = |waits: Option<&[usize]>| {
-            let waits = waits.map(<[usize]>::to_vec);
+        let text = |waits: &[usize]| {
+            let waits = waits.to_vec();
             CommError::Deadline { peer: 1, seconds: 5, operation: "ring", step: 2, waits }.to_string()
         };
         let begin = "rank 1 was silent for 5 s in ring (step 2): ";
-        assert_eq!(text(None), format!("{begin}it is stuck or lost, or waits for a rank that is"));
-        assert_eq!(text(Some(&[])), format!("{begin}it is stuck or lost"));
+        assert_eq!(text(&[]), format!("{begin}it is stuck or lost"));
         let chain = "it waits for rank 2, which waits for rank 3, which is stuck or lost";
-        assert_eq!(text(Some(&[2, 3])), format!("{begin}{chain}"));
+        assert_eq!(text(&[2, 3]), format!("{begin}{chain}"));
         let circle = "it waits for rank 2, which waits for rank 1, so that they wait for each other";
-        assert_eq!(text(Some(&[2, 1])), format!("{begin}{circle}"));
+        assert_eq!(text(&[2, 1]), format!("{begin}{circle}"));
     }
 }

@@ -134,6 +134,17 @@ pub enum MaskError {
         /// Its end.
         end: i64,
     },
+    /// Blocks of no tokens.
+    #[error("blocks of 0 tokens: use at least 1")]
+    EmptyBlock,
+    /// A node of a tree that comes before the one that it continues.
+    #[error("node {node} continues node {parent}, which does not come before it: list parents before their nodes")]
+    Parent {
+        /// Index of the node.
+        node: usize,
+        /// Index of its parent.
+        parent: usize,
+    },
     /// One prefix length per document is needed.
     #[error("{found} prefix lengths for {expected} documents: pass one per document")]
     PrefixCount {

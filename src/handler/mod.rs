@@ -161,11 +161,11 @@ impl<H: CpStrategy, L: Layout, C> CpHandler<H, L, C> {
         Placement::typed(self.core.place_with(batch.into(), Arc::new(DealOf::<H::Order>(table)))?)
     }
 
-    /// How this rank attends under `mask`: one plan per mask serves all layers with that mask. Its hash is compared over
-    /// ranks when it is first used.
+    /// How this rank attends under `mask`: one plan per mask serves all layers with that mask. Every message of attention
+    /// carries its hash, so that ranks with other plans are told.
     ///
     /// # Errors
-    /// If the mask does not fit the batch, or the plans of all ranks do not fit together.
+    /// If the placement is not this handler's, the mask does not fit the batch, or the plans of all ranks do not fit together.
     pub fn plan(
         &self,
         placement: &Arc<Placement<H::Order, L>>,

@@ -4,6 +4,7 @@
 
 use std::ops::Range;
 
+use crate::error::MaskError;
 use crate::mask::{Band, Mask, Slice, SliceKind};
 
 fn full(q: &Range<usize>, k: Range<usize>) -> Slice {
@@ -47,19 +48,25 @@ pub fn causal_blockwise(documents: &[Range<usize>]) -> Mask {
 }
 
 /// Each block of `block` tokens of a document sees itself and all blocks of the document before it. If `last_global`, the
-/// last block of all sees everything before it. Documents are in order and touch; a `block` of 0 counts as 1.
-pub fn block_causal(documents: &[Range<usize>], block: usize, last_global: bool) -> Mask {
+/// last block of all sees everything before it. Documents are in order and touch.
+///
+/// # Errors
+/// [`MaskError::EmptyBlock`] for a `block` of 0.
+pub fn block_causal(documents: &[Range<usize>], block: usize, last_global: bool) -> Result<Mask, MaskError> {
+    if block == 0 {
+        return Err(MaskError::EmptyBlock);
+    }
     let mut slices = Vec::new();
     for document in documents {
-        for start in document.clone().step_by(block.max(1)) {
-            let end = start.saturating_add(block.max(1)).min(document.end);
+        for start in document.clone().step_by(block) {
+            let end = start.saturating_add(block).min(document.end);
             slices.push(full(&(start..end), document.start..end));
         }
     }
     if let (true, Some(last), Some(first)) = (last_global, slices.last_mut(), documents.first()) {
         last.k.start = first.start;
     }
-    Mask::Slices(slices)
+    Ok(Mask::Slices(slices))
 }
 
 /// A node of a tree of continuations (roll-outs of reinforcement learning).
@@ -73,20 +80,22 @@ pub struct Node {
 
 /// Each node sees all of its ancestors and, causally, itself.
 ///
-/// # Panics
-/// If a parent does not come before its node.
-pub fn prefix_tree(nodes: &[Node]) -> Mask {
+/// # Errors
+/// [`MaskError::Parent`] if a parent does not come before its node.
+pub fn prefix_tree(nodes: &[Node]) -> Result<Mask, MaskError> {
     let mut slices = Vec::new();
     for (index, node) in nodes.iter().enumerate() {
         let mut child = index;
         while let Some(parent) = nodes[child].parent {
-            assert!(parent < child, "node {child} has the parent {parent}: list parents before their nodes");
+            if parent >= child {
+                return Err(MaskError::Parent { node: child, parent });
+            }
             slices.push(full(&node.tokens, nodes[parent].tokens.clone()));
             child = parent;
         }
         slices.push(causal(&node.tokens, node.tokens.clone()));
     }
-    Mask::Slices(slices)
+    Ok(Mask::Slices(slices))
 }
 
 /// Blocks of queries and the blocks of keys that they see, which must not overlap.
@@ -146,6 +155,16 @@ mod tests {
         }
     }
 
+    #[test]
+    fn blocks_of_nothing_and_parents_after_their_nodes_are_refused() {
+        assert_eq!(block_causal(&ranges(&[0, 4]), 0, false), Err(MaskError::EmptyBlock));
+        let node = |tokens, parent| Node { tokens, parent };
+        for parent in [1, 2, 9] {
+            let nodes = [node(0..2, None), node(2..4, Some(parent)), node(4..5, Some(0))];
+            assert_eq!(prefix_tree(&nodes), Err(MaskError::Parent { node: 1, parent }));
+        }
+    }
+
     fn ranges(ends: &[usize]) -> Vec<Range<usize>> {
         ends.windows(2).map(|ends| ends[0]..ends[1]).collect()
     }
@@ -171,7 +190,7 @@ mod tests {
                 (document.start + (q - document.start) / block * block + block).min(document.end)
             };
             let last = |q: usize| last_global && block_end(q) == 20;
-            attends("block causal", &block_causal(&documents, block, last_global), 20, |q, k| {
+            attends("block causal", &block_causal(&documents, block, last_global).unwrap(), 20, |q, k| {
                 k < block_end(q) && (same(q, k) || last(q))
             });
         }
@@ -182,7 +201,7 @@ mod tests {
         let of = |token: usize| nodes.iter().position(|node| node.tokens.contains(&token)).unwrap();
         let above =
             |q: usize, k: usize| std::iter::successors(Some(of(q)), |&at| nodes[at].parent).any(|at| at == of(k));
-        attends("prefix tree", &prefix_tree(&nodes), 12, |q, k| k <= q && above(q, k));
+        attends("prefix tree", &prefix_tree(&nodes).unwrap(), 12, |q, k| k <= q && above(q, k));
 
         let pairs = [(0..4, 4..8), (4..8, 0..4), (8..12, 8..12)];
         let sparse = |q, k| pairs.iter().any(|(queries, keys)| queries.contains(&q) && keys.contains(&k));

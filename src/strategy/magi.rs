@@ -64,6 +64,7 @@ impl<N: Degree> CpStrategy for Magi<N> {
     }
 
     fn table(&self, batch: &dyn Batch, masks: &[(Mask, u64)]) -> Result<Dealt> {
+        self.options.check()?;
         let lowered =
             masks.iter().map(|(mask, layers)| Ok((mask.lower(batch)?, *layers))).collect::<Result<Vec<_>>>()?;
         let documents: Vec<Range<usize>> = (0..batch.documents()).map(|i| batch.document(i).stored_range()).collect();

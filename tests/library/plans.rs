@@ -349,3 +349,45 @@ fn waits_may_come_in_any_order() {
     };
     check("out of order", &view, &[pair(0), pair(1)]).unwrap();
 }
+
+#[test]
+fn the_rehearsal_refuses_what_the_executor_does_not_do() {
+    let batch = Dense { batch: 1, seq: 64 };
+    let view = view::<Zigzag, Bshd>(&batch, 2, 0, &Mask::Causal);
+    let refused = |strategy: &dyn Fn(&View, bool) -> Program| {
+        let of = |rank| {
+            let view = view.seen_from(rank);
+            (strategy(&view, false), strategy(&view, true))
+        };
+        check("test", &view, &[of(0), of(1)]).unwrap_err().to_string()
+    };
+    let ring = |view: &View, backward| if backward { RingKv.backward(view) } else { RingKv.forward(view) };
+    // Received keys go where the rank's own are, which the executor may only have borrowed.
+    let into_own = refused(&|view, backward| {
+        let mut program = ring(view, backward);
+        let post = program.steps.iter_mut().find_map(|step| match step {
+            Step::Post { content: Content::Keys, receives, .. } if !receives.is_empty() => Some(receives),
+            _ => None,
+        });
+        post.unwrap()[0].slot = 0;
+        program
+    });
+    assert!(into_own.contains("slot 0"), "{into_own}");
+    let twice = refused(&|view, backward| {
+        let mut program = ring(view, backward);
+        let post = program.steps.iter().find(|step| matches!(step, Step::Post { .. })).unwrap().clone();
+        program.steps.push(post);
+        program
+    });
+    assert!(twice.contains("posted twice"), "{twice}");
+    let one_row = refused(&|view, backward| {
+        let mut program = ring(view, backward);
+        for step in &mut program.steps {
+            if let Step::Post { receives, .. } = step {
+                receives.iter_mut().for_each(|receive| receive.rows[1] = receive.rows[0]);
+            }
+        }
+        program
+    });
+    assert!(one_row.contains("of a slot twice"), "{one_row}");
+}

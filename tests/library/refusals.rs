@@ -374,6 +374,23 @@ fn stages_out_of_their_bounds_are_refused() {
 }
 
 #[test]
+fn placements_on_pieces_of_nothing_are_refused() {
+    use context_parallel::plan::dispatch::{Options, Remainder};
+    let wrong = [
+        Options { grain: Some(0), ..Options::default() },
+        Options { heap: Some((0, Remainder::Padded)), ..Options::default() },
+    ];
+    for options in wrong {
+        let outcome = threads::run(1, |comm| {
+            let handler = CpHandler::<Magi, Thd, _>::new(Magi::new(Runtime(1)).with_options(options), comm)?;
+            handler.place(Packed::from_lengths(&[8])?).map(drop)
+        });
+        let message = outcome.unwrap_err().to_string();
+        assert!(message.contains("of 0 tokens: use at least 1"), "{message}");
+    }
+}
+
+#[test]
 fn windows_of_any_size_are_attended() {
     let batch = Packed::from_lengths(&[8, 5]).unwrap();
     let area = |left, right| Mask::Window { left, right }.lower(&batch).unwrap().area();

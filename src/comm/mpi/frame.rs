@@ -15,8 +15,8 @@ pub(super) enum Frame {
     Message { stream: u64, message: Message },
     /// A rank failed.
     Failed(Failure),
-    /// The sender's process lives; its rank may be computing.
-    Alive,
+    /// The sender's process lives; its rank may be computing, or wait for another rank.
+    Alive { awaited: Option<usize> },
     /// The sender's rank has ended, and sends nothing after this.
     Ended(End),
 }
@@ -81,7 +81,10 @@ impl Frame {
             Frame::Failed(Failure { rank, reason }) => {
                 (FAILED, 0, [rank as u64, 0, 0], Buffer::from_slice(reason.as_bytes()))
             }
-            Frame::Alive => (ALIVE, 0, [0; 3], nothing()),
+            Frame::Alive { awaited } => {
+                let number = awaited.map_or(0, |rank| rank as u64 + 1);
+                (ALIVE, 0, [number, 0, 0], nothing())
+            }
             Frame::Ended(End { error, is_input }) => {
                 let failed = u64::from(error.is_some());
                 (ENDED, 0, [failed, u64::from(is_input), 0], Buffer::from_slice(error.unwrap_or_default().as_bytes()))
@@ -107,7 +110,7 @@ impl Frame {
             BARRIER => message(Message::Barrier),
             SPLIT => message(Message::Split { color: a as usize, key: b as usize, group: c }),
             FAILED => Some(Frame::Failed(Failure { rank: a as usize, reason: text(bytes) })),
-            ALIVE => Some(Frame::Alive),
+            ALIVE => Some(Frame::Alive { awaited: a.checked_sub(1).map(|rank| rank as usize) }),
             ENDED => Some(Frame::Ended(End { error: (a == 1).then(|| text(bytes)), is_input: b == 1 })),
             _ => None,
         }
@@ -157,6 +160,10 @@ mod tests {
         assert_eq!((color, key, group), (big, big - 1, u64::MAX - 2), "more than an i32 holds");
         let failed = sent(Frame::Failed(Failure { rank: 5, reason: "naïve".into() }));
         assert!(matches!(&failed, Some(Frame::Failed(f)) if f.rank == 5 && f.reason == "naïve"), "{failed:?}");
+        for awaited in [None, Some(0), Some(7)] {
+            let alive = sent(Frame::Alive { awaited });
+            assert!(matches!(alive, Some(Frame::Alive { awaited: found }) if found == awaited), "{alive:?}");
+        }
         for error in [None, Some(String::new()), Some("disk full".to_string())] {
             let end = End { is_input: error.as_deref() == Some("disk full"), error };
             let ended = sent(Frame::Ended(end.clone()));

@@ -64,6 +64,8 @@ pub(super) struct State {
     ends: Vec<Option<End>>,
     /// When each rank's process was last heard of.
     heard: Vec<Instant>,
+    /// Whom each rank waited for when it last said that it is alive.
+    awaited: Vec<Option<usize>>,
     /// When this process last told that it is alive.
     beat: Instant,
     /// Whether everything that was handed over is sent.
@@ -127,6 +129,7 @@ impl World {
             failure: None,
             ends: vec![None; size],
             heard: vec![Instant::now(); size],
+            awaited: vec![None; size],
             beat: Instant::now(),
             flushed: true,
         };
@@ -184,7 +187,7 @@ impl World {
             Frame::Failed(failure) => {
                 self.note(failure);
             }
-            Frame::Alive => {}
+            Frame::Alive { awaited } => self.lock().awaited[from] = awaited,
             Frame::Ended(end) => {
                 if end.error.is_none() {
                     self.mailbox.finish(from);
@@ -210,7 +213,8 @@ impl World {
         let mut state = self.lock();
         if state.ends[self.rank].is_none() && state.beat.elapsed() >= self.pulse {
             state.beat = Instant::now();
-            self.tell_all(&mut state, || Frame::Alive);
+            let awaited = self.counts.awaited();
+            self.tell_all(&mut state, || Frame::Alive { awaited });
         }
         (state.order, std::mem::take(&mut state.outbox))
     }
@@ -271,7 +275,7 @@ impl World {
                 if !failed {
                     let (seconds, operation) = (self.waits.deadline.as_secs(), "the end of the run");
                     let peer = quietest.unwrap_or(self.rank);
-                    let error = CommError::Deadline { peer, seconds, operation, step: self.counts.operations() }.into();
+                    let error = CommError::Deadline { peer, seconds, operation, step: self.counts.operations(), waits: self.waits(peer) }.into();
                     self.fail(self.rank, failure_of(self.rank, &error));
                 }
                 return Exit::Stuck;
@@ -313,6 +317,16 @@ impl Wire for World {
 
     fn counts(&self, _: usize) -> &Counts {
         &self.counts
+    }
+
+    fn awaited(&self, rank: usize) -> Option<usize> {
+        if rank == self.rank {
+            return self.counts.awaited();
+        }
+        let state = self.lock();
+        // What a rank said long ago says nothing of what it does now.
+        let is_recent = state.heard.get(rank)?.elapsed() < 3 * self.pulse;
+        state.awaited[rank].filter(|_| is_recent)
     }
 
     fn deliver(&self, stream: u64, _: usize, to: usize, message: Message) {

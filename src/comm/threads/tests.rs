@@ -326,6 +326,31 @@ fn the_first_failure_is_the_one_that_is_returned() {
 }
 
 #[test]
+fn a_deadline_names_the_rank_that_others_wait_for_in_turn() {
+    let clock = ManualClock::default();
+    let options = Options { deadline: Duration::from_secs(30), clock: Arc::new(clock.clone()) };
+    // Rank 0 waits for 1, which waits for 2, which waits for 3, which is silent until one has given up.
+    let late = AtomicU64::new(0);
+    let outcome = run_with(options, 4, |comm| match comm.rank() {
+        3 => loop {
+            comm.exchange("idle".into(), vec![], vec![])?.wait()?;
+            clock.advance(Duration::from_secs(if late.load(Ordering::Relaxed) == 3 { 7 } else { 0 }));
+            thread::sleep(Duration::from_millis(20));
+        },
+        rank => {
+            let pending = comm.exchange("chain".into(), vec![], vec![receive(rank + 1, 1)])?;
+            late.fetch_add(1, Ordering::Relaxed);
+            pending.wait().map(drop)
+        }
+    });
+    let Err(Error::Comm(CommError::Deadline { peer, operation: "chain", waits, .. })) = outcome else {
+        panic!("{outcome:?}")
+    };
+    // Whoever gives up first names the whole chain.
+    assert_eq!(waits, (peer + 1..=3).collect::<Vec<_>>());
+}
+
+#[test]
 fn a_silent_rank_is_named_at_the_deadline() {
     let acts: [(&str, Act); 3] = [ACTS[0], ACTS[2], ACTS[3]];
     for (name, act) in acts {
@@ -343,6 +368,6 @@ fn a_silent_rank_is_named_at_the_deadline() {
             }
         });
         let operation = if name == "wait" { "a" } else { name };
-        assert_eq!(outcome, fails_with(CommError::Deadline { peer: 1, seconds: 30, operation, step: 1, waits: Some(vec![]) }));
+        assert_eq!(outcome, fails_with(CommError::Deadline { peer: 1, seconds: 30, operation, step: 1, waits: vec![] }));
     }
 }

@@ -4,6 +4,7 @@ use std::ops::Range;
 
 use serde::Serialize;
 
+use crate::error::SupportError;
 use crate::mask::Bands;
 use crate::plan::dispatch::{Remainder, Report};
 
@@ -62,6 +63,21 @@ pub struct Options {
     /// of its busiest rank is allowed even where it is more than the slack, and more traffic than it has is above the
     /// limits. `None`: nothing but the slack decides, and a heap placement with less balance may have less traffic.
     pub heap: Option<(usize, Remainder)>,
+}
+
+impl Options {
+    /// Refuses cuts and chunks of 0 tokens.
+    ///
+    /// # Errors
+    /// [`SupportError::Numbers`].
+    pub fn check(&self) -> Result<(), SupportError> {
+        let refuse = |what| Err(SupportError::Numbers(format!("{what} of 0 tokens: use at least 1")));
+        match (self.grain, self.heap) {
+            (Some(0), _) => refuse("a grain"),
+            (_, Some((0, _))) => refuse("a heap placement on chunks"),
+            _ => Ok(()),
+        }
+    }
 }
 
 impl Default for Options {
