@@ -123,6 +123,24 @@ floats!(
     f16, f32, f16::to_f32, f16::from_f32, f16::to_f64, f16::from_f64
 );
 
+/// A number of elements: the product of `sizes`.
+///
+/// # Panics
+/// If it is more than can be counted.
+pub(crate) fn product(sizes: &[usize]) -> usize {
+    let product = sizes.iter().try_fold(1usize, |product, &size| product.checked_mul(size));
+    product.unwrap_or_else(|| panic!("the product of the sizes {sizes:?} is more than can be counted"))
+}
+
+/// Bytes of `len` elements.
+///
+/// # Panics
+/// If they are more than can be addressed.
+fn bytes_of<T: Element>(len: usize) -> usize {
+    let bytes = len.checked_mul(size_of::<T>()).filter(|&bytes| bytes <= isize::MAX as usize);
+    bytes.unwrap_or_else(|| panic!("{len} elements of {} take more memory than can be addressed", T::DTYPE))
+}
+
 /// A device together with the type that it stores activations and weights in.
 ///
 /// It owns no data but hands out memory; what it can compute is said by one trait per op in [`crate::ops`].
@@ -153,12 +171,12 @@ pub trait Device: Clone + Send + Sync + 'static {
 
     /// A matrix with unspecified contents.
     fn matrix<T: Element>(&self, rows: usize, cols: usize) -> Matrix<T, Self::Storage> {
-        Matrix::new(self.empty(rows * cols), rows, cols)
+        Matrix::new(self.empty(product(&[rows, cols])), rows, cols)
     }
 
     /// A zeroed matrix.
     fn zero_matrix<T: Element>(&self, rows: usize, cols: usize) -> Matrix<T, Self::Storage> {
-        Matrix::new(self.zeros(rows * cols), rows, cols)
+        Matrix::new(self.zeros(product(&[rows, cols])), rows, cols)
     }
 }
 
