@@ -20,6 +20,8 @@ use std::sync::Arc;
 use bytemuck::Pod;
 use half::{bf16, f16};
 
+use crate::error::{Result, SupportError};
+
 /// The element types that buffers, files and messages can hold.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum DType {
@@ -199,11 +201,30 @@ pub struct Cpu<T = f32> {
 
 impl<T: Float> Cpu<T> {
     /// One rank's share of the processor: `threads` threads (at least 1), the caller's among them.
+    ///
+    /// # Panics
+    /// If the system refuses the threads, which it never does for 1; [`Cpu::with_threads`] gives an error then.
     pub fn new(threads: usize) -> Self {
-        let workers = (threads > 1)
-            .then(|| rayon::ThreadPoolBuilder::new().num_threads(threads).build().ok().map(Arc::new))
-            .flatten();
-        Cpu { pool: Pool::new(), workers, marker: PhantomData }
+        Cpu::with_threads(threads).unwrap_or_else(|error| panic!("{error}"))
+    }
+
+    /// The same, for a number of threads that comes from outside the program.
+    ///
+    /// # Errors
+    /// [`SupportError::Threads`] if the system refuses the threads.
+    pub fn with_threads(threads: usize) -> Result<Self> {
+        let refused = |reason| SupportError::Threads { threads, reason };
+        let workers = match threads {
+            0 | 1 => None,
+            _ if threads > rayon::max_num_threads() => {
+                return Err(refused(format!("a pool has at most {}", rayon::max_num_threads())).into());
+            }
+            _ => {
+                let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
+                Some(Arc::new(pool.map_err(|error| refused(error.to_string()))?))
+            }
+        };
+        Ok(Cpu { pool: Pool::new(), workers, marker: PhantomData })
     }
 
     /// The arena that buffers come from.
@@ -266,5 +287,20 @@ impl<T: Float> Device for Cpu<T> {
 
     fn seal(&self) {
         self.pool.seal();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pool_that_is_refused_is_an_error_with_the_number_of_threads() {
+        let error = Cpu::<f32>::with_threads(usize::MAX).err().unwrap();
+        assert!(matches!(&error, crate::error::Error::Support(SupportError::Threads { threads: usize::MAX, .. })));
+        assert!(error.is_input() && error.to_string().contains("use fewer"), "{error}");
+        assert!(std::panic::catch_unwind(|| Cpu::<f32>::new(usize::MAX)).is_err(), "not one thread without a word");
+        assert_eq!(Cpu::<f32>::with_threads(3).unwrap().workers().map(|pool| pool.current_num_threads()), Some(3));
+        assert!(Cpu::<f32>::with_threads(0).unwrap().workers().is_none());
     }
 }
