@@ -228,14 +228,17 @@ mod tests {
 
     #[test]
     fn renumbering_is_what_tells_grids_apart() {
-        let grids: Vec<Grid> = [12, 4].into_iter().flat_map(|ranks| Grid::mixed(ranks).chain([Grid::line(ranks)])).collect();
+        let grids: Vec<Grid> =
+            [12, 4].into_iter().flat_map(|ranks| Grid::mixed(ranks).chain([Grid::line(ranks)])).collect();
         let numbers = |grid: Grid| Vec::from_iter((0..grid.ranks()).map(|rank| grid.logical(rank)));
         for (&one, &other) in grids.iter().flat_map(|one| grids.iter().map(move |other| (one, other))) {
             let same = (one.ranks(), one.renumbering()) == (other.ranks(), other.renumbering());
             assert_eq!(same, numbers(one) == numbers(other), "{one} and {other}");
         }
         let line = Grid { inner_adjacent: false, ..Grid::line(4) };
-        assert!(line.same_groups(Grid::line(4)) && !line.same_groups(Grid { outer: 1, inner: 4, inner_adjacent: true }));
+        assert!(
+            line.same_groups(Grid::line(4)) && !line.same_groups(Grid { outer: 1, inner: 4, inner_adjacent: true })
+        );
     }
 
     #[test]

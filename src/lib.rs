@@ -65,6 +65,7 @@ pub mod comm;
 #[cfg(feature = "conformance")]
 pub mod conformance;
 pub mod degree;
+mod elementary;
 pub mod error;
 pub mod handler;
 pub mod layout;

@@ -3,6 +3,7 @@
 use std::f64::consts::PI;
 use std::hash::{DefaultHasher, Hash, Hasher};
 
+use crate::elementary::{ln, pow, sin_cos};
 use crate::error::{Error, ModelError, Result};
 use crate::tensor::Real;
 
@@ -109,16 +110,19 @@ impl RopeConfig {
                 "{rotated} of {head_dim} features of a head would be rotated: use an even number of at least 2"
             )));
         }
-        if !(base.is_finite() && base > 1.0) {
-            return Err(refuse(format!("rotary base {base}: use a finite number above 1")));
+        // Frequencies are f32, so what they are made of has to be a number there.
+        let positive = |value: f64| value > 0.0 && (value as f32).is_finite() && (1.0 / value as f32).is_finite();
+        if !(positive(base) && base > 1.0) {
+            return Err(refuse(format!("rotary base {base}: use a number above 1 that an f32 can hold")));
         }
-        if let Some(factor) = self.interpolation.filter(|factor| !(factor.is_finite() && *factor > 0.0)) {
-            return Err(refuse(format!("interpolation factor {factor}: use a finite number above 0")));
+        if let Some(factor) = self.interpolation.filter(|factor| !positive(*factor)) {
+            return Err(refuse(format!("interpolation factor {factor}: use a number above 0 that an f32 can hold")));
         }
         match &self.scaling {
             RopeScaling::None => {}
             RopeScaling::Llama3 { factor, low, high, original } => {
-                if !(*factor >= 1.0 && high > low && *low > 0.0 && *original > 0) {
+                if !(*factor >= 1.0 && high > low && [*factor, *low, *high].map(positive) == [true; 3] && *original > 0)
+                {
                     return Err(refuse(format!(
                         "llama3 scaling with factor {factor}, frequency factors {low} to {high} and original context \
                          {original}: use a factor of at least 1, 0 < low < high, and a context above 0"
@@ -133,7 +137,8 @@ impl RopeConfig {
                             .into(),
                     ));
                 }
-                if !(*factor >= 1.0 && beta_fast > beta_slow && *beta_slow > 0.0 && *original > 0) {
+                let numbers = [*factor, *beta_fast, *beta_slow].map(positive) == [true; 3];
+                if !(*factor >= 1.0 && beta_fast > beta_slow && numbers && *original > 0) {
                     return Err(refuse(format!(
                         "YaRN with factor {factor}, beta {beta_fast} and {beta_slow} and original context {original}: \
                          use a factor of at least 1, beta_fast > beta_slow > 0, and a context above 0"
@@ -142,10 +147,10 @@ impl RopeConfig {
             }
         }
         if let Some(sections) = &self.sections {
-            let sum: usize = sections.iter().sum();
-            if sum != rotated / 2 {
+            let sum = sections.iter().try_fold(0usize, |sum, &pairs| sum.checked_add(pairs));
+            if sum != Some(rotated / 2) {
                 return Err(refuse(format!(
-                    "M-RoPE sections {sections:?} cover {sum} pairs of features, but {} are rotated: make them sum to that",
+                    "M-RoPE sections {sections:?}, but {} pairs of features are rotated: make them sum to that",
                     rotated / 2
                 )));
             }
@@ -156,7 +161,7 @@ impl RopeConfig {
 
 /// `0.1 * k * ln(scale) + 1`, YaRN's temperature.
 fn mscale(scale: f64, k: f64) -> f64 {
-    if scale <= 1.0 { 1.0 } else { 0.1 * k * scale.ln() + 1.0 }
+    if scale <= 1.0 { 1.0 } else { 0.1 * k * ln(scale) + 1.0 }
 }
 
 impl Rope {
@@ -168,7 +173,7 @@ impl Rope {
         let rotated = config.check()?;
         // Exponents, powers and quotients are f32 one by one, as PyTorch computes them.
         let exponent = |i: usize| (2 * i) as f32 / rotated as f32;
-        let power = |i: usize| f64::from(config.base as f32).powf(f64::from(exponent(i))) as f32;
+        let power = |i: usize| pow(f64::from(config.base as f32), f64::from(exponent(i))) as f32;
         let plain = |i: usize| 1.0 / power(i);
         let pairs = 0..rotated / 2;
         let (inverse_frequencies, concentration) = match &config.scaling {
@@ -180,7 +185,7 @@ impl Rope {
             RopeScaling::Yarn { factor, original, beta_fast, beta_slow, mscale: m, mscale_all_dim } => {
                 let dim = rotated as f64;
                 let correction =
-                    |rotations: f64| dim * (*original as f64 / (rotations * 2.0 * PI)).ln() / (2.0 * config.base.ln());
+                    |rotations: f64| dim * ln(*original as f64 / (rotations * 2.0 * PI)) / (2.0 * ln(config.base));
                 let low = correction(*beta_fast).floor().max(0.0) as f32;
                 let mut high = correction(*beta_slow).ceil().min(dim - 1.0) as f32;
                 if low == high {
@@ -199,6 +204,11 @@ impl Rope {
                 (pairs.map(blend).collect(), concentration)
             }
         };
+        if !(concentration.is_finite() && concentration > 0.0) {
+            return Err(refuse(format!(
+                "mscale and mscale_all_dim of YaRN make cosines and sines {concentration} times as large: use others"
+            )));
+        }
         Ok(Rope { config, inverse_frequencies, concentration })
     }
 
@@ -241,11 +251,14 @@ impl Rope {
     /// `i % 3` (Wang et al. 2024, Qwen2-VL).
     ///
     /// # Errors
-    /// Without [`RopeConfig::sections`].
+    /// Without [`RopeConfig::sections`], or if the ids are no multiple of 3.
     pub fn table_from_ids<R: Real>(&self, ids: &[i64]) -> Result<RopeTable<R>> {
         let Some(sections) = &self.config.sections else {
             return Err(refuse("M-RoPE ids for a rotary embedding without sections: set mrope_section".into()));
         };
+        if !ids.len().is_multiple_of(3) {
+            return Err(refuse(format!("{} M-RoPE ids: give three per row", ids.len())));
+        }
         let axes: Vec<usize> =
             sections.iter().enumerate().flat_map(|(section, &pairs)| vec![section % 3; pairs]).collect();
         Ok(self.rows(ids.len() / 3, |row, pair| ids[3 * row + axes[pair]] as f32))
@@ -259,7 +272,7 @@ impl Rope {
         for row in 0..rows {
             for (pair, frequency) in self.inverse_frequencies.iter().enumerate() {
                 let position = stretch.map_or(position(row, pair), |stretch| position(row, pair) * stretch);
-                let (s, c) = f64::from(position * frequency).sin_cos();
+                let (s, c) = sin_cos(f64::from(position * frequency));
                 cos.push(R::from_f64(c) * scale);
                 sin.push(R::from_f64(s) * scale);
             }
@@ -365,5 +378,35 @@ mod tests {
         refused(RopeConfig { percent: 0.4, ..RopeConfig::plain(8, 1e4) }, "3 of 8");
         refused(RopeConfig { sections: Some(vec![1, 1]), ..RopeConfig::plain(8, 1e4) }, "[1, 1]");
         refused(RopeConfig::plain(8, 0.5), "0.5");
+    }
+
+    #[test]
+    fn numbers_that_would_make_frequencies_infinite_or_nan_are_refused() {
+        let refused = |config: RopeConfig, part: &str| {
+            let message = Rope::new(config).unwrap_err().to_string();
+            assert!(message.contains(part), "{message}");
+        };
+        let plain = || RopeConfig::plain(8, 1e4);
+        refused(RopeConfig::plain(8, 1e300), "rotary base");
+        refused(RopeConfig { interpolation: Some(1e-300), ..plain() }, "interpolation factor");
+        refused(RopeConfig { interpolation: Some(1e300), ..plain() }, "interpolation factor");
+        refused(RopeConfig { sections: Some(vec![usize::MAX, 5]), ..plain() }, "make them sum to that");
+        let llama3 = |factor, high| RopeScaling::Llama3 { factor, low: 1.0, high, original: 8192 };
+        refused(RopeConfig { scaling: llama3(f64::INFINITY, 4.0), ..plain() }, "factor inf");
+        refused(RopeConfig { scaling: llama3(8.0, f64::INFINITY), ..plain() }, "1 to inf");
+        let yarn = |factor, mscale| RopeScaling::Yarn {
+            factor,
+            original: 1024,
+            beta_fast: 32.0,
+            beta_slow: 1.0,
+            mscale: Some(mscale),
+            mscale_all_dim: Some(1.0),
+        };
+        refused(RopeConfig { scaling: yarn(f64::INFINITY, 1.0), ..plain() }, "factor inf");
+        refused(RopeConfig { scaling: yarn(4.0, f64::NAN), ..plain() }, "NaN times as large");
+        refused(RopeConfig { scaling: yarn(4.0, -100.0), ..plain() }, "times as large");
+        let sections = RopeConfig { sections: Some(vec![1, 2, 1]), ..plain() };
+        let error = rope(sections).table_from_ids::<f32>(&[1, 2, 3, 4]).unwrap_err();
+        assert!(error.to_string().contains("4 M-RoPE ids"), "{error}");
     }
 }

@@ -1,5 +1,8 @@
 //! The program from outside: what it does, and what it refuses, with which words and exit codes, writing nothing then.
 
+#[path = "cli/threads.rs"]
+mod threads;
+
 use std::fs;
 use std::path::Path;
 use std::process::{Command, Output};

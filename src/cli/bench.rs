@@ -190,7 +190,7 @@ fn measure<T: Float>(job: &Job, cluster: &Cluster) -> Result<(Vec<f64>, Vec<f64>
     let shape = AttentionShape { q_heads: heads, kv_heads, qk_dim: head_dim, v_dim: head_dim, scale };
     let mask = if job.causal { Mask::Causal } else { Mask::Full };
     let times = cluster.on_ranks(1, &|comm| {
-        let device = Cpu::<T>::new(job.threads);
+        let device = Cpu::<T>::with_threads(job.threads)?;
         let handler = CpHandler::<Single, Bshd, Comm>::new(Single, comm)?;
         let placement = handler.place(Bshd::batch_of(&vec![seq; batch])?)?;
         let mut normal = Normal::new(0, 0);

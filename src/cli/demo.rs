@@ -146,7 +146,7 @@ fn train(config: &Config, seed: u64, cluster: &Cluster) -> Result<f64> {
     let bar = output::bar(STEPS, "training");
     let found = cluster.on_ranks(RANKS, &|comm| {
         let rank = comm.rank();
-        let device = Cpu::<f32>::new(threads);
+        let device = Cpu::<f32>::with_threads(threads)?;
         let handler = CpHandler::<Ring, Thd, Comm>::new(Ring::new(Runtime(RANKS)), comm)?;
         let master = init::fresh(&device, config, &ParameterList::new(config), seed)?;
         let adamw = AdamwOptions { weight_decay: 0.0, ..AdamwOptions::default() };

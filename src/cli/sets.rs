@@ -23,7 +23,7 @@ impl<T: Float, R, E: Element> Ranks<T, R, E> {
         make: impl FnOnce(&Cpu<T>) -> Result<ParameterSet<R, E, Host>>,
     ) -> Result<Self> {
         let first = ranks.start;
-        let devices: Vec<Cpu<T>> = ranks.map(|_| Cpu::new(threads)).collect();
+        let devices: Vec<Cpu<T>> = ranks.map(|_| Cpu::with_threads(threads)).collect::<Result<_>>()?;
         let Some((device, others)) = devices.split_first() else {
             return Ok(Ranks { first, devices, weights: Vec::new() });
         };

@@ -84,7 +84,7 @@ pub fn step(cluster: &Cluster, choice: &Choice, dtype: DType, task: Task) -> Res
 
 fn one_step<T: Float>(chosen: &Chosen, comm: Comm, task: &Task) -> Result<Step> {
     let Task { config, batch, seed, threads } = *task;
-    let device = Cpu::<T>::new(threads);
+    let device = Cpu::<T>::with_threads(threads)?;
     let counted = Counted::new(comm);
     let traffic = counted.traffic();
     let handler = DynHandler::new(chosen.strategy.clone(), chosen.layout, Box::new(counted))?;

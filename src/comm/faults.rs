@@ -128,6 +128,9 @@ mod tests {
                 silent.join().expect("silence does not panic")
             })
         });
-        assert_eq!(failed, Err(CommError::Deadline { peer: 1, seconds: 600, operation: "ring", step: 1, waits: vec![] }.into()));
+        assert_eq!(
+            failed,
+            Err(CommError::Deadline { peer: 1, seconds: 600, operation: "ring", step: 1, waits: vec![] }.into())
+        );
     }
 }

@@ -1,13 +1,12 @@
 //! A decorator that gives messages the travel time of a real link, so that overlap can be shown in one process.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use super::clock::{Clock, SystemClock};
 use super::groups::Groups;
-use super::mailbox::Channel;
 use super::{Communicator, Completion, Operation, Pending, Receive, Received, Send};
 use crate::error::Result;
 use crate::tensor::Storage;
@@ -20,11 +19,57 @@ pub struct Link {
     clock: Arc<dyn Clock>,
     groups: Groups,
     /// When messages arrive, by (group, sender, receiver).
-    arrivals: Mutex<BTreeMap<Way, Channel<Duration>>>,
+    arrivals: Mutex<BTreeMap<Way, Arrivals>>,
 }
 
 /// Group, sender, receiver.
 type Way = (u64, usize, usize);
+
+/// When the messages of one way arrive: the n-th that is sent is the n-th that is expected.
+#[derive(Debug, Default)]
+struct Arrivals {
+    sent: u64,
+    expected: u64,
+    due: BTreeMap<u64, Duration>,
+    /// Given up before they were sent.
+    unwanted: BTreeSet<u64>,
+}
+
+impl Arrivals {
+    /// The next message will arrive at `due`.
+    fn announce(&mut self, due: Duration) {
+        if !self.unwanted.remove(&self.sent) {
+            self.due.insert(self.sent, due);
+        }
+        self.sent += 1;
+    }
+
+    /// The message announced last is not sent.
+    fn withdraw(&mut self) {
+        self.sent -= 1;
+        if self.due.remove(&self.sent).is_none() {
+            self.unwanted.insert(self.sent);
+        }
+    }
+
+    /// The number of the next message that nobody expects yet.
+    fn expect(&mut self) -> u64 {
+        self.expected += 1;
+        self.expected - 1
+    }
+
+    /// When the message of this number arrives, if it is sent.
+    fn take(&mut self, number: u64) -> Option<Duration> {
+        self.due.remove(&number)
+    }
+
+    /// Nobody asks for an expected message any more.
+    fn discard(&mut self, number: u64) {
+        if self.due.remove(&number).is_none() && number >= self.sent {
+            self.unwanted.insert(number);
+        }
+    }
+}
 
 impl Link {
     /// A message posted at time t can be taken out at t + `latency` + bytes / `bytes_per_second`. Messages do not
@@ -45,7 +90,7 @@ impl Link {
         self.latency.saturating_add(Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX))
     }
 
-    fn arrivals(&self) -> MutexGuard<'_, BTreeMap<Way, Channel<Duration>>> {
+    fn arrivals(&self) -> MutexGuard<'_, BTreeMap<Way, Arrivals>> {
         self.arrivals.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -89,20 +134,23 @@ impl<S: Storage, C: Communicator<S>> Communicator<S> for SimulatedLink<C> {
     fn exchange(&self, operation: Operation, sends: Vec<Send<S>>, receives: Vec<Receive>) -> Result<Pending<S>> {
         let me = self.inner.rank();
         let now = self.link.clock.now();
-        let mut expected = Expected { link: self.link.clone(), messages: Vec::with_capacity(receives.len()) };
+        let sent: Vec<Way> = sends.iter().map(|send| (self.group, me, send.to)).collect();
+        let expected: Vec<Way> = receives.iter().map(|receive| (self.group, receive.from, me)).collect();
         {
             // Arrival times go ahead of the messages, so a message that has come has its time.
             let mut arrivals = self.link.arrivals();
-            for send in &sends {
+            for (send, &way) in sends.iter().zip(&sent) {
                 let due = now.saturating_add(self.link.travel(send.parcel.bytes()));
-                arrivals.entry((self.group, me, send.to)).or_default().push(due);
-            }
-            for receive in &receives {
-                let way = (self.group, receive.from, me);
-                expected.messages.push((way, arrivals.entry(way).or_default().reserve()));
+                arrivals.entry(way).or_default().announce(due);
             }
         }
-        let pending = self.inner.exchange(operation, sends, receives)?;
+        let posted = self.inner.exchange(operation, sends, receives);
+        let mut arrivals = self.link.arrivals();
+        let pending = posted.inspect_err(|_| {
+            sent.iter().for_each(|&way| arrivals.entry(way).or_default().withdraw());
+        })?;
+        let messages = expected.into_iter().map(|way| (way, arrivals.entry(way).or_default().expect())).collect();
+        let expected = Expected { link: self.link.clone(), messages };
         Ok(Pending::new(Delayed { pending, expected }))
     }
 
@@ -209,6 +257,38 @@ mod tests {
         });
         let expected = (Duration::from_millis(2999), true, Duration::from_secs(3));
         assert_eq!(times, Ok(vec![expected; 2]));
+    }
+
+    #[test]
+    fn an_exchange_that_fails_does_not_move_the_times_of_the_next() {
+        let clock = ManualClock::default();
+        let link = Link::with_clock(Duration::ZERO, 1000.0, Arc::new(clock.clone()));
+        let held = run(2, |comm| {
+            let comm = SimulatedLink::new(comm, link.clone());
+            if comm.rank() == 0 {
+                // The first would have been there at once.
+                let send = |to| Send { to, parcel: Buffer::from_slice(&[0u8; 0]).into() };
+                let failed = comm.exchange("swap".into(), vec![send(1), send(2)], vec![Receive::of::<u8>(1, 0)]);
+                assert!(failed.is_err(), "there are two ranks");
+            }
+            comm.barrier()?;
+            let pending = swap(&comm)?;
+            comm.barrier()?;
+            std::thread::scope(|scope| {
+                let waiting = scope.spawn(|| pending.wait().map(|_| ()));
+                std::thread::sleep(Duration::from_millis(10));
+                let held = !waiting.is_finished();
+                comm.barrier()?;
+                if comm.rank() == 0 {
+                    clock.advance(Duration::from_secs(1));
+                }
+                waiting.join().expect("waiting does not panic")?;
+                Ok(held)
+            })
+        });
+        assert_eq!(held, Ok(vec![true; 2]), "1000 bytes take a second, both ways");
+        let arrivals = link.arrivals();
+        assert!(arrivals.values().all(|way| way.due.is_empty() && way.unwanted.is_empty()), "{arrivals:?}");
     }
 
     #[test]

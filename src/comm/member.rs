@@ -202,9 +202,7 @@ impl<W: Wire> Expected<W> {
                     let reason = format!("it finished without taking part in {operation} (step {step})");
                     CommError::Poisoned { rank: peer, reason }.into()
                 }
-                Lost::Late => {
-                    CommError::Deadline { peer, seconds: deadline.as_secs(), operation, step, waits }.into()
-                },
+                Lost::Late => CommError::Deadline { peer, seconds: deadline.as_secs(), operation, step, waits }.into(),
             }
         })
     }

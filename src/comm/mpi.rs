@@ -16,7 +16,6 @@ mod frame;
 mod world;
 
 use std::mem::ManuallyDrop;
-use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -157,42 +156,47 @@ struct Transfer {
 }
 
 impl Transfer {
+    /// Starts operations on parts of all of `bytes`; `start` gets the whole once.
+    fn new(
+        bytes: Buffer<u8>,
+        start: impl FnOnce(&'static mut [u8], &mut Vec<Request<'static, [u8], StaticScope>>),
+    ) -> Self {
+        let mut transfer = Transfer { bytes: ManuallyDrop::new(bytes), operations: Vec::new() };
+        let len = transfer.bytes.len();
+        // SAFETY: these are the `len` initialised bytes of a heap block that `transfer` owns and that does not move with
+        // it. It is freed or handed out only when `operations` is empty (see `take` and `drop`), so it outlives every use
+        // by MPI; if MPI never finishes, it lives for ever. It is borrowed here once and for all parts, and nothing
+        // touches `transfer.bytes` again before `operations` is empty (see `peek`), so no later borrow of the whole
+        // invalidates a pointer that MPI holds. Should `start` panic, `drop` sees the operations that were begun.
+        let whole = unsafe { std::slice::from_raw_parts_mut(transfer.bytes.as_mut_ptr(), len) };
+        start(whole, &mut transfer.operations);
+        transfer
+    }
+
     /// Sends `bytes` to rank `to` in parts.
     fn send(comm: &SimpleCommunicator, to: i32, tag: Tag, bytes: Buffer<u8>, part: usize) -> Self {
-        let mut transfer = Transfer { bytes: ManuallyDrop::new(bytes), operations: Vec::new() };
         let peer = comm.process_at_rank(to);
-        for range in parts(transfer.bytes.len(), part) {
-            let bytes: &[u8] = &transfer.bytes[range];
-            // SAFETY: the slice is part of a heap block that `transfer` owns, that moving `transfer` leaves where it
-            // is, that nobody writes to, and that is only freed when `operations` is empty (see `drop`).
-            let bytes = unsafe { std::slice::from_raw_parts(bytes.as_ptr(), bytes.len()) };
-            transfer.operations.push(peer.immediate_send_with_tag(StaticScope, bytes, tag));
-        }
-        transfer
+        Transfer::new(bytes, |whole, operations| {
+            let whole: &'static [u8] = whole;
+            let parts = whole.chunks(countable(part));
+            operations.extend(parts.map(|part| peer.immediate_send_with_tag(StaticScope, part, tag)));
+        })
     }
 
     /// Receives into all of `bytes`, from rank `from`, in parts.
     fn receive(comm: &SimpleCommunicator, from: i32, tag: Tag, bytes: Buffer<u8>, part: usize) -> Self {
-        let mut transfer = Transfer { bytes: ManuallyDrop::new(bytes), operations: Vec::new() };
         let peer = comm.process_at_rank(from);
-        for range in parts(transfer.bytes.len(), part) {
-            let bytes: &mut [u8] = &mut transfer.bytes[range];
-            // SAFETY: as in `send`; the parts do not overlap, and `take` gives out the memory only when `operations`
-            // is empty.
-            let bytes = unsafe { std::slice::from_raw_parts_mut(bytes.as_mut_ptr(), bytes.len()) };
-            transfer.operations.push(peer.immediate_receive_into_with_tag(StaticScope, bytes, tag));
-        }
-        transfer
+        Transfer::new(bytes, |whole, operations| {
+            let parts = whole.chunks_mut(countable(part));
+            operations.extend(parts.map(|part| peer.immediate_receive_into_with_tag(StaticScope, part, tag)));
+        })
     }
 
     /// Receives a message that has been announced into `bytes`, which has its size.
     fn receive_matched(message: Message, bytes: Buffer<u8>) -> Self {
-        let mut transfer = Transfer { bytes: ManuallyDrop::new(bytes), operations: Vec::new() };
-        let bytes: &mut [u8] = &mut transfer.bytes;
-        // SAFETY: as in `receive`.
-        let bytes = unsafe { std::slice::from_raw_parts_mut(bytes.as_mut_ptr(), bytes.len()) };
-        transfer.operations.push(message.immediate_matched_receive_into(StaticScope, bytes));
-        transfer
+        Transfer::new(bytes, |whole, operations| {
+            operations.push(message.immediate_matched_receive_into(StaticScope, whole));
+        })
     }
 
     /// Lets MPI work; true if that completed something.
@@ -224,7 +228,8 @@ impl Transfer {
 impl Drop for Transfer {
     fn drop(&mut self) {
         if self.is_complete() {
-            // SAFETY: no operation uses the memory any more, and nothing uses `bytes` after `drop`.
+            // SAFETY: no operation uses the memory any more, and nothing uses `bytes` after `drop`; what `take` handed
+            // out is no longer in it.
             unsafe { ManuallyDrop::drop(&mut self.bytes) };
         }
         // A request must not be dropped while it is under way; MPI still owns it, as it does the memory.
@@ -232,10 +237,9 @@ impl Drop for Transfer {
     }
 }
 
-/// `0..len` in ranges of at most `part` bytes.
-fn parts(len: usize, part: usize) -> impl Iterator<Item = Range<usize>> {
-    let part = part.clamp(1, i32::MAX as usize);
-    (0..len).step_by(part).map(move |from| from..len.min(from + part))
+/// Bytes of a part that an `i32` counts, about `part`.
+fn countable(part: usize) -> usize {
+    part.clamp(1, i32::MAX as usize)
 }
 
 #[cfg(test)]
@@ -243,14 +247,20 @@ mod tests {
     use super::*;
 
     #[test]
-    fn parts_cover_everything_once() {
-        let ranges = |len, part| parts(len, part).collect::<Vec<_>>();
-        assert!(ranges(0, 4).is_empty());
-        assert_eq!(ranges(8, 4), [0..4, 4..8]);
-        assert_eq!(ranges(9, 4), [0..4, 4..8, 8..9]);
-        assert_eq!(ranges(3, 0), [0..1, 1..2, 2..3]);
-        let long = ranges(5 << 30, usize::MAX);
-        assert!(long.iter().all(|range| range.len() <= i32::MAX as usize), "{long:?}");
-        assert_eq!((long.len(), long[2].end), (3, 5 << 30));
+    fn parts_can_be_counted_and_come_to_an_end() {
+        assert_eq!((countable(0), countable(4), countable(usize::MAX)), (1, 4, i32::MAX as usize));
+    }
+
+    #[test]
+    fn the_parts_of_a_transfer_are_one_borrow_of_all_its_bytes() {
+        let bytes = Buffer::from_slice(&[1u8, 2, 3, 4, 5]);
+        let start = bytes.as_ptr() as usize;
+        let mut found = Vec::new();
+        let transfer = Transfer::new(bytes, |whole, _| {
+            found.extend(whole.chunks_mut(2).map(|part| (part.as_ptr() as usize - start, part.to_vec())));
+            whole[4] = 9;
+        });
+        assert_eq!(found, [(0, vec![1, 2]), (2, vec![3, 4]), (4, vec![5])]);
+        assert_eq!(transfer.take().as_deref(), Some(&[1, 2, 3, 4, 9][..]));
     }
 }

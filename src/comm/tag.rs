@@ -64,7 +64,8 @@ mod tests {
         assert!(tag("all_gather", 7).same_name(&tag("all_gather", 8)) && tag("all_gather", 7) != tag("all_gather", 8));
         assert!(!tag("all_gather", 7).same_name(&tag("all_gather_v", 7)));
         assert_eq!((tag("ring", 1).name(), tag("ring", 1).digest()), ("ring".to_string(), 1));
-        let (one, other) = ("an operation of a name that is longer than 32 bytes", "an operation of a name that is longer");
+        let (one, other) =
+            ("an operation of a name that is longer than 32 bytes", "an operation of a name that is longer");
         assert_ne!(tag(one, 7), tag(other, 7), "the names differ where they no longer travel");
     }
 }

@@ -159,14 +159,16 @@ mod tests {
             // Wrapped after a split: ranks are those of the first half, 3 and 1.
             let halves = comm.split(comm.rank() % 2, 4 - comm.rank())?;
             let comm = Counted::new(halves);
-            comm.exchange("outer".into(),
+            comm.exchange(
+                "outer".into(),
                 vec![Send { to: 1 - comm.rank(), parcel: Buffer::from_slice(&[1f64]).into() }],
                 vec![],
             )?
             .wait()?;
             let turned = comm.split(0, 1 - comm.rank())?;
             turned
-                .exchange("inner".into(),
+                .exchange(
+                    "inner".into(),
                     vec![Send { to: 1 - turned.rank(), parcel: Buffer::from_slice(&[1u8]).into() }],
                     vec![],
                 )?

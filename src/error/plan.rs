@@ -15,7 +15,9 @@ pub enum PlanError {
         what: String,
     },
     /// A plan that another strategy made.
-    #[error("the plan is one of {found}, and the handler's strategy is {strategy}: make it with the handler that attends")]
+    #[error(
+        "the plan is one of {found}, and the handler's strategy is {strategy}: make it with the handler that attends"
+    )]
     OtherStrategy {
         /// The handler's strategy.
         strategy: &'static str,

@@ -60,6 +60,17 @@ pub enum SupportError {
         /// What works.
         instead: String,
     },
+    /// Threads that the system does not start.
+    #[error(
+        "the system does not start {threads} threads for one rank ({reason}): use fewer (--threads), or raise its limits \
+         on processes and memory"
+    )]
+    Threads {
+        /// Threads of a rank.
+        threads: usize,
+        /// What stood in the way.
+        reason: String,
+    },
     /// Numbers that do not go together.
     #[error("{0}")]
     Numbers(String),

@@ -20,6 +20,7 @@ use rand_xoshiro::Xoshiro256PlusPlus;
 
 use super::config::Config;
 use super::parameters::{Kind, Master, ParameterId, ParameterList, ParameterSet, ParameterSpec};
+use crate::elementary::{ln, sin_cos};
 use crate::error::Result;
 use crate::tensor::{Device, Float};
 
@@ -75,8 +76,8 @@ impl Normal {
             return spare;
         }
         // `random` is in [0, 1); the logarithm needs (0, 1].
-        let radius = (-2.0 * (1.0 - self.uniform.random::<f64>()).ln()).sqrt();
-        let (sin, cos) = (TAU * self.uniform.random::<f64>()).sin_cos();
+        let radius = (-2.0 * ln(1.0 - self.uniform.random::<f64>())).sqrt();
+        let (sin, cos) = sin_cos(TAU * self.uniform.random::<f64>());
         self.spare = Some(radius * sin);
         radius * cos
     }

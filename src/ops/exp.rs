@@ -1,14 +1,15 @@
 //! The exponential, for loops over rows.
 
+use crate::elementary;
 use crate::tensor::{DType, Real};
 
-/// `e^x`: the library's in `f64`; in `f32` a polynomial that compilers turn into vector code (see [`exp_f32`]).
+/// `e^x`: in `f32` a polynomial that compilers turn into vector code (see [`exp_f32`]), in `f64` [`elementary::exp`].
 #[inline(always)]
 pub(super) fn exp<A: Real>(x: A) -> A {
     // `A::DTYPE` is a constant, so one branch remains; for f32 the conversions to f64 and back cancel.
     match A::DTYPE {
         DType::F32 => A::from_f64(f64::from(exp_f32(x.to_f64() as f32))),
-        _ => num_traits::Float::exp(x),
+        _ => elementary::exp(x),
     }
 }
 

@@ -8,8 +8,8 @@ use crate::plan::Step;
 use crate::strategy::TileOperands;
 use crate::strategy::heads::Swapped;
 use crate::strategy::kernel_object::{DynKernel, Saved, TileGradients};
-pub use crate::strategy::planned::{AttentionPlan, RankPlan};
 pub(crate) use crate::strategy::planned::expect_groups;
+pub use crate::strategy::planned::{AttentionPlan, RankPlan};
 use crate::strategy::walk::{Packed, Walk, unsound};
 use crate::tensor::{AccMatrix, ElemMatrix};
 

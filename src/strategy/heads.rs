@@ -224,8 +224,14 @@ impl HeadSwap {
         };
         let share = &shares[self.place];
         let width = |_| share.qkv_width();
-        let parts =
-            self.trade(device, comm, (plan.operation("attention heads"), AsIs), message, |member| self.rows[member].len(), width)?;
+        let parts = self.trade(
+            device,
+            comm,
+            (plan.operation("attention heads"), AsIs),
+            message,
+            |member| self.rows[member].len(),
+            width,
+        )?;
         let queries = share.shape.q_width();
         let mut swapped = Swapped {
             q: device.matrix(self.group_rows(), queries),
@@ -258,8 +264,14 @@ impl HeadSwap {
             message
         };
         let columns = |member: usize| shares[member].q_columns(dim);
-        let parts =
-            self.trade(device, comm, (plan.operation("attention heads"), AsIs), message, |_| own, |member| columns(member).len())?;
+        let parts = self.trade(
+            device,
+            comm,
+            (plan.operation("attention heads"), AsIs),
+            message,
+            |_| own,
+            |member| columns(member).len(),
+        )?;
         let mut whole = device.matrix(own, shape.q_heads * dim);
         let rows: Vec<usize> = (0..own).collect();
         for (member, part) in parts.iter().enumerate() {
@@ -285,8 +297,14 @@ impl HeadSwap {
             message
         };
         let width = shares[self.place].shape.out_width();
-        let parts =
-            self.trade(device, comm, (plan.operation("attention heads"), AsIs), message, |member| self.rows[member].len(), |_| width)?;
+        let parts = self.trade(
+            device,
+            comm,
+            (plan.operation("attention heads"), AsIs),
+            message,
+            |member| self.rows[member].len(),
+            |_| width,
+        )?;
         let mut whole = device.matrix(self.group_rows(), width);
         for (part, rows) in parts.iter().zip(&self.rows) {
             device.scatter_rows(part, rows, &mut whole, 0);
@@ -317,7 +335,8 @@ impl HeadSwap {
             message
         };
         let width = |member: usize| shares[member].kv_width();
-        let parts = self.trade(device, comm, (plan.operation("attention head gradients"), plan.wire), message, |_| own, width)?;
+        let parts =
+            self.trade(device, comm, (plan.operation("attention head gradients"), plan.wire), message, |_| own, width)?;
         let mut sum: AccMatrix<D> = device.zero_matrix(own, shape.kv_width());
         let rows: Vec<usize> = (0..own).collect();
         for (member, part) in parts.iter().enumerate() {

@@ -4,7 +4,7 @@ use std::marker::PhantomData;
 use std::ops::Range;
 use std::sync::Arc;
 
-use crate::tensor::{Buffer, Charge, Device, Element, Float, Ledger, PoolStats, Real, Storage};
+use crate::tensor::{Buffer, Charge, Device, Element, Float, Ledger, PoolStats, Real, Storage, bytes_of};
 
 /// Stands for a device that stores `T`, so that a program can be rehearsed for the memory that it takes. Buffers have
 /// a length and no contents; ops give results of the right shape ([`crate::ops`]).
@@ -44,7 +44,7 @@ impl Storage for Imagined {
     }
 
     fn part<T: Element>(source: &Buffer<T, Self>, range: Range<usize>) -> Buffer<T, Self> {
-        let bytes = range.len() * size_of::<T>();
+        let bytes = bytes_of::<T>(range.len());
         let charge = source.storage().charge.as_ref().map(|charge| charge.ledger().charge(bytes));
         Buffer::from_storage(Imagined { bytes, charge }, range.len())
     }
@@ -60,7 +60,7 @@ impl<T: Float> Device for DryRun<T> {
     type Storage = Imagined;
 
     fn empty<E: Element>(&self, len: usize) -> Buffer<E, Imagined> {
-        let bytes = len * size_of::<E>();
+        let bytes = bytes_of::<E>(len);
         Buffer::from_storage(Imagined { bytes, charge: Some(self.ledger.charge(bytes)) }, len)
     }
 

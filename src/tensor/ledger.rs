@@ -17,9 +17,9 @@ pub struct Ledger {
 }
 
 impl Ledger {
-    /// Counts bytes until the charge is dropped.
+    /// Counts bytes until the charge is dropped. A peak that cannot be counted stays at the largest number there is.
     pub fn charge(self: &Arc<Self>, bytes: usize) -> Charge {
-        let held = self.held.fetch_add(bytes, Ordering::Relaxed) + bytes;
+        let held = self.held.fetch_add(bytes, Ordering::Relaxed).saturating_add(bytes);
         self.peak.fetch_max(held, Ordering::Relaxed);
         Charge { ledger: self.clone(), bytes }
     }
@@ -76,5 +76,14 @@ mod tests {
         let third = ledger.charge(5);
         drop((second, third));
         assert_eq!((ledger.held(), ledger.peak()), (0, 25));
+    }
+
+    #[test]
+    fn more_than_can_be_counted_is_the_largest_peak() {
+        let ledger = Arc::new(Ledger::default());
+        let charges = [ledger.charge(1 << 63), ledger.charge(1 << 63), ledger.charge(7)];
+        assert_eq!(ledger.peak(), usize::MAX);
+        drop(charges);
+        assert_eq!(ledger.held(), 0);
     }
 }

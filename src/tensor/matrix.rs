@@ -3,7 +3,7 @@
 use std::fmt;
 use std::ops::{Deref, DerefMut};
 
-use crate::tensor::{Buffer, Element, Host, Storage};
+use crate::tensor::{Buffer, Element, Host, Storage, product};
 
 /// A row-major matrix `[rows, cols]`; what every activation is, whatever the layout.
 pub struct Matrix<T, S = Host> {
@@ -18,7 +18,8 @@ impl<T: Element, S: Storage> Matrix<T, S> {
     /// # Panics
     /// If the buffer does not have `rows * cols` elements.
     pub fn new(buffer: Buffer<T, S>, rows: usize, cols: usize) -> Self {
-        assert_eq!(buffer.len(), rows * cols, "a matrix of {rows} x {cols} from {} elements", buffer.len());
+        let len = buffer.len();
+        assert!(rows.checked_mul(cols) == Some(len), "a matrix of {rows} x {cols} from {len} elements");
         Matrix { buffer, rows, cols }
     }
 
@@ -50,10 +51,10 @@ impl<T: Element, S: Storage> Matrix<T, S> {
     /// The same elements as `[rows * times, cols / times]`: how heads are seen as rows.
     ///
     /// # Panics
-    /// If `times` does not divide the columns.
+    /// If `times` does not divide the columns, or is 0.
     pub fn split_cols(self, times: usize) -> Self {
-        assert_eq!(self.cols % times, 0, "{} columns do not split into {times}", self.cols);
-        Matrix { rows: self.rows * times, cols: self.cols / times, buffer: self.buffer }
+        assert!(times > 0 && self.cols.is_multiple_of(times), "{} columns do not split into {times}", self.cols);
+        Matrix { rows: product(&[self.rows, times]), cols: self.cols / times, buffer: self.buffer }
     }
 }
 
@@ -70,12 +71,20 @@ impl<T: Element> Matrix<T, Host> {
     }
 
     /// One row.
+    ///
+    /// # Panics
+    /// If there is none of this number.
     pub fn row(&self, row: usize) -> &[T] {
+        assert!(row < self.rows, "row {row} of {self:?}");
         &self.buffer[row * self.cols..(row + 1) * self.cols]
     }
 
     /// One row.
+    ///
+    /// # Panics
+    /// If there is none of this number.
     pub fn row_mut(&mut self, row: usize) -> &mut [T] {
+        assert!(row < self.rows, "row {row} of {self:?}");
         &mut self.buffer[row * self.cols..(row + 1) * self.cols]
     }
 }
@@ -96,5 +105,50 @@ impl<T: Element> Deref for Matrix<T, Host> {
 impl<T: Element> DerefMut for Matrix<T, Host> {
     fn deref_mut(&mut self) -> &mut [T] {
         &mut self.buffer
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::panic::{AssertUnwindSafe, catch_unwind};
+
+    use super::*;
+    use crate::ops::matmul::Matmul;
+    use crate::tensor::{Cpu, Device, DryRun};
+
+    /// What a panic says.
+    fn panic_of<R>(body: impl FnOnce() -> R) -> String {
+        let Err(panic) = catch_unwind(AssertUnwindSafe(body)) else { panic!("it is taken") };
+        panic.downcast_ref::<String>().cloned().unwrap_or_default()
+    }
+
+    #[test]
+    fn a_matrix_with_more_elements_than_can_be_counted_does_not_exist() {
+        let huge = 1 << 32;
+        let device = Cpu::<f32>::default();
+        let linear = || {
+            let x = Matrix::<f32>::from_slice(&[], huge, huge);
+            device.linear(&x, &Matrix::from_slice(&[], huge, huge), None)
+        };
+        assert!(panic_of(linear).contains("a matrix of 4294967296 x 4294967296 from 0 elements"));
+        for message in [
+            panic_of(|| device.matrix::<f32>(huge, huge)),
+            panic_of(|| device.zero_matrix::<f32>(huge, huge)),
+            panic_of(|| DryRun::<f32>::default().matrix::<f32>(huge, huge)),
+            // No elements, but as many rows as that.
+            panic_of(|| Matrix::<f32>::from_slice(&[], 1 << 40, 0).split_cols(1 << 30)),
+        ] {
+            assert!(message.contains("is more than can be counted"), "{message}");
+        }
+    }
+
+    #[test]
+    fn rows_past_the_end_are_no_other_rows() {
+        let mut x = Matrix::from_slice(&[1.0f32; 8], 2, 4);
+        let wraps = 1 << 62;
+        assert!(panic_of(|| x.row(wraps).to_vec()).contains("row 4611686018427387904 of Matrix[2, 4]"));
+        assert!(panic_of(|| x.row_mut(2).fill(0.0)).contains("row 2 of Matrix[2, 4]"));
+        assert!(Matrix::<f32>::from_slice(&[], 3, 0).row(2).is_empty());
+        assert!(panic_of(|| x.split_cols(0)).contains("4 columns do not split into 0"));
     }
 }

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 
 use bytemuck::{Pod, Zeroable};
 
-use crate::tensor::{Charge, Element, Ledger, Real};
+use crate::tensor::{Charge, Element, Ledger, Real, bytes_of};
 
 /// Untyped memory on some device; what a communicator moves.
 pub trait Storage: Send + Sync + Sized + fmt::Debug + 'static {
@@ -180,7 +180,9 @@ impl<T: Element, S: Storage> Buffer<T, S> {
     /// # Panics
     /// If the storage is too small.
     pub fn from_storage(storage: S, len: usize) -> Self {
-        assert!(len * size_of::<T>() <= storage.capacity(), "a buffer of {len} elements does not fit its storage");
+        let bytes = len.checked_mul(size_of::<T>());
+        let fits = bytes.is_some_and(|bytes| bytes <= storage.capacity());
+        assert!(fits, "a buffer of {len} elements does not fit its storage");
         Buffer { storage, len, marker: PhantomData }
     }
 
@@ -218,6 +220,9 @@ impl<T: Element, S: Storage> Buffer<T, S> {
 impl<T: Element> Buffer<T, Host> {
     /// Memory from `pool`, its contents unspecified; in debug builds every byte is 0xFF, which reads as NaN, so
     /// that a use before a write shows.
+    ///
+    /// # Panics
+    /// If it has more bytes than can be addressed.
     pub fn empty(pool: &Arc<Pool>, len: usize) -> Self {
         let mut buffer = Self::scratch(pool, len);
         let bytes = buffer.bytes();
@@ -227,7 +232,7 @@ impl<T: Element> Buffer<T, Host> {
 
     /// [`Buffer::empty`], but on nobody's account.
     pub(super) fn scratch(pool: &Arc<Pool>, len: usize) -> Self {
-        let mut lines = pool.take((len * size_of::<T>()).div_ceil(LINE));
+        let mut lines = pool.take(bytes_of::<T>(len).div_ceil(LINE));
         if cfg!(debug_assertions) {
             lines.fill(Line([0xFF; LINE]));
         }
@@ -297,6 +302,21 @@ mod tests {
         assert!(zeros.iter().all(|&x| x == 0.0));
         assert_eq!(pool.stats().allocations, 1, "the block of the first buffer serves the second");
         assert_eq!(pool.stats().owned, 448);
+    }
+
+    #[test]
+    fn lengths_whose_bytes_cannot_be_counted_are_refused() {
+        let pool = Pool::new();
+        for len in [1 << 62, (1 << 62) + 1, usize::MAX, 1 << 61] {
+            let taken = std::panic::catch_unwind(|| Buffer::<f32>::empty(&pool, len));
+            let message = *taken.unwrap_err().downcast::<String>().unwrap();
+            assert_eq!(message, format!("{len} elements of f32 take more memory than can be addressed"));
+            let read = std::panic::catch_unwind(|| {
+                Buffer::<f32>::from_storage(Buffer::from_slice(&[0u8; 64]).into_storage(), len);
+            });
+            assert!(read.is_err(), "{len} elements in 64 bytes");
+        }
+        assert_eq!(pool.stats().allocations, 0);
     }
 
     #[test]

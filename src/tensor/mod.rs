@@ -20,6 +20,8 @@ use std::sync::Arc;
 use bytemuck::Pod;
 use half::{bf16, f16};
 
+use crate::error::{Result, SupportError};
+
 /// The element types that buffers, files and messages can hold.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum DType {
@@ -123,6 +125,24 @@ floats!(
     f16, f32, f16::to_f32, f16::from_f32, f16::to_f64, f16::from_f64
 );
 
+/// A number of elements: the product of `sizes`.
+///
+/// # Panics
+/// If it is more than can be counted.
+pub(crate) fn product(sizes: &[usize]) -> usize {
+    let product = sizes.iter().try_fold(1usize, |product, &size| product.checked_mul(size));
+    product.unwrap_or_else(|| panic!("the product of the sizes {sizes:?} is more than can be counted"))
+}
+
+/// Bytes of `len` elements.
+///
+/// # Panics
+/// If they are more than can be addressed.
+fn bytes_of<T: Element>(len: usize) -> usize {
+    let bytes = len.checked_mul(size_of::<T>()).filter(|&bytes| bytes <= isize::MAX as usize);
+    bytes.unwrap_or_else(|| panic!("{len} elements of {} take more memory than can be addressed", T::DTYPE))
+}
+
 /// A device together with the type that it stores activations and weights in.
 ///
 /// It owns no data but hands out memory; what it can compute is said by one trait per op in [`crate::ops`].
@@ -153,12 +173,12 @@ pub trait Device: Clone + Send + Sync + 'static {
 
     /// A matrix with unspecified contents.
     fn matrix<T: Element>(&self, rows: usize, cols: usize) -> Matrix<T, Self::Storage> {
-        Matrix::new(self.empty(rows * cols), rows, cols)
+        Matrix::new(self.empty(product(&[rows, cols])), rows, cols)
     }
 
     /// A zeroed matrix.
     fn zero_matrix<T: Element>(&self, rows: usize, cols: usize) -> Matrix<T, Self::Storage> {
-        Matrix::new(self.zeros(rows * cols), rows, cols)
+        Matrix::new(self.zeros(product(&[rows, cols])), rows, cols)
     }
 }
 
@@ -181,11 +201,30 @@ pub struct Cpu<T = f32> {
 
 impl<T: Float> Cpu<T> {
     /// One rank's share of the processor: `threads` threads (at least 1), the caller's among them.
+    ///
+    /// # Panics
+    /// If the system refuses the threads, which it never does for 1; [`Cpu::with_threads`] gives an error then.
     pub fn new(threads: usize) -> Self {
-        let workers = (threads > 1)
-            .then(|| rayon::ThreadPoolBuilder::new().num_threads(threads).build().ok().map(Arc::new))
-            .flatten();
-        Cpu { pool: Pool::new(), workers, marker: PhantomData }
+        Cpu::with_threads(threads).unwrap_or_else(|error| panic!("{error}"))
+    }
+
+    /// The same, for a number of threads that comes from outside the program.
+    ///
+    /// # Errors
+    /// [`SupportError::Threads`] if the system refuses the threads.
+    pub fn with_threads(threads: usize) -> Result<Self> {
+        let refused = |reason| SupportError::Threads { threads, reason };
+        let workers = match threads {
+            0 | 1 => None,
+            _ if threads > rayon::max_num_threads() => {
+                return Err(refused(format!("a pool has at most {}", rayon::max_num_threads())).into());
+            }
+            _ => {
+                let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
+                Some(Arc::new(pool.map_err(|error| refused(error.to_string()))?))
+            }
+        };
+        Ok(Cpu { pool: Pool::new(), workers, marker: PhantomData })
     }
 
     /// The arena that buffers come from.
@@ -248,5 +287,20 @@ impl<T: Float> Device for Cpu<T> {
 
     fn seal(&self) {
         self.pool.seal();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pool_that_is_refused_is_an_error_with_the_number_of_threads() {
+        let error = Cpu::<f32>::with_threads(usize::MAX).err().unwrap();
+        assert!(matches!(&error, crate::error::Error::Support(SupportError::Threads { threads: usize::MAX, .. })));
+        assert!(error.is_input() && error.to_string().contains("use fewer"), "{error}");
+        assert!(std::panic::catch_unwind(|| Cpu::<f32>::new(usize::MAX)).is_err(), "not one thread without a word");
+        assert_eq!(Cpu::<f32>::with_threads(3).unwrap().workers().map(|pool| pool.current_num_threads()), Some(3));
+        assert!(Cpu::<f32>::with_threads(0).unwrap().workers().is_none());
     }
 }

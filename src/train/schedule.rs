@@ -2,6 +2,7 @@
 
 use std::f64::consts::PI;
 
+use crate::elementary::sin_cos;
 use crate::error::{DataError, Result};
 
 /// Linear warm-up and cosine decay (Loshchilov and Hutter 2017, one period).
@@ -66,7 +67,7 @@ impl Schedule {
             return self.min_lr;
         }
         let progress = (step - self.warmup) as f64 / (self.steps - self.warmup) as f64;
-        self.min_lr + (self.lr - self.min_lr) * 0.5 * (1.0 + (PI * progress).cos())
+        self.min_lr + (self.lr - self.min_lr) * 0.5 * (1.0 + sin_cos(PI * progress).1)
     }
 }
 

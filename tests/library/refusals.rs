@@ -264,7 +264,10 @@ fn disagree(error: Error) -> bool {
 
 #[test]
 fn ranks_with_other_masks_are_told_with_the_first_message_that_they_exchange() {
-    fn outcome<H: CpStrategy + context_parallel::strategy::Supports<Thd, Flash>>(strategy: H, lengths: &[usize]) -> Error {
+    fn outcome<H: CpStrategy + context_parallel::strategy::Supports<Thd, Flash>>(
+        strategy: H,
+        lengths: &[usize],
+    ) -> Error {
         let tokens = lengths.iter().sum();
         let outcome = threads::run(2, |comm| {
             let handler = CpHandler::<H, Thd, _>::new(strategy, &comm)?;
@@ -323,9 +326,8 @@ fn a_strategy_whose_grid_is_not_of_its_degree_is_refused() {
     for (outer, inner) in [(3, 1), (1, 1), (2, 2), (0, 2), (usize::MAX, 2)] {
         let grid = Grid { outer, inner, inner_adjacent: true };
         let typed = threads::run(2, |comm| CpHandler::<Unsure, Thd, _>::new(Unsure(grid), &comm).map(drop));
-        let dynamic = threads::run(2, |comm| {
-            DynHandler::new(object(Unsure(grid)), LayoutKind::Thd, Box::new(comm)).map(drop)
-        });
+        let dynamic =
+            threads::run(2, |comm| DynHandler::new(object(Unsure(grid)), LayoutKind::Thd, Box::new(comm)).map(drop));
         for outcome in [typed, dynamic] {
             let error = outcome.unwrap_err();
             assert!(matches!(error, Error::Placement(_)) && error.is_input(), "{grid}: {error}");

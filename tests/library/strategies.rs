@@ -380,7 +380,8 @@ fn ranks_with_other_stages_are_told_before_they_compute() {
         let placement = handler.place(Packed::from_lengths(&[64])?)?;
         let plan = handler.plan(&placement, &Mask::Causal)?;
         let shape = AttentionShape { q_heads: 2, kv_heads: 1, qk_dim: 4, v_dim: 4, scale: 0.5 };
-        let [q, k, v] = [8, 4, 4].map(|width| Shard::new(device.zero_matrix(placement.rows(), width), placement.clone()));
+        let [q, k, v] =
+            [8, 4, 4].map(|width| Shard::new(device.zero_matrix(placement.rows(), width), placement.clone()));
         handler.core_attn::<Flash, _>(&device, &plan, &shape, &q?, &k?, &v?).map(drop)
     });
     let message = error.unwrap_err().to_string();

@@ -174,7 +174,7 @@ struct Attended {
 /// One rank of one combination's run of a problem.
 fn attend<T: Float>(chosen: &Chosen, comm: Comm, problem: &Problem<T>, threads: usize) -> Result<Attended> {
     let Problem { lengths, shape, mask, operands, .. } = problem;
-    let (device, kernel) = (Cpu::<T>::new(threads), chosen.kernel.object());
+    let (device, kernel) = (Cpu::<T>::with_threads(threads)?, chosen.kernel.object());
     let counted = Counted::new(comm);
     let traffic = counted.traffic();
     let handler = DynHandler::new(chosen.strategy.clone(), chosen.layout, Box::new(counted))?;

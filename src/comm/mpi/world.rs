@@ -275,7 +275,14 @@ impl World {
                 if !failed {
                     let (seconds, operation) = (self.waits.deadline.as_secs(), "the end of the run");
                     let peer = quietest.unwrap_or(self.rank);
-                    let error = CommError::Deadline { peer, seconds, operation, step: self.counts.operations(), waits: self.waits(peer) }.into();
+                    let error = CommError::Deadline {
+                        peer,
+                        seconds,
+                        operation,
+                        step: self.counts.operations(),
+                        waits: self.waits(peer),
+                    }
+                    .into();
                     self.fail(self.rank, failure_of(self.rank, &error));
                 }
                 return Exit::Stuck;

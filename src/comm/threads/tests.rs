@@ -149,7 +149,8 @@ fn splits_order_by_key_then_rank_and_nest() {
 fn wrong_peers_are_refused_before_anything_is_sent() {
     let seen = run(2, |comm| {
         let me = comm.rank();
-        let try_exchange = |to, from| comm.exchange("test".into(), vec![send(to, &[1])], vec![receive(from, 1)]).map(drop);
+        let try_exchange =
+            |to, from| comm.exchange("test".into(), vec![send(to, &[1])], vec![receive(from, 1)]).map(drop);
         assert_eq!(try_exchange(2, 1 - me), Err(CommError::NoSuchRank { rank: 2, size: 2 }.into()));
         assert_eq!(try_exchange(1 - me, 5), Err(CommError::NoSuchRank { rank: 5, size: 2 }.into()));
         assert_eq!(try_exchange(me, 1 - me), Err(CommError::ToItself { rank: me, operation: "test" }.into()));
@@ -368,6 +369,9 @@ fn a_silent_rank_is_named_at_the_deadline() {
             }
         });
         let operation = if name == "wait" { "a" } else { name };
-        assert_eq!(outcome, fails_with(CommError::Deadline { peer: 1, seconds: 30, operation, step: 1, waits: vec![] }));
+        assert_eq!(
+            outcome,
+            fails_with(CommError::Deadline { peer: 1, seconds: 30, operation, step: 1, waits: vec![] })
+        );
     }
 }

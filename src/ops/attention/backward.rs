@@ -12,7 +12,7 @@ use crate::ops::attention::schedule::{BLOCK, Schedule, TILE, Visit};
 use crate::ops::matmul::{View, ViewMut, gemm};
 use crate::ops::simd;
 use crate::ops::workers::{for_each_task, threads};
-use crate::tensor::{Buffer, Cpu, Float, Matrix, Real};
+use crate::tensor::{Buffer, Cpu, Float, Matrix, Real, product};
 
 /// Key blocks of one unit of work. The number is fixed, so that sums are grouped the same for any number of threads.
 const SEGMENT: usize = 16;
@@ -62,15 +62,15 @@ impl<T: Float> Inputs<'_, T> {
     pub(super) fn run(&self, dq: &mut Matrix<T::Acc>, dkv: &mut Matrix<T::Acc>) {
         let (shape, device) = (self.shape, self.device);
         let segments = self.schedule.blocks().div_ceil(SEGMENT);
-        let units = shape.q_heads * segments;
+        let units = product(&[shape.q_heads, segments]);
         let wave = threads(device).min(units);
         let keys = self.kv.rows().min(SEGMENT * BLOCK);
         let results: Vec<_> = (0..wave)
             .map(|_| {
                 Mutex::new(Unit {
-                    dq: device.scratch(self.q.rows() * shape.qk_dim),
-                    dk: device.scratch(keys * shape.qk_dim),
-                    dv: device.scratch(keys * shape.v_dim),
+                    dq: device.scratch(product(&[self.q.rows(), shape.qk_dim])),
+                    dk: device.scratch(product(&[keys, shape.qk_dim])),
+                    dv: device.scratch(product(&[keys, shape.v_dim])),
                 })
             })
             .collect();
@@ -210,15 +210,61 @@ impl<T: Float> Inputs<'_, T> {
 impl<A: Real> Scratch<A> {
     fn new<T: Float<Acc = A>>(device: &Cpu<T>, shape: &AttentionShape) -> Self {
         Scratch {
-            k: device.scratch(BLOCK * shape.qk_dim),
-            k_transposed: device.scratch(BLOCK * shape.qk_dim),
-            v: device.scratch(BLOCK * shape.v_dim),
-            v_transposed: device.scratch(BLOCK * shape.v_dim),
-            q: device.scratch(TILE * shape.qk_dim),
-            dout: device.scratch(TILE * shape.v_dim),
+            k: device.scratch(product(&[BLOCK, shape.qk_dim])),
+            k_transposed: device.scratch(product(&[BLOCK, shape.qk_dim])),
+            v: device.scratch(product(&[BLOCK, shape.v_dim])),
+            v_transposed: device.scratch(product(&[BLOCK, shape.v_dim])),
+            q: device.scratch(product(&[TILE, shape.qk_dim])),
+            dout: device.scratch(product(&[TILE, shape.v_dim])),
             p: device.scratch(TILE * BLOCK),
             ds: device.scratch(TILE * BLOCK),
             attended: Vec::new(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ops::attention::Attention;
+    use crate::ops::testing::*;
+    use crate::order::Run;
+    use crate::plan::Piece;
+    use crate::tensor::Device;
+
+    /// Gradients of queries, and of keys and values, through one piece.
+    fn gradients<T: Float>(rows: usize, keys: usize, v_dim: usize, [d_lo, d_hi]: [i64; 2]) -> [Vec<f64>; 2] {
+        let shape = AttentionShape { q_heads: 2, kv_heads: 2, qk_dim: 16, v_dim, scale: 0.25 };
+        let device = Cpu::<T>::new(1);
+        let run = |len| Run { start: 0, step: 1, len };
+        let pieces = [Piece { q_row: 0, k_row: 0, q: run(rows), k: run(keys), d_lo, d_hi }];
+        let (q, kv) = (random(1, rows, shape.q_width()), random(2, keys, shape.kv_width()));
+        let (mut out, mut lse) = (poisoned(rows, shape.out_width()), poisoned(rows, 2));
+        device.attention(&shape, &q, &kv, &pieces, &mut out, &mut lse);
+        let dout = random(3, rows, shape.out_width());
+        let delta = device.attention_delta(&shape, &out, &dout);
+        let mut dq = device.zero_matrix(rows, shape.q_width());
+        let mut dkv = device.zero_matrix(keys, shape.kv_width());
+        device.attention_backward(&shape, &q, &kv, &pieces, &dout, &lse, &delta, &mut dq, &mut dkv);
+        [wide(&dq), wide(&dkv)]
+    }
+
+    /// The gradient of a score is the probability times the difference of two sums, equal if there is one key.
+    #[test]
+    fn with_a_single_key_the_scores_have_exactly_no_gradient() {
+        for (rows, v_dim) in [(1, 1), (1, 24), (1, 257), (2, 2), (3, 64), (70, 24), (130, 258)] {
+            let what = format!("{rows} rows, {v_dim} features");
+            // One row of keys and values, and as many as queries with each its own.
+            for (keys, band) in [(1, [-1 << 40, 0]), (rows, [0, 0])] {
+                let single = gradients::<f32>(rows, keys, v_dim, band);
+                let double = gradients::<f64>(rows, keys, v_dim, band);
+                for [dq, dkv] in [single, double] {
+                    assert!(dq.iter().all(|x| *x == 0.0), "{what}, {keys} keys: {dq:?}");
+                    let rows = dkv.chunks(32 + 2 * v_dim);
+                    assert!(rows.clone().all(|row| row[..32].iter().all(|x| *x == 0.0)), "{what}, {keys} keys");
+                    assert!(rows.clone().all(|row| row[32..].iter().any(|x| *x != 0.0)), "values have a gradient");
+                }
+            }
         }
     }
 }

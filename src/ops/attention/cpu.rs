@@ -3,6 +3,7 @@
 use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
 
+use crate::elementary::{exp, ln, ln_1p};
 use crate::ops::attention::pack::{pack, pack_scaled, transpose};
 use crate::ops::attention::schedule::{BLOCK, Schedule, TILE};
 use crate::ops::attention::{Attention, AttentionShape, backward};
@@ -10,7 +11,7 @@ use crate::ops::matmul::{View, ViewMut, gemm};
 use crate::ops::simd;
 use crate::ops::workers::{Wide, for_each_task, threads};
 use crate::plan::Piece;
-use crate::tensor::{Buffer, Cpu, Device, Float, Matrix, Real};
+use crate::tensor::{Buffer, Cpu, Device, Float, Matrix, Real, product};
 
 impl<T: Float> Attention for Cpu<T> {
     fn attention(
@@ -22,21 +23,22 @@ impl<T: Float> Attention for Cpu<T> {
         out: &mut Matrix<T::Acc>,
         lse: &mut Matrix<T::Acc>,
     ) {
+        shape.expect();
         assert_eq!((q.cols(), kv.cols()), (shape.q_width(), shape.kv_width()), "columns of q and kv");
         assert_eq!((out.rows(), out.cols()), (q.rows(), shape.out_width()), "shape of out");
         assert_eq!((lse.rows(), lse.cols()), (q.rows(), shape.q_heads), "shape of lse");
         let schedule = Schedule::new(pieces, q.rows(), kv.rows());
         // Heads whose keys and values are packed at the same time: as many as there are threads, to bound memory.
         let wave = threads(self).min(shape.kv_heads);
-        let (k_size, v_size) = (BLOCK * shape.qk_dim, BLOCK * shape.v_dim);
-        let mut packs = self.scratch::<T::Acc>(wave * schedule.blocks() * (k_size + v_size));
+        let block_size = product(&[BLOCK, shape.qk_dim + shape.v_dim]);
+        let mut packs = self.scratch::<T::Acc>(product(&[wave, schedule.blocks(), block_size]));
         // A tile's results are written by one head after another; each holds the lock only while it copies.
         let tiles: Vec<_> = out
-            .chunks_mut((TILE * shape.out_width()).max(1))
-            .zip(lse.chunks_mut((TILE * shape.q_heads).max(1)))
+            .chunks_mut(product(&[TILE, shape.out_width()]))
+            .zip(lse.chunks_mut(product(&[TILE, shape.q_heads])))
             .map(Mutex::new)
             .collect();
-        for first in (0..shape.kv_heads).step_by(wave.max(1)) {
+        for first in (0..shape.kv_heads).step_by(wave) {
             let heads = first..shape.kv_heads.min(first + wave);
             self.pack_blocks(shape, &schedule, kv, heads.clone(), &mut packs);
             let q_heads = heads.len() * shape.group();
@@ -47,7 +49,7 @@ impl<T: Float> Attention for Cpu<T> {
                 |scratch, task| {
                     // The last tiles of a causal mask take longest, so they come first.
                     let (tile, head) = (schedule.tiles() - 1 - task / q_heads, task % q_heads);
-                    let size = schedule.blocks() * (k_size + v_size);
+                    let size = schedule.blocks() * block_size;
                     let blocks = &packs[head / shape.group() * size..][..size];
                     let head = heads.start * shape.group() + head;
                     scratch.forward(shape, &schedule, q, blocks, tile, head);
@@ -67,6 +69,9 @@ impl<T: Float> Attention for Cpu<T> {
         part_out: &Matrix<T::Acc>,
         part_lse: &Matrix<T::Acc>,
     ) {
+        shape.expect();
+        assert_eq!((out.cols(), lse.cols()), (shape.out_width(), shape.q_heads), "columns of out and lse");
+        assert_eq!(out.rows(), lse.rows(), "a row of lse per row of out");
         assert_eq!((out.len(), lse.len()), (part_out.len(), part_lse.len()), "partial results of other queries");
         let heads = out.chunks_exact_mut(shape.v_dim).zip(part_out.chunks_exact(shape.v_dim));
         for ((out, part), (lse, &part_lse)) in heads.zip(lse.iter_mut().zip(part_lse.iter())) {
@@ -75,6 +80,8 @@ impl<T: Float> Attention for Cpu<T> {
     }
 
     fn attention_delta(&self, shape: &AttentionShape, out: &Matrix<T::Acc>, dout: &Matrix<T>) -> Matrix<T::Acc> {
+        shape.expect();
+        assert_eq!(out.cols(), shape.out_width(), "columns of out");
         assert_eq!((out.rows(), out.cols()), (dout.rows(), dout.cols()), "output and its gradient");
         let mut delta = self.matrix::<T::Acc>(out.rows(), shape.q_heads);
         let dout = Wide::new(self, dout);
@@ -95,6 +102,7 @@ impl<T: Float> Attention for Cpu<T> {
         dq: &mut Matrix<T::Acc>,
         dkv: &mut Matrix<T::Acc>,
     ) {
+        shape.expect();
         assert_eq!((q.cols(), kv.cols()), (shape.q_width(), shape.kv_width()), "columns of q and kv");
         assert_eq!((dq.rows(), dq.cols()), (q.rows(), q.cols()), "shape of dq");
         assert_eq!((dkv.rows(), dkv.cols()), (kv.rows(), kv.cols()), "shape of dkv");
@@ -117,14 +125,14 @@ fn merge<A: Real>(out: &mut [A], lse: &mut A, part: &[A], part_lse: A) {
         *lse = part_lse;
         return;
     }
-    let ratio = num_traits::Float::exp(-num_traits::Float::abs(*lse - part_lse));
+    let ratio = exp(-num_traits::Float::abs(*lse - part_lse));
     let share = ratio / (A::one() + ratio);
     if part_lse > *lse {
         out.iter_mut().zip(part).for_each(|(out, &part)| *out = part + (*out - part) * share);
-        *lse = part_lse + ratio.ln_1p();
+        *lse = part_lse + ln_1p(ratio);
     } else {
         out.iter_mut().zip(part).for_each(|(out, &part)| *out += (part - *out) * share);
-        *lse += ratio.ln_1p();
+        *lse += ln_1p(ratio);
     }
 }
 
@@ -214,9 +222,9 @@ struct Scratch<A> {
 impl<A: Real> Scratch<A> {
     fn new<T: Float<Acc = A>>(device: &Cpu<T>, shape: &AttentionShape) -> Self {
         Scratch {
-            q: device.scratch(TILE * shape.qk_dim),
+            q: device.scratch(product(&[TILE, shape.qk_dim])),
             s: device.scratch(TILE * BLOCK),
-            o: device.scratch(TILE * shape.v_dim),
+            o: device.scratch(product(&[TILE, shape.v_dim])),
             most: device.scratch(TILE),
             sum: device.scratch(TILE),
             attended: Vec::new(),
@@ -313,7 +321,7 @@ impl<A: Real> Scratch<A> {
             // A zero has no sign here, whatever underflowed on the way to it.
             let o = &self.o[row * dv..][..dv];
             out.iter_mut().zip(o).for_each(|(out, &o)| *out = o / sum + A::zero());
-            lse[row * shape.q_heads + head] = self.most[row] + num_traits::Float::ln(sum);
+            lse[row * shape.q_heads + head] = self.most[row] + ln(sum);
         }
     }
 }

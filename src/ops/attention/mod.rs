@@ -9,7 +9,7 @@ pub(crate) use schedule::mask_row;
 
 use crate::error::SupportError;
 use crate::plan::Piece;
-use crate::tensor::{AccMatrix, Device, ElemMatrix};
+use crate::tensor::{AccMatrix, Device, ElemMatrix, product};
 
 /// Head counts and sizes of one attention call.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -27,19 +27,54 @@ pub struct AttentionShape {
 }
 
 impl AttentionShape {
+    /// Whether attention of this shape can be computed. The ops of [`Attention`] and
+    /// [`Unfused`](crate::ops::unfused::Unfused) panic with the same message where it cannot; so do the widths below
+    /// where they cannot be counted.
+    ///
+    /// # Errors
+    /// [`SupportError::Numbers`] if there are no heads or no features, if key/value heads do not divide the query
+    /// heads, if a width cannot be counted, or if the scale is not finite.
+    pub fn check(&self) -> Result<(), SupportError> {
+        let AttentionShape { q_heads, kv_heads, qk_dim, v_dim, scale } = *self;
+        let refuse = |text: String| Err(SupportError::Numbers(text));
+        if q_heads == 0 || kv_heads == 0 || !q_heads.is_multiple_of(kv_heads) {
+            return refuse(format!(
+                "{q_heads} query heads do not share {kv_heads} key/value heads evenly: use a multiple, and at least 1"
+            ));
+        }
+        if qk_dim == 0 || v_dim == 0 {
+            return refuse(format!(
+                "heads with {qk_dim} features of queries and keys and {v_dim} of values: use at least 1 of each"
+            ));
+        }
+        let widest = qk_dim.checked_add(v_dim).and_then(|dims| dims.checked_mul(q_heads));
+        if widest.is_none_or(|widest| widest > isize::MAX as usize) {
+            return refuse(format!("{q_heads} heads of {qk_dim} and {v_dim} features cannot be counted: use fewer"));
+        }
+        if !scale.is_finite() {
+            return refuse(format!("scale {scale} of attention scores: use a finite number"));
+        }
+        Ok(())
+    }
+
+    /// [`AttentionShape::check`] for ops, which have no errors.
+    pub(crate) fn expect(&self) {
+        self.check().unwrap_or_else(|error| panic!("{error}"));
+    }
+
     /// Columns of the queries.
     pub fn q_width(&self) -> usize {
-        self.q_heads * self.qk_dim
+        product(&[self.q_heads, self.qk_dim])
     }
 
     /// Columns of the keys.
     pub fn k_width(&self) -> usize {
-        self.kv_heads * self.qk_dim
+        product(&[self.kv_heads, self.qk_dim])
     }
 
     /// Columns of the values.
     pub fn v_width(&self) -> usize {
-        self.kv_heads * self.v_dim
+        product(&[self.kv_heads, self.v_dim])
     }
 
     /// Columns of a row that holds keys, then values.
@@ -49,32 +84,7 @@ impl AttentionShape {
 
     /// Columns of the output.
     pub fn out_width(&self) -> usize {
-        self.q_heads * self.v_dim
-    }
-
-    /// Refuses head counts that nothing can be computed with, and widths that are no number of columns.
-    ///
-    /// # Errors
-    /// [`SupportError::Numbers`] with the counts.
-    pub fn check(&self) -> Result<(), SupportError> {
-        let AttentionShape { q_heads, kv_heads, qk_dim, v_dim, scale } = *self;
-        let refuse = |message| Err(SupportError::Numbers(message));
-        if q_heads == 0 || kv_heads == 0 || !q_heads.is_multiple_of(kv_heads) {
-            return refuse(format!(
-                "{q_heads} query heads do not share {kv_heads} key/value heads evenly: use a multiple, and at least one"
-            ));
-        }
-        if qk_dim == 0 || v_dim == 0 {
-            return refuse(format!("heads of {qk_dim} features for keys and {v_dim} for values: use at least 1 of each"));
-        }
-        if !scale.is_finite() {
-            return refuse(format!("scores are multiplied by {scale}: use a finite number, such as 1 / sqrt({qk_dim})"));
-        }
-        // The widest row there is holds the keys and values of every query head.
-        match qk_dim.checked_add(v_dim).and_then(|dim| dim.checked_mul(q_heads)) {
-            Some(_) => Ok(()),
-            None => refuse(format!("{q_heads} heads of {qk_dim} and {v_dim} features: use fewer")),
-        }
+        product(&[self.q_heads, self.v_dim])
     }
 
     /// Query heads per key/value head.
@@ -134,4 +144,51 @@ pub trait Attention: Device {
         dq: &mut AccMatrix<Self>,
         dkv: &mut AccMatrix<Self>,
     );
+}
+
+#[cfg(test)]
+mod shape_tests {
+    use super::*;
+
+    const SHAPE: AttentionShape = AttentionShape { q_heads: 4, kv_heads: 2, qk_dim: 8, v_dim: 16, scale: 0.5 };
+
+    #[test]
+    fn shapes_that_cannot_be_computed_are_refused_with_their_numbers() {
+        assert_eq!(SHAPE.check(), Ok(()));
+        let huge = 1 << 40;
+        for (shape, part) in [
+            (AttentionShape { q_heads: 0, ..SHAPE }, "0 query heads do not share 2"),
+            (AttentionShape { kv_heads: 0, ..SHAPE }, "share 0 key/value heads"),
+            (AttentionShape { kv_heads: 3, ..SHAPE }, "4 query heads do not share 3"),
+            (AttentionShape { qk_dim: 0, ..SHAPE }, "0 features of queries"),
+            (AttentionShape { v_dim: 0, ..SHAPE }, "0 of values"),
+            (AttentionShape { q_heads: huge, kv_heads: huge, qk_dim: huge, ..SHAPE }, "cannot be counted"),
+            (AttentionShape { qk_dim: usize::MAX, v_dim: 1, ..SHAPE }, "cannot be counted"),
+            (AttentionShape { scale: f64::NAN, ..SHAPE }, "scale NaN"),
+        ] {
+            let message = shape.check().unwrap_err().to_string();
+            assert!(message.contains(part), "{message}");
+        }
+    }
+
+    #[test]
+    fn ops_refuse_the_same_shapes() {
+        use crate::ops::testing::{poisoned, random};
+        use crate::ops::unfused::Unfused;
+        use crate::tensor::{Cpu, Matrix};
+
+        let refused = |body: &dyn Fn(&Cpu<f32>)| {
+            let run = std::panic::AssertUnwindSafe(|| body(&Cpu::default()));
+            let panic = std::panic::catch_unwind(run).expect_err("it is taken");
+            let message = *panic.downcast::<String>().unwrap();
+            assert!(message.contains("use at least 1 of each"), "{message}");
+        };
+        let shape = AttentionShape { v_dim: 0, ..SHAPE };
+        let (q, kv) = (random(1, 3, 32), random(2, 3, 16));
+        let (out, lse): (Matrix<f32>, Matrix<f32>) = (poisoned(3, 0), poisoned(3, 4));
+        refused(&|cpu| cpu.attention(&shape, &q, &kv, &[], &mut out.clone(), &mut lse.clone()));
+        refused(&|cpu| cpu.attention_merge(&shape, &mut out.clone(), &mut lse.clone(), &out, &lse));
+        refused(&|cpu| drop(cpu.attention_delta(&shape, &out, &out)));
+        refused(&|cpu| drop(cpu.unfused(&shape, &q, &kv, &[(0..3, 0..3)], &[], &mut out.clone())));
+    }
 }

@@ -67,7 +67,8 @@ impl<'a> Schedule<'a> {
         let mut edges = vec![0isize; keys + 1];
         for (index, piece) in pieces.iter().enumerate() {
             let (q, k) = (piece.q_rows(), piece.k_rows());
-            assert!(q.end <= queries && k.end <= keys, "a piece of {q:?} x {k:?} in {queries} x {keys}");
+            let inside = q.start <= q.end && q.end <= queries && k.start <= k.end && k.end <= keys;
+            assert!(inside, "a piece of {q:?} x {k:?} in {queries} x {keys}");
             if !q.is_empty() && !k.is_empty() {
                 (q.start / TILE..q.end.div_ceil(TILE)).for_each(|tile| tile_pieces[tile].push(index));
                 edges[k.start] += 1;

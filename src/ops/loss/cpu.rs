@@ -1,6 +1,7 @@
 //! Cross entropy on the processor.
 
 use super::CrossEntropy;
+use crate::elementary::ln;
 use crate::ops::exp::exp;
 use crate::ops::parallel::{RowsMut, by_rows};
 use crate::ops::sums::{max, sum};
@@ -50,7 +51,7 @@ fn one_row<T: Float>(logits: &mut [T], label: i64, weight: f64, scale: Option<f6
         }
         logits[label] = T::from_f64(gradient);
     }
-    weight * (total.ln() - at_label.to_f64())
+    weight * (ln(total) - at_label.to_f64())
 }
 
 #[cfg(test)]

@@ -1,6 +1,7 @@
 //! Products on the processor: one safe wrapper around the kernels of `gemm` for `f32` and `f64` (its own front would
 //! build those for complex numbers too), and the linear layers on top of it.
 
+use bytemuck::Pod;
 use gemm_common::Parallelism;
 
 use crate::ops::matmul::Matmul;
@@ -29,8 +30,21 @@ impl<'a, A> View<'a, A> {
     /// # Panics
     /// If the slice is too short.
     pub(crate) fn new(data: &'a [A], rows: usize, cols: usize, row_stride: usize) -> Self {
-        assert!(reach(rows, cols, row_stride) <= data.len(), "{rows} x {cols} by {row_stride} in {}", data.len());
+        assert!(fits(rows, cols, [row_stride, 1], data.len()), "{rows} x {cols} by {row_stride} in {}", data.len());
         View { data, rows, cols, row_stride, col_stride: 1 }
+    }
+
+    /// The same elements by the name of their type.
+    ///
+    /// # Panics
+    /// If `T` has another size.
+    fn of<T: Pod>(self) -> View<'a, T>
+    where
+        A: Pod,
+    {
+        assert_eq!(size_of::<A>(), size_of::<T>(), "bytes of an element");
+        let View { data, rows, cols, row_stride, col_stride } = self;
+        View { data: bytemuck::cast_slice(data), rows, cols, row_stride, col_stride }
     }
 
     /// The same elements with rows and columns exchanged.
@@ -59,23 +73,24 @@ impl<'a, A> ViewMut<'a, A> {
     /// # Panics
     /// If the slice is too short or rows overlap.
     pub(crate) fn new(data: &'a mut [A], rows: usize, cols: usize, row_stride: usize) -> Self {
-        assert!(reach(rows, cols, row_stride) <= data.len(), "{rows} x {cols} by {row_stride} in {}", data.len());
+        assert!(fits(rows, cols, [row_stride, 1], data.len()), "{rows} x {cols} by {row_stride} in {}", data.len());
         assert!(row_stride >= cols || rows <= 1, "rows of {cols} overlap at a stride of {row_stride}");
         ViewMut { data, rows, cols, row_stride }
     }
 }
 
-/// Elements from the first to one past the last.
-fn reach(rows: usize, cols: usize, row_stride: usize) -> usize {
-    if rows == 0 || cols == 0 { 0 } else { (rows - 1) * row_stride + cols }
+/// Whether every element of a matrix is inside a slice of `len`; not if it cannot be counted where the last one is.
+fn fits(rows: usize, cols: usize, [row_stride, col_stride]: [usize; 2], len: usize) -> bool {
+    let last = || (rows - 1).checked_mul(row_stride)?.checked_add((cols - 1).checked_mul(col_stride)?);
+    rows == 0 || cols == 0 || last().is_some_and(|last| last < len)
 }
 
 /// `out = lhs * rhs`, or `out += lhs * rhs` with `accumulate`, on `threads` threads of the pool that it runs in.
 ///
 /// The number of threads does not change the result. Where `lhs` and `rhs` are row-major, neither does the number of
-/// rows in one call: every element is one chain of multiply-adds over each part of the inner dimension. The `gemm`
-/// crate has other chains for a single row or column, so a single row is computed twice over, and a single column
-/// here.
+/// rows or columns in one call: every element is one chain of multiply-adds over each part of the inner dimension,
+/// that of [`dot`](crate::ops::simd::dot). The `gemm` crate has other chains for a single row or column, so these are
+/// computed twice over.
 ///
 /// # Panics
 /// If the shapes do not fit.
@@ -99,78 +114,116 @@ pub(crate) fn gemm<A: Real>(out: ViewMut<A>, lhs: View<A>, rhs: View<A>, accumul
         return;
     }
     if cols == 1 {
-        return single_column(data, row_stride, lhs, rhs, accumulate);
+        // Twice in memory: a stride of 0 along its columns would change how the kernels read it.
+        let column: Vec<A> = (0..rhs.rows).flat_map(|k| [rhs.data[k * rhs.row_stride]; 2]).collect();
+        let mut pair: Vec<A> = (0..rows).flat_map(|row| [data[row * row_stride]; 2]).collect();
+        gemm(ViewMut::new(&mut pair, rows, 2, 2), lhs, View::new(&column, rhs.rows, 2, 2), accumulate, threads);
+        (0..rows).for_each(|row| data[row * row_stride] = pair[2 * row]);
+        return;
     }
     if rows == 1 {
         let mut pair = [&data[..cols], &data[..cols]].concat();
         let twice = View { rows: 2, row_stride: 0, ..lhs };
-        product(&mut pair, cols, twice, rhs, accumulate, threads);
+        by_type(ViewMut::new(&mut pair, 2, cols, cols), twice, rhs, accumulate, threads);
         data[..cols].copy_from_slice(&pair[..cols]);
         return;
     }
-    product(data, row_stride, lhs, rhs, accumulate, threads);
+    by_type(ViewMut { data, rows, cols, row_stride }, lhs, rhs, accumulate, threads);
 }
 
-/// The product of at least 2 rows and 2 columns, cut along the inner dimension.
-fn product<A: Real>(out: &mut [A], row_stride: usize, lhs: View<A>, rhs: View<A>, accumulate: bool, threads: usize) {
-    let (m, n) = (lhs.rows, rhs.cols);
-    let parallelism = match threads {
-        0 | 1 => Parallelism::None,
-        _ if m * n * lhs.cols < PARALLEL => Parallelism::None,
-        _ => Parallelism::Rayon(threads),
-    };
-    assert!(reach(m, n, row_stride) <= out.len() && row_stride >= n);
-    for from in (0..lhs.cols).step_by(CUT) {
-        let k = CUT.min(lhs.cols - from);
-        // The kernels want columns of the result to be contiguous: they compute its transpose, of which that holds.
-        macro_rules! transposed {
-            ($kernel:expr, $t:ty) => {
-                $kernel(
-                    n,
-                    m,
-                    k,
-                    out.as_mut_ptr().cast::<$t>(),
-                    row_stride as isize,
-                    1,
-                    accumulate || from > 0,
-                    rhs.data.as_ptr().add(from * rhs.row_stride).cast::<$t>(),
-                    rhs.row_stride as isize,
-                    rhs.col_stride as isize,
-                    lhs.data.as_ptr().add(from * lhs.col_stride).cast::<$t>(),
-                    lhs.row_stride as isize,
-                    lhs.col_stride as isize,
-                    1.0,
-                    1.0,
-                    false,
-                    false,
-                    false,
-                    parallelism,
-                )
-            };
+/// The product of at least 2 rows and 2 columns with the kernel for `A`. There are two, so `A` must be one of them.
+fn by_type<A: Real>(out: ViewMut<A>, lhs: View<A>, rhs: View<A>, accumulate: bool, threads: usize) {
+    let ViewMut { data, rows, cols, row_stride } = out;
+    match A::DTYPE {
+        DType::F64 => {
+            let out = ViewMut { data: bytemuck::cast_slice_mut(data), rows, cols, row_stride };
+            product(gemm_f64::gemm::f64::get_gemm_fn(), 1.0, out, lhs.of(), rhs.of(), accumulate, threads);
         }
-        // SAFETY: a view holds `rows x cols` elements inside its slice (asserted when it is made), `from + k` is at
-        // most the inner dimension of both, the rows of `out` fit it and do not overlap, and `out` is borrowed
-        // mutably, so it shares nothing with the operands. `A` is the type that its `DTYPE` names: there are two.
-        unsafe {
-            match A::DTYPE {
-                DType::F64 => transposed!(gemm_f64::gemm::f64::get_gemm_fn(), f64),
-                _ => transposed!(gemm_f32::gemm::f32::get_gemm_fn(), f32),
-            }
+        _ => {
+            let out = ViewMut { data: bytemuck::cast_slice_mut(data), rows, cols, row_stride };
+            product(gemm_f32::gemm::f32::get_gemm_fn(), 1.0, out, lhs.of(), rhs.of(), accumulate, threads);
         }
     }
 }
 
-/// The product with a single column, row by row.
-fn single_column<A: Real>(out: &mut [A], row_stride: usize, lhs: View<A>, rhs: View<A>, accumulate: bool) {
-    for row in 0..lhs.rows {
-        let out = &mut out[row * row_stride];
-        let mut total = if accumulate { *out } else { A::zero() };
-        for from in (0..lhs.cols).step_by(CUT) {
-            total += (from..lhs.cols.min(from + CUT))
-                .map(|k| lhs.data[row * lhs.row_stride + k * lhs.col_stride] * rhs.data[k * rhs.row_stride])
-                .fold(A::zero(), |sum, term| sum + term);
+/// A kernel of the `gemm` crates: sizes (rows, columns, inner), result, its strides (column, row), whether it is
+/// added to, left and right side with their strides, factors of the old and the new, what is conjugated, threads.
+type Kernel<T> = unsafe fn(
+    usize,
+    usize,
+    usize,
+    *mut T,
+    isize,
+    isize,
+    bool,
+    *const T,
+    isize,
+    isize,
+    *const T,
+    isize,
+    isize,
+    T,
+    T,
+    bool,
+    bool,
+    bool,
+    Parallelism,
+);
+
+/// The product of at least 2 rows and 2 columns, cut along the inner dimension.
+fn product<T: Copy>(
+    kernel: Kernel<T>,
+    one: T,
+    out: ViewMut<T>,
+    lhs: View<T>,
+    rhs: View<T>,
+    accumulate: bool,
+    threads: usize,
+) {
+    let (m, n, row_stride) = (out.rows, out.cols, out.row_stride);
+    let parallelism = match threads {
+        0 | 1 => Parallelism::None,
+        _ if m.saturating_mul(n).saturating_mul(lhs.cols) < PARALLEL => Parallelism::None,
+        _ => Parallelism::Rayon(threads),
+    };
+    assert!(m >= 2 && n >= 2 && (lhs.rows, rhs.cols) == (m, n) && lhs.cols == rhs.rows);
+    assert!(fits(m, n, [row_stride, 1], out.data.len()) && row_stride >= n);
+    for view in [&lhs, &rhs] {
+        assert!(fits(view.rows, view.cols, [view.row_stride, view.col_stride], view.data.len()));
+    }
+    for from in (0..lhs.cols).step_by(CUT) {
+        let k = CUT.min(lhs.cols - from);
+        // SAFETY: it was just asserted, without wrapping, that every element `(i, j)` of the three is inside its slice,
+        // and that the inner dimension of both operands is the same; `from + k` is at most that, and `k` at least 1.
+        // So the offsets of the operands are inside their slices too. No stride that is multiplied by more than 0 is
+        // above `isize::MAX`: there are at least two elements along it in a slice, or it is 0. The rows of `out` do not
+        // overlap (`row_stride >= n`); it is borrowed mutably, so it shares nothing with the operands. All elements
+        // are initialised, as those of every slice; the kernel is that of their type and was chosen by its crate for
+        // the instructions of this processor. Threads get parts of the result that do not overlap.
+        unsafe {
+            // The kernels want columns of the result to be contiguous: they compute its transpose, of which that holds.
+            kernel(
+                n,
+                m,
+                k,
+                out.data.as_mut_ptr(),
+                row_stride as isize,
+                1,
+                accumulate || from > 0,
+                rhs.data.as_ptr().add(from * rhs.row_stride),
+                rhs.row_stride as isize,
+                rhs.col_stride as isize,
+                lhs.data.as_ptr().add(from * lhs.col_stride),
+                lhs.row_stride as isize,
+                lhs.col_stride as isize,
+                one,
+                one,
+                false,
+                false,
+                false,
+                parallelism,
+            );
         }
-        *out = total;
     }
 }
 

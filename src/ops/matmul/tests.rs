@@ -130,6 +130,32 @@ fn gradients_do_not_depend_on_threads() {
 }
 
 #[test]
+fn a_single_column_has_the_bits_that_it_has_among_others() {
+    let device = Cpu::<f32>::new(1);
+    for (m, k) in [(1, 1), (1, 40), (5, 2), (5, 3), (7, 255), (4, 258), (130, 513)] {
+        let (x, w) = (random::<f32>(m, k, 1), random::<f32>(k, 9, 2));
+        let all = device.linear(&x, &w, None);
+        for col in 0..9 {
+            let column: Vec<f32> = (0..k).map(|row| w.row(row)[col]).collect();
+            let one = device.linear(&x, &Matrix::from_slice(&column, k, 1), None);
+            assert!((0..m).all(|row| one[row].to_bits() == all.row(row)[col].to_bits()), "{m} x {k}, column {col}");
+        }
+    }
+}
+
+#[test]
+fn views_that_wrap_around_the_end_are_refused() {
+    let data = [1.0f32; 8];
+    for (rows, cols, stride) in [(3, 4, usize::MAX / 2 + 1), (usize::MAX, 1, 1), (1 << 32, 4, 1 << 32), (2, 5, 4)] {
+        assert!(std::panic::catch_unwind(|| View::new(&data, rows, cols, stride)).is_err(), "{rows} x {cols}");
+        assert!(!fits(cols, rows, [1, stride], data.len()), "{rows} x {cols}, transposed");
+    }
+    let View { data, .. } = View::new(&data, 2, 4, 4);
+    assert_eq!(data.len(), 8);
+    assert!(View::new(data, 0, usize::MAX, usize::MAX).rows == 0 && View::new(data, 1, 8, usize::MAX).cols == 8);
+}
+
+#[test]
 fn empty_products() {
     let device = Cpu::<f32>::new(1);
     let bias = Buffer::from_slice(&[1.0, 2.0]);

@@ -3,7 +3,7 @@
 use super::RmsNorm;
 use crate::ops::parallel::{RowsMut, by_rows};
 use crate::ops::sums::{sum, sum3};
-use crate::tensor::{AccMatrix, Cpu, Device, ElemMatrix, Float, Matrix};
+use crate::tensor::{AccMatrix, Cpu, Device, ElemMatrix, Float, Matrix, product};
 
 /// Rows whose weight gradients are summed together: fixed, so that the sum does not depend on threads.
 const BLOCK: usize = 64;
@@ -70,9 +70,9 @@ impl<T: Float> RmsNorm for Cpu<T> {
         });
 
         let blocks = rows.div_ceil(BLOCK);
-        let mut partial: Matrix<T::Acc> = Matrix::new(self.scratch(blocks * cols), blocks, cols);
+        let mut partial: Matrix<T::Acc> = Matrix::new(self.scratch(product(&[blocks, cols])), blocks, cols);
         partial.fill(T::Acc::default());
-        by_rows(self, blocks, cols * BLOCK, RowsMut::new(&mut partial, cols), |range, mut partial| {
+        by_rows(self, blocks, cols.saturating_mul(BLOCK), RowsMut::new(&mut partial, cols), |range, mut partial| {
             for (i, block) in range.enumerate() {
                 for row in block * BLOCK..rows.min((block + 1) * BLOCK) {
                     let r = reciprocal[row];

@@ -1,6 +1,7 @@
 //! AdamW on the processor.
 
 use super::{AdamwStep, Optimizer};
+use crate::elementary::pow;
 use crate::ops::parallel::{RowsMut, by_elements, by_rows};
 use crate::ops::sums::sum;
 use crate::tensor::{AccBuffer, AccMatrix, Buffer, Cpu, Float};
@@ -19,14 +20,15 @@ impl<T: Float> Optimizer for Cpu<T> {
     ) {
         let n = gradient.len();
         assert_eq!((weights.len(), mean.len(), square.len()), (n, n, n), "weights and state");
+        assert!(step.step > 0, "step 0 of AdamW: steps count from 1");
         let acc = T::Acc::from_f64;
         let t = step.step as f64;
         let gradient_scale = acc(step.gradient_scale);
         let keep = acc(1.0 - step.lr * step.weight_decay);
         let (beta1, rest1) = (acc(step.beta1), acc(1.0 - step.beta1));
         let (beta2, rest2) = (acc(step.beta2), acc(1.0 - step.beta2));
-        let size = acc(step.lr / (1.0 - step.beta1.powf(t)));
-        let correction = acc((1.0 - step.beta2.powf(t)).sqrt());
+        let size = acc(step.lr / (1.0 - pow(step.beta1, t)));
+        let correction = acc((1.0 - pow(step.beta2, t)).sqrt());
         let eps = acc(step.eps);
         let outputs = (RowsMut::new(weights, 1), RowsMut::new(mean, 1), RowsMut::new(square, 1));
         by_elements(self, n, outputs, |range, (mut weights, mut mean, mut square)| {
@@ -137,6 +139,14 @@ mod tests {
         assert!((cpu.sum_of_squares(&x) / exact - 4.0).abs() < 1e-12);
         cpu.clear(&mut x);
         assert_eq!(cpu.sum_of_squares(&x), 0.0);
+    }
+
+    #[test]
+    #[should_panic(expected = "steps count from 1")]
+    fn step_zero_has_no_bias_correction() {
+        let (mut w, mut m, mut v) = (matrix(&[1.0], 1, 1), matrix(&[0.0], 1, 1), matrix(&[0.0], 1, 1));
+        let step = AdamwStep { step: 0, ..STEP };
+        Cpu::<f64>::default().adamw(&step, &matrix(&[0.5], 1, 1), &mut w, &mut m, &mut v);
     }
 
     #[test]

@@ -17,7 +17,7 @@ impl<T: Float> Rotary for Cpu<T> {
         let (rows, cols, pairs) = (x.rows(), x.cols(), cos.cols());
         assert!(heads > 0 && cols.is_multiple_of(heads), "{cols} columns do not split into {heads} heads");
         let dim = cols / heads;
-        assert!(2 * pairs <= dim, "{pairs} pairs in heads of {dim} features");
+        assert!(pairs <= dim / 2, "{pairs} pairs in heads of {dim} features");
         assert_eq!((cos.rows(), sin.rows(), sin.cols()), (rows, rows, pairs), "a row of the table per row");
         if dim == 0 {
             return;

@@ -17,12 +17,11 @@ impl<T: Float> Rows for Cpu<T> {
     ) {
         let (cols, width) = (columns.len(), target.cols());
         assert_eq!(target.rows(), rows.len(), "a row of the target per row of the list");
-        assert!(column + cols <= width, "columns {column}..{} of a target of {width}", column + cols);
-        assert!(columns.end <= source.cols(), "columns {columns:?} of a source of {}", source.cols());
+        inside(&columns, source.cols(), column, width);
         by_rows(self, rows.len(), cols, RowsMut::new(target, width), |range, mut target| {
             let rows = &rows[range];
             if cols == width && cols == source.cols() {
-                each_run(rows, |at, row, len| {
+                each_run(rows, source.rows(), |at, row, len| {
                     target.all()[at * cols..(at + len) * cols].copy_from_slice(&source[row * cols..(row + len) * cols]);
                 });
             } else {
@@ -43,10 +42,9 @@ impl<T: Float> Rows for Cpu<T> {
     ) {
         let (cols, width) = (columns.len(), target.cols());
         assert_eq!(source.rows(), rows.len(), "a row of the source per row of the list");
-        assert!(columns.end <= source.cols(), "columns {columns:?} of a source of {}", source.cols());
-        assert!(column + cols <= width, "columns {column}..{} of a target of {width}", column + cols);
+        inside(&columns, source.cols(), column, width);
         if cols == width && cols == source.cols() {
-            each_run(rows, |at, row, len| {
+            each_run(rows, target.rows(), |at, row, len| {
                 target[row * cols..(row + len) * cols].copy_from_slice(&source[at * cols..(at + len) * cols]);
             });
         } else {
@@ -65,6 +63,7 @@ impl<T: Float> Rows for Cpu<T> {
         column: usize,
     ) {
         assert_eq!(source.rows(), rows.len(), "a row of the source per row of the list");
+        inside(&columns, source.cols(), column, target.cols());
         for (i, &row) in rows.iter().enumerate() {
             let sums = target.row_mut(row)[column..column + columns.len()].iter_mut();
             sums.zip(&source.row(i)[columns.clone()]).for_each(|(sum, &value)| *sum += value);
@@ -96,10 +95,19 @@ impl<T: Float> Rows for Cpu<T> {
     }
 }
 
-/// Calls `each(index in the list, row, length)` for every stretch of consecutive rows.
-fn each_run(rows: &[usize], mut each: impl FnMut(usize, usize, usize)) {
+/// Refuses columns that a source of `from` columns does not have, or, from its column `column` on, a target of `to`.
+fn inside(columns: &Range<usize>, from: usize, column: usize, to: usize) {
+    assert!(columns.start <= columns.end && columns.end <= from, "columns {columns:?} of a source of {from}");
+    let fits = column.checked_add(columns.len()).is_some_and(|end| end <= to);
+    assert!(fits, "{} columns from {column} on of a target of {to}", columns.len());
+}
+
+/// Calls `each(index in the list, row, length)` for every stretch of consecutive rows, all of them below `limit`.
+fn each_run(rows: &[usize], limit: usize, mut each: impl FnMut(usize, usize, usize)) {
     let mut at = 0;
-    for run in rows.chunk_by(|&row, &next| next == row + 1) {
+    for run in rows.chunk_by(|&row, &next| row.checked_add(1) == Some(next)) {
+        let last = run[run.len() - 1];
+        assert!(last < limit, "row {last} of {limit}");
         each(at, run[0], run.len());
         at += run.len();
     }
@@ -174,6 +182,32 @@ mod tests {
         let mut target = cpu.matrix(2, 1);
         cpu.gather_rows(&source, &[1, 0], &mut target, 0);
         assert_eq!((target[0].to_bits(), target[1].to_bits()), (0x7FC0_1234, 0x8000_0000));
+    }
+
+    #[test]
+    fn rows_and_columns_past_the_end_are_refused_however_large() {
+        let cpu = Cpu::<f32>::default();
+        let source = Matrix::from_slice(&[1i64; 8], 2, 4);
+        let refused = |rows: &[usize], columns: Range<usize>, column: usize, part: &str| {
+            for scatter in [false, true] {
+                let run = || {
+                    let mut target = Matrix::from_slice(&vec![0i64; 4 * rows.len()], rows.len(), 4);
+                    match scatter {
+                        false => cpu.gather_block(&source, rows, columns.clone(), &mut target, column),
+                        true => cpu.scatter_block(&target, columns.clone(), rows, &mut source.clone(), column),
+                    }
+                };
+                let panic = std::panic::catch_unwind(std::panic::AssertUnwindSafe(run)).unwrap_err();
+                let message = *panic.downcast::<String>().unwrap();
+                assert!(message.contains(part), "{message}");
+            }
+        };
+        // Times 4 columns this would be row 0 again.
+        refused(&[1 << 62], 0..4, 0, "row 4611686018427387904 of");
+        refused(&[1 << 62], 0..3, 0, "row 4611686018427387904 of");
+        refused(&[usize::MAX, 0], 0..4, 0, "row 18446744073709551615 of");
+        refused(&[0], 1..4, usize::MAX, "3 columns from 18446744073709551615 on");
+        refused(&[0], 3..5, 0, "columns 3..5 of a source of 4");
     }
 
     #[test]

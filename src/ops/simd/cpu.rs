@@ -1,5 +1,6 @@
 //! The passes on 16 lanes of `f32`, written once over [`Lanes`] and compiled for each instruction set.
 
+use crate::ops::matmul::CUT;
 #[cfg(target_arch = "x86_64")]
 use crate::ops::simd::x86;
 use crate::tensor::Real;
@@ -22,7 +23,8 @@ const SERIES: [f32; 6] = [1.987_569_1e-4, 1.398_199_9e-3, 8.333_452e-3, 4.166_57
 /// 16 lanes of `f32`.
 ///
 /// # Safety
-/// Every method needs the instruction set of the implementation; `load` and `store` need 16 valid elements.
+/// Every method needs the instruction set of the implementation; `load` and `store` need 16 valid elements, aligned as
+/// `f32`.
 pub(super) trait Lanes: Copy {
     unsafe fn load(from: *const f32) -> Self;
     unsafe fn store(self, to: *mut f32);
@@ -77,7 +79,7 @@ fn padded(rest: &[f32]) -> [f32; WIDTH] {
 unsafe fn max_with<L: Lanes>(row: &[f32]) -> f32 {
     let (steps, rest) = row.as_chunks::<WIDTH>();
     let mut lanes = padded(rest);
-    // SAFETY: the caller has the instruction set; every pointer is to 16 elements.
+    // SAFETY: the caller has the instruction set; every pointer is that of an array of 16, whatever the row's length.
     unsafe {
         let mut most = L::load(lanes.as_ptr());
         for step in steps {
@@ -94,7 +96,7 @@ unsafe fn max_with<L: Lanes>(row: &[f32]) -> f32 {
 unsafe fn exp_sum_with<L: Lanes>(row: &mut [f32], shift: f32) -> f32 {
     let (steps, rest) = row.as_chunks_mut::<WIDTH>();
     let mut lanes = padded(rest);
-    // SAFETY: the caller has the instruction set; every pointer is to 16 elements.
+    // SAFETY: the caller has the instruction set; every pointer is that of an array of 16, whatever the row's length.
     unsafe {
         let shift = L::splat(shift);
         let mut sum = L::splat(0.0);
@@ -127,7 +129,7 @@ unsafe fn exp_sum_with<L: Lanes>(row: &mut [f32], shift: f32) -> f32 {
 /// As for [`Lanes`].
 #[inline(always)]
 unsafe fn grad_step<L: Lanes>(p: &mut [f32; WIDTH], ds: &mut [f32; WIDTH], lse: L, delta: L) {
-    // SAFETY: the caller has the instruction set; both pointers are to 16 elements.
+    // SAFETY: the caller has the instruction set; both pointers are those of arrays of 16.
     unsafe {
         let value = exp(L::load(p.as_ptr()).sub(lse));
         value.store(p.as_mut_ptr());
@@ -144,7 +146,7 @@ unsafe fn exp_grad_with<L: Lanes>(p: &mut [f32], ds: &mut [f32], lse: f32, delta
     let mut p_lanes = padded(p_rest);
     let mut ds_lanes = [0.0; WIDTH];
     ds_lanes[..ds_rest.len()].copy_from_slice(ds_rest);
-    // SAFETY: the caller has the instruction set; every pointer is to 16 elements.
+    // SAFETY: the caller has the instruction set; every pointer is that of an array of 16, whatever the row's length.
     unsafe {
         let (lse, delta) = (L::splat(lse), L::splat(delta));
         for (p, ds) in p_steps.iter_mut().zip(ds_steps) {
@@ -161,7 +163,7 @@ unsafe fn exp_grad_with<L: Lanes>(p: &mut [f32], ds: &mut [f32], lse: f32, delta
 impl Lanes for [f32; WIDTH] {
     #[inline(always)]
     unsafe fn load(from: *const f32) -> Self {
-        // SAFETY: 16 valid elements; an array of f32 needs no more alignment than one.
+        // SAFETY: the caller has 16 valid elements there; an array of f32 needs no more alignment than one.
         unsafe { from.cast::<Self>().read() }
     }
     #[inline(always)]
@@ -207,22 +209,41 @@ impl Lanes for [f32; WIDTH] {
     }
 }
 
-/// `a * b`, summed from the first element to the last with fused multiply-adds where the processor has them: the
-/// same chain as an element of a matrix product. So where attention has a single key, what the backward pass
-/// subtracts from each other is equal to the bit.
+/// `a * b`, summed by the same chain as an element of a product of matrices ([`gemm`](crate::ops::matmul::gemm)): from
+/// the first element to the last, with fused multiply-adds where the processor has them. So where attention has a
+/// single key, what the backward pass subtracts from each other is equal to the bit.
 pub(crate) fn dot<A: Real>(a: &[A], b: &[A]) -> A {
     #[cfg(target_arch = "x86_64")]
     {
         #[target_feature(enable = "fma")]
         fn fused<A: Real>(a: &[A], b: &[A]) -> A {
-            a.iter().zip(b).fold(A::zero(), |sum, (&a, &b)| a.mul_add(b, sum))
+            chain(a, b, |a, b, sum| a.mul_add(b, sum))
         }
         if is_x86_feature_detected!("fma") {
             // SAFETY: just detected.
             return unsafe { fused(a, b) };
         }
     }
-    a.iter().zip(b).map(|(&a, &b)| a * b).sum()
+    match cfg!(target_arch = "aarch64") {
+        true => chain(a, b, |a, b, sum| a.mul_add(b, sum)),
+        false => chain(a, b, |a, b, sum| a * b + sum),
+    }
+}
+
+/// The chain of the kernels of `gemm` over parts of [`CUT`] elements. Parts are added up, except that one of two elements
+/// or less goes on from the sum of the parts before, without fusing.
+#[inline(always)]
+fn chain<A: Real>(a: &[A], b: &[A], multiply_add: impl Fn(A, A, A) -> A) -> A {
+    // The zero that leaves every sum as it is, also one of -0.
+    let mut total = -A::zero();
+    for (a, b) in a.chunks(CUT).zip(b.chunks(CUT)) {
+        let pairs = a.iter().zip(b);
+        total = match a.len() {
+            0..=2 => pairs.fold(total, |sum, (&a, &b)| a * b + sum),
+            _ => total + pairs.fold(A::zero(), |sum, (&a, &b)| multiply_add(a, b, sum)),
+        };
+    }
+    total
 }
 
 /// Defines a pass that picks the best instruction set at run time.
@@ -233,12 +254,12 @@ macro_rules! pass {
             {
                 #[target_feature(enable = "avx512f")]
                 fn avx512($($arg: $type),*) $(-> $result)? {
-                    // SAFETY: AVX-512F is enabled here.
+                    // SAFETY: AVX-512F is enabled here, which is all that this implementation needs.
                     unsafe { $with::<std::arch::x86_64::__m512>($($arg),*) }
                 }
                 #[target_feature(enable = "avx2,fma")]
                 fn avx2($($arg: $type),*) $(-> $result)? {
-                    // SAFETY: AVX2 and FMA are enabled here.
+                    // SAFETY: AVX2 and FMA are enabled here, which is all that this implementation needs.
                     unsafe { $with::<x86::Avx2>($($arg),*) }
                 }
                 if is_x86_feature_detected!("avx512f") {
@@ -262,6 +283,7 @@ pass!(exp_grad = exp_grad_with(p: &mut [f32], ds: &mut [f32], lse: f32, delta: f
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ops::matmul::{View, ViewMut, gemm};
 
     fn arguments() -> Vec<f32> {
         let mut values: Vec<f32> = (0..200_003).map(|i| -(i as f32) * 4.4e-4).collect();
@@ -293,6 +315,44 @@ mod tests {
         let mut row = [f32::NAN, 1.0];
         assert!(exp_sum(&mut row, 0.0).is_nan());
         assert!(row[0].is_nan() && row[1] > 2.7);
+    }
+
+    #[test]
+    fn a_sum_of_products_has_the_bits_of_a_product_of_matrices() {
+        fn check<A: Real>(bits: impl Fn(A) -> u64) {
+            for len in [1, 2, 3, 15, 64, 255, 256, 257, 258, 259, 512, 514, 700] {
+                let values = |seed: usize| -> Vec<A> {
+                    (0..16 * len).map(|i| A::from_f64(((i * 7919 + seed) % 1009) as f64 / 1009.0 - 0.4)).collect()
+                };
+                // Rows of the left side, and columns of the right side, which is row-major.
+                let (lhs, columns) = (values(1), values(500));
+                for (rows, cols) in [(1, 1), (1, 2), (2, 1), (1, 3), (3, 1), (2, 2), (5, 3), (3, 16), (16, 7)] {
+                    let rhs: Vec<A> = (0..len * cols).map(|i| columns[i % cols * len + i / cols]).collect();
+                    let mut out = vec![A::nan(); rows * cols];
+                    let (left, right) = (View::new(&lhs, rows, len, len), View::new(&rhs, len, cols, cols));
+                    gemm(ViewMut::new(&mut out, rows, cols, cols), left, right, false, 1);
+                    for (at, &product) in out.iter().enumerate() {
+                        let (row, column) = (&lhs[at / cols * len..][..len], &columns[at % cols * len..][..len]);
+                        let dot = dot(row, column);
+                        assert_eq!(bits(dot), bits(product), "{rows} x {len} x {cols}: {dot} and {product}");
+                    }
+                }
+                // Compiled without and with the instruction, a fused sum is the same.
+                if cfg!(any(target_arch = "aarch64", target_arch = "x86_64")) {
+                    let fused = chain(&lhs[..len], &columns[..len], |a, b, sum| a.mul_add(b, sum));
+                    assert!(!has_fma() || bits(fused) == bits(dot(&lhs[..len], &columns[..len])), "{len}");
+                }
+            }
+        }
+        check::<f32>(|x| x.to_bits().into());
+        check::<f64>(f64::to_bits);
+    }
+
+    fn has_fma() -> bool {
+        #[cfg(target_arch = "x86_64")]
+        return is_x86_feature_detected!("fma");
+        #[cfg(not(target_arch = "x86_64"))]
+        cfg!(target_arch = "aarch64")
     }
 
     #[test]

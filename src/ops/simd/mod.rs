@@ -2,12 +2,13 @@
 //!
 //! In `f32` everything is done on 16 lanes: one AVX-512 register, two AVX registers, or an array. All three run the
 //! same sequence of correctly rounded operations (fused multiply-add among them), and sums are reduced in one fixed
-//! order, so the instruction set does not change a result. In `f64` the standard library's exponential is used.
+//! order, so the instruction set does not change a result. In `f64` rows are computed element by element.
 
 mod cpu;
 #[cfg(target_arch = "x86_64")]
 mod x86;
 
+use crate::elementary::exp;
 use crate::tensor::{DType, Real};
 
 pub(crate) use cpu::dot;
@@ -27,7 +28,7 @@ pub(crate) fn exp_sum<A: Real>(row: &mut [A], shift: A) -> A {
         _ => {
             let mut sum = A::zero();
             for value in row {
-                *value = num_traits::Float::exp(*value - shift);
+                *value = exp(*value - shift);
                 sum += *value;
             }
             sum
@@ -36,14 +37,18 @@ pub(crate) fn exp_sum<A: Real>(row: &mut [A], shift: A) -> A {
 }
 
 /// The row pass of the backward pass: `p = exp(p - lse)`, then `ds = p * (ds - delta)`.
+///
+/// # Panics
+/// If the rows have different lengths.
 pub(crate) fn exp_grad<A: Real>(p: &mut [A], ds: &mut [A], lse: A, delta: A) {
+    assert_eq!(p.len(), ds.len(), "scores and their gradients");
     match A::DTYPE {
         DType::F32 => {
             cpu::exp_grad(bytemuck::cast_slice_mut(p), bytemuck::cast_slice_mut(ds), to_f32(lse), to_f32(delta))
         }
         _ => {
             for (p, ds) in p.iter_mut().zip(ds) {
-                *p = num_traits::Float::exp(*p - lse);
+                *p = exp(*p - lse);
                 *ds = *p * (*ds - delta);
             }
         }

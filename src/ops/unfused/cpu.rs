@@ -11,7 +11,7 @@ use crate::ops::simd;
 use crate::ops::unfused::{Block, Unfused, cells};
 use crate::ops::workers::{install, threads};
 use crate::plan::Piece;
-use crate::tensor::{Buffer, Cpu, Device, Float, Matrix, Real};
+use crate::tensor::{Buffer, Cpu, Device, Float, Matrix, Real, product};
 
 impl<T: Float> Unfused for Cpu<T> {
     fn unfused(
@@ -23,6 +23,7 @@ impl<T: Float> Unfused for Cpu<T> {
         pieces: &[Piece],
         out: &mut Matrix<T::Acc>,
     ) -> Buffer<T::Acc> {
+        shape.expect();
         assert_eq!((q.cols(), kv.cols()), (shape.q_width(), shape.kv_width()), "columns of q and kv");
         assert_eq!((out.rows(), out.cols()), (q.rows(), shape.out_width()), "shape of out");
         let (d, width, threads) = (shape.qk_dim, shape.v_dim, threads(self));
@@ -70,6 +71,8 @@ impl<T: Float> Unfused for Cpu<T> {
         dq: &mut Matrix<T::Acc>,
         dkv: &mut Matrix<T::Acc>,
     ) {
+        shape.expect();
+        assert_eq!((q.cols(), kv.cols()), (shape.q_width(), shape.kv_width()), "columns of q and kv");
         assert_eq!((dout.rows(), dout.cols()), (q.rows(), shape.out_width()), "shape of dout");
         assert_eq!((dq.rows(), dq.cols()), (q.rows(), shape.q_width()), "shape of dq");
         assert_eq!((dkv.rows(), dkv.cols()), (kv.rows(), shape.kv_width()), "shape of dkv");
@@ -164,11 +167,11 @@ struct Packs<A> {
 impl<A: Real> Packs<A> {
     fn new<T: Float<Acc = A>>(device: &Cpu<T>, shape: &AttentionShape, queries: usize, keys: usize) -> Self {
         Packs {
-            q: device.scratch(queries * shape.qk_dim),
-            k: device.scratch(keys * shape.qk_dim),
-            k_transposed: device.scratch(keys * shape.qk_dim),
-            v: device.scratch(keys * shape.v_dim),
-            out: device.scratch(queries * shape.v_dim),
+            q: device.scratch(product(&[queries, shape.qk_dim])),
+            k: device.scratch(product(&[keys, shape.qk_dim])),
+            k_transposed: device.scratch(product(&[keys, shape.qk_dim])),
+            v: device.scratch(product(&[keys, shape.v_dim])),
+            out: device.scratch(product(&[queries, shape.v_dim])),
         }
     }
 }

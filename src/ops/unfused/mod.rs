@@ -6,14 +6,19 @@ use std::ops::Range;
 
 use crate::ops::attention::AttentionShape;
 use crate::plan::Piece;
-use crate::tensor::{AccBuffer, AccMatrix, Device, ElemMatrix};
+use crate::tensor::{AccBuffer, AccMatrix, Device, ElemMatrix, product};
 
 /// Query rows and key rows of one sequence.
 pub type Block = (Range<usize>, Range<usize>);
 
 /// Number of probabilities.
+///
+/// # Panics
+/// If it cannot be counted.
 pub(super) fn cells(shape: &AttentionShape, blocks: &[Block]) -> usize {
-    blocks.iter().map(|(queries, keys)| queries.len() * keys.len()).sum::<usize>() * shape.q_heads
+    let cells = blocks.iter().map(|(queries, keys)| product(&[queries.len(), keys.len(), shape.q_heads]));
+    let sum = cells.into_iter().try_fold(0usize, usize::checked_add);
+    sum.unwrap_or_else(|| panic!("the probabilities of {} sequences cannot be counted", blocks.len()))
 }
 
 /// Attention that keeps every probability. Buffers and pieces as in [`crate::ops::attention::Attention`]; `blocks`
