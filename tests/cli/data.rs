@@ -205,7 +205,7 @@ fn nothing_to_predict_is_no_loss() {
 }
 
 #[test]
-fn eval_refuses_what_does_not_fit_the_machine_as_train_does() {
+fn every_command_refuses_what_does_not_fit_the_machine() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path();
     // Weights of some terabytes.
@@ -226,6 +226,9 @@ fn eval_refuses_what_does_not_fit_the_machine_as_train_does() {
     // Tokens of all micro-batches are made before the first one runs, on every rank.
     let arguments = "train --data recall --seq-len 4096 --batch 1 --accumulate 1048576 --cp 64 --threads 1";
     refused(path, arguments, &["--batch 1 times --accumulate 1048576", "this machine has", "smaller --batch, --acc"]);
+    // So are plans.
+    let arguments = "inspect --lengths 60000000 --cp 4096";
+    refused(path, arguments, &["60000000 tokens on 4096 ranks", "this machine has", "shorter --lengths"]);
     // A small model with a large vocabulary: its logits are some terabytes too.
     let sizes = Sizes { vocab_size: 1_000_000, hidden_size: 8, intermediate_size: 8, layers: 1, heads: 1, kv_heads: 1 };
     hollow(&path.join("wide"), &Config::llama(sizes).unwrap());

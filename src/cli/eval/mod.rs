@@ -96,6 +96,8 @@ struct Job {
     input: TokenBatch,
     /// What the input is called in messages.
     name: String,
+    /// What it was taken for, where there is a choice.
+    note: Option<String>,
     /// Sequences at a time.
     batch: usize,
     logits: Option<Logits>,
@@ -121,6 +123,9 @@ struct Report {
 pub fn run(arguments: Arguments, cluster: &Cluster) -> Result<ExitCode> {
     let job = prepare(&arguments, cluster)?;
     work::check_memory(&job, cluster)?;
+    if let Some(note) = job.note.as_ref().filter(|_| cluster.speaks()) {
+        output::note(note);
+    }
     let Some(loss) = work::run(&job, cluster)? else { return Ok(ExitCode::SUCCESS) };
     if !loss.is_finite() {
         // JSON has no such number, and a mean that is not one says nothing.
@@ -163,23 +168,20 @@ fn prepare(arguments: &Arguments, cluster: &Cluster) -> Result<Job> {
         ));
     }
     if let Some(path) = arguments.logits.as_deref().filter(|_| cluster.speaks()) {
-        let read =
-            [("--tokens", &arguments.tokens), ("--data", &arguments.data)].map(|(name, path)| (name, path.as_deref()));
-        let [tokens, data] = read;
-        inputs::output_file("--logits", path, &[tokens, data, ("--model", Some(&arguments.model))])?;
+        let (tokens, data) = (arguments.tokens.as_deref(), arguments.data.as_deref());
+        let read = [("--tokens", tokens), ("--data", data), ("--model", Some(&*arguments.model))];
+        inputs::output_file("--logits", path, &read)?;
     }
     let is_recall = arguments.data.as_deref() == Some(Path::new(RECALL));
     arguments.bytes.is_for_text(!is_recall)?;
     let model = arguments.model.clone();
     let config = inputs::model(&model)?;
     settings.fit_heads(config.heads)?;
-    let mut shape = None;
+    let (mut shape, mut note) = (None, None);
     let input = match (&arguments.tokens, &arguments.data) {
         (Some(tokens), _) => {
             let file = inputs::tokens(tokens, &config, arguments.labels.map(LabelMeaning::from))?;
-            if cluster.speaks() {
-                describe(&file).into_iter().for_each(output::note);
-            }
+            note = describe(&file);
             shape = Some(file.shape);
             file.batch
         }
@@ -222,10 +224,10 @@ fn prepare(arguments: &Arguments, cluster: &Cluster) -> Result<Job> {
     }
     let shape = shape.unwrap_or([input.sequences(), input.longest()]);
     let logits = arguments.logits.clone().map(|path| Logits { path, shape });
-    Ok(Job { model, config, settings, input, name, batch, logits })
+    Ok(Job { model, config, settings, input, name, note, batch, logits })
 }
 
-/// What a file of token ids was taken for, where there is a choice.
+/// Documents and labels of a file of token ids in words, where there is a choice.
 fn describe(file: &TokenFile) -> Option<String> {
     let [rows, _] = file.shape;
     let documents = file.batch.sequences();
