@@ -1,5 +1,7 @@
 //! The program from outside: what it does, and what it refuses, with which words and exit codes, writing nothing then.
 
+#[path = "cli/data.rs"]
+mod data;
 #[path = "cli/threads.rs"]
 mod threads;
 
@@ -480,7 +482,13 @@ fn a_vocabulary_too_small_for_bytes_is_refused() {
     let output = run(path, &["train", "--model", "model", "--data", "text", "--seq-len", "8", "--out", "new"]);
     let message = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(2), "{message}");
-    assert!(message.contains("vocabulary of 100") && message.contains("up to 255"), "{message}");
+    assert!(message.contains("vocabulary of 100") && message.contains("--bytes"), "{message}");
+    let output =
+        run(path, &["train", "--model", "model", "--data", "text", "--seq-len", "8", "--out", "new", "--bytes"]);
+    let message = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(2), "{message}");
+    // The first of the bytes "x", the largest.
+    assert!(message.contains("byte 120 at offset 4") && message.contains("vocabulary of 100"), "{message}");
     assert!(!path.join("new").exists());
 }
 
@@ -526,7 +534,7 @@ fn logits_are_those_of_transformers() {
     let output = run(path, &arguments.split(' ').collect::<Vec<_>>());
     let message = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(2), "{message}");
-    assert!(message.contains("token 4000") && message.contains("position 2"), "{message}");
+    assert!(message.contains("\"tokens\" has 4000 at row 1, column 2"), "{message}");
     assert_eq!(listing(path), before);
 }
 

@@ -253,6 +253,18 @@ impl Settings {
         Separator::new(unescaped("--document-separator", text)?).map(Some)
     }
 
+    /// Refuses sequences of different lengths in a layout that does not hold them; `what` has them.
+    pub fn check_lengths(&self, what: &str, lengths: &[usize]) -> Result<()> {
+        let (layout, first) = (&self.choice.layout, lengths.first().copied().unwrap_or(0));
+        match lengths.iter().find(|&&length| length != first) {
+            Some(other) if layout != Thd::NAME => Err(numbers(format!(
+                "{what} has documents of {first} and of {other} tokens, but layout {layout} holds sequences of one \
+                 length: use --layout thd"
+            ))),
+            _ => Ok(()),
+        }
+    }
+
     /// Refuses more ranks than a sequence has tokens, where all ranks share each.
     pub fn check_seq_len(&self, seq_len: usize) -> Result<()> {
         let cp = self.choice.degree;

@@ -17,7 +17,7 @@ use context_parallel::strategy::support::{self, Chosen};
 use serde::Serialize;
 
 use super::args::{self, Combination, Settings};
-use super::output;
+use super::{machine, output};
 
 /// Print the plan of a strategy: who holds, computes and sends what
 #[derive(clap::Args, Clone, Debug)]
@@ -58,6 +58,8 @@ pub struct Arguments {
 const MOST_RANKS: usize = 1 << 12;
 const MOST_TOKENS: usize = 1 << 26;
 const MOST_FEATURES: usize = 1 << 24;
+/// Bytes that a plan takes per token and rank, about: 30 to 76 were measured, by strategy.
+const PLAN_BYTES: u64 = 64;
 /// Of the JSON object.
 const VERSION: u32 = 1;
 
@@ -149,6 +151,9 @@ fn prepare(arguments: &Arguments) -> Result<Job> {
         )));
     }
     let lengths = lengths(&arguments.lengths)?;
+    let (tokens, ranks) = (lengths.iter().sum::<usize>() as u64, settings.choice.degree as u64);
+    let what = format!("a plan of {tokens} tokens on {ranks} ranks");
+    machine::check(PLAN_BYTES * tokens * ranks, &what, "use shorter --lengths or a smaller --cp")?;
     let q_heads = args::positive("--heads", arguments.heads)?;
     let kv_heads = args::positive("--kv-heads", arguments.kv_heads.unwrap_or(q_heads))?;
     if !q_heads.is_multiple_of(kv_heads) {

@@ -15,6 +15,11 @@ pub fn check(needed: u64, what: &str, fix: &str) -> Result<()> {
     refuse(needed, limit(), what, fix)
 }
 
+/// Bytes of so many tokens of a batch.
+pub fn token_bytes(tokens: usize) -> u64 {
+    (tokens as u64).saturating_mul(TOKEN_BYTES)
+}
+
 fn refuse(needed: u64, limit: Option<u64>, what: &str, fix: &str) -> Result<()> {
     let limit = limit.unwrap_or(u64::MAX).min(isize::MAX as u64);
     if needed <= limit {

@@ -70,16 +70,26 @@ pub enum DataError {
     /// Data that cannot be used.
     #[error("{0}")]
     Unusable(String),
-    /// Training whose loss or gradient is no longer a number.
+    /// Training in which something is no longer a finite number. No step was made with it, and nothing is kept of it.
     #[error(
-        "the run diverged at step {step}: loss {loss}, gradient norm {grad_norm}; use a smaller --lr, a longer --warmup or a smaller --clip"
+        "the run diverged at step {step}: {what} is {value}; use a smaller --lr, a longer --warmup or a smaller --clip"
     )]
     Diverged {
         /// The step, from 1.
         step: u64,
-        /// Its loss.
-        loss: f64,
-        /// Norm of its gradient.
-        grad_norm: f64,
+        /// What is not finite.
+        what: &'static str,
+        /// What it is.
+        value: f64,
     },
+}
+
+impl DataError {
+    /// Refuses what is not finite.
+    ///
+    /// # Errors
+    /// [`DataError::Diverged`].
+    pub(crate) fn check_finite(step: u64, what: &'static str, value: f64) -> Result<(), DataError> {
+        if value.is_finite() { Ok(()) } else { Err(DataError::Diverged { step, what, value }) }
+    }
 }

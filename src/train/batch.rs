@@ -5,6 +5,7 @@ use std::ops::Range;
 use crate::error::{ModelError, Result};
 use crate::model::loss::IGNORED;
 use crate::model::mtp::label_counts_in;
+use crate::order::RowDocuments;
 
 /// Sequences of token ids and what each token has to predict, on the host.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -26,8 +27,7 @@ impl TokenBatch {
 
     /// A batch of ids `[batch, seq]` in which each token has to predict the next one of its sequence.
     pub fn next_token(tokens: Vec<i64>, batch: usize, seq: usize) -> Self {
-        let label = |(index, _): (usize, &i64)| if (index + 1) % seq == 0 { IGNORED } else { tokens[index + 1] };
-        let labels = tokens.iter().enumerate().map(label).collect();
+        let labels = RowDocuments::new(tokens.len(), seq, |_| false).ahead(&tokens, IGNORED);
         Self::uniform(tokens, labels, batch, seq)
     }
 

@@ -8,7 +8,7 @@ use rand_xoshiro::{SplitMix64, Xoshiro256PlusPlus};
 use crate::error::{DataError, Result};
 
 pub use super::batch::TokenBatch;
-pub use super::text::{Text, check_validation, read_bytes, windows};
+pub use super::text::{Text, check_bytes, check_validation, read_bytes, read_text, windows};
 pub use crate::model::loss::IGNORED;
 
 /// Number of different tokens in a text: its bytes.
@@ -62,14 +62,6 @@ pub enum Source {
 }
 
 impl Source {
-    /// Tokens have ids `0..vocab()`.
-    pub fn vocab(&self) -> usize {
-        match self {
-            Source::Text(_) => BYTE_VOCAB,
-            Source::Recall(recall) => recall.vocab,
-        }
-    }
-
     /// Sequences `sequences` of step `step` (from 0), each of `seq` tokens; of a text that is cut into documents, of at
     /// most as many.
     ///
@@ -304,5 +296,30 @@ mod tests {
         let error = Text::read(&missing, 8, 0.0).unwrap_err();
         assert!(matches!(error, crate::error::Error::Data(DataError::Read { .. })) && error.is_input());
         assert!(Recall::new(1, 8).is_err() && Recall::new(8, 1).is_err());
+    }
+
+    #[test]
+    fn a_file_that_is_no_text_and_bytes_without_an_id_are_refused() {
+        let (_folder, path) = file(b"a plain text");
+        let lines = path.with_file_name("text.jsonl");
+        std::fs::rename(&path, &lines).unwrap();
+        for error in [
+            Text::read(&lines, 4, 0.0).unwrap_err(),
+            Text::read_documents(&lines, Separator::new(" ").unwrap(), 4, 0.0).unwrap_err(),
+        ] {
+            let message = error.to_string();
+            assert!(
+                error.is_input() && message.contains("text.jsonl is no plain text (JSON, by its name)"),
+                "{message}"
+            );
+            assert!(message.contains("--bytes"), "{message}");
+        }
+        assert!(Text::new(read_bytes(&lines).unwrap(), &lines, 4, 0.0).is_ok());
+
+        assert!(check_bytes(b"abz", &path, 123).is_ok(), "z is 122");
+        let message = check_bytes(b"abzaz", &path, 122).unwrap_err().to_string();
+        assert!(message.contains("byte 122 at offset 2") && message.contains("vocabulary of 122"), "{message}");
+        assert!(message.contains("at least 123"), "{message}");
+        assert!(check_bytes(&[255], &path, 256).is_ok() && check_bytes(&[255], &path, 255).is_err());
     }
 }

@@ -9,6 +9,7 @@ pub mod chart;
 pub mod conformance;
 pub mod data;
 pub mod documents;
+mod formats;
 pub mod learner;
 pub mod run_folder;
 pub mod schedule;

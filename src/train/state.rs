@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 use std::sync::Arc;
 
-use crate::error::{Result, SupportError};
+use crate::error::{DataError, Result, SupportError};
 use crate::handler::HandlerRef;
 use crate::model::inputs::{DynInputs, InputsRef};
 use crate::model::{DynModel, Gradients, Master, Moments, mtp};
@@ -159,7 +159,8 @@ impl<D: Ops> State<D> {
         global_sums(model.device(), handler.comm(), &sums)
     }
 
-    /// One step of AdamW with the accumulated gradient; its norm before clipping.
+    /// One step of AdamW with the accumulated gradient; its norm before clipping. All ranks have the same gradient by
+    /// then, so that all of them fail or none.
     pub(super) fn update(
         &mut self,
         handler: HandlerRef<'_, D::Storage>,
@@ -168,8 +169,11 @@ impl<D: Ops> State<D> {
     ) -> Result<f64> {
         let device = model.device().clone();
         self.reduce_gradients(handler, &device)?;
-        let squares = |value: &AccMatrix<D>| device.sum_of_squares(value.buffer());
-        let norm = self.gradients.values().iter().map(squares).sum::<f64>().sqrt();
+        let norm_of = |values: &[AccMatrix<D>]| {
+            values.iter().map(|value| device.sum_of_squares(value.buffer())).sum::<f64>().sqrt()
+        };
+        let norm = norm_of(self.gradients.values());
+        DataError::check_finite(self.step + 1, "the norm of the gradient", norm)?;
         let AdamwOptions { beta1, beta2, eps, weight_decay, clip } = self.options;
         // PyTorch's `clip_grad_norm_`.
         let gradient_scale = if clip > 0.0 { (clip / (norm + 1e-6)).min(1.0) } else { 1.0 };
@@ -183,6 +187,8 @@ impl<D: Ops> State<D> {
             device.adamw(&step, &self.gradients[id], &mut self.master[id], mean, square);
             device.clear(self.gradients[id].buffer_mut());
         }
+        // A rate that is too large for the type of the weights does what no gradient shows.
+        DataError::check_finite(self.step, "the norm of the weights", norm_of(self.master.values()))?;
         model.update(&self.master);
         device.seal();
         Ok(norm)
@@ -202,5 +208,60 @@ impl<D: Ops> State<D> {
             sum += model.loss_sum(&activations, &inputs.labels, &inputs.weights)?;
         }
         global_sum(model.device(), handler.comm(), sum)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::comm::{Communicator, threads};
+    use crate::degree::Runtime;
+    use crate::handler::CpHandler;
+    use crate::layout::Thd;
+    use crate::model::inputs::Inputs;
+    use crate::model::{Config, ParameterList, Sizes, init};
+    use crate::strategy::{Flash, Ring};
+    use crate::tensor::Cpu;
+    use crate::train::learner::GptLearner;
+    use crate::train::trainer::Learner;
+
+    #[test]
+    fn a_step_that_is_not_finite_changes_no_weight_on_any_rank() {
+        let sizes = Sizes { vocab_size: 16, hidden_size: 8, intermediate_size: 8, layers: 1, heads: 2, kv_heads: 2 };
+        let config = Config::llama(sizes).unwrap();
+        let batch = TokenBatch::next_token((0..8).collect(), 1, 8);
+        // Of the loss, which only the rank that has label 7 sees, and of the rate, which all see.
+        for (scale, lr, what) in [(f64::NAN, 1e-3, "the norm of the gradient"), (0.1, 1e300, "the norm of the weights")]
+        {
+            let found = threads::run(2, |comm| {
+                let rank = comm.rank();
+                let device = Cpu::<f32>::new(1);
+                let handler = CpHandler::<Ring, Thd, _>::new(Ring::new(Runtime(2)), comm)?;
+                let weights = init::fresh(&device, &config, &ParameterList::new(&config), 0)?;
+                let mut learner = GptLearner::<_, _, Flash, _, _>::new(
+                    device.clone(),
+                    &config,
+                    weights,
+                    handler,
+                    Default::default(),
+                    false,
+                )?;
+                let values = |learner: &GptLearner<Ring, Thd, Flash, Cpu<f32>, _>| {
+                    learner.master().values().iter().flat_map(|value| value.buffer().to_vec()).collect::<Vec<f32>>()
+                };
+                let before = values(&learner);
+                let shape = Arc::new(crate::layout::Packed::from_lengths(&batch.lengths)?);
+                let inputs = Inputs::new(learner.handler(), &device, shape, &batch.tokens, &batch.labels)?;
+                learner.accumulate_inputs(&inputs, &[if rank == 1 { scale } else { 0.1 }])?;
+                let error = learner.update(lr).unwrap_err();
+                Ok((error, lr > 1.0 || before == values(&learner)))
+            });
+            for (error, is_kept) in found.unwrap() {
+                let crate::error::Error::Data(DataError::Diverged { step: 1, what: found, .. }) = error else {
+                    panic!("{error}")
+                };
+                assert_eq!((found, is_kept), (what, true));
+            }
+        }
     }
 }

@@ -8,6 +8,7 @@ use rand_xoshiro::Xoshiro256PlusPlus;
 use super::batch::TokenBatch;
 use super::data::{below, unusable};
 use super::documents::{self, Separator};
+use super::formats::other_than_text;
 use crate::error::{DataError, Result};
 use crate::model::loss::IGNORED;
 
@@ -22,12 +23,21 @@ pub struct Text {
 }
 
 impl Text {
-    /// Reads `path` whole; `validation`, in `[0, 0.5]`, is the share at its end that training never sees.
+    /// Reads `path` whole ([`read_text`]); see [`Text::new`].
     ///
-    /// Fails if the file cannot be read or is empty, if the share is out of range, if the training part is shorter
-    /// than one sequence and the byte after it, or if a share is held out that has no byte to predict.
+    /// # Errors
+    /// What either of the two returns.
     pub fn read(path: &Path, seq_len: usize, validation: f64) -> Result<Self> {
-        let text = Self::whole(path, validation)?;
+        Self::new(read_text(path)?, path, seq_len, validation)
+    }
+
+    /// The text of these bytes, which `path` names in messages; `validation`, in `[0, 0.5]`, is the share at its end
+    /// that training never sees.
+    ///
+    /// Fails if the share is out of range, if the training part is shorter than one sequence and the byte after it, or
+    /// if a share is held out that has no byte to predict.
+    pub fn new(bytes: Vec<u8>, path: &Path, seq_len: usize, validation: f64) -> Result<Self> {
+        let text = Self::whole(bytes, validation)?;
         let (all, training, path) = (text.bytes.len(), text.training, path.display());
         let held_out = all - training;
         if training <= seq_len {
@@ -51,13 +61,27 @@ impl Text {
         Ok(text)
     }
 
-    /// The same as documents between separators, cut into sequences of at most `seq_len` tokens
+    /// Reads `path` whole ([`read_text`]); see [`Text::documents`].
+    ///
+    /// # Errors
+    /// What either of the two returns.
+    pub fn read_documents(path: &Path, separator: Separator, seq_len: usize, validation: f64) -> Result<Self> {
+        Self::documents(read_text(path)?, path, separator, seq_len, validation)
+    }
+
+    /// [`Text::new`] as documents between separators, cut into sequences of at most `seq_len` tokens
     /// ([`documents::sequences`]). Nothing is predicted across documents.
     ///
-    /// Fails if the file cannot be read or is empty, if the share is out of range, if the separator does not occur,
-    /// or if there is no document of at least two bytes to train on, or none that is held out where a share is.
-    pub fn read_documents(path: &Path, separator: Separator, seq_len: usize, validation: f64) -> Result<Self> {
-        let mut text = Self::whole(path, validation)?;
+    /// Fails if the share is out of range, if the separator does not occur, or if there is no document of at least two
+    /// bytes to train on, or none that is held out where a share is.
+    pub fn documents(
+        bytes: Vec<u8>,
+        path: &Path,
+        separator: Separator,
+        seq_len: usize,
+        validation: f64,
+    ) -> Result<Self> {
+        let mut text = Self::whole(bytes, validation)?;
         separator.check(&text.bytes, path.display())?;
         let sequences: Vec<_> = documents::sequences(text.training(), &separator, seq_len).collect();
         let nothing = |part, fix| {
@@ -76,9 +100,8 @@ impl Text {
         Ok(text)
     }
 
-    fn whole(path: &Path, validation: f64) -> Result<Self> {
+    fn whole(bytes: Vec<u8>, validation: f64) -> Result<Self> {
         check_validation(validation)?;
-        let bytes = read_bytes(path)?;
         let held_out = (bytes.len() as f64 * validation).floor() as usize;
         Ok(Text { training: bytes.len() - held_out, bytes, documents: None })
     }
@@ -136,6 +159,41 @@ pub fn check_validation(share: f64) -> Result<()> {
         return Ok(());
     }
     Err(unusable(format!("--validation is {share}: choose a share from 0 to 0.5, such as 0.05")))
+}
+
+/// The whole of a file whose bytes are a text.
+///
+/// # Errors
+/// What [`read_bytes`] returns; a file that by its name or its first bytes is something else, such as JSON lines or
+/// compressed.
+pub fn read_text(path: &Path) -> Result<Vec<u8>> {
+    let bytes = read_bytes(path)?;
+    match other_than_text(path, &bytes) {
+        None => Ok(bytes),
+        Some(what) => Err(unusable(format!(
+            "{} is no plain text ({what}): write its text to a file of its own first, or pass --bytes to take its \
+             bytes as they are",
+            path.display()
+        ))),
+    }
+}
+
+/// Refuses bytes that a vocabulary has no ids for, naming the largest one; `path` names them in messages.
+///
+/// # Errors
+/// [`DataError::Unusable`].
+pub fn check_bytes(bytes: &[u8], path: &Path, vocab: usize) -> Result<()> {
+    // The first of them.
+    let largest = bytes.iter().copied().enumerate().max_by_key(|&(offset, byte)| (byte, std::cmp::Reverse(offset)));
+    match largest.filter(|&(_, byte)| usize::from(byte) >= vocab) {
+        None => Ok(()),
+        Some((offset, byte)) => Err(unusable(format!(
+            "{} has byte {byte} at offset {offset}, the model has a vocabulary of {vocab}: use a model with a \
+             vocabulary of at least {}, or a text of smaller bytes",
+            path.display(),
+            u16::from(byte) + 1
+        ))),
+    }
 }
 
 /// The whole of a file that must not be empty.

@@ -1,84 +1,304 @@
-//! Token ids from a safetensors file.
+//! Token ids from a safetensors file, with what belongs to them: labels, weights, documents, positions, padding.
+//!
+//! Every tensor of the file is honoured or refused. What they mean is what they mean to Hugging Face and Megatron:
+//!
+//! | tensor | shape and type | meaning |
+//! |---|---|---|
+//! | `tokens`, or `input_ids` | `[batch, seq]` of whole numbers | the ids |
+//! | `labels` | `[batch, seq]` of whole numbers | [`LabelMeaning`]; -100 does not count |
+//! | `loss_mask` | `[batch, seq]` of 0 and 1 | whether the prediction that is made *at* a token counts |
+//! | `document_ids` | `[batch, seq]` of whole numbers | tokens of one document have one id |
+//! | `cu_seqlens` | `[documents + 1]` of whole numbers | where documents end in all rows, one after another |
+//! | `position_ids` | `[batch, seq]` of whole numbers | from 0 in each document; they begin at 0 without the two above |
+//! | `attention_mask` | `[batch, seq]` of 0 and 1 | 0 is padding, at the end of a row only |
+//!
+//! Whole numbers are `i64` or `i32`; 0 and 1 may have any type. Without documents a row is one. Nothing is attended
+//! or predicted across documents.
+
+mod labels;
 
 use std::path::Path;
 
+use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensors};
 
-use super::data::{TokenBatch, read_bytes};
-use crate::error::{DataError, ModelError, Result};
+use super::data::{IGNORED, TokenBatch, read_bytes};
+use crate::error::{DataError, Error, Result};
+use crate::layout::{Batch, Packed};
+use crate::order::RowDocuments;
+
+pub use labels::LabelMeaning;
 
 /// Name of the tensor that holds the ids.
 pub const TOKENS: &str = "tokens";
+/// What transformers calls it.
+const INPUT_IDS: &str = "input_ids";
+const LABELS: &str = "labels";
+const LOSS_MASK: &str = "loss_mask";
+const DOCUMENT_IDS: &str = "document_ids";
+const CU_SEQLENS: &str = "cu_seqlens";
+const POSITION_IDS: &str = "position_ids";
+const ATTENTION_MASK: &str = "attention_mask";
+const KNOWN: [&str; 8] = [TOKENS, INPUT_IDS, LABELS, LOSS_MASK, DOCUMENT_IDS, CU_SEQLENS, POSITION_IDS, ATTENTION_MASK];
 
-/// Reads `tokens` `[batch, seq]` (`i64`) from the safetensors file `path`; each token has to predict the next one of
-/// its row.
+/// The content of a file of token ids.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TokenFile {
+    /// Its documents, row after row, padding included; labels are those of the next token.
+    pub batch: TokenBatch,
+    /// Rows, and tokens of each.
+    pub shape: [usize; 2],
+    /// What its labels mean, where it has any.
+    pub labels: Option<LabelMeaning>,
+}
+
+/// Reads the safetensors file `path` for a model with token ids `0..vocab`. Without `labels` each token has to predict
+/// the next one of its document. `asked` says what labels mean; else they must say it themselves.
 ///
-/// Fails if the file cannot be read or is not whole, or if the tensor is missing or has another type or shape.
-pub fn read_tokens(path: &Path) -> Result<TokenBatch> {
+/// # Errors
+/// A file that cannot be read or is not whole; a tensor that is missing, not known, or has another type or shape; ids
+/// or labels outside the vocabulary; documents, positions or padding that contradict each other; labels whose meaning
+/// is not plain. Each is named, with row and column.
+pub fn read_tokens(path: &Path, vocab: usize, asked: Option<LabelMeaning>) -> Result<TokenFile> {
     let bytes = read_bytes(path)?;
-    let file = SafeTensors::deserialize(&bytes)
-        .map_err(|error| DataError::Read { path: path.display().to_string(), reason: error.to_string() })?;
-    let refuse = |message: String| Err(ModelError::Weights(format!("{}: {message}", path.display())).into());
-    let Ok(tensor) = file.tensor(TOKENS) else {
-        let mut names = file.names();
-        names.sort_unstable();
-        return refuse(format!("there is no tensor \"{TOKENS}\"; found: {}", names.join(", ")));
-    };
-    if tensor.dtype() != Dtype::I64 {
-        return refuse(format!("tensor \"{TOKENS}\" has type {:?}, expected I64", tensor.dtype()));
-    }
-    match *tensor.shape() {
-        [batch, seq] if batch > 0 && seq > 0 => {
-            let (ids, _) = tensor.data().as_chunks::<8>();
-            Ok(TokenBatch::next_token(ids.iter().map(|id| i64::from_le_bytes(*id)).collect(), batch, seq))
+    let tensors = SafeTensors::deserialize(&bytes).map_err(|error| {
+        let reason = format!("it is no safetensors file ({error})");
+        DataError::Read { path: path.display().to_string(), reason }
+    })?;
+    let file = File { path, tensors };
+    file.check_names()?;
+    let name = if file.has(TOKENS) { TOKENS } else { INPUT_IDS };
+    let view = file.tensors.tensor(name).map_err(|_| {
+        let names = file.names().join(", ");
+        file.wrong(format!("there is no tensor \"{TOKENS}\"; found: {names}"))
+    })?;
+    let [rows, seq] = match *view.shape() {
+        [rows, seq] if rows > 0 && seq > 0 => [rows, seq],
+        ref shape => {
+            let message = format!("tensor \"{name}\" has shape {shape:?}, expected [batch, seq] with neither 0");
+            return Err(file.wrong(message));
         }
-        ref shape => refuse(format!("tensor \"{TOKENS}\" has shape {shape:?}, expected [batch, seq] with neither 0")),
+    };
+    let shape = [rows, seq];
+    let tokens = file.whole_numbers(name, view)?;
+    let kept = file.flags(ATTENTION_MASK, shape)?.unwrap_or_else(|| vec![true; tokens.len()]);
+    let documents = file.documents(shape, &kept)?;
+    let found = file.shaped(LABELS, shape)?;
+    file.check_ids(name, &tokens, &documents, vocab, |_| true)?;
+
+    // Padding is no label.
+    let targets: Vec<i64> = tokens.iter().zip(&kept).map(|(&id, &kept)| if kept { id } else { IGNORED }).collect();
+    let (mut labels, meaning) = match found {
+        None if asked.is_some() => {
+            return Err(file.wrong(format!("there is no tensor \"{LABELS}\" for --labels: leave the option out")));
+        }
+        None => (documents.ahead(&targets, IGNORED), None),
+        Some(found) => {
+            let counts = |token: usize| found[token] != IGNORED;
+            file.check_ids(LABELS, &found, &documents, vocab, counts)?;
+            if let Some(token) = (0..found.len()).find(|&token| counts(token) && !kept[token]) {
+                let at = place(&documents, token);
+                return Err(file.wrong(format!(
+                    "\"{LABELS}\" has {} at {at}, which is padding by \"{ATTENTION_MASK}\": set it to {IGNORED}",
+                    found[token]
+                )));
+            }
+            let meaning = asked.map_or_else(|| labels::meaning(&targets, &found, &documents), Ok);
+            let meaning = meaning.map_err(|reason| file.wrong(reason))?;
+            (meaning.ahead(&targets, &found, &documents), Some(meaning))
+        }
+    };
+    if let Some(weights) = file.flags(LOSS_MASK, shape)? {
+        labels.iter_mut().zip(weights).filter(|(_, counts)| !counts).for_each(|(label, _)| *label = IGNORED);
     }
+    Ok(TokenFile { batch: TokenBatch { tokens, labels, lengths: documents.lengths() }, shape, labels: meaning })
+}
+
+/// A file, for reading and for messages.
+struct File<'a> {
+    path: &'a Path,
+    tensors: SafeTensors<'a>,
+}
+
+impl File<'_> {
+    fn wrong(&self, message: String) -> Error {
+        DataError::Unusable(format!("{}: {message}", self.path.display())).into()
+    }
+
+    fn names(&self) -> Vec<&str> {
+        let mut names = self.tensors.names();
+        names.sort_unstable();
+        names
+    }
+
+    fn has(&self, name: &str) -> bool {
+        self.tensors.tensor(name).is_ok()
+    }
+
+    fn check_names(&self) -> Result<()> {
+        // A file of other things altogether lacks the ids: that says more than the first of the other things.
+        let is_of_ids = self.has(TOKENS) || self.has(INPUT_IDS);
+        if let Some(name) = self.names().into_iter().find(|name| is_of_ids && !KNOWN.contains(name)) {
+            return Err(
+                self.wrong(format!("tensor \"{name}\" is not known: leave it out; known are {}", KNOWN.join(", ")))
+            );
+        }
+        if self.has(TOKENS) && self.has(INPUT_IDS) {
+            return Err(self.wrong(format!("there are both \"{TOKENS}\" and \"{INPUT_IDS}\": leave one of them out")));
+        }
+        Ok(())
+    }
+
+    fn whole_numbers(&self, name: &str, view: TensorView) -> Result<Vec<i64>> {
+        let data = view.data();
+        match view.dtype() {
+            Dtype::I64 => Ok(data.as_chunks().0.iter().map(|&bytes| i64::from_le_bytes(bytes)).collect()),
+            Dtype::I32 => Ok(data.as_chunks().0.iter().map(|&bytes| i32::from_le_bytes(bytes).into()).collect()),
+            other => Err(self.wrong(format!("tensor \"{name}\" has type {other:?}, expected I64 or I32"))),
+        }
+    }
+
+    /// A tensor, where there is one, that must have this shape.
+    fn view(&self, name: &str, [rows, seq]: [usize; 2]) -> Result<Option<TensorView<'_>>> {
+        let Ok(view) = self.tensors.tensor(name) else { return Ok(None) };
+        if *view.shape() != [rows, seq] {
+            let shape = view.shape();
+            return Err(self.wrong(format!("tensor \"{name}\" has shape {shape:?}, expected [{rows}, {seq}]")));
+        }
+        Ok(Some(view))
+    }
+
+    fn shaped(&self, name: &str, shape: [usize; 2]) -> Result<Option<Vec<i64>>> {
+        self.view(name, shape)?.map(|view| self.whole_numbers(name, view)).transpose()
+    }
+
+    /// A tensor of 0 and 1, where there is one.
+    fn flags(&self, name: &str, shape: [usize; 2]) -> Result<Option<Vec<bool>>> {
+        let Some(view) = self.view(name, shape)? else { return Ok(None) };
+        let (dtype, size) = (view.dtype(), view.dtype().bitsize() / 8);
+        let one: &[u8] = match dtype {
+            Dtype::F64 => &1f64.to_le_bytes(),
+            Dtype::F32 => &1f32.to_le_bytes(),
+            Dtype::F16 => &half::f16::ONE.to_le_bytes(),
+            Dtype::BF16 => &half::bf16::ONE.to_le_bytes(),
+            Dtype::I64 | Dtype::I32 | Dtype::U8 | Dtype::I8 | Dtype::BOOL => &1i64.to_le_bytes()[..size],
+            other => return Err(self.wrong(format!("tensor \"{name}\" has type {other:?}, expected 0 and 1"))),
+        };
+        let mut flags = Vec::with_capacity(shape[0] * shape[1]);
+        for value in view.data().chunks_exact(size) {
+            if value != one && value.iter().any(|&byte| byte != 0) {
+                let (row, column) = (flags.len() / shape[1], flags.len() % shape[1]);
+                let fix = if name == LOSS_MASK { "0 or 1 per token" } else { "0 or 1, and document_ids for documents" };
+                return Err(self.wrong(format!(
+                    "\"{name}\" has a value that is neither 0 nor 1 at row {row}, column {column}: use {fix}"
+                )));
+            }
+            flags.push(value == one);
+        }
+        Ok(Some(flags))
+    }
+
+    /// Where documents begin, by all that the file says of it.
+    fn documents(&self, shape: [usize; 2], kept: &[bool]) -> Result<RowDocuments> {
+        let [rows, seq] = shape;
+        let rows_alone = RowDocuments::new(rows * seq, seq, |_| false);
+        if let Some(token) = rows_alone.kept_after_padding(kept) {
+            return Err(self.wrong(format!(
+                "\"{ATTENTION_MASK}\" has 0 before 1 at {}: pad rows at their ends only",
+                place(&rows_alone, token)
+            )));
+        }
+        let by_ids = self.by_document_ids(shape, kept)?;
+        let by_ends = self.by_cu_seqlens(shape)?;
+        if let (Some(ids), Some(ends)) = (&by_ids, &by_ends) {
+            let differs = |&token: &usize| kept[token] && ids.starts()[token] != ends.starts()[token];
+            if let Some(token) = (0..kept.len()).find(differs) {
+                let at = place(ids, token);
+                return Err(self.wrong(format!(
+                    "\"{DOCUMENT_IDS}\" and \"{CU_SEQLENS}\" differ in whether a document begins at {at}: leave one out"
+                )));
+            }
+        }
+        let given = by_ids.or(by_ends);
+        let Some(positions) = self.shaped(POSITION_IDS, shape)? else { return Ok(given.unwrap_or(rows_alone)) };
+        let documents = given.unwrap_or_else(|| RowDocuments::from_positions(&positions, seq));
+        let expected = documents.positions().map(|position| position as i64).zip(&positions);
+        let differs = |&(token, (expected, &found)): &(usize, (i64, &i64))| kept[token] && expected != found;
+        if let Some((token, (expected, found))) = expected.enumerate().find(differs) {
+            return Err(self.wrong(format!(
+                "\"{POSITION_IDS}\" has {found} at {}, where the documents imply {expected}: positions count from 0 in \
+                 each document, which {DOCUMENT_IDS} or {CU_SEQLENS} can give",
+                place(&documents, token)
+            )));
+        }
+        Ok(documents)
+    }
+
+    fn by_document_ids(&self, shape: [usize; 2], kept: &[bool]) -> Result<Option<RowDocuments>> {
+        let Some(ids) = self.shaped(DOCUMENT_IDS, shape)? else { return Ok(None) };
+        let documents = RowDocuments::from_ids(&ids, shape[1]);
+        if let Some(token) = documents.taken_up_again(&ids, |token| kept[token]) {
+            return Err(self.wrong(format!(
+                "\"{DOCUMENT_IDS}\" has {} again at {}, after another document: let the tokens of a document follow \
+                 each other",
+                ids[token],
+                place(&documents, token)
+            )));
+        }
+        Ok(Some(documents))
+    }
+
+    fn by_cu_seqlens(&self, [rows, seq]: [usize; 2]) -> Result<Option<RowDocuments>> {
+        let Ok(view) = self.tensors.tensor(CU_SEQLENS) else { return Ok(None) };
+        if view.shape().len() != 1 {
+            let shape = view.shape();
+            return Err(self.wrong(format!("tensor \"{CU_SEQLENS}\" has shape {shape:?}, expected [documents + 1]")));
+        }
+        let ends = self.whole_numbers(CU_SEQLENS, view)?;
+        let pack = Packed::from_cu_seqlens(&ends).map_err(|error| self.wrong(error.to_string()))?;
+        if pack.tokens() != rows * seq {
+            return Err(self.wrong(format!(
+                "\"{CU_SEQLENS}\" ends at {}, but there are {rows} x {seq} = {} tokens: give the ends of all documents \
+                 of all rows",
+                pack.tokens(),
+                rows * seq
+            )));
+        }
+        let starts = pack.starts();
+        if let Some(row) = (1..rows).find(|row| starts.binary_search(&(row * seq)).is_err()) {
+            return Err(self.wrong(format!(
+                "a document of \"{CU_SEQLENS}\" goes on from row {} to row {row}: let one end at {}",
+                row - 1,
+                row * seq
+            )));
+        }
+        Ok(Some(RowDocuments::new(rows * seq, seq, |token| starts.binary_search(&token).is_ok())))
+    }
+
+    /// Refuses ids outside the vocabulary, of those that count.
+    fn check_ids(
+        &self,
+        name: &str,
+        ids: &[i64],
+        documents: &RowDocuments,
+        vocab: usize,
+        counts: impl Fn(usize) -> bool,
+    ) -> Result<()> {
+        let outside = |token: usize| !usize::try_from(ids[token]).is_ok_and(|id| id < vocab);
+        let Some(token) = (0..ids.len()).find(|&token| counts(token) && outside(token)) else { return Ok(()) };
+        let fix = if name == LABELS { ", and -100 for a label that does not count" } else { "" };
+        Err(self.wrong(format!(
+            "\"{name}\" has {} at {}: the vocabulary has ids 0..{vocab}{fix}; use ids of the model's own tokenizer",
+            ids[token],
+            place(documents, token)
+        )))
+    }
+}
+
+fn place(documents: &RowDocuments, token: usize) -> String {
+    let (row, column) = documents.place(token);
+    format!("row {row}, column {column}")
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::train::data::IGNORED;
-    use safetensors::tensor::TensorView;
-
-    fn write(name: &str, dtype: Dtype, shape: &[usize], data: &[u8]) -> (tempfile::TempDir, std::path::PathBuf) {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("tokens.safetensors");
-        let view = TensorView::new(dtype, shape.to_vec(), data).unwrap();
-        std::fs::write(&path, safetensors::serialize([(name, view)], None).unwrap()).unwrap();
-        (folder, path)
-    }
-
-    #[test]
-    fn reads_rows_of_ids() {
-        let data: Vec<u8> = [5i64, 6, 7, -1, 8, 9].iter().flat_map(|id| id.to_le_bytes()).collect();
-        let (_folder, path) = write("tokens", Dtype::I64, &[2, 3], &data);
-        let batch = read_tokens(&path).unwrap();
-        assert_eq!(batch.lengths, [3, 3]);
-        assert_eq!(batch.tokens, [5, 6, 7, -1, 8, 9]);
-        assert_eq!(batch.labels, [6, 7, IGNORED, 8, 9, IGNORED]);
-    }
-
-    #[test]
-    fn says_what_is_wrong_with_a_file() {
-        let data = [0u8; 48];
-        for (name, dtype, shape, expected) in [
-            ("ids", Dtype::I64, &[2, 3][..], "no tensor \"tokens\"; found: ids"),
-            ("tokens", Dtype::F64, &[2, 3][..], "type F64, expected I64"),
-            ("tokens", Dtype::I64, &[6][..], "shape [6], expected [batch, seq]"),
-            ("tokens", Dtype::I64, &[1, 2, 3][..], "shape [1, 2, 3]"),
-        ] {
-            let (_folder, path) = write(name, dtype, shape, &data);
-            let error = read_tokens(&path).unwrap_err();
-            assert!(error.is_input() && error.to_string().contains(expected), "{error}");
-        }
-        let (_folder, path) = write("tokens", Dtype::I64, &[0, 3], &[]);
-        assert!(read_tokens(&path).unwrap_err().to_string().contains("shape [0, 3]"));
-        let (_folder, path) = write("tokens", Dtype::I64, &[2, 3], &data);
-        let whole = std::fs::read(&path).unwrap();
-        std::fs::write(&path, &whole[..whole.len() - 1]).unwrap();
-        let error = read_tokens(&path).unwrap_err();
-        assert!(error.is_input() && error.to_string().contains("tokens.safetensors"), "truncated: {error}");
-    }
-}
+mod tests;

@@ -44,6 +44,10 @@ pub trait Learner {
 
     /// One optimizer step with the accumulated gradient, which is zero afterwards; returns the gradient's norm before
     /// clipping.
+    ///
+    /// # Errors
+    /// [`DataError::Diverged`], with the weights as they were, if the gradient's norm is not finite; the same if the
+    /// weights are not, after the step.
     fn update(&mut self, lr: f64) -> Result<f64>;
 
     /// The sum of the losses of the labels of a batch, in nats, of the next token only; changes nothing.
@@ -103,8 +107,9 @@ pub struct StepRecord {
 /// ends the run. Returns the records; none if it was stopped before the first step.
 ///
 /// # Errors
-/// [`DataError::Diverged`] after a step, observed like any other, whose loss or gradient is not finite; what the
-/// learner and `observe` return.
+/// [`DataError::Diverged`] at a step whose loss, gradient, weights or held-out loss are not finite. It is not observed,
+/// and where it is its loss or its gradient the weights are those of the step before. What the learner and `observe`
+/// return.
 pub fn train(
     learner: &mut (impl Learner + ?Sized),
     source: &Source,
@@ -140,21 +145,26 @@ pub fn train(
         for batch in &batches {
             sums.iter_mut().zip(learner.accumulate_depths(batch, &labels)?).for_each(|(sum, part)| *sum += part);
         }
+        let losses: Vec<f64> = sums.iter().zip(&labels).map(|(&sum, &count)| mean(sum, count)).collect();
+        let loss = losses[0];
+        for loss in &losses {
+            DataError::check_finite(step + 1, "the loss", *loss)?;
+        }
         let lr = options.schedule.rate(step);
         let micro_batches = learner.micro_batches();
         let grad_norm = learner.update(lr)?;
         let tokens_per_second = tokens as f64 / started.elapsed().as_secs_f64().max(1e-9);
 
         let step = step + 1;
+        DataError::check_finite(step, "the norm of the gradient", grad_norm)?;
         let held_out_loss = match &held_out {
             Some(windows) if step == steps || step.is_multiple_of(options.validate_every.max(1)) => {
                 Some(evaluate(learner, windows, options.batch)?)
             }
             _ => None,
         };
+        DataError::check_finite(step, "the held-out loss", held_out_loss.unwrap_or(0.0))?;
         let seconds = begin.elapsed().as_secs_f64();
-        let losses: Vec<f64> = sums.iter().zip(&labels).map(|(&sum, &count)| mean(sum, count)).collect();
-        let loss = losses[0];
         let mtp_loss = (depth > 0).then(|| losses[1..].iter().sum::<f64>() / depth as f64);
         let record = StepRecord {
             step,
@@ -169,9 +179,6 @@ pub fn train(
             held_out_loss,
         };
         observe(&record)?;
-        if !(loss.is_finite() && grad_norm.is_finite()) {
-            return Err(DataError::Diverged { step, loss, grad_norm }.into());
-        }
         records.push(record);
     }
     Ok(records)
@@ -203,6 +210,8 @@ mod tests {
         cuts_steps: bool,
         calls: Vec<&'static str>,
         seen: Vec<i64>,
+        /// What is not a number from the third step on.
+        breaks: Option<&'static str>,
     }
 
     impl Constant {
@@ -224,17 +233,20 @@ mod tests {
             for label in Self::counted(batch) {
                 self.gradient += 2.0 * (self.value - label) / labels_in_step[0] as f64;
             }
-            Ok(vec![self.evaluate_quietly(batch)?])
+            Ok(vec![if self.is_broken("the loss") { f64::NAN } else { self.evaluate_quietly(batch)? }])
         }
         fn update(&mut self, lr: f64) -> Result<f64> {
             self.calls.push("update");
             let gradient = std::mem::take(&mut self.gradient);
+            if self.is_broken("the norm of the gradient") {
+                return Ok(f64::INFINITY);
+            }
             self.value -= lr * gradient;
             Ok(gradient.abs())
         }
         fn evaluate(&mut self, batch: &TokenBatch) -> Result<f64> {
             self.calls.push("evaluate");
-            self.evaluate_quietly(batch)
+            if self.is_broken("the held-out loss") { Ok(f64::NAN) } else { self.evaluate_quietly(batch) }
         }
         fn any(&mut self, flag: bool) -> Result<bool> {
             Ok(flag)
@@ -242,6 +254,10 @@ mod tests {
     }
 
     impl Constant {
+        fn is_broken(&self, what: &str) -> bool {
+            self.breaks == Some(what) && self.calls.iter().filter(|&&call| call == "accumulate").count() > 2
+        }
+
         fn evaluate_quietly(&self, batch: &TokenBatch) -> Result<f64> {
             Ok(Self::counted(batch).map(|label| (self.value - label).powi(2)).sum())
         }
@@ -312,5 +328,26 @@ mod tests {
         let full = DataError::Write { path: "log".into(), reason: "disk full".into() };
         let error = train(&mut Constant::default(), &recall(), &options(1, 1), &stop, |_| Err(full.clone().into()));
         assert_eq!(error.unwrap_err(), full.into());
+    }
+
+    #[test]
+    fn what_is_not_finite_ends_the_run_before_it_is_used_or_observed() {
+        for (breaks, updates, observed) in
+            [("the loss", 2, 2), ("the norm of the gradient", 3, 2), ("the held-out loss", 8, 7)]
+        {
+            let mut learner = Constant { breaks: Some(breaks), ..Constant::default() };
+            let mut lines = Vec::new();
+            let observe = |record: &StepRecord| {
+                lines.push(serde_json::to_string(record).unwrap());
+                Ok(())
+            };
+            let error = train(&mut learner, &recall(), &options(4, 1), &AtomicBool::new(false), observe).unwrap_err();
+            let crate::error::Error::Data(DataError::Diverged { step, what, value }) = error else { panic!("{error}") };
+            assert_eq!((step, what, value.is_finite()), (observed + 1, breaks, false));
+            assert_eq!(learner.calls.iter().filter(|&&call| call == "update").count(), updates, "{breaks}");
+            assert!(learner.value.is_finite(), "{breaks}");
+            assert_eq!(lines.len() as u64, observed, "{breaks}");
+            assert!(lines.iter().all(|line| !line.contains("null")), "{lines:?}");
+        }
     }
 }

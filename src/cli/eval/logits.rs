@@ -8,6 +8,8 @@ use context_parallel::error::{DataError, Result};
 use context_parallel::train::run_folder::part_of;
 use serde_json::json;
 
+use super::super::args;
+
 /// A safetensors file with `logits` `[B, S, V]` of `f32`, under way.
 pub struct LogitsFile {
     path: PathBuf,
@@ -17,7 +19,10 @@ pub struct LogitsFile {
 impl LogitsFile {
     /// Begins the file; nothing is at `path` yet, or what was there before.
     pub fn create(path: &Path, shape: [usize; 3]) -> Result<Self> {
-        let bytes = shape.iter().product::<usize>() * size_of::<f32>();
+        let elements = shape.iter().try_fold(size_of::<f32>(), |bytes, &size| bytes.checked_mul(size));
+        let Some(bytes) = elements else {
+            return Err(args::numbers(format!("logits of shape {shape:?} do not fit a file: use fewer tokens")));
+        };
         let header = json!({ "logits": { "dtype": "F32", "shape": shape, "data_offsets": [0, bytes] } }).to_string();
         // The data begins at a multiple of 8.
         let header = format!("{header:<width$}", width = header.len().next_multiple_of(8));

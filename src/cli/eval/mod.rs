@@ -3,18 +3,18 @@
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use clap::ArgGroup;
+use clap::{ArgGroup, ValueEnum};
 use context_parallel::error::{DataError, Result};
 use context_parallel::model::Config;
-use context_parallel::train::data::{Recall, Source, TokenBatch, read_bytes, windows};
+use context_parallel::train::data::{Recall, Source, TokenBatch, windows};
 use context_parallel::train::documents::{self, Separator};
-use context_parallel::train::tokens::read_tokens;
+use context_parallel::train::tokens::{LabelMeaning, TokenFile};
 use serde::Serialize;
 
 use super::args::{self, Choices, Settings};
 use super::engine::Cluster;
-use super::train::{RECALL, RECALL_VOCAB, model_folder, refuse_tokenizer};
-use super::{machine, output};
+use super::train::{RECALL, RECALL_VOCAB};
+use super::{inputs, machine, output};
 
 mod logits;
 mod work;
@@ -34,9 +34,15 @@ pub struct Arguments {
     /// Text file (its bytes are the tokens), cut into consecutive sequences, or "recall" for the synthetic task
     #[arg(long, value_name = "FILE")]
     data: Option<PathBuf>,
-    /// Token ids: a safetensors file with "tokens" [B, S] of i64; each row is a sequence
-    #[arg(long, value_name = "FILE", conflicts_with_all = ["seq_len", "seed", "document_separator"])]
+    /// Token ids: a safetensors file with "tokens" (or "input_ids") [B, S] of i64; each row is a sequence. It may hold
+    /// "labels", "loss_mask", "document_ids" or "cu_seqlens", "position_ids" and "attention_mask" (README)
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["seq_len", "seed", "document_separator", "bytes"])]
     tokens: Option<PathBuf>,
+    /// What "labels" of --tokens are [default: found out by comparing them with the tokens]
+    #[arg(long, value_enum, value_name = "MEANING", conflicts_with = "data")]
+    labels: Option<Labels>,
+    #[command(flatten)]
+    bytes: inputs::Bytes,
     /// Write the logits here as a safetensors file with "logits" [B, S, V] of f32, replacing it
     #[arg(long, value_name = "FILE")]
     logits: Option<PathBuf>,
@@ -60,6 +66,26 @@ pub struct Arguments {
     json: bool,
 }
 
+/// What labels are.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Labels {
+    /// Those of the tokens at their own places, as Hugging Face has them
+    #[value(alias = "hf")]
+    Unshifted,
+    /// Those of the tokens after them, as Megatron has them
+    #[value(alias = "megatron")]
+    Shifted,
+}
+
+impl From<Labels> for LabelMeaning {
+    fn from(labels: Labels) -> Self {
+        match labels {
+            Labels::Unshifted => LabelMeaning::Unshifted,
+            Labels::Shifted => LabelMeaning::Shifted,
+        }
+    }
+}
+
 /// Everything checked, nothing written.
 #[derive(Clone, Debug)]
 struct Job {
@@ -68,21 +94,38 @@ struct Job {
     settings: Settings,
     /// Every sequence to run; labels where something is to be predicted.
     input: TokenBatch,
+    /// What the input is called in messages.
+    name: String,
+    /// What it was taken for, where there is a choice.
+    note: Option<String>,
     /// Sequences at a time.
     batch: usize,
-    logits: Option<PathBuf>,
+    logits: Option<Logits>,
+}
+
+/// Where logits go.
+#[derive(Clone, Debug)]
+struct Logits {
+    path: PathBuf,
+    /// Rows of the input, and tokens of each.
+    shape: [usize; 2],
 }
 
 #[derive(Clone, Debug, Serialize)]
 struct Report {
-    loss: f64,
-    perplexity: f64,
+    /// None where no label counts.
+    loss: Option<f64>,
+    perplexity: Option<f64>,
     /// Labels that count.
     tokens: usize,
 }
 
 pub fn run(arguments: Arguments, cluster: &Cluster) -> Result<ExitCode> {
     let job = prepare(&arguments, cluster)?;
+    work::check_memory(&job, cluster)?;
+    if let Some(note) = job.note.as_ref().filter(|_| cluster.speaks()) {
+        output::note(note);
+    }
     let Some(loss) = work::run(&job, cluster)? else { return Ok(ExitCode::SUCCESS) };
     if !loss.is_finite() {
         // JSON has no such number, and a mean that is not one says nothing.
@@ -91,14 +134,20 @@ pub fn run(arguments: Arguments, cluster: &Cluster) -> Result<ExitCode> {
         ));
         return Ok(ExitCode::FAILURE);
     }
-    let report = Report { loss, perplexity: loss.exp(), tokens: job.input.counted() };
+    let tokens = job.input.counted();
+    let loss = Some(loss).filter(|_| tokens > 0);
+    let report = Report { loss, perplexity: loss.map(f64::exp), tokens };
     if arguments.json {
         output::json(&report);
     } else {
-        let Report { loss, perplexity, tokens } = report;
         let tokens = output::count(tokens as u64);
-        output::line(format!("loss {loss:.4} nats per token, perplexity {perplexity:.3}, over {tokens} tokens"));
-        if let Some(path) = &job.logits {
+        output::line(match loss {
+            Some(loss) => {
+                format!("loss {loss:.4} nats per token, perplexity {:.3}, over {tokens} tokens", loss.exp())
+            }
+            None => "no label counts, so there is no loss".to_string(),
+        });
+        if let Some(Logits { path, .. }) = &job.logits {
             output::line(format!("logits are in {}", path.display()));
         }
     }
@@ -119,24 +168,30 @@ fn prepare(arguments: &Arguments, cluster: &Cluster) -> Result<Job> {
         ));
     }
     if let Some(path) = arguments.logits.as_deref().filter(|_| cluster.speaks()) {
-        check_writable(path)?;
-        check_not_input(path, arguments)?;
+        let (tokens, data) = (arguments.tokens.as_deref(), arguments.data.as_deref());
+        let read = [("--tokens", tokens), ("--data", data), ("--model", Some(&*arguments.model))];
+        inputs::output_file("--logits", path, &read)?;
     }
-    let model = model_folder(&arguments.model)?;
-    if arguments.data.as_deref().is_some_and(|data| data != Path::new(RECALL)) {
-        refuse_tokenizer(&model)?;
-    }
-    let config = Config::read(&model)?;
+    let is_recall = arguments.data.as_deref() == Some(Path::new(RECALL));
+    arguments.bytes.is_for_text(!is_recall)?;
+    let model = arguments.model.clone();
+    let config = inputs::model(&model)?;
     settings.fit_heads(config.heads)?;
+    let (mut shape, mut note) = (None, None);
     let input = match (&arguments.tokens, &arguments.data) {
-        (Some(tokens), _) => read_tokens(tokens)?,
-        (None, Some(data)) if data == Path::new(RECALL) => {
+        (Some(tokens), _) => {
+            let file = inputs::tokens(tokens, &config, arguments.labels.map(LabelMeaning::from))?;
+            note = describe(&file);
+            shape = Some(file.shape);
+            file.batch
+        }
+        (None, Some(_)) if is_recall => {
             if separator.is_some() {
                 return Err(args::no_documents());
             }
             let seq_len = seq_len.unwrap_or(SEQ_LEN);
             let source = Source::Recall(Recall::new(RECALL_VOCAB.min(config.vocab_size), seq_len)?);
-            let bytes = (RECALL_SEQUENCES as u64).saturating_mul(seq_len as u64).saturating_mul(machine::TOKEN_BYTES);
+            let bytes = machine::token_bytes(RECALL_SEQUENCES.saturating_mul(seq_len));
             let what = format!("{RECALL_SEQUENCES} sequences of --seq-len {seq_len}");
             machine::check(bytes, &what, "use a smaller --seq-len")?;
             source.held_out(arguments.seed.unwrap_or(0), seq_len, RECALL_SEQUENCES)
@@ -147,21 +202,47 @@ fn prepare(arguments: &Arguments, cluster: &Cluster) -> Result<Job> {
                     "--seed is for --data recall: a text has nothing random, leave it out".into(),
                 ));
             }
+            // Itself, and its id and label.
+            let memory = 1 + machine::TOKEN_BYTES;
+            let bytes = inputs::text(data, arguments.bytes, Some(&model), &config, memory)?;
             match &separator {
-                None => read_text(data, seq_len)?,
-                Some(separator) => read_documents(data, separator, seq_len.unwrap_or(SEQ_LEN))?,
+                None => cut_text(data, &bytes, seq_len)?,
+                Some(separator) => cut_documents(data, &bytes, separator, seq_len.unwrap_or(SEQ_LEN))?,
             }
         }
         (None, None) => return Err(args::numbers("nothing to evaluate: pass --data FILE or --tokens FILE".into())),
     };
+    let name =
+        arguments.tokens.as_ref().or(arguments.data.as_ref()).map_or(String::new(), |path| path.display().to_string());
+    settings.check_lengths(&name, &input.lengths)?;
     settings.check_seq_len(input.longest())?;
     input.check_vocab(config.vocab_size)?;
-    Ok(Job { model, config, settings, input, batch, logits: arguments.logits.clone() })
+    if input.counted() == 0 && arguments.logits.is_none() {
+        let message =
+            format!("{name} has nothing to predict: no label of it counts; use longer rows, or --logits FILE");
+        return Err(DataError::Unusable(message).into());
+    }
+    let shape = shape.unwrap_or([input.sequences(), input.longest()]);
+    let logits = arguments.logits.clone().map(|path| Logits { path, shape });
+    Ok(Job { model, config, settings, input, name, note, batch, logits })
+}
+
+/// Documents and labels of a file of token ids in words, where there is a choice.
+fn describe(file: &TokenFile) -> Option<String> {
+    let [rows, _] = file.shape;
+    let documents = file.batch.sequences();
+    let labels = match file.labels {
+        Some(LabelMeaning::Unshifted) => "labels are those of the tokens at their own places, as Hugging Face has them",
+        Some(LabelMeaning::Shifted) => "labels are those of the tokens after them, as Megatron has them",
+        None if documents == rows => return None,
+        None => "each token predicts the next one of its document",
+    };
+    let [rows, documents] = [(rows, "row"), (documents, "document")].map(|(count, what)| output::many(count, what));
+    Some(format!("{documents} in {rows}; {labels}; {} to predict", output::many(file.batch.counted(), "token")))
 }
 
 /// A text as consecutive sequences; one of the length asked for must fit.
-fn read_text(path: &Path, asked: Option<usize>) -> Result<TokenBatch> {
-    let bytes = read_bytes(path)?;
+fn cut_text(path: &Path, bytes: &[u8], asked: Option<usize>) -> Result<TokenBatch> {
     let predicting = bytes.len() - 1;
     if predicting == 0 {
         let message = format!("{} has 1 byte, which leaves nothing to predict: use a longer text", path.display());
@@ -176,14 +257,13 @@ fn read_text(path: &Path, asked: Option<usize>) -> Result<TokenBatch> {
         return Err(DataError::Unusable(message).into());
     }
     let seq_len = asked.unwrap_or(SEQ_LEN.min(predicting));
-    Ok(windows(&bytes, seq_len, usize::MAX))
+    Ok(windows(bytes, seq_len, usize::MAX))
 }
 
 /// A text as documents; one must have something to predict.
-fn read_documents(path: &Path, separator: &Separator, seq_len: usize) -> Result<TokenBatch> {
-    let bytes = read_bytes(path)?;
-    separator.check(&bytes, path.display())?;
-    let documents = documents::batch(&bytes, separator, seq_len, usize::MAX);
+fn cut_documents(path: &Path, bytes: &[u8], separator: &Separator, seq_len: usize) -> Result<TokenBatch> {
+    separator.check(bytes, path.display())?;
+    let documents = documents::batch(bytes, separator, seq_len, usize::MAX);
     if documents.sequences() == 0 {
         let message = format!(
             "{} has no document of 2 bytes or more between separators {separator:?}: use another --document-separator",
@@ -192,31 +272,4 @@ fn read_documents(path: &Path, separator: &Separator, seq_len: usize) -> Result<
         return Err(DataError::Unusable(message).into());
     }
     Ok(documents)
-}
-
-/// Refuses a path that cannot become a file, before hours of work.
-fn check_writable(path: &Path) -> Result<()> {
-    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    if path.is_dir() || !parent.is_dir() || path.file_name().is_none() {
-        let message = format!("--logits {}: name a file in a folder that exists", path.display());
-        return Err(DataError::Unusable(message).into());
-    }
-    Ok(())
-}
-
-/// Refuses to write over what is read, by whatever name.
-fn check_not_input(logits: &Path, arguments: &Arguments) -> Result<()> {
-    // What does not exist yet is no input.
-    let Ok(target) = logits.canonicalize() else { return Ok(()) };
-    let inputs = [("--tokens", &arguments.tokens), ("--data", &arguments.data)];
-    let same = |input: &Path| input.canonicalize().is_ok_and(|input| input == target);
-    let read = inputs.into_iter().find(|(_, input)| input.as_deref().is_some_and(same)).map(|(option, _)| option);
-    let model = || std::fs::read_dir(&arguments.model).into_iter().flatten().flatten();
-    // A file in the folder, or one that a link there leads to.
-    let in_model = arguments.model.canonicalize().is_ok_and(|folder| target.starts_with(folder));
-    let read = read.or_else(|| (in_model || model().any(|entry| same(&entry.path()))).then_some("--model"));
-    let Some(option) = read else { return Ok(()) };
-    let message =
-        format!("--logits {} would replace an input ({option}): name a file that is not read from", logits.display());
-    Err(DataError::Unusable(message).into())
 }

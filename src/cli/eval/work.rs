@@ -14,9 +14,27 @@ use context_parallel::train::learner::global_sum;
 use indicatif::ProgressBar;
 
 use super::super::engine::{Cluster, Comm, with_storage_type};
+use super::super::machine;
+use super::super::memory::{self, Load};
 use super::super::sets::Ranks;
-use super::Job;
 use super::logits::LogitsFile;
+use super::{Job, Logits};
+
+/// Refuses what does not fit the machine.
+pub fn check_memory(job: &Job, cluster: &Cluster) -> Result<()> {
+    let sizes = with_storage_type!(job.settings.dtype, T => Ok((size_of::<T>(), size_of::<<T as Float>::Acc>())));
+    let ((elem, acc), ranks) = (sizes?, job.settings.choice.degree);
+    let tokens = job.input.lengths.chunks(job.batch).map(|lengths| lengths.iter().sum()).max().unwrap_or(0);
+    let load = Load { rows: usize::div_ceil(tokens, ranks), ranks, elem, acc, recompute: false };
+    let kept = job.logits.as_ref().map(|_| tokens);
+    let (longest, what) = (job.input.longest(), if kept.is_some() { "logits" } else { "a forward pass" });
+    let memory = memory::evaluation(&job.config, load, kept).saturating_mul(cluster.local(ranks).len() as u64);
+    machine::check(
+        memory.saturating_add(machine::token_bytes(job.input.tokens.len())),
+        &format!("{what} of --batch {} sequences of up to {longest} tokens ({})", job.batch, job.name),
+        "use a smaller --batch, shorter sequences, more ranks on other machines or a smaller model",
+    )
+}
 
 /// The mean loss in nats, 0 without labels; writes the logits if they are asked for. Nothing where this process does
 /// not speak.
@@ -28,16 +46,18 @@ fn run_as<T: Float>(job: &Job, cluster: &Cluster) -> Result<Option<f64>> {
     let list = ParameterList::new(&job.config);
     let (ranks, threads) = (cluster.local(job.settings.choice.degree), job.settings.threads);
     let ranks = Ranks::new(ranks, threads, |device: &Cpu<T>| weights::load(device, &job.model, &list))?;
-    let shape = [job.input.sequences(), job.input.longest(), job.config.vocab_size];
-    let file =
-        job.logits.as_deref().filter(|_| cluster.speaks()).map(|path| LogitsFile::create(path, shape)).transpose()?;
+    let create =
+        |Logits { path, shape: [rows, seq] }: &Logits| LogitsFile::create(path, [*rows, *seq, job.config.vocab_size]);
+    let file = job.logits.as_ref().filter(|_| cluster.speaks()).map(create).transpose()?;
     let file = Mutex::new(file);
     let bar = cluster.bar(job.input.sequences() as u64, "evaluating");
     let chosen = support::chosen(&job.settings.choice)?;
     let evaluation = Evaluation::<T> { job, ranks: &ranks, file: &file, bar: &bar };
     let sum = cluster.on_ranks(chosen.strategy.degree(), &|comm| evaluation.rank(&chosen, comm))?;
     bar.finish_and_clear();
-    if let Some(file) = file.into_inner().unwrap_or_else(PoisonError::into_inner) {
+    // What is not finite is no result: it replaces nothing.
+    let file = file.into_inner().unwrap_or_else(PoisonError::into_inner);
+    if let Some(file) = file.filter(|_| sum.is_none_or(f64::is_finite)) {
         file.finish()?;
     }
     Ok(sum.map(|sum| sum / job.input.counted().max(1) as f64))

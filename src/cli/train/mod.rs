@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use context_parallel::error::{DataError, Result};
+use context_parallel::error::Result;
 use context_parallel::model::Config;
 use context_parallel::plan::Wire;
 use context_parallel::tensor::DType;
@@ -16,9 +16,8 @@ use serde::Serialize;
 
 use super::args::{self, Choices, Settings};
 use super::engine::Cluster;
-use super::output;
+use super::{inputs, machine, output};
 
-mod memory;
 mod micro_batches;
 mod work;
 
@@ -45,6 +44,8 @@ pub struct Arguments {
     /// Text file (its bytes are the tokens), or "recall" for the synthetic task
     #[arg(long, value_name = "FILE")]
     data: Option<PathBuf>,
+    #[command(flatten)]
+    bytes: inputs::Bytes,
     #[command(flatten)]
     pub choices: Choices,
     /// Optimizer steps
@@ -211,32 +212,35 @@ fn prepare(arguments: &Arguments, cluster: &Cluster) -> Result<Job> {
         }
         every => every.unwrap_or(100),
     };
-    let out = arguments.out.as_deref().filter(|_| cluster.speaks()).map(Vacant::check).transpose()?;
-    let weights = arguments.model.as_deref().map(model_folder).transpose()?;
+    let out = arguments.out.as_deref().filter(|_| cluster.speaks()).map(inputs::output_folder).transpose()?;
+    let weights = arguments.model.clone();
     let is_recall = arguments.data.as_deref() == Some(Path::new(RECALL));
-    if let Some(folder) = weights.as_deref().filter(|_| !is_recall && arguments.data.is_some()) {
-        refuse_tokenizer(folder)?;
-    }
+    arguments.bytes.is_for_text(!is_recall)?;
     let config = match (&weights, &arguments.preset) {
-        (Some(folder), _) => Config::read(folder)?,
+        (Some(folder), _) => inputs::model(folder)?,
         (None, name) => Config::preset(name.as_deref().unwrap_or(Config::PRESETS[0]))?,
     };
     settings.fit_heads(config.heads)?;
     let stored_depth = config.mtp_depth;
-    let config = with_mtp_depth(config, arguments.mtp_depth, seq_len)?;
+    let config = with_mtp_depth(config, arguments.mtp_depth)?;
+    check_mtp_depth(&config, arguments.mtp_depth, seq_len)?;
     settings.tokens_per_rank(arguments.tokens_per_rank, &[])?;
+    // Of a byte: itself, and where it may be a document, the range of it.
+    let memory = if separator.is_some() { 1 + machine::TOKEN_BYTES / 2 } else { 1 };
+    let text = |path: &Path| inputs::text(path, arguments.bytes, weights.as_deref(), &config, memory);
     let source = match (&arguments.data, separator) {
         // Last, so that it does not hide what else is wrong.
         (None, _) => return Err(args::numbers("nothing to train on: pass --data FILE or --data recall".into())),
         (Some(_), Some(_)) if is_recall => return Err(args::no_documents()),
         (Some(_), None) if is_recall => Source::Recall(Recall::new(RECALL_VOCAB.min(config.vocab_size), seq_len)?),
-        (Some(path), None) => Source::Text(Text::read(path, seq_len, arguments.validation)?),
+        (Some(path), None) => Source::Text(Text::new(text(path)?, path, seq_len, arguments.validation)?),
         (Some(path), Some(separator)) => {
-            Source::Text(Text::read_documents(path, separator, seq_len, arguments.validation)?)
+            Source::Text(Text::documents(text(path)?, path, separator, seq_len, arguments.validation)?)
         }
     };
-    check_vocab(&config, &source)?;
-    let tokens_per_rank = settings.tokens_per_rank(arguments.tokens_per_rank, &source.possible_lengths(seq_len))?;
+    let lengths = source.possible_lengths(seq_len);
+    check_mtp_depth(&config, arguments.mtp_depth, lengths.iter().copied().max().unwrap_or(0))?;
+    let tokens_per_rank = settings.tokens_per_rank(arguments.tokens_per_rank, &lengths)?;
     let held_out = if arguments.validation > 0.0 { HELD_OUT_TOKENS.div_ceil(seq_len) } else { 0 };
     let seed = arguments.seed;
     let options = Options { schedule, seed, batch, accumulate, seq_len, held_out, validate_every };
@@ -246,7 +250,7 @@ fn prepare(arguments: &Arguments, cluster: &Cluster) -> Result<Job> {
 }
 
 /// The model with the depth of multi-token prediction that is asked for. One that has a depth keeps it.
-fn with_mtp_depth(config: Config, asked: Option<usize>, seq_len: usize) -> Result<Config> {
+fn with_mtp_depth(config: Config, asked: Option<usize>) -> Result<Config> {
     let has = config.mtp_depth;
     let depth = asked.unwrap_or(has);
     if has > 0 && depth != has {
@@ -254,53 +258,23 @@ fn with_mtp_depth(config: Config, asked: Option<usize>, seq_len: usize) -> Resul
             "--mtp-depth is {depth}, the model has depth {has} (num_nextn_predict_layers): leave the option out"
         )));
     }
-    if depth >= seq_len {
-        let fix = match asked {
-            Some(_) => format!("use --mtp-depth {} or less, or longer sequences", seq_len - 1),
-            None => format!("use --seq-len {} or more", depth.saturating_add(1)),
-        };
-        return Err(args::numbers(format!(
-            "sequences have {seq_len} tokens, so none has a label for depth {depth} of multi-token prediction: {fix}"
-        )));
-    }
     Ok(config.with_mtp_depth(depth))
 }
 
-/// Refuses a model that has no ids for all tokens of the data.
-fn check_vocab(config: &Config, source: &Source) -> Result<()> {
-    let (has, needs) = (config.vocab_size, source.vocab());
-    if has >= needs {
+/// Refuses a depth of multi-token prediction that no sequence has a label for; the longest has `longest` tokens.
+fn check_mtp_depth(config: &Config, asked: Option<usize>, longest: usize) -> Result<()> {
+    let depth = config.mtp_depth;
+    if depth < longest.max(1) {
         return Ok(());
     }
+    let fix = match asked {
+        Some(_) => format!("use --mtp-depth {} or less, or longer sequences", longest.saturating_sub(1)),
+        None => format!("use sequences of {} or more", depth.saturating_add(1)),
+    };
     Err(args::numbers(format!(
-        "the model has a vocabulary of {has}, the data has token ids up to {}: use a model with a vocabulary of at \
-         least {needs}, or --data recall",
-        needs - 1
+        "sequences have {longest} tokens at most, so none has a label for depth {depth} of multi-token prediction: \
+         {fix}"
     )))
-}
-
-/// Refuses a model that is not a folder with a `config.json`.
-pub fn model_folder(folder: &Path) -> Result<PathBuf> {
-    let config = folder.join("config.json");
-    match std::fs::metadata(&config) {
-        Ok(_) => Ok(folder.to_path_buf()),
-        Err(error) => {
-            let reason = format!("{error}; --model takes a folder with config.json and safetensors");
-            Err(DataError::Read { path: config.display().to_string(), reason }.into())
-        }
-    }
-}
-
-/// Refuses a model with a tokenizer where a text is to be read as bytes: its ids mean something else.
-pub fn refuse_tokenizer(folder: &Path) -> Result<()> {
-    for name in ["tokenizer.json", "tokenizer.model", "vocab.json"] {
-        if folder.join(name).exists() {
-            let what = format!("text --data for a model with a tokenizer ({})", folder.join(name).display());
-            let instead = "use a model over bytes, --data recall, or eval --tokens with token ids";
-            return Err(args::not_available(what, instead));
-        }
-    }
-    Ok(())
 }
 
 fn describe(record: &StepRecord, steps: u64) -> String {

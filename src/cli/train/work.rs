@@ -10,19 +10,18 @@ use context_parallel::handler::DynHandler;
 use context_parallel::model::parameters::MasterRole;
 use context_parallel::model::{ParameterList, init, weights};
 use context_parallel::plan::schedule::Scheduler;
-use context_parallel::rope::Rope;
 use context_parallel::strategy::support::{self, Chosen};
 use context_parallel::tensor::{Cpu, DType, Device, Float};
 use context_parallel::train::data::Source;
 use context_parallel::train::learner::DynLearner;
 use context_parallel::train::run_folder::{RunFolder, Vacant};
-use context_parallel::train::trainer::{self, StepRecord};
+use context_parallel::train::trainer::{self, Options, StepRecord};
 use indicatif::ProgressBar;
 
 use super::super::engine::{Cluster, Comm, gather};
+use super::super::memory::{self, Load};
 use super::super::sets::Ranks;
 use super::super::{interrupt, machine, output};
-use super::memory::{self, Load};
 use super::{Job, describe, micro_batches};
 
 /// Lines of progress where there is no bar.
@@ -46,7 +45,6 @@ pub fn run(job: &Job, cluster: &Cluster, quiet: bool) -> Result<Finished> {
 
 fn run_as<T: Float>(job: &Job, cluster: &Cluster, quiet: bool) -> Result<Finished> {
     // Everything that can be wrong with the input has been found before the folder is made.
-    Rope::new(job.config.rope.clone())?;
     let list = ParameterList::new(&job.config);
     let choice = &job.settings.choice;
     let tokens = micro_batches::tokens_at_once(job);
@@ -57,12 +55,16 @@ fn run_as<T: Float>(job: &Job, cluster: &Cluster, quiet: bool) -> Result<Finishe
         acc: size_of::<T::Acc>(),
         recompute: job.recompute,
     };
-    let memory = memory::estimate(&job.config, load);
-    let here = cluster.local(choice.degree).len() as u64;
+    let memory = memory::training(&job.config, load);
+    // Each rank makes the tokens of all micro-batches before the first one runs.
+    let micro_batches = if job.settings.is_dynamic() { 1 } else { job.options.accumulate };
+    let step = machine::token_bytes(tokens.saturating_mul(micro_batches));
+    let Options { batch, accumulate, seq_len, .. } = job.options;
     machine::check(
-        memory.saturating_mul(here).saturating_add((tokens as u64).saturating_mul(machine::TOKEN_BYTES)),
-        &format!("a step of --batch {} sequences of up to {} tokens", job.options.batch, job.options.seq_len),
-        "use a smaller --batch or --seq-len, more ranks on other machines, --recompute or a smaller model",
+        memory.saturating_add(step).saturating_mul(cluster.local(choice.degree).len() as u64),
+        &format!("a step of --batch {batch} times --accumulate {accumulate} sequences of up to {seq_len} tokens"),
+        "use a smaller --batch, --accumulate or --seq-len, more ranks on other machines, --recompute or a smaller \
+         model",
     )?;
     let ranks = Ranks::new(cluster.local(choice.degree), job.settings.threads, |device: &Cpu<T>| match &job.weights {
         Some(folder) => {

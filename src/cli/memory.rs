@@ -1,11 +1,11 @@
-//! How much memory a run will need, before it begins.
+//! How much memory training or evaluation will need, before it begins.
 
 use context_parallel::model::{Config, ParameterList};
 
 /// What decides over memory besides the model.
 #[derive(Clone, Copy, Debug)]
 pub struct Load {
-    /// Rows of a rank: its tokens of a micro-batch.
+    /// Rows of a rank: its tokens of those that run at once.
     pub rows: usize,
     pub ranks: usize,
     /// Bytes of an activation, and of an element of sums.
@@ -24,16 +24,14 @@ pub struct Load {
 /// multi-token prediction is a block, its output (`h`), and id, label and weight of a row (20 bytes); gradients
 /// of the main loss and of the depth's input stand beside its backward pass (`3 h`). Logits of at most 1024 rows are in memory at a time,
 /// twice.
-pub fn estimate(config: &Config, load: Load) -> u64 {
+pub fn training(config: &Config, load: Load) -> u64 {
     let Load { rows, ranks, elem, acc, recompute } = load;
     // No configuration and no number of rows is too large to be told that it is.
     let [rows, elem, acc] = [rows, elem, acc].map(|count| count as u128);
     let parameters = ParameterList::new(config).elements() as u128;
     let sums = if ranks > 1 { 2 * parameters * acc } else { 0 };
     let weights = parameters * (4 * acc + elem) + sums;
-    let sizes = [config.hidden_size, config.query_size(), config.kv_size(), config.intermediate_size];
-    let [h, q, kv, f] = sizes.map(|size| size as u128);
-    let block = (4 * h + 2 * q + 2 * kv + 2 * f) * elem + q * acc;
+    let (h, block) = (config.hidden_size as u128, block(config, elem, acc));
     let layers = match recompute {
         true => config.layers as u128 * h * elem + 2 * block,
         false => (config.layers as u128 + 1) * block,
@@ -47,6 +45,31 @@ pub fn estimate(config: &Config, load: Load) -> u64 {
     u64::try_from(rows.saturating_add(weights + logits)).unwrap_or(u64::MAX)
 }
 
+/// Bytes of a row in a block.
+fn block(config: &Config, elem: u128, acc: u128) -> u128 {
+    let sizes = [config.hidden_size, config.query_size(), config.kv_size(), config.intermediate_size];
+    let [h, q, kv, f] = sizes.map(|size| size as u128);
+    (4 * h + 2 * q + 2 * kv + 2 * f) * elem + q * acc
+}
+
+/// Bytes of one rank, about, for forward passes: `P elem` of weights, an output layer that is tied once more, what
+/// blocks leave as in [`training`], and logits. Where these are kept (`kept` tokens of all ranks at once), a rank has
+/// those of its rows twice and those of all tokens twice, to gather them.
+pub fn evaluation(config: &Config, load: Load, kept: Option<usize>) -> u64 {
+    let Load { rows, elem, acc, .. } = load;
+    let [rows, elem, acc, vocab] = [rows, elem, acc, config.vocab_size].map(|count| count as u128);
+    let hidden = config.hidden_size as u128;
+    let tied = if config.tie_word_embeddings { vocab * hidden } else { 0 };
+    let weights = (ParameterList::new(config).elements() as u128 + tied) * elem;
+    let layers = (config.layers as u128).saturating_mul(block(config, elem, acc)) + 3 * hidden * elem;
+    let logits = match kept {
+        None => 2 * rows.min(1024),
+        Some(tokens) => 2 * (rows + tokens as u128),
+    };
+    let rows = rows.saturating_mul(layers);
+    u64::try_from(rows.saturating_add(logits.saturating_mul(vocab * elem)).saturating_add(weights)).unwrap_or(u64::MAX)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -55,17 +78,29 @@ mod tests {
     fn grows_with_what_it_depends_on() {
         let config = Config::preset("tiny").unwrap();
         let load = Load { rows: 1024, ranks: 2, elem: 4, acc: 4, recompute: false };
-        let bytes = |load| estimate(&config, load);
+        let bytes = |load| training(&config, load);
         let weights = ParameterList::new(&config).elements() as u64 * 4 * 7;
         assert!(bytes(load) > weights && bytes(Load { rows: 1 << 39, ..load }) / bytes(load) > 1000);
         assert!(bytes(Load { recompute: true, ..load }) < bytes(load));
         assert!(bytes(Load { elem: 2, ..load }) < bytes(load));
         for recompute in [false, true] {
             let load = Load { recompute, ..load };
-            let [one, two] = [1, 2].map(|depth| estimate(&config.clone().with_mtp_depth(depth), load));
+            let [one, two] = [1, 2].map(|depth| training(&config.clone().with_mtp_depth(depth), load));
             assert!(bytes(load) < one && one < two);
         }
         assert_eq!(bytes(Load { rows: usize::MAX, ..load }), u64::MAX);
         assert!(bytes(Load { ranks: 1, ..load }) < bytes(load), "nothing is summed over one rank");
+    }
+
+    #[test]
+    fn evaluation_needs_weights_once_and_all_logits_that_are_kept() {
+        let config = Config::preset("tiny").unwrap();
+        let load = Load { rows: 64, ranks: 2, elem: 4, acc: 4, recompute: false };
+        let weights = ParameterList::new(&config).elements() as u64 * 4;
+        let loss = evaluation(&config, load, None);
+        assert!(loss > weights && loss < training(&config, load));
+        let kept = evaluation(&config, load, Some(128));
+        assert_eq!(kept - loss, (2 * (64 + 128) - 2 * 64) * config.vocab_size as u64 * 4);
+        assert_eq!(evaluation(&config, Load { rows: usize::MAX, ..load }, Some(usize::MAX)), u64::MAX);
     }
 }

@@ -1,0 +1,112 @@
+//! Rows of tokens that hold documents, as files of token ids do: where documents begin, and which token predicts which.
+
+/// Rows of equally many tokens, each cut into documents; none crosses a row.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RowDocuments {
+    seq: usize,
+    /// Whether a document begins at this token.
+    starts: Vec<bool>,
+}
+
+impl RowDocuments {
+    /// `tokens` tokens in rows of `seq` (at least 1); a document begins with each row, and where `begins` says so of a
+    /// token's index.
+    pub fn new(tokens: usize, seq: usize, begins: impl Fn(usize) -> bool) -> Self {
+        RowDocuments { seq, starts: (0..tokens).map(|token| token.is_multiple_of(seq) || begins(token)).collect() }
+    }
+
+    /// A document is a run of equal ids.
+    pub fn from_ids(ids: &[i64], seq: usize) -> Self {
+        Self::new(ids.len(), seq, |token| ids[token] != ids[token - 1])
+    }
+
+    /// A document begins where positions begin again at 0.
+    pub fn from_positions(positions: &[i64], seq: usize) -> Self {
+        Self::new(positions.len(), seq, |token| positions[token] == 0)
+    }
+
+    /// The row and the column of a token.
+    pub fn place(&self, token: usize) -> (usize, usize) {
+        (token / self.seq, token % self.seq)
+    }
+
+    /// Whether a document begins at each token.
+    pub fn starts(&self) -> &[bool] {
+        &self.starts
+    }
+
+    /// Tokens of each document.
+    pub fn lengths(&self) -> Vec<usize> {
+        let ends = (1..=self.starts.len()).filter(|&end| self.starts.get(end).is_none_or(|&start| start));
+        ends.scan(0, |start, end| Some(end - std::mem::replace(start, end))).collect()
+    }
+
+    /// The position of each token in its document.
+    pub fn positions(&self) -> impl Iterator<Item = usize> + '_ {
+        self.starts.iter().scan(0, |next, &start| {
+            let position = if start { 0 } else { *next };
+            *next = position + 1;
+            Some(position)
+        })
+    }
+
+    /// For each token the value of the next one of its document, or `none`.
+    pub fn ahead(&self, values: &[i64], none: i64) -> Vec<i64> {
+        let next = |token: usize| self.starts.get(token + 1).is_some_and(|&start| !start);
+        (0..values.len()).map(|token| if next(token) { values[token + 1] } else { none }).collect()
+    }
+
+    /// For each token the value of the first one of the next document, where it is the last one of a document and the
+    /// row goes on; else `none`.
+    pub fn across(&self, values: &[i64], none: i64) -> Vec<i64> {
+        let next = |token: usize| !(token + 1).is_multiple_of(self.seq) && self.starts[token + 1];
+        (0..values.len()).map(|token| if next(token) { values[token + 1] } else { none }).collect()
+    }
+
+    /// The first row with a token of `kept` after one that is not, as the former's index: rows are not padded at their
+    /// right ends only.
+    pub fn kept_after_padding(&self, kept: &[bool]) -> Option<usize> {
+        (1..kept.len()).find(|&token| !token.is_multiple_of(self.seq) && kept[token] && !kept[token - 1])
+    }
+
+    /// The first token at which a document of a row begins again that has ended before, by the documents' ids.
+    pub fn taken_up_again(&self, ids: &[i64], counts: impl Fn(usize) -> bool) -> Option<usize> {
+        let mut seen = std::collections::HashSet::new();
+        (0..ids.len()).find(|&token| {
+            if token.is_multiple_of(self.seq) {
+                seen.clear();
+            }
+            self.starts[token] && counts(token) && !seen.insert(ids[token])
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn documents_end_with_their_rows() {
+        let documents = RowDocuments::from_ids(&[7, 7, 3, 3, 3, 3, 3, 9], 4);
+        assert_eq!(documents.lengths(), [2, 2, 3, 1]);
+        assert_eq!(documents.positions().collect::<Vec<_>>(), [0, 1, 0, 1, 0, 1, 2, 0]);
+        assert_eq!(documents, RowDocuments::from_positions(&[0, 1, 0, 1, 0, 1, 2, 0], 4));
+        let tokens = [10, 11, 12, 13, 14, 15, 16, 17];
+        assert_eq!(documents.ahead(&tokens, -1), [11, -1, 13, -1, 15, 16, -1, -1]);
+        assert_eq!(documents.across(&tokens, -1), [-1, 12, -1, -1, -1, -1, 17, -1]);
+        assert_eq!(documents.place(6), (1, 2));
+        let whole = RowDocuments::new(6, 3, |_| false);
+        assert_eq!((whole.lengths(), whole.starts()), (vec![3, 3], &[true, false, false, true, false, false][..]));
+    }
+
+    #[test]
+    fn padding_and_documents_that_are_not_whole_are_found() {
+        let documents = RowDocuments::new(6, 3, |_| false);
+        let after = |kept: [u8; 6]| documents.kept_after_padding(&kept.map(|one| one == 1));
+        assert_eq!(after([1, 1, 0, 1, 0, 0]), None);
+        assert_eq!(after([1, 0, 0, 1, 1, 1]), None, "padding ends with its row");
+        assert_eq!(after([1, 1, 1, 0, 1, 1]), Some(4));
+        let again = |ids: [i64; 6]| RowDocuments::from_ids(&ids, 3).taken_up_again(&ids, |_| true);
+        assert_eq!((again([1, 2, 3, 1, 2, 2]), again([1, 2, 2, 5, 6, 5])), (None, Some(5)));
+    }
+}
