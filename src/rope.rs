@@ -5,7 +5,7 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 
 use crate::elementary::{ln, pow, sin_cos};
 use crate::error::{Error, ModelError, Result};
-use crate::tensor::Real;
+use crate::tensor::{Real, product};
 
 /// How frequencies are changed for contexts longer than the model was trained on.
 #[derive(Clone, Debug, PartialEq)]
@@ -268,7 +268,8 @@ impl Rope {
         let pairs = self.pairs();
         let stretch = self.config.interpolation.map(|factor| (1.0 / factor) as f32);
         let scale = R::from_f64(self.concentration);
-        let (mut cos, mut sin) = (Vec::with_capacity(rows * pairs), Vec::with_capacity(rows * pairs));
+        let cells = product(&[rows, pairs]);
+        let (mut cos, mut sin) = (Vec::with_capacity(cells), Vec::with_capacity(cells));
         for row in 0..rows {
             for (pair, frequency) in self.inverse_frequencies.iter().enumerate() {
                 let position = stretch.map_or(position(row, pair), |stretch| position(row, pair) * stretch);

@@ -282,7 +282,7 @@ impl<A: Real> Scratch<A> {
                     continue;
                 }
                 if larger > *most {
-                    let factor = num_traits::Float::exp(*most - larger);
+                    let factor = exp(*most - larger);
                     *sum *= factor;
                     o[at(row) * dv..][..dv].iter_mut().for_each(|o| *o *= factor);
                     *most = larger;
