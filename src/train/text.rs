@@ -8,7 +8,7 @@ use rand_xoshiro::Xoshiro256PlusPlus;
 use super::batch::TokenBatch;
 use super::data::{below, unusable};
 use super::documents::{self, Separator};
-use crate::error::{DataError, Result};
+use crate::error::Result;
 use crate::model::loss::IGNORED;
 
 /// A text as bytes, its end held out from training.
@@ -140,8 +140,7 @@ pub fn check_validation(share: f64) -> Result<()> {
 
 /// The whole of a file that must not be empty.
 pub fn read_bytes(path: &Path) -> Result<Vec<u8>> {
-    let bytes = std::fs::read(path)
-        .map_err(|error| DataError::Read { path: path.display().to_string(), reason: error.to_string() })?;
+    let bytes = crate::files::read(path)?;
     if bytes.is_empty() {
         return Err(unusable(format!("{} is empty: pass a file with text", path.display())));
     }
