@@ -11,6 +11,7 @@ mod eval;
 mod inspect;
 mod interrupt;
 mod machine;
+mod model;
 mod output;
 mod sets;
 mod step;

@@ -13,6 +13,7 @@ use serde::Serialize;
 
 use super::args::{self, Choices, Settings};
 use super::engine::Cluster;
+use super::model::{Reading, check_weights};
 use super::train::{RECALL, RECALL_VOCAB, model_folder, refuse_tokenizer};
 use super::{machine, output};
 
@@ -31,6 +32,8 @@ pub struct Arguments {
     /// Model: a folder with config.json and safetensors, as Hugging Face writes it
     #[arg(long, value_name = "DIR")]
     model: PathBuf,
+    #[command(flatten)]
+    reading: Reading,
     /// Text file (its bytes are the tokens), cut into consecutive sequences, or "recall" for the synthetic task
     #[arg(long, value_name = "FILE")]
     data: Option<PathBuf>,
@@ -126,7 +129,7 @@ fn prepare(arguments: &Arguments, cluster: &Cluster) -> Result<Job> {
     if arguments.data.as_deref().is_some_and(|data| data != Path::new(RECALL)) {
         refuse_tokenizer(&model)?;
     }
-    let config = Config::read(&model)?;
+    let config = arguments.reading.config(&model, cluster)?;
     settings.fit_heads(config.heads)?;
     let input = match (&arguments.tokens, &arguments.data) {
         (Some(tokens), _) => read_tokens(tokens)?,
@@ -156,6 +159,7 @@ fn prepare(arguments: &Arguments, cluster: &Cluster) -> Result<Job> {
     };
     settings.check_seq_len(input.longest())?;
     input.check_vocab(config.vocab_size)?;
+    check_weights(&model, &config, cluster)?;
     Ok(Job { model, config, settings, input, batch, logits: arguments.logits.clone() })
 }
 

@@ -7,6 +7,7 @@ use context_parallel::error::{DataError, Result};
 use context_parallel::model::Config;
 use context_parallel::plan::Wire;
 use context_parallel::tensor::DType;
+use context_parallel::train::companions::Companions;
 use context_parallel::train::data::{Recall, Source, Text, check_validation};
 use context_parallel::train::learner::AdamwOptions;
 use context_parallel::train::run_folder::Vacant;
@@ -16,6 +17,7 @@ use serde::Serialize;
 
 use super::args::{self, Choices, Settings};
 use super::engine::Cluster;
+use super::model::{Reading, check_weights};
 use super::output;
 
 mod memory;
@@ -39,6 +41,8 @@ pub struct Arguments {
     /// Model to start from: a folder with config.json and safetensors, as Hugging Face writes it
     #[arg(long, value_name = "DIR", conflicts_with = "preset")]
     model: Option<PathBuf>,
+    #[command(flatten)]
+    reading: Reading,
     /// Fresh model: tiny (4 layers, width 128) [default: tiny]
     #[arg(long, value_name = "NAME")]
     preset: Option<String>,
@@ -119,6 +123,8 @@ struct Job {
     weights: Option<PathBuf>,
     /// Depths of multi-token prediction that the folder has; the weights of the others are fresh.
     stored_depth: usize,
+    /// What is copied from the folder beside the trained weights.
+    companions: Companions,
     source: Source,
     settings: Settings,
     options: Options,
@@ -218,11 +224,11 @@ fn prepare(arguments: &Arguments, cluster: &Cluster) -> Result<Job> {
         refuse_tokenizer(folder)?;
     }
     let config = match (&weights, &arguments.preset) {
-        (Some(folder), _) => Config::read(folder)?,
+        (Some(folder), _) => arguments.reading.config(folder, cluster)?,
         (None, name) => Config::preset(name.as_deref().unwrap_or(Config::PRESETS[0]))?,
     };
     settings.fit_heads(config.heads)?;
-    let stored_depth = config.mtp_depth;
+    let stored = config.clone();
     let config = with_mtp_depth(config, arguments.mtp_depth, seq_len)?;
     settings.tokens_per_rank(arguments.tokens_per_rank, &[])?;
     let source = match (&arguments.data, separator) {
@@ -242,7 +248,28 @@ fn prepare(arguments: &Arguments, cluster: &Cluster) -> Result<Job> {
     let options = Options { schedule, seed, batch, accumulate, seq_len, held_out, validate_every };
     let adamw = AdamwOptions { weight_decay, clip, ..AdamwOptions::default() };
     let recompute = arguments.recompute;
-    Ok(Job { config, weights, stored_depth, source, settings, options, tokens_per_rank, adamw, recompute, wire, out })
+    if let Some(folder) = &weights {
+        check_weights(folder, &stored, cluster)?;
+    }
+    let companions = match (&weights, &arguments.out) {
+        (Some(folder), Some(out)) if cluster.speaks() => Companions::find(folder, out)?,
+        _ => Companions::default(),
+    };
+    let stored_depth = stored.mtp_depth;
+    Ok(Job {
+        config,
+        weights,
+        stored_depth,
+        companions,
+        source,
+        settings,
+        options,
+        tokens_per_rank,
+        adamw,
+        recompute,
+        wire,
+        out,
+    })
 }
 
 /// The model with the depth of multi-token prediction that is asked for. One that has a depth keeps it.
@@ -263,7 +290,9 @@ fn with_mtp_depth(config: Config, asked: Option<usize>, seq_len: usize) -> Resul
             "sequences have {seq_len} tokens, so none has a label for depth {depth} of multi-token prediction: {fix}"
         )));
     }
-    Ok(config.with_mtp_depth(depth))
+    let config = config.with_mtp_depth(depth);
+    config.check()?;
+    Ok(config)
 }
 
 /// Refuses a model that has no ids for all tokens of the data.

@@ -10,7 +10,6 @@ use context_parallel::handler::DynHandler;
 use context_parallel::model::parameters::MasterRole;
 use context_parallel::model::{ParameterList, init, weights};
 use context_parallel::plan::schedule::Scheduler;
-use context_parallel::rope::Rope;
 use context_parallel::strategy::support::{self, Chosen};
 use context_parallel::tensor::{Cpu, DType, Device, Float};
 use context_parallel::train::data::Source;
@@ -45,8 +44,6 @@ pub fn run(job: &Job, cluster: &Cluster, quiet: bool) -> Result<Finished> {
 }
 
 fn run_as<T: Float>(job: &Job, cluster: &Cluster, quiet: bool) -> Result<Finished> {
-    // Everything that can be wrong with the input has been found before the folder is made.
-    Rope::new(job.config.rope.clone())?;
     let list = ParameterList::new(&job.config);
     let choice = &job.settings.choice;
     let tokens = micro_batches::tokens_at_once(job);
@@ -166,7 +163,7 @@ struct Training<'a, T: Float> {
 impl<T: Float> Training<'_, T> {
     /// One rank's run; the first one reports and saves.
     fn rank(&self, chosen: &Chosen, comm: Comm) -> Result<()> {
-        let Job { config, source, options, settings, adamw, recompute, wire, .. } = self.job;
+        let Job { config, companions, source, options, settings, adamw, recompute, wire, .. } = self.job;
         let rank = comm.rank();
         let handler = DynHandler::new(chosen.strategy.clone(), chosen.layout, comm)?.with_gradient_wire(*wire);
         let (device, master) = (self.ranks.device(rank), self.ranks.take(rank));
@@ -184,7 +181,10 @@ impl<T: Float> Training<'_, T> {
         }
         progress().peak = peaks.concat().into_iter().max().unwrap_or(0) as u64;
         match &progress().folder {
-            Some(folder) => weights::save(device, folder.path(), config, learner.master(), settings.dtype),
+            Some(folder) => {
+                weights::save(device, folder.path(), config, learner.master(), settings.dtype)?;
+                companions.copy_to(folder.path())
+            }
             None => Ok(()),
         }
     }
