@@ -1,64 +1,15 @@
 //! Rotary position embedding: inverse frequencies and tables of cosines and sines.
 
 use std::f64::consts::PI;
-use std::hash::{DefaultHasher, Hash, Hasher};
 
 use crate::elementary::{ln, pow, sin_cos};
-use crate::error::{Error, ModelError, Result};
+use crate::error::{ModelError, Result};
 use crate::tensor::{Real, product};
 
-/// How frequencies are changed for contexts longer than the model was trained on.
-#[derive(Clone, Debug, PartialEq)]
-pub enum RopeScaling {
-    /// Not at all.
-    None,
-    /// Llama 3: long wavelengths divided by `factor`, a ramp between.
-    Llama3 {
-        /// Stretch of long wavelengths.
-        factor: f64,
-        /// `low_freq_factor`, 1 in published models.
-        low: f64,
-        /// `high_freq_factor`, 4 in published models.
-        high: f64,
-        /// Context that the model was trained on, 8192 in published models.
-        original: usize,
-    },
-    /// YaRN (Peng et al. 2023): a ramp over dimensions, and a concentration factor on cosines and sines.
-    Yarn {
-        /// Stretch of the context.
-        factor: f64,
-        /// Context that the model was trained on.
-        original: usize,
-        /// Rotations above which a dimension is left alone, 32 by default.
-        beta_fast: f64,
-        /// Rotations below which a dimension is stretched, 1 by default.
-        beta_slow: f64,
-        /// `mscale`; with `mscale_all_dim` it sets the concentration factor.
-        mscale: Option<f64>,
-        /// `mscale_all_dim`.
-        mscale_all_dim: Option<f64>,
-    },
-}
+mod config;
 
-/// A rotary embedding as a configuration file describes it.
-#[derive(Clone, Debug, PartialEq)]
-pub struct RopeConfig {
-    /// Features of a head.
-    pub head_dim: usize,
-    /// Base of the geometric series of wavelengths (`rope_theta`).
-    pub base: f64,
-    /// Share of the head's features that are rotated, from the first on.
-    pub percent: f64,
-    /// Whether neighbouring features form a pair, instead of feature `i` and `i + dim / 2`.
-    pub interleaved: bool,
-    /// Positions are divided by this (`seq_len_interpolation_factor`). YaRN with this, or with a `percent` below 1, is
-    /// refused: Megatron-LM ignores both there.
-    pub interpolation: Option<f64>,
-    /// Scaling for long contexts.
-    pub scaling: RopeScaling,
-    /// M-RoPE: pairs of features that take their angle from the time, height and width ids, in turn.
-    pub sections: Option<Vec<usize>>,
-}
+pub(crate) use config::Misfit;
+pub use config::{RopeConfig, RopeScaling};
 
 /// A rotary embedding, ready to give angles. All inverse frequencies and angles are `f32`, as in Megatron-LM and
 /// Hugging Face.
@@ -78,85 +29,6 @@ pub struct RopeTable<R> {
     pub sin: Vec<R>,
     /// Pairs of features that are rotated.
     pub pairs: usize,
-}
-
-/// What is wrong with a rotary embedding, naming the field.
-fn refuse(text: String) -> Error {
-    ModelError::Config(text).into()
-}
-
-impl RopeConfig {
-    /// The plain embedding: all features of a head, no scaling.
-    pub fn plain(head_dim: usize, base: f64) -> Self {
-        RopeConfig {
-            head_dim,
-            base,
-            percent: 1.0,
-            interleaved: false,
-            interpolation: None,
-            scaling: RopeScaling::None,
-            sections: None,
-        }
-    }
-
-    fn check(&self) -> Result<usize> {
-        let RopeConfig { head_dim, base, percent, .. } = *self;
-        if !(percent > 0.0 && percent <= 1.0) {
-            return Err(refuse(format!("rotary percent {percent}: use a share of the head above 0 and at most 1")));
-        }
-        let rotated = (head_dim as f64 * percent) as usize;
-        if rotated == 0 || !rotated.is_multiple_of(2) {
-            return Err(refuse(format!(
-                "{rotated} of {head_dim} features of a head would be rotated: use an even number of at least 2"
-            )));
-        }
-        // Frequencies are f32, so what they are made of has to be a number there.
-        let positive = |value: f64| value > 0.0 && (value as f32).is_finite() && (1.0 / value as f32).is_finite();
-        if !(positive(base) && base > 1.0) {
-            return Err(refuse(format!("rotary base {base}: use a number above 1 that an f32 can hold")));
-        }
-        if let Some(factor) = self.interpolation.filter(|factor| !positive(*factor)) {
-            return Err(refuse(format!("interpolation factor {factor}: use a number above 0 that an f32 can hold")));
-        }
-        match &self.scaling {
-            RopeScaling::None => {}
-            RopeScaling::Llama3 { factor, low, high, original } => {
-                if !(*factor >= 1.0 && high > low && [*factor, *low, *high].map(positive) == [true; 3] && *original > 0)
-                {
-                    return Err(refuse(format!(
-                        "llama3 scaling with factor {factor}, frequency factors {low} to {high} and original context \
-                         {original}: use a factor of at least 1, 0 < low < high, and a context above 0"
-                    )));
-                }
-            }
-            RopeScaling::Yarn { factor, original, beta_fast, beta_slow, .. } => {
-                if self.interleaved || percent != 1.0 || self.interpolation.is_some() {
-                    return Err(refuse(
-                        "YaRN with interleaved pairs, a rotary percent or an interpolation factor: it is defined for \
-                         whole heads in halves only, leave those out"
-                            .into(),
-                    ));
-                }
-                let numbers = [*factor, *beta_fast, *beta_slow].map(positive) == [true; 3];
-                if !(*factor >= 1.0 && beta_fast > beta_slow && numbers && *original > 0) {
-                    return Err(refuse(format!(
-                        "YaRN with factor {factor}, beta {beta_fast} and {beta_slow} and original context {original}: \
-                         use a factor of at least 1, beta_fast > beta_slow > 0, and a context above 0"
-                    )));
-                }
-            }
-        }
-        if let Some(sections) = &self.sections {
-            let sum = sections.iter().try_fold(0usize, |sum, &pairs| sum.checked_add(pairs));
-            if sum != Some(rotated / 2) {
-                return Err(refuse(format!(
-                    "M-RoPE sections {sections:?}, but {} pairs of features are rotated: make them sum to that",
-                    rotated / 2
-                )));
-            }
-        }
-        Ok(rotated)
-    }
 }
 
 /// `0.1 * k * ln(scale) + 1`, YaRN's temperature.
@@ -182,44 +54,48 @@ impl Rope {
                 let scaling = |i| llama3(plain(i), *factor as f32, *low as f32, *high as f32, *original as f32);
                 (pairs.map(scaling).collect(), 1.0)
             }
-            RopeScaling::Yarn { factor, original, beta_fast, beta_slow, mscale: m, mscale_all_dim } => {
+            RopeScaling::Yarn {
+                factor,
+                original,
+                beta_fast,
+                beta_slow,
+                mscale: m,
+                mscale_all_dim,
+                attention_factor,
+                truncate,
+            } => {
                 let dim = rotated as f64;
                 let correction =
                     |rotations: f64| dim * ln(*original as f64 / (rotations * 2.0 * PI)) / (2.0 * ln(config.base));
-                let low = correction(*beta_fast).floor().max(0.0) as f32;
-                let mut high = correction(*beta_slow).ceil().min(dim - 1.0) as f32;
+                let (mut low, mut high) = (correction(*beta_fast), correction(*beta_slow));
+                if *truncate {
+                    (low, high) = (low.floor(), high.ceil());
+                }
+                (low, high) = (low.max(0.0), high.min(dim - 1.0));
                 if low == high {
                     high += 0.001;
                 }
                 let blend = |i: usize| {
                     let stretched = 1.0 / (*factor as f32 * power(i));
-                    let ramp = ((i as f32 - low) / (high - low)).clamp(0.0, 1.0);
+                    let ramp = ((i as f32 - low as f32) / (high - low) as f32).clamp(0.0, 1.0);
                     let keep = 1.0 - ramp;
                     stretched * (1.0 - keep) + plain(i) * keep
                 };
-                let concentration = match (m, mscale_all_dim) {
-                    (Some(m), Some(all)) => mscale(*factor, *m) / mscale(*factor, *all),
+                let concentration = match (attention_factor, m, mscale_all_dim) {
+                    (Some(given), ..) => *given,
+                    (None, Some(m), Some(all)) => mscale(*factor, *m) / mscale(*factor, *all),
                     _ => mscale(*factor, 1.0),
                 };
                 (pairs.map(blend).collect(), concentration)
             }
         };
         if !(concentration.is_finite() && concentration > 0.0) {
-            return Err(refuse(format!(
+            return Err(ModelError::Config(format!(
                 "mscale and mscale_all_dim of YaRN make cosines and sines {concentration} times as large: use others"
-            )));
+            ))
+            .into());
         }
         Ok(Rope { config, inverse_frequencies, concentration })
-    }
-
-    /// Identifies everything that a table depends on besides positions.
-    pub fn key(&self) -> u64 {
-        let mut hasher = DefaultHasher::new();
-        self.inverse_frequencies.iter().for_each(|f| f.to_bits().hash(&mut hasher));
-        let RopeConfig { head_dim, interleaved, interpolation, sections, .. } = &self.config;
-        (head_dim, interleaved, interpolation.map(f64::to_bits), sections).hash(&mut hasher);
-        self.concentration.to_bits().hash(&mut hasher);
-        hasher.finish()
     }
 
     /// The configuration.
@@ -254,10 +130,12 @@ impl Rope {
     /// Without [`RopeConfig::sections`], or if the ids are no multiple of 3.
     pub fn table_from_ids<R: Real>(&self, ids: &[i64]) -> Result<RopeTable<R>> {
         let Some(sections) = &self.config.sections else {
-            return Err(refuse("M-RoPE ids for a rotary embedding without sections: set mrope_section".into()));
+            let text = "M-RoPE ids for a rotary embedding without sections: set mrope_section";
+            return Err(ModelError::Config(text.into()).into());
         };
         if !ids.len().is_multiple_of(3) {
-            return Err(refuse(format!("{} M-RoPE ids: give three per row", ids.len())));
+            let text = format!("{} M-RoPE ids: give three per row", ids.len());
+            return Err(ModelError::Config(text).into());
         }
         let axes: Vec<usize> =
             sections.iter().enumerate().flat_map(|(section, &pairs)| vec![section % 3; pairs]).collect();
@@ -341,6 +219,8 @@ mod tests {
             beta_slow: 1.0,
             mscale,
             mscale_all_dim: all,
+            attention_factor: None,
+            truncate: true,
         };
         let plain = rope(RopeConfig { scaling: yarn(None, None), ..RopeConfig::plain(64, 10_000.0) });
         assert!((plain.concentration() - (0.1 * 4f64.ln() + 1.0)).abs() < 1e-12);
@@ -351,6 +231,52 @@ mod tests {
         assert!((base.inverse_frequencies()[31] / plain.inverse_frequencies()[31] - 4.0).abs() < 1e-6);
     }
 
+    /// By hand, with the natural logarithms of transformers' formula: dimensions 20.9445 and 45.0269 of 64 are the ends
+    /// of the ramp, and frequency 30 lies on it.
+    #[test]
+    fn yarn_with_a_factor_of_its_own_and_ends_that_are_not_rounded() {
+        let yarn = |attention_factor, truncate| RopeScaling::Yarn {
+            factor: 4.0,
+            original: 4096,
+            beta_fast: 32.0,
+            beta_slow: 1.0,
+            mscale: Some(0.7),
+            mscale_all_dim: Some(1.0),
+            attention_factor,
+            truncate,
+        };
+        let of =
+            |factor, truncate| rope(RopeConfig { scaling: yarn(factor, truncate), ..RopeConfig::plain(128, 10_000.0) });
+        let (given, rounded) = (of(Some(1.25), false), of(None, true));
+        assert_eq!(given.concentration(), 1.25);
+        let implied = (0.07 * 4f64.ln() + 1.0) / (0.1 * 4f64.ln() + 1.0);
+        assert!((rounded.concentration() - implied).abs() < 1e-12);
+        let end = |rotations: f64| 64.0 * (4096.0 / (rotations * 2.0 * PI)).ln() / 10_000f64.ln();
+        assert!((end(32.0) - 20.9445).abs() < 1e-4 && (end(1.0) - 45.0269).abs() < 1e-4);
+        let plain = 10_000f64.powf(-60.0 / 128.0);
+        let blended = |low: f64, high: f64| plain * (1.0 - 0.75 * (30.0 - low) / (high - low));
+        for (rope, low, high) in [(&given, 20.9445, 45.0269), (&rounded, 20.0, 46.0)] {
+            let found = f64::from(rope.inverse_frequencies()[30]);
+            assert!((found / blended(low, high) - 1.0).abs() < 1e-5, "{found} {low} {high}");
+        }
+    }
+
+    #[test]
+    fn equal_ends_of_a_ramp_are_allowed_once_and_for_all() {
+        let scaling = RopeScaling::Yarn {
+            factor: 2.0,
+            original: 4096,
+            beta_fast: 3.0,
+            beta_slow: 3.0,
+            mscale: None,
+            mscale_all_dim: None,
+            attention_factor: None,
+            truncate: false,
+        };
+        let rope = rope(RopeConfig { scaling, ..RopeConfig::plain(64, 10_000.0) });
+        assert!(rope.inverse_frequencies().iter().all(|frequency| frequency.is_finite() && *frequency > 0.0));
+    }
+
     #[test]
     fn mrope_takes_each_section_from_its_axis() {
         let config = RopeConfig { sections: Some(vec![1, 2, 1]), ..RopeConfig::plain(8, 10_000.0) };
@@ -358,15 +284,6 @@ mod tests {
         let plain = rope(RopeConfig::plain(8, 10_000.0)).table::<f64>(&[3, 5, 7]);
         assert_eq!(mixed.cos, [plain.cos[0], plain.cos[4 + 1], plain.cos[4 + 2], plain.cos[8 + 3]]);
         assert!(rope(RopeConfig::plain(8, 1e4)).table_from_ids::<f64>(&[1, 2, 3]).is_err());
-    }
-
-    #[test]
-    fn keys_tell_embeddings_apart() {
-        let plain = rope(RopeConfig::plain(8, 10_000.0));
-        let interleaved = rope(RopeConfig { interleaved: true, ..RopeConfig::plain(8, 10_000.0) });
-        let stretched = rope(RopeConfig { interpolation: Some(2.0), ..RopeConfig::plain(8, 10_000.0) });
-        assert_eq!(plain.key(), rope(RopeConfig::plain(8, 10_000.0)).key());
-        assert!(plain.key() != interleaved.key() && plain.key() != stretched.key());
     }
 
     #[test]
@@ -402,6 +319,8 @@ mod tests {
             beta_slow: 1.0,
             mscale: Some(mscale),
             mscale_all_dim: Some(1.0),
+            attention_factor: None,
+            truncate: true,
         };
         refused(RopeConfig { scaling: yarn(f64::INFINITY, 1.0), ..plain() }, "factor inf");
         refused(RopeConfig { scaling: yarn(4.0, f64::NAN), ..plain() }, "NaN times as large");

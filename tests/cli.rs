@@ -14,6 +14,9 @@ use context_parallel::strategy::support;
 use safetensors::{Dtype, SafeTensors, tensor::TensorView};
 use serde_json::Value;
 
+#[path = "cli/model_folders.rs"]
+mod model_folders;
+
 fn run(folder: &Path, arguments: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_context-parallel")).args(arguments).current_dir(folder).output().unwrap()
 }

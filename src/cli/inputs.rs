@@ -6,7 +6,6 @@ use std::path::{Path, PathBuf};
 
 use context_parallel::error::{DataError, Result};
 use context_parallel::model::Config;
-use context_parallel::rope::Rope;
 use context_parallel::train::data::{BYTE_VOCAB, check_bytes, read_bytes, read_text};
 use context_parallel::train::run_folder::Vacant;
 use context_parallel::train::tokens::{LabelMeaning, TokenFile, read_tokens};
@@ -49,18 +48,6 @@ impl Bytes {
         }
         Ok(())
     }
-}
-
-/// The configuration of a model's folder.
-pub fn model(folder: &Path) -> Result<Config> {
-    let path = folder.join("config.json");
-    if let Err(error) = fs::metadata(&path) {
-        let reason = format!("{error}; --model takes a folder with config.json and safetensors");
-        return Err(DataError::Read { path: path.display().to_string(), reason }.into());
-    }
-    let config = Config::read(folder)?;
-    Rope::new(config.rope.clone())?;
-    Ok(config)
 }
 
 /// The bytes of a text for a model that has ids for them: one over bytes, or any where the user says so. A byte takes

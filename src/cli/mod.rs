@@ -13,6 +13,7 @@ mod inspect;
 mod interrupt;
 mod machine;
 mod memory;
+mod model;
 mod output;
 mod sets;
 mod step;

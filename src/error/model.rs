@@ -59,6 +59,15 @@ pub enum DataError {
         /// Why.
         reason: String,
     },
+    /// A pointer of Git LFS in the place of the file that it stands for.
+    #[error(
+        "{path} is not the file itself but a pointer that Git LFS leaves in its place: run `git lfs pull` in its folder, \
+         or download the file"
+    )]
+    LfsPointer {
+        /// The file.
+        path: String,
+    },
     /// A file that cannot be written.
     #[error("cannot write {path}: {reason}")]
     Write {

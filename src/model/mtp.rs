@@ -1,9 +1,9 @@
 //! Multi-token prediction: blocks behind the main ones, each of which predicts one token further.
 //!
 //! With `h_0` the output of the last main block, before the final norm, depth `k` from 1 on computes
-//! `h_k = block_k(W_k [RMSNorm(h_(k-1)); RMSNorm(embedding(tokens rolled by k))])`, and predicts from `RMSNorm(h_k)`,
+//! `h_k = block_k(W_k [RMSNorm(embedding(tokens rolled by k)); RMSNorm(h_(k-1))])`, and predicts from `RMSNorm(h_k)`,
 //! through the model's own output layer, the label `k` rows further in the document (DeepSeek-V3, arXiv 2412.19437,
-//! section 2.2). A row from which no token is that far does not count, and the embedding there is zero: nothing
+//! section 2.2, with the two halves in the order of its published weights and of Megatron-LM). A row from which no token is that far does not count, and the embedding there is zero: nothing
 //! comes out of the next document. `block_k` has the mask and the positions of the last main layer.
 //!
 //! What is trained is `loss + WEIGHT * mean over k of loss_k`. Each loss is the sum over all ranks and micro-batches
@@ -193,10 +193,10 @@ impl<D: Ops> DynModel<D> {
         let (known, tokens): (Vec<usize>, Vec<i64>) = known.unzip();
         let tokens = device.upload(&tokens);
         let embedded = device.embed(&parameters[parameters.list().embedding], &tokens);
-        let (left, hidden_reciprocal) = device.rms_norm(before, &parameters[ids.hidden_norm], eps);
+        let (right, hidden_reciprocal) = device.rms_norm(before, &parameters[ids.hidden_norm], eps);
         let (normed, embedding_reciprocal) = device.rms_norm(&embedded, &parameters[ids.embedding_norm], eps);
-        let mut right = device.zero_matrix(rows, hidden);
-        device.scatter_rows(&normed, &known, &mut right, 0);
+        let mut left = device.zero_matrix(rows, hidden);
+        device.scatter_rows(&normed, &known, &mut left, 0);
         let (all, mut joined): (Vec<usize>, _) = ((0..rows).collect(), device.matrix(rows, 2 * hidden));
         device.gather_rows(&left, &all, &mut joined, 0);
         device.gather_rows(&right, &all, &mut joined, hidden);
@@ -220,7 +220,7 @@ impl<D: Ops> DynModel<D> {
         device.linear_backward_input(dx, &parameters[projection], &mut djoined, false);
         device.linear_backward_weight(&saved.joined, dx, &mut gradients[projection], None);
         let (all, mut part): (Vec<usize>, _) = ((0..rows).collect(), device.matrix(rows, hidden));
-        device.scatter_rows(&djoined, &all, &mut part, hidden);
+        device.scatter_rows(&djoined, &all, &mut part, 0);
         let mut dnormed = device.matrix(saved.rows.len(), hidden);
         device.gather_rows(&part, &saved.rows, &mut dnormed, 0);
         let mut dembedded = device.matrix(saved.rows.len(), hidden);
@@ -229,7 +229,7 @@ impl<D: Ops> DynModel<D> {
         device.rms_norm_backward(&saved.embedded, weight, reciprocal, &dnormed, &mut dembedded, false, dweight);
         let padding = self.config().pad_token_id.map(|id| id as i64);
         device.embed_backward(&saved.tokens, &dembedded, padding, &mut gradients[parameters.list().embedding]);
-        device.scatter_rows(&djoined, &all, &mut part, 0);
+        device.scatter_rows(&djoined, &all, &mut part, hidden);
         let mut dbefore = device.matrix(rows, hidden);
         let (weight, dweight) = (&parameters[ids.hidden_norm], &mut gradients[ids.hidden_norm]);
         device.rms_norm_backward(before, weight, &saved.hidden_reciprocal, &part, &mut dbefore, false, dweight);

@@ -47,7 +47,8 @@ pub struct ParameterSpec {
 impl ParameterSpec {
     /// Number of elements.
     pub fn len(&self) -> usize {
-        self.shape.iter().product()
+        // Of a valid configuration it never saturates.
+        self.shape.iter().fold(1, |len, &size| len.saturating_mul(size))
     }
 
     /// Whether it has no elements; no parameter of a valid configuration is empty.
@@ -146,16 +147,16 @@ pub struct LayerIds {
     pub down: LinearIds,
 }
 
-/// The parameters of one depth of multi-token prediction: in files `model.mtp.{k}.` with `k` from 0, followed by
-/// `hidden_norm.weight`, `embedding_norm.weight`, `eh_proj.weight`, the block's names as in `model.layers.{i}.`, and
-/// `norm.weight`.
+/// The parameters of one depth of multi-token prediction. Depth `k` from 0 of a model of `n` blocks is in files as the
+/// block `model.layers.{n + k}.`, with `hnorm.weight`, `enorm.weight`, `eh_proj.weight` and `shared_head.norm.weight`
+/// beside the block's own names, as in DeepSeek-V3; embedding and output layer are the model's and not written again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MtpIds {
     /// Norm of the output of the depth before, `[hidden]`.
     pub hidden_norm: ParameterId,
     /// Norm of the embedding of a token further on, `[hidden]`.
     pub embedding_norm: ParameterId,
-    /// From both, the hidden state first, to the block's input: `[hidden, 2 hidden]` in files, without bias.
+    /// From both, the embedding first, to the block's input: `[hidden, 2 hidden]` in files, without bias.
     pub projection: LinearIds,
     /// The block.
     pub layer: LayerIds,
@@ -206,7 +207,7 @@ impl ParameterList {
 
     /// Number of elements of all parameters.
     pub fn elements(&self) -> usize {
-        self.specs.iter().map(ParameterSpec::len).sum()
+        self.specs.iter().fold(0, |sum, spec| sum.saturating_add(spec.len()))
     }
 
     /// Handles, in order.

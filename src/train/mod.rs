@@ -5,6 +5,7 @@
 
 mod batch;
 pub mod chart;
+pub mod companions;
 #[cfg(feature = "conformance")]
 pub mod conformance;
 pub mod data;

@@ -9,7 +9,7 @@ use super::batch::TokenBatch;
 use super::data::{below, unusable};
 use super::documents::{self, Separator};
 use super::formats::other_than_text;
-use crate::error::{DataError, Result};
+use crate::error::Result;
 use crate::model::loss::IGNORED;
 
 /// A text as bytes, its end held out from training.
@@ -198,8 +198,7 @@ pub fn check_bytes(bytes: &[u8], path: &Path, vocab: usize) -> Result<()> {
 
 /// The whole of a file that must not be empty.
 pub fn read_bytes(path: &Path) -> Result<Vec<u8>> {
-    let bytes = std::fs::read(path)
-        .map_err(|error| DataError::Read { path: path.display().to_string(), reason: error.to_string() })?;
+    let bytes = crate::files::read(path)?;
     if bytes.is_empty() {
         return Err(unusable(format!("{} is empty: pass a file with text", path.display())));
     }

@@ -170,14 +170,14 @@ fn depths_are_what_their_definition_says() {
         weight.chunks(x.len()).map(|row| row.iter().zip(x).map(|(w, x)| w * x).sum()).collect()
     };
     for depth in 1..=3 {
-        let part = |name: &str| host(&format!("model.mtp.{}.{name}", depth - 1));
-        let (hidden_norm, embedding_norm) = (part("hidden_norm.weight"), part("embedding_norm.weight"));
+        let part = |name: &str| host(&format!("model.layers.{}.{name}", 2 + depth - 1));
+        let (hidden_norm, embedding_norm) = (part("hnorm.weight"), part("enorm.weight"));
         let mut rows = Vec::new();
         let (mut sum, mut count) = (0.0, 0);
         for index in 0..batch.documents() {
             let document = batch.document(index).valid_range();
             for token in document.clone() {
-                let mut x: Vec<f64> = (0..8).map(|i| before[token * 8 + i] * hidden_norm[i]).collect();
+                let mut x: Vec<f64> = Vec::new();
                 match token + depth < document.end {
                     true => {
                         let row = &embedding[case.tokens[token + depth] as usize * 8..][..8];
@@ -186,6 +186,7 @@ fn depths_are_what_their_definition_says() {
                     }
                     false => x.extend([0.0; 8]),
                 }
+                x.extend((0..8).map(|i| before[token * 8 + i] * hidden_norm[i]));
                 rows.extend(product(&part("eh_proj.weight"), &x));
             }
         }
@@ -202,7 +203,7 @@ fn depths_are_what_their_definition_says() {
             }
         };
         before = features(&alone, &(0..total as i64).collect::<Vec<_>>(), &values);
-        let norm = part("norm.weight");
+        let norm = part("shared_head.norm.weight");
         let logits: Vec<f64> = before
             .chunks(8)
             .flat_map(|row| product(&head, &row.iter().zip(&norm).map(|(x, w)| x * w).collect::<Vec<_>>()))
@@ -461,11 +462,11 @@ fn files_keep_the_depths() {
     let list = ParameterList::new(&config);
     let plain = config.clone().with_mtp_depth(0);
     let names: Vec<&str> =
-        list.iter().map(|(_, spec)| spec.name.as_str()).filter(|name| name.contains("mtp.1")).collect();
+        list.iter().map(|(_, spec)| spec.name.as_str()).filter(|name| name.contains("layers.3.")).collect();
     let block = ParameterList::new(&plain).layers.len();
     assert_eq!((block, names.len()), (2, 4 + 9));
-    for name in ["hidden_norm", "embedding_norm", "eh_proj", "self_attn.q_proj", "post_attention_layernorm", "norm"] {
-        assert!(names.contains(&format!("model.mtp.1.{name}.weight").as_str()), "{name}");
+    for name in ["hnorm", "enorm", "eh_proj", "self_attn.q_proj", "post_attention_layernorm", "shared_head.norm"] {
+        assert!(names.contains(&format!("model.layers.3.{name}.weight").as_str()), "{name}");
     }
     assert_eq!(list[list.mtp[0].projection.weight].shape, [8, 16]);
 
@@ -487,9 +488,72 @@ fn files_keep_the_depths() {
     for id in list.ids() {
         assert_eq!(fresh[id][..], again[id][..]);
     }
-    // Without the key in the configuration, the tensors have no use.
+    // Without the key in the configuration, the blocks have no use.
     let error = weights::load_master(&device, folder.path(), &ParameterList::new(&plain)).unwrap_err().to_string();
-    assert!(error.contains("model.mtp.0."), "{error}");
+    assert!(error.contains("4 blocks") && error.contains("num_nextn_predict_layers"), "{error}");
     assert_eq!(read.clone().with_mtp_depth(0), plain);
     assert!(!plain.to_json().unwrap().contains("num_nextn_predict_layers"));
+}
+
+/// Depths by the names of earlier versions, whose projection had the hidden state first, and with the copies of embedding
+/// and output layer that DeepSeek's files hold.
+#[test]
+fn depths_are_read_by_older_names_and_with_copies() {
+    let (device, config) = (Cpu::<f32>::default(), config(2, 2));
+    let list = ParameterList::new(&config);
+    let fresh = init::fresh(&device, &config, &list, 3).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    weights::save(&device, folder.path(), &config, &fresh, DType::F32).unwrap();
+    let path = folder.path().join("model.safetensors");
+    let bytes = std::fs::read(&path).unwrap();
+    let file = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+    let tensors: Vec<(String, Vec<usize>, Vec<u8>)> =
+        file.iter().map(|(name, tensor)| (name.into(), tensor.shape().to_vec(), tensor.data().to_vec())).collect();
+    let write = |tensors: &[(String, Vec<usize>, Vec<u8>)]| {
+        let view = |(name, shape, data): &'_ (String, Vec<usize>, Vec<u8>)| (name.clone(), shape.clone(), data.clone());
+        let owned: Vec<_> = tensors.iter().map(view).collect();
+        let views = owned.iter().map(|(name, shape, data)| {
+            (name, safetensors::tensor::TensorView::new(safetensors::Dtype::F32, shape.clone(), data).unwrap())
+        });
+        std::fs::write(&path, safetensors::serialize(views, None).unwrap()).unwrap();
+    };
+    let same = || {
+        let read = weights::load_master(&device, folder.path(), &list).unwrap();
+        list.ids().all(|id| read[id][..] == fresh[id][..])
+    };
+
+    let mut older = tensors.clone();
+    for (name, _, data) in &mut older {
+        for depth in 0..2 {
+            *name = name.replace(&format!("model.layers.{}.", 2 + depth), &format!("model.mtp.{depth}."));
+        }
+        if name.starts_with("model.mtp.") {
+            *name = name.replace("hnorm", "hidden_norm").replace("enorm", "embedding_norm").replace("shared_head.", "");
+        }
+        if name.ends_with("eh_proj.weight") {
+            // Rows of 16 elements of 4 bytes.
+            data.chunks_mut(64).for_each(|row| row.rotate_left(32));
+        }
+    }
+    write(&older);
+    assert!(older.iter().any(|(name, ..)| name == "model.mtp.1.norm.weight") && same());
+    let notes = weights::check(folder.path(), &list).unwrap();
+    assert!(notes.len() == 1 && notes[0].contains("older names"), "{notes:?}");
+
+    let mut copies = tensors;
+    let copy = |from: &str, to: &str| {
+        let (_, shape, data) = copies.iter().find(|(name, ..)| name == from).unwrap().clone();
+        (to.to_string(), shape, data)
+    };
+    let embedding = copy("model.embed_tokens.weight", "model.layers.3.embed_tokens.weight");
+    let mut head = copy("lm_head.weight", "model.layers.3.shared_head.head.weight");
+    copies.extend([embedding, head.clone()]);
+    write(&copies);
+    assert!(same());
+    copies.pop();
+    head.2[0] ^= 1;
+    copies.push(head);
+    write(&copies);
+    let error = weights::load_master(&device, folder.path(), &list).unwrap_err().to_string();
+    assert!(error.contains("model.layers.3.shared_head.head.weight") && error.contains("lm_head.weight"), "{error}");
 }

@@ -13,6 +13,7 @@ use serde::Serialize;
 
 use super::args::{self, Choices, Settings};
 use super::engine::Cluster;
+use super::model::{Reading, check_weights};
 use super::train::{RECALL, RECALL_VOCAB};
 use super::{inputs, machine, output};
 
@@ -31,6 +32,8 @@ pub struct Arguments {
     /// Model: a folder with config.json and safetensors, as Hugging Face writes it
     #[arg(long, value_name = "DIR")]
     model: PathBuf,
+    #[command(flatten)]
+    reading: Reading,
     /// Text file (its bytes are the tokens), cut into consecutive sequences, or "recall" for the synthetic task
     #[arg(long, value_name = "FILE")]
     data: Option<PathBuf>,
@@ -175,7 +178,7 @@ fn prepare(arguments: &Arguments, cluster: &Cluster) -> Result<Job> {
     let is_recall = arguments.data.as_deref() == Some(Path::new(RECALL));
     arguments.bytes.is_for_text(!is_recall)?;
     let model = arguments.model.clone();
-    let config = inputs::model(&model)?;
+    let config = arguments.reading.config(&model, cluster)?;
     settings.fit_heads(config.heads)?;
     let (mut shape, mut note) = (None, None);
     let input = match (&arguments.tokens, &arguments.data) {
@@ -222,6 +225,7 @@ fn prepare(arguments: &Arguments, cluster: &Cluster) -> Result<Job> {
             format!("{name} has nothing to predict: no label of it counts; use longer rows, or --logits FILE");
         return Err(DataError::Unusable(message).into());
     }
+    check_weights(&model, &config, cluster)?;
     let shape = shape.unwrap_or([input.sequences(), input.longest()]);
     let logits = arguments.logits.clone().map(|path| Logits { path, shape });
     Ok(Job { model, config, settings, input, name, note, batch, logits })

@@ -7,6 +7,7 @@ use context_parallel::error::Result;
 use context_parallel::model::Config;
 use context_parallel::plan::Wire;
 use context_parallel::tensor::DType;
+use context_parallel::train::companions::Companions;
 use context_parallel::train::data::{Recall, Source, Text, check_validation};
 use context_parallel::train::learner::AdamwOptions;
 use context_parallel::train::run_folder::Vacant;
@@ -16,6 +17,7 @@ use serde::Serialize;
 
 use super::args::{self, Choices, Settings};
 use super::engine::Cluster;
+use super::model::{Reading, check_weights};
 use super::{inputs, machine, output};
 
 mod micro_batches;
@@ -38,6 +40,8 @@ pub struct Arguments {
     /// Model to start from: a folder with config.json and safetensors, as Hugging Face writes it
     #[arg(long, value_name = "DIR", conflicts_with = "preset")]
     model: Option<PathBuf>,
+    #[command(flatten)]
+    reading: Reading,
     /// Fresh model: tiny (4 layers, width 128) [default: tiny]
     #[arg(long, value_name = "NAME")]
     preset: Option<String>,
@@ -120,6 +124,8 @@ struct Job {
     weights: Option<PathBuf>,
     /// Depths of multi-token prediction that the folder has; the weights of the others are fresh.
     stored_depth: usize,
+    /// What is copied from the folder beside the trained weights.
+    companions: Companions,
     source: Source,
     settings: Settings,
     options: Options,
@@ -217,11 +223,11 @@ fn prepare(arguments: &Arguments, cluster: &Cluster) -> Result<Job> {
     let is_recall = arguments.data.as_deref() == Some(Path::new(RECALL));
     arguments.bytes.is_for_text(!is_recall)?;
     let config = match (&weights, &arguments.preset) {
-        (Some(folder), _) => inputs::model(folder)?,
+        (Some(folder), _) => arguments.reading.config(folder, cluster)?,
         (None, name) => Config::preset(name.as_deref().unwrap_or(Config::PRESETS[0]))?,
     };
     settings.fit_heads(config.heads)?;
-    let stored_depth = config.mtp_depth;
+    let stored = config.clone();
     let config = with_mtp_depth(config, arguments.mtp_depth)?;
     check_mtp_depth(&config, arguments.mtp_depth, seq_len)?;
     settings.tokens_per_rank(arguments.tokens_per_rank, &[])?;
@@ -246,7 +252,28 @@ fn prepare(arguments: &Arguments, cluster: &Cluster) -> Result<Job> {
     let options = Options { schedule, seed, batch, accumulate, seq_len, held_out, validate_every };
     let adamw = AdamwOptions { weight_decay, clip, ..AdamwOptions::default() };
     let recompute = arguments.recompute;
-    Ok(Job { config, weights, stored_depth, source, settings, options, tokens_per_rank, adamw, recompute, wire, out })
+    if let Some(folder) = &weights {
+        check_weights(folder, &stored, cluster)?;
+    }
+    let companions = match (&weights, &arguments.out) {
+        (Some(folder), Some(out)) if cluster.speaks() => Companions::find(folder, out)?,
+        _ => Companions::default(),
+    };
+    let stored_depth = stored.mtp_depth;
+    Ok(Job {
+        config,
+        weights,
+        stored_depth,
+        companions,
+        source,
+        settings,
+        options,
+        tokens_per_rank,
+        adamw,
+        recompute,
+        wire,
+        out,
+    })
 }
 
 /// The model with the depth of multi-token prediction that is asked for. One that has a depth keeps it.
@@ -258,7 +285,9 @@ fn with_mtp_depth(config: Config, asked: Option<usize>) -> Result<Config> {
             "--mtp-depth is {depth}, the model has depth {has} (num_nextn_predict_layers): leave the option out"
         )));
     }
-    Ok(config.with_mtp_depth(depth))
+    let config = config.with_mtp_depth(depth);
+    config.check()?;
+    Ok(config)
 }
 
 /// Refuses a depth of multi-token prediction that no sequence has a label for; the longest has `longest` tokens.

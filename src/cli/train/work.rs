@@ -168,7 +168,7 @@ struct Training<'a, T: Float> {
 impl<T: Float> Training<'_, T> {
     /// One rank's run; the first one reports and saves.
     fn rank(&self, chosen: &Chosen, comm: Comm) -> Result<()> {
-        let Job { config, source, options, settings, adamw, recompute, wire, .. } = self.job;
+        let Job { config, companions, source, options, settings, adamw, recompute, wire, .. } = self.job;
         let rank = comm.rank();
         let handler = DynHandler::new(chosen.strategy.clone(), chosen.layout, comm)?.with_gradient_wire(*wire);
         let (device, master) = (self.ranks.device(rank), self.ranks.take(rank));
@@ -186,7 +186,10 @@ impl<T: Float> Training<'_, T> {
         }
         progress().peak = peaks.concat().into_iter().max().unwrap_or(0) as u64;
         match &progress().folder {
-            Some(folder) => weights::save(device, folder.path(), config, learner.master(), settings.dtype),
+            Some(folder) => {
+                weights::save(device, folder.path(), config, learner.master(), settings.dtype)?;
+                companions.copy_to(folder.path())
+            }
             None => Ok(()),
         }
     }

@@ -1,15 +1,32 @@
 //! Reading typed fields of a JSON object, with errors that name field, value and what is allowed.
 
-use serde_json::{Map, Value, json};
+use serde_json::{Map, Value};
 
 use crate::error::{Error, ModelError, Result};
 
 /// The largest size accepted, so that products of two sizes do not overflow.
-const LARGEST: u64 = i32::MAX as u64;
+const LARGEST: usize = i32::MAX as usize;
+/// Values are shown up to this many characters.
+const SHOWN: usize = 60;
 
-/// "field is value; what to do".
+/// "field is value", cut where the value is long.
+pub(super) fn is(field: &str, value: &Value) -> String {
+    let text = value.to_string();
+    match text.char_indices().nth(SHOWN) {
+        Some((end, _)) => format!("\"{field}\" is {}..", &text[..end]),
+        None => format!("\"{field}\" is {text}"),
+    }
+}
+
+/// "field is value: what to do".
 pub(super) fn refusal(field: &str, value: &Value, allowed: &str) -> Error {
-    ModelError::Config(format!("\"{field}\" is {value}: {allowed}")).into()
+    ModelError::Config(format!("{}: {allowed}", is(field, value))).into()
+}
+
+/// A whole number, which some programs write as 8192.0.
+fn whole(value: &Value) -> Option<usize> {
+    let float = || value.as_f64().filter(|x| x.fract() == 0.0 && (0.0..=LARGEST as f64).contains(x)).map(|x| x as u64);
+    value.as_u64().or_else(float).and_then(|number| usize::try_from(number).ok())
 }
 
 /// An object whose `null`s count as missing.
@@ -19,6 +36,8 @@ pub(super) struct Fields<'a> {
     pub map: &'a Map<String, Value>,
     /// Put before the names of fields in messages.
     pub path: &'static str,
+    /// Whether fields that are refused may be ignored instead, which messages then say.
+    pub ignorable: bool,
 }
 
 impl<'a> Fields<'a> {
@@ -28,7 +47,12 @@ impl<'a> Fields<'a> {
 
     /// The refusal of a field's present value.
     pub fn refuse(&self, key: &str, allowed: &str) -> Error {
-        refusal(&format!("{}{key}", self.path), self.map.get(key).unwrap_or(&Value::Null), allowed)
+        let name = format!("{}{key}", self.path);
+        let hint = match self.ignorable {
+            true => format!("; --ignore-config-field {name} reads the file without it"),
+            false => String::new(),
+        };
+        refusal(&name, self.map.get(key).unwrap_or(&Value::Null), &format!("{allowed}{hint}"))
     }
 
     fn read<T>(&self, key: &str, default: Option<T>, allowed: &str, read: impl Fn(&Value) -> Option<T>) -> Result<T> {
@@ -44,14 +68,18 @@ impl<'a> Fields<'a> {
 
     /// A whole number from 1 on.
     pub fn size(&self, key: &str, default: Option<usize>) -> Result<usize> {
-        let read = |value: &Value| value.as_u64().filter(|n| (1..=LARGEST).contains(n)).map(|n| n as usize);
-        self.read(key, default, "must be a whole number from 1 to 2147483647", read)
+        self.whole_in(key, default, 1, LARGEST)
     }
 
     /// A whole number from 0 on.
     pub fn count(&self, key: &str, default: Option<usize>) -> Result<usize> {
-        let read = |value: &Value| value.as_u64().filter(|n| *n <= LARGEST).map(|n| n as usize);
-        self.read(key, default, "must be a whole number from 0 to 2147483647", read)
+        self.whole_in(key, default, 0, LARGEST)
+    }
+
+    /// A whole number in a range that includes both ends.
+    pub fn whole_in(&self, key: &str, default: Option<usize>, least: usize, most: usize) -> Result<usize> {
+        let allowed = format!("must be a whole number from {least} to {most}");
+        self.read(key, default, &allowed, |value| whole(value).filter(|number| (least..=most).contains(number)))
     }
 
     /// A finite number above 0.
@@ -80,7 +108,7 @@ impl<'a> Fields<'a> {
     pub fn object(&self, key: &str, path: &'static str) -> Result<Option<Fields<'a>>> {
         match self.get(key) {
             None => Ok(None),
-            Some(Value::Object(map)) => Ok(Some(Fields { map, path })),
+            Some(Value::Object(map)) => Ok(Some(Fields { map, path, ignorable: false })),
             Some(_) => Err(self.refuse(key, "must be an object or null")),
         }
     }
@@ -106,10 +134,5 @@ impl<'a> Fields<'a> {
             None | Some(Value::Bool(false)) => Ok(()),
             Some(_) => Err(self.refuse(key, why)),
         }
-    }
-
-    /// [`Fields::only`] for one number.
-    pub fn only_number(&self, key: &str, number: f64) -> Result<()> {
-        self.only(key, &[json!(number)])
     }
 }

@@ -1,9 +1,10 @@
 //! What a model is made of, read from and written to Hugging Face's `config.json`.
 //!
-//! A field that changes numbers is either honoured or refused. `parse.rs` holds the rules of each family, `rope.rs`
-//! the two spellings of the rotary embedding.
+//! A field that changes numbers is honoured, refused, or ignored because the user says so. `names.rs` sorts the fields,
+//! `parse.rs` holds the rules of each family, `rope.rs` the two spellings of the rotary embedding.
 
 mod fields;
+mod names;
 mod parse;
 mod rope;
 
@@ -11,8 +12,11 @@ use std::path::Path;
 
 use serde_json::{Map, Value, json};
 
-use crate::error::{DataError, ModelError, Result, SupportError};
+use crate::error::{ModelError, Result, SupportError};
+use crate::files;
 use crate::rope::{RopeConfig, RopeScaling};
+
+pub use names::ParseOptions;
 
 /// The key of [`Config::mtp_depth`].
 const MTP_DEPTH: &str = "num_nextn_predict_layers";
@@ -142,6 +146,8 @@ pub struct Config {
     pub pad_token_id: Option<usize>,
     /// The object that this was read from, kept so that fields without meaning here survive.
     source: Option<Map<String, Value>>,
+    /// What was ignored in it.
+    notes: Vec<String>,
 }
 
 impl PartialEq for Config {
@@ -174,26 +180,37 @@ impl Config {
 
     /// Reads `config.json` in `folder`.
     pub fn read(folder: &Path) -> Result<Self> {
+        Self::read_with(folder, &ParseOptions::default())
+    }
+
+    /// [`Config::read`] with options.
+    pub fn read_with(folder: &Path, options: &ParseOptions) -> Result<Self> {
         let path = folder.join("config.json");
-        let text = std::fs::read_to_string(&path)
-            .map_err(|e| DataError::Read { path: path.display().to_string(), reason: e.to_string() })?;
-        Self::from_json(&text).map_err(|e| ModelError::Config(format!("{}: {e}", path.display())).into())
+        let parsed = object(&files::read_text(&path)?).and_then(|map| Self::from_map_with(map, options));
+        parsed.map_err(|e| ModelError::Config(format!("{}: {e}", path.display())).into())
     }
 
     /// Parses the text of a `config.json`.
     pub fn from_json(text: &str) -> Result<Self> {
-        let value: Value = serde_json::from_str(text)
-            .map_err(|e| ModelError::Config(format!("the configuration is not valid JSON: {e}")))?;
-        match value {
-            Value::Object(map) => Self::from_map(map),
-            _ => Err(ModelError::Config("the configuration must be a JSON object".into()).into()),
-        }
+        Self::from_map(object(text)?)
     }
 
     /// Parses the object of a `config.json`.
     pub fn from_map(map: Map<String, Value>) -> Result<Self> {
+        Self::from_map_with(map, &ParseOptions::default())
+    }
+
+    /// [`Config::from_map`] with options. What is ignored is not written again: the model that is run or trained is the
+    /// one without it.
+    pub fn from_map_with(mut map: Map<String, Value>, options: &ParseOptions) -> Result<Self> {
+        let notes = options.apply(&mut map)?;
         let config = parse::parse(&map)?;
-        Ok(Config { source: Some(map), ..config })
+        Ok(Config { source: Some(map), notes, ..config })
+    }
+
+    /// What a user should know of how this was read, a sentence each: the fields that were ignored.
+    pub fn notes(&self) -> &[String] {
+        &self.notes
     }
 
     /// A fresh model by name. `tiny`: llama, bytes as tokens (vocabulary 256), 4 layers of width 128 with 4 heads of
@@ -218,6 +235,10 @@ impl Config {
     pub fn llama(sizes: Sizes) -> Result<Self> {
         let Sizes { vocab_size, hidden_size, intermediate_size, layers, heads, kv_heads } = sizes;
         let head_dim = hidden_size.checked_div(heads).unwrap_or(0);
+        if !(1..=parse::MOST_LAYERS).contains(&layers) {
+            let allowed = format!("use from 1 to {} layers", parse::MOST_LAYERS);
+            return Err(fields::refusal("num_hidden_layers", &json!(layers), &allowed));
+        }
         let config = Config {
             family: Family::Llama,
             vocab_size,
@@ -247,6 +268,7 @@ impl Config {
             mtp_depth: 0,
             pad_token_id: None,
             source: None,
+            notes: Vec::new(),
         };
         if heads == 0 || !hidden_size.is_multiple_of(heads) {
             return Err(fields::refusal(
@@ -305,12 +327,12 @@ impl Config {
 
     /// Features of all query heads.
     pub fn query_size(&self) -> usize {
-        self.heads * self.head_dim
+        self.heads.saturating_mul(self.head_dim)
     }
 
     /// Features of all key (or value) heads.
     pub fn kv_size(&self) -> usize {
-        self.kv_heads * self.head_dim
+        self.kv_heads.saturating_mul(self.head_dim)
     }
 
     fn canonical(&self) -> Map<String, Value> {
@@ -338,6 +360,13 @@ impl Config {
         if let Some(id) = self.pad_token_id {
             put("pad_token_id", json!(id));
         }
+        // Without these fields, transformers takes 1 and 2, which are tokens like others in a fresh model.
+        for key in ["bos_token_id", "eos_token_id"] {
+            match &self.source {
+                None => drop(put(key, Value::Null)),
+                Some(source) => drop(source.get(key).map(|id| put(key, id.clone()))),
+            }
+        }
         rope::write(&self.rope, &mut put);
         if matches!(self.family, Family::Llama | Family::Qwen3) {
             put("attention_bias", json!(self.attention_bias.query));
@@ -357,6 +386,15 @@ impl Config {
             put("layer_types", self.windows.iter().map(kind).collect());
         }
         map
+    }
+}
+
+/// The object that a text holds.
+fn object(text: &str) -> Result<Map<String, Value>> {
+    match serde_json::from_str(text) {
+        Ok(Value::Object(map)) => Ok(map),
+        Ok(_) => Err(ModelError::Config("the configuration must be a JSON object".into()).into()),
+        Err(e) => Err(ModelError::Config(format!("the configuration is not valid JSON: {e}")).into()),
     }
 }
 

@@ -1,149 +1,26 @@
-//! The rules of each family: which fields mean what, which must have one value, which have no meaning here.
+//! The rules of each family: which fields mean what.
 
 use serde_json::{Map, Value, json};
 
 use super::fields::Fields;
-use super::{AttentionBias, Config, Family, rope};
-use crate::error::Result;
-
-/// Fields that are read by the functions below.
-const READ: &[&str] = &[
-    "attention_bias",
-    "head_dim",
-    "hidden_size",
-    "initializer_range",
-    "intermediate_size",
-    "layer_types",
-    "max_position_embeddings",
-    "max_window_layers",
-    "mlp_bias",
-    "model_type",
-    "num_attention_heads",
-    "num_hidden_layers",
-    "num_key_value_heads",
-    super::MTP_DEPTH,
-    "original_max_position_embeddings",
-    "pad_token_id",
-    "rms_norm_eps",
-    "rope_parameters",
-    "rope_scaling",
-    "rope_theta",
-    "sliding_window",
-    "tie_word_embeddings",
-    "use_sliding_window",
-    "vocab_size",
-];
-
-/// Fields that do not change what the model computes from given tokens: ids, storage, generation, bookkeeping.
-const HARMLESS: &[&str] = &[
-    "_attn_implementation",
-    "_attn_implementation_autoset",
-    "_commit_hash",
-    "_name_or_path",
-    "architectures",
-    "attn_implementation",
-    "bad_words_ids",
-    "begin_suppress_tokens",
-    "bos_token_id",
-    "chunk_size_feed_forward",
-    "classifier_dropout",
-    "decoder_start_token_id",
-    "diversity_penalty",
-    "do_sample",
-    "dtype",
-    "early_stopping",
-    "encoder_no_repeat_ngram_size",
-    "eos_token_id",
-    "exponential_decay_length_penalty",
-    "finetuning_task",
-    "forced_bos_token_id",
-    "forced_eos_token_id",
-    "id2label",
-    "is_decoder",
-    "label2id",
-    "length_penalty",
-    "max_length",
-    "max_new_tokens",
-    "min_length",
-    "name_or_path",
-    "no_repeat_ngram_size",
-    "num_beam_groups",
-    "num_beams",
-    "num_return_sequences",
-    "output_attentions",
-    "output_hidden_states",
-    "output_scores",
-    "prefix",
-    "problem_type",
-    "remove_invalid_values",
-    "repetition_penalty",
-    "return_dict",
-    "return_dict_in_generate",
-    "sep_token_id",
-    "suppress_tokens",
-    "task_specific_params",
-    "temperature",
-    "tf_legacy_loss",
-    "tokenizer_class",
-    "top_k",
-    "top_p",
-    "torch_dtype",
-    "torchscript",
-    "transformers_version",
-    "typical_p",
-    "unsloth_fixed",
-    "unsloth_version",
-    "use_bfloat16",
-    "use_cache",
-];
-
-/// Fields that change numbers unless they are 0.
-const ZERO: &[&str] = &[
-    "attention_dropout",
-    "attention_probs_dropout_prob",
-    "attn_pdrop",
-    "dropout",
-    "embd_pdrop",
-    "embedding_dropout",
-    "hidden_dropout",
-    "hidden_dropout_prob",
-    "layerdrop",
-    "mlp_dropout",
-    "resid_pdrop",
-    "residual_dropout",
-];
-
-/// Fields that change numbers unless they are 1.
-const ONE: &[&str] = &[
-    "embedding_multiplier",
-    "logit_scale",
-    "logits_scaling",
-    "partial_rotary_factor",
-    "pretraining_tp",
-    "residual_multiplier",
-    "rotary_pct",
-];
-
-/// Fields that change numbers unless they are false.
-const FALSE: &[&str] = &[
-    "add_cross_attention",
-    "is_encoder_decoder",
-    "rope_interleaved",
-    "scale_attn_by_inverse_layer_idx",
-    "tie_encoder_decoder",
-    "use_mrope",
-    "use_parallel_residual",
-];
+use super::{AttentionBias, Config, Family, names, rope};
+use crate::error::{ModelError, Result};
 
 /// What transformers takes where `sliding_window` is missing (not null).
 const DEFAULT_WINDOW: usize = 4096;
 
-pub(super) fn parse(map: &Map<String, Value>) -> Result<Config> {
-    let fields = Fields { map, path: "" };
-    let family = family(&fields)?;
-    check_names(&fields)?;
+/// Most blocks, ten times as many as any model that was published.
+pub(super) const MOST_LAYERS: usize = 10_000;
+/// Most parameters, thousands of times as many as any model that was published: with fewer, no product of sizes and no
+/// number of bytes overflows.
+const MOST_PARAMETERS: u128 = 1 << 48;
 
-    let layers = fields.size("num_hidden_layers", None)?;
+pub(super) fn parse(map: &Map<String, Value>) -> Result<Config> {
+    let fields = Fields { map, path: "", ignorable: false };
+    let family = family(&fields)?;
+    names::check(&fields)?;
+
+    let layers = fields.whole_in("num_hidden_layers", None, 1, MOST_LAYERS)?;
     let hidden_size = fields.size("hidden_size", None)?;
     let heads = fields.size("num_attention_heads", None)?;
     let kv_heads = kv_heads(&fields, family, heads)?;
@@ -152,7 +29,7 @@ pub(super) fn parse(map: &Map<String, Value>) -> Result<Config> {
     let (attention_bias, mlp_bias) = biases(&fields, family)?;
     let vocab_size = fields.size("vocab_size", None)?;
 
-    Ok(Config {
+    let config = Config {
         family,
         vocab_size,
         hidden_size,
@@ -170,10 +47,33 @@ pub(super) fn parse(map: &Map<String, Value>) -> Result<Config> {
         rope: rope::parse(&fields, head_dim, max_position_embeddings)?,
         initializer_range: fields.not_negative("initializer_range", Some(0.02))?,
         max_position_embeddings,
-        mtp_depth: fields.count(super::MTP_DEPTH, Some(0))?,
+        mtp_depth: fields.whole_in(super::MTP_DEPTH, Some(0), 0, MOST_LAYERS)?,
         pad_token_id: pad_token_id(&fields, vocab_size)?,
         source: None,
-    })
+        notes: Vec::new(),
+    };
+    check_parameters(&config)?;
+    Ok(config)
+}
+
+/// Refuses sizes that are fine one by one but not together, before anything of that size exists.
+fn check_parameters(config: &Config) -> Result<()> {
+    let Config { vocab_size, hidden_size, intermediate_size, layers, heads, kv_heads, head_dim, mtp_depth, .. } =
+        *config;
+    let [vocab, hidden, inner, layers, depth, heads, kv_heads, dim] =
+        [vocab_size, hidden_size, intermediate_size, layers, mtp_depth, heads, kv_heads, head_dim].map(|n| n as u128);
+    // Sizes have 31 bits and numbers of layers 14, so that no product here has more than 128.
+    let block = hidden * (2 * (heads + kv_heads) * dim + 3 * inner);
+    let parameters = (layers + depth) * block + depth * 2 * hidden * hidden + 2 * vocab * hidden;
+    if parameters <= MOST_PARAMETERS {
+        return Ok(());
+    }
+    Err(ModelError::Config(format!(
+        "\"vocab_size\" {vocab}, \"hidden_size\" {hidden}, \"intermediate_size\" {inner}, \"num_attention_heads\" {heads}, \
+         \"head_dim\" {dim} and \"num_hidden_layers\" {layers} make a model of {parameters} parameters: correct the one \
+         that is too large, a model has at most {MOST_PARAMETERS}"
+    ))
+    .into())
 }
 
 fn family(fields: &Fields) -> Result<Family> {
@@ -187,41 +87,12 @@ fn family(fields: &Fields) -> Result<Family> {
         .ok_or_else(|| fields.refuse("model_type", &format!("supported are {}", known())))
 }
 
-/// Every field is honoured, known to be without effect, or refused.
-fn check_names(fields: &Fields) -> Result<()> {
-    fields.only("hidden_act", &[json!("silu"), json!("swish")])?;
-    for key in ZERO {
-        fields.only_number(key, 0.0)?;
-    }
-    for key in ONE {
-        fields.only_number(key, 1.0)?;
-    }
-    for key in FALSE {
-        fields.only_false(key, "only false is supported")?;
-    }
-    let empty = |value: &Value| value.as_object().is_some_and(Map::is_empty);
-    if fields.get("pruned_heads").is_some_and(|value| !empty(value)) {
-        return Err(fields.refuse("pruned_heads", "pruned heads are not supported"));
-    }
-    let known = |key: &str| {
-        key == "hidden_act"
-            || key == "pruned_heads"
-            || [READ, HARMLESS, ZERO, ONE, FALSE].iter().any(|list| list.contains(&key))
-    };
-    match fields.map.iter().find(|(key, value)| !value.is_null() && !known(key)) {
-        Some((key, _)) => Err(fields.refuse(
-            key,
-            "this field is not supported and may change what the model computes; remove it if it does not",
-        )),
-        None => Ok(()),
-    }
-}
-
 /// The row of the embedding that its look-up gives no gradient. As in PyTorch a negative id counts from the end.
 fn pad_token_id(fields: &Fields, vocab: usize) -> Result<Option<usize>> {
     let Some(value) = fields.get("pad_token_id") else { return Ok(None) };
     let row = |id: i64| usize::try_from(if id < 0 { id.saturating_add(vocab as i64) } else { id }).ok();
-    let row = value.as_i64().and_then(row).filter(|row| *row < vocab);
+    let whole = value.as_i64().or_else(|| value.as_f64().filter(|id| id.fract() == 0.0).map(|id| id as i64));
+    let row = whole.and_then(row).filter(|row| *row < vocab);
     let allowed =
         || format!("must be a token id from 0 to {} (vocab_size less 1), or null where there is no padding", vocab - 1);
     row.map(Some).ok_or_else(|| fields.refuse("pad_token_id", &allowed()))
@@ -252,14 +123,10 @@ fn head_dim(fields: &Fields, family: Family, hidden_size: usize, heads: usize) -
         _ => Some(hidden_size / heads).filter(|_| hidden_size.is_multiple_of(heads)),
     };
     if fields.get("head_dim").is_none() && default.is_none() {
-        let allowed = format!("must divide hidden_size, {hidden_size}, where head_dim is not given");
+        let allowed = format!("must divide hidden_size, {hidden_size}, where head_dim is not given; add head_dim");
         return Err(fields.refuse("num_attention_heads", &allowed));
     }
-    let head_dim = fields.size("head_dim", default)?;
-    match head_dim % 2 {
-        0 => Ok(head_dim),
-        _ => Err(super::fields::refusal("head_dim", &json!(head_dim), "must be even for the rotary embedding")),
-    }
+    fields.size("head_dim", default)
 }
 
 fn biases(fields: &Fields, family: Family) -> Result<(AttentionBias, bool)> {

@@ -168,7 +168,6 @@ fn refusals_name_field_value_and_what_is_allowed() {
         ("qwen2", json!({"attention_dropout": 0.1}), vec!["\"attention_dropout\""]),
         ("llama", json!({"partial_rotary_factor": 0.5}), vec!["\"partial_rotary_factor\"", "0.5", "only 1"]),
         ("llama", rope(json!({"partial_rotary_factor": 0.5})), vec!["rope_parameters.partial_rotary_factor", "0.5"]),
-        ("llama", json!({"pretraining_tp": 2}), vec!["\"pretraining_tp\"", "2"]),
         ("llama", json!({"num_key_value_heads": 3}), vec!["\"num_key_value_heads\"", "3", "divide", "4"]),
         ("qwen2", json!({"num_key_value_heads": null}), vec!["\"num_key_value_heads\"", "missing"]),
         ("llama", json!({"num_attention_heads": 0}), vec!["\"num_attention_heads\"", "0"]),
@@ -224,14 +223,33 @@ fn refusals_name_field_value_and_what_is_allowed() {
         ("llama", rope(json!({"rope_theta": 5e5})), vec!["\"rope_theta\"", "10000", "500000"]),
         (
             "llama",
-            rope(json!({"rope_type": "yarn", "factor": 2, "truncate": false})),
-            vec!["truncate", "false", "true"],
+            rope(json!({"rope_type": "yarn", "factor": 2, "truncate": 0})),
+            vec!["rope_parameters.truncate", "true or false"],
         ),
         (
             "llama",
-            rope(json!({"rope_type": "yarn", "factor": 2, "attention_factor": 1.0})),
-            vec!["attention_factor", "1.069"],
+            rope(json!({"rope_type": "yarn", "factor": 2, "attention_factor": 0})),
+            vec!["rope_parameters.attention_factor", "above 0"],
         ),
+        (
+            "llama",
+            rope(json!({"rope_type": "yarn", "factor": 2, "beta_fast": 1, "beta_slow": 2})),
+            vec!["\"rope_parameters.beta_fast\" is 1", "at least beta_slow, 2"],
+        ),
+        (
+            "llama",
+            json!({"rope_scaling": {"type": "yarn", "factor": 0.5}}),
+            vec!["\"rope_scaling.factor\" is 0.5", "at least 1"],
+        ),
+        ("llama", json!({"num_hidden_layers": 2_000_000_000}), vec!["\"num_hidden_layers\" is 2000000000", "10000"]),
+        ("llama", json!({"num_nextn_predict_layers": 2_000_000_000}), vec!["\"num_nextn_predict_layers\"", "10000"]),
+        (
+            "llama",
+            json!({"num_attention_heads": 2_000_000_000, "num_key_value_heads": 1, "head_dim": 2_000_000_000}),
+            vec!["\"num_attention_heads\" 2000000000", "\"head_dim\" 2000000000", "too large"],
+        ),
+        ("llama", json!({"hidden_size": 32.5}), vec!["\"hidden_size\" is 32.5", "whole number"]),
+        ("llama", json!({"hidden_size": -32.0}), vec!["\"hidden_size\" is -32.0", "whole number"]),
         (
             "llama",
             rope(json!({"rope_type": "llama3", "factor": 2, "low_freq_factor": 4, "high_freq_factor": 4})),
@@ -258,10 +276,94 @@ fn refusals_name_field_value_and_what_is_allowed() {
 fn fields_without_effect_are_accepted() {
     let config = with(
         "llama",
-        json!({"torch_dtype": "bfloat16", "bos_token_id": 1, "eos_token_id": [1, 2], "attention_dropout": 0, "pretraining_tp": 1,
+        json!({"torch_dtype": "bfloat16", "bos_token_id": 1, "eos_token_id": [1, 2], "attention_dropout": 0, "pretraining_tp": 2,
                "partial_rotary_factor": 1.0, "_name_or_path": "x", "hidden_act": "silu", "pruned_heads": {}}),
     );
     assert_eq!(config.unwrap(), with("llama", json!({})).unwrap());
+}
+
+#[test]
+fn whole_numbers_may_be_written_as_floats() {
+    let floats = json!({"hidden_size": 32.0, "num_hidden_layers": 3.0, "vocab_size": 6.4e1, "pad_token_id": 7.0});
+    assert_eq!(with("llama", floats).unwrap(), with("llama", json!({"pad_token_id": 7})).unwrap());
+}
+
+#[test]
+fn a_factor_and_unrounded_ends_of_yarn_are_read_and_written() {
+    let fields = json!({"rope_type": "yarn", "factor": 4.0, "attention_factor": 1.5, "truncate": false, "beta_fast": 2,
+        "beta_slow": 2, "original_max_position_embeddings": 512});
+    let config = with("llama", json!({ "rope_parameters": fields })).unwrap();
+    let expected = RopeScaling::Yarn {
+        factor: 4.0,
+        original: 512,
+        beta_fast: 2.0,
+        beta_slow: 2.0,
+        mscale: None,
+        mscale_all_dim: None,
+        attention_factor: Some(1.5),
+        truncate: false,
+    };
+    assert_eq!(config.rope.scaling, expected);
+    let bare = Config { source: None, ..config.clone() };
+    assert_eq!(Config::from_json(&bare.to_json().unwrap()).unwrap(), config);
+    // What is read can be used: the ramp's ends have one rule.
+    assert!(crate::rope::Rope::new(config.rope).is_ok());
+    let share = json!({"rope_type": "yarn", "factor": null, "original_max_position_embeddings": 512});
+    let config = with("llama", json!({"rope_parameters": share, "max_position_embeddings": 2048})).unwrap();
+    assert!(matches!(config.rope.scaling, RopeScaling::Yarn { factor: 4.0, original: 512, .. }));
+}
+
+#[test]
+fn fields_are_ignored_on_demand_only() {
+    let map = |changes: Value| {
+        with("llama", json!({})).map(|config| config.to_map().unwrap()).map(|mut map| {
+            map.extend(changes.as_object().unwrap().clone());
+            map
+        })
+    };
+    let read = |changes: Value, ignore: &[&str]| {
+        let ignore = ignore.iter().map(|name| name.to_string()).collect();
+        Config::from_map_with(map(changes).unwrap(), &ParseOptions { ignore })
+    };
+    let scaled = json!({"logits_scaling": 8.0});
+    assert!(read(scaled.clone(), &[]).unwrap_err().to_string().contains("--ignore-config-field logits_scaling"));
+    let config = read(scaled, &["logits_scaling"]).unwrap();
+    assert_eq!(config, with("llama", json!({})).unwrap());
+    assert!(config.notes().len() == 1 && config.notes()[0].contains("\"logits_scaling\" is 8.0"));
+    assert!(!config.to_map().unwrap().contains_key("logits_scaling"));
+    let nested = json!({"rope_scaling": {"rope_type": "linear", "factor": 2.0, "secret": 1}});
+    assert!(read(nested.clone(), &[]).unwrap_err().to_string().contains("--ignore-config-field rope_scaling.secret"));
+    assert_eq!(read(nested.clone(), &["rope_scaling.secret"]).unwrap().rope.interpolation, Some(2.0));
+    assert_eq!(read(nested, &["rope_scaling"]).unwrap().rope.interpolation, None);
+    // What has no effect is not worth a word.
+    assert!(read(json!({"auto_map": {}}), &["auto_map"]).unwrap().notes().is_empty());
+    for (name, word) in [("hidden_size", "honoured"), ("rope_parameters", "honoured"), ("hiden_size", "no such field")]
+    {
+        let message = read(json!({}), &[name]).unwrap_err().to_string();
+        assert!(message.contains(name) && message.contains(word), "{message}");
+    }
+}
+
+#[test]
+fn a_fresh_configuration_has_no_special_tokens_and_another_keeps_its_own() {
+    let fresh = Config::preset("tiny").unwrap().to_map().unwrap();
+    for key in ["bos_token_id", "eos_token_id"] {
+        assert_eq!(fresh.get(key), Some(&Value::Null), "{key}: a missing field is 1 or 2 in transformers");
+    }
+    let mut config = with("llama", json!({"bos_token_id": 7, "eos_token_id": [8, 9]})).unwrap();
+    config.vocab_size = 65;
+    let map = config.to_map().unwrap();
+    assert_eq!((&map["bos_token_id"], &map["eos_token_id"]), (&json!(7), &json!([8, 9])));
+}
+
+#[test]
+fn sizes_are_refused_before_they_are_taken() {
+    let sizes = Sizes { vocab_size: 8, hidden_size: 8, intermediate_size: 8, layers: 3, heads: 2, kv_heads: 1 };
+    let message = Config::llama(Sizes { layers: 2_000_000_000, ..sizes }).unwrap_err().to_string();
+    assert!(message.contains("num_hidden_layers") && message.contains("2000000000"), "{message}");
+    let large = Sizes { vocab_size: 1 << 30, hidden_size: 1 << 30, ..sizes };
+    assert!(Config::llama(large).unwrap_err().to_string().contains("too large"));
+    assert!(Config::llama(sizes).unwrap().with_mtp_depth(2_000_000_000).check().is_err());
 }
 
 #[test]

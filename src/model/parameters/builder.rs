@@ -55,16 +55,16 @@ impl Builder {
         }
     }
 
-    /// One depth of multi-token prediction.
+    /// One depth of multi-token prediction, by DeepSeek's names.
     pub fn mtp(&mut self, config: &Config, depth: usize) -> MtpIds {
-        let prefix = format!("model.mtp.{depth}");
+        let prefix = format!("model.layers.{}", config.layers + depth);
         let (hidden, name) = (config.hidden_size, |part: &str| format!("{prefix}.{part}"));
         MtpIds {
-            hidden_norm: self.norm(name("hidden_norm"), hidden),
-            embedding_norm: self.norm(name("embedding_norm"), hidden),
+            hidden_norm: self.norm(name("hnorm"), hidden),
+            embedding_norm: self.norm(name("enorm"), hidden),
             projection: self.linear(name("eh_proj"), (hidden, 2 * hidden), false, Kind::Linear),
             layer: self.layer(config, &prefix),
-            norm: self.norm(name("norm"), hidden),
+            norm: self.norm(name("shared_head.norm"), hidden),
         }
     }
 }

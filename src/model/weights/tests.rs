@@ -6,6 +6,7 @@ use safetensors::SafeTensors;
 use safetensors::tensor::{TensorView, serialize};
 use tempfile::TempDir;
 
+use super::files::INDEX;
 use super::*;
 use crate::tensor::Cpu;
 
@@ -119,7 +120,7 @@ fn every_float_type_is_read_and_written() {
 }
 
 /// Splits a golden case into two shards with an index.
-fn sharded(change: impl FnOnce(&mut serde_json::Map<String, Value>)) -> TempDir {
+fn sharded(change: impl FnOnce(&mut serde_json::Map<String, serde_json::Value>)) -> TempDir {
     let folder = tempfile::tempdir().unwrap();
     fs::copy(golden("llama_gqa").join("config.json"), folder.path().join("config.json")).unwrap();
     let all = tensors(&golden("llama_gqa"));
@@ -252,4 +253,99 @@ fn a_failed_save_leaves_what_was_there() {
     assert!(!error.is_input() && error.to_string().contains(SINGLE), "{error}");
     let names: Vec<_> = fs::read_dir(out.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
     assert_eq!(names, [SINGLE]);
+}
+
+/// A copy of a golden case whose tensors have other names.
+fn renamed(case: &str, rename: impl Fn(&str) -> String) -> TempDir {
+    changed(case, |all| all.iter_mut().for_each(|tensor| tensor.0 = rename(&tensor.0)))
+}
+
+fn notes(folder: &Path) -> Vec<String> {
+    check(folder, &ParameterList::new(&Config::read(folder).unwrap())).unwrap()
+}
+
+#[test]
+fn names_of_wrappers_and_of_bare_models_are_read_and_said() {
+    let (_, expected) = open::<f32>(&golden("qwen2_tied_bias")).unwrap();
+    let bare = |name: &str| name.strip_prefix("model.").unwrap_or(name).to_string();
+    type Rename<'a> = &'a dyn Fn(&str) -> String;
+    let spellings: [(Rename<'_>, &[&str]); 5] = [
+        (&|name| name.to_string(), &[]),
+        (&|name| format!("module.{name}"), &["module."]),
+        (&|name| format!("module._orig_mod.{name}"), &["module."]),
+        (&bare, &["\"model.\""]),
+        (&|name| format!("_orig_mod.{}", bare(name)), &["module.", "\"model.\""]),
+    ];
+    for (rename, words) in spellings {
+        let folder = renamed("qwen2_tied_bias", rename);
+        let (_, weights) = open::<f32>(folder.path()).unwrap();
+        assert!(expected.list().ids().all(|id| weights[id][..] == expected[id][..]));
+        let notes = notes(folder.path());
+        assert_eq!(notes.len(), words.len(), "{notes:?}");
+        assert!(notes.iter().zip(words).all(|(note, word)| note.contains(word)), "{notes:?}");
+    }
+    let twice = changed("llama_gqa", |all| {
+        let mut copy = all[0].clone();
+        copy.0 = format!("module.{}", copy.0);
+        all.push(copy);
+    });
+    assert!(refused(twice.path()).contains("by two names"));
+}
+
+#[test]
+fn a_missing_output_layer_names_the_fix() {
+    let folder = changed("llama_gqa", |all| all.retain(|tensor| tensor.0 != HEAD));
+    let message = refused(folder.path());
+    assert!(message.contains(HEAD) && message.contains("set tie_word_embeddings to true"), "{message}");
+    // The other way round there is one tensor for both.
+    let (_, expected) = open::<f32>(&golden("qwen2_tied_bias")).unwrap();
+    let rename = |name: &str| if name == EMBEDDING { HEAD.to_string() } else { name.to_string() };
+    let folder = renamed("qwen2_tied_bias", rename);
+    let (_, weights) = open::<f32>(folder.path()).unwrap();
+    assert!(weights[weights.list().embedding][..] == expected[expected.list().embedding][..]);
+    assert!(notes(folder.path())[0].contains(HEAD));
+}
+
+#[test]
+fn headers_contradict_sizes_before_memory_is_taken() {
+    let refused_with = |key: &str, value: u64, words: &[&str]| {
+        let folder = changed("llama_gqa", |_| ());
+        let path = folder.path().join("config.json");
+        let mut map: serde_json::Map<_, _> = serde_json::from_str(&fs::read_to_string(&path).unwrap()).unwrap();
+        map.insert(key.into(), json!(value));
+        fs::write(&path, serde_json::Value::Object(map).to_string()).unwrap();
+        let config = Config::read(folder.path()).unwrap();
+        let error = check(folder.path(), &ParameterList::new(&config)).unwrap_err();
+        let message = error.to_string();
+        assert!(error.is_input() && words.iter().all(|word| message.contains(word)), "{message}");
+    };
+    refused_with("num_hidden_layers", 10_000, &["has 2 blocks", "10000 (num_hidden_layers)"]);
+    refused_with("num_nextn_predict_layers", 3, &["has 2 blocks", "3 (num_nextn_predict_layers)"]);
+    refused_with("vocab_size", 2_000_000_000, &[EMBEDDING, "2000000000", "config.json"]);
+    refused_with("intermediate_size", 2_000_000_000, &["2000000000", "config.json"]);
+}
+
+#[test]
+fn pointers_of_git_lfs_are_named() {
+    let pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 7\n";
+    for name in [SINGLE, "config.json"] {
+        let folder = changed("llama_gqa", |_| ());
+        fs::write(folder.path().join(name), pointer).unwrap();
+        let message = refused(folder.path());
+        assert!(message.contains(name) && message.contains("git lfs pull"), "{message}");
+    }
+}
+
+#[test]
+fn quantised_tensors_are_named_as_such() {
+    let name = "model.layers.0.mlp.up_proj.weight";
+    let folder =
+        renamed(
+            "llama_gqa",
+            |other| {
+                if other == name { other.replace("weight", "qweight") } else { other.to_string() }
+            },
+        );
+    let message = refused(folder.path());
+    assert!(message.contains(name) && message.contains("dequantise"), "{message}");
 }

@@ -182,7 +182,17 @@ pub fn config(rotary: &Rotary) -> RopeConfig {
             RopeScaling::Llama3 { factor, low, high, original: original as usize }
         }
         Stretch::Yarn { factor, original, beta_fast, beta_slow, mscale, mscale_all_dim } => {
-            RopeScaling::Yarn { factor, original: original as usize, beta_fast, beta_slow, mscale, mscale_all_dim }
+            let (original, attention_factor, truncate) = (original as usize, None, true);
+            RopeScaling::Yarn {
+                factor,
+                original,
+                beta_fast,
+                beta_slow,
+                mscale,
+                mscale_all_dim,
+                attention_factor,
+                truncate,
+            }
         }
     };
     RopeConfig {

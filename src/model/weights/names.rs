@@ -1,0 +1,95 @@
+//! Names of tensors as other programs write them, translated to those of parameters.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use super::files::Tensor;
+use super::{EMBEDDING, HEAD};
+use crate::error::{ModelError, Result};
+use crate::model::parameters::ParameterList;
+
+/// Parts of names that stand for wrappers of PyTorch: data parallelism, compilation, sharding, recomputation.
+const WRAPPERS: [&str; 4] = ["module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"];
+/// What every name but the output layer's begins with.
+const MODEL: &str = "model.";
+
+/// By name, in an order that does not change from run to run.
+pub(super) type Tensors = BTreeMap<String, Tensor>;
+
+/// Translates all names, and says what was done in a sentence each. Names that need nothing stay as they are.
+///
+/// # Errors
+/// Two tensors of one name.
+pub(super) fn translated(tensors: Tensors, list: &ParameterList, place: &Path) -> Result<(Tensors, Vec<String>)> {
+    let mut notes = Vec::new();
+    let mut note = |what: &str| notes.push(format!("{}: {what}", place.display()));
+    let mut all = renamed(tensors, place, |name, _| {
+        let parts = name.split('.').filter(|part| !WRAPPERS.contains(part));
+        parts.collect::<Vec<_>>().join(".")
+    })?;
+    if all.changed {
+        note("names of tensors are read without the parts that PyTorch's wrappers add, such as \"module.\"");
+    }
+    if !all.tensors.keys().any(|name| name.starts_with(MODEL)) {
+        let is_inner = |name: &str| ["embed_tokens.", "layers.", "norm."].iter().any(|start| name.starts_with(start));
+        let inner = |name: &str, _: &mut Tensor| if is_inner(name) { format!("{MODEL}{name}") } else { name.into() };
+        all = renamed(all.tensors, place, inner)?;
+        if all.changed {
+            note("names of tensors are read with \"model.\" in front of them");
+        }
+    }
+    if !list.mtp.is_empty() {
+        all = renamed(all.tensors, place, |name, tensor| match mtp(name, list.layers.len()) {
+            Some(newer) => {
+                // The halves of this matrix were in the other order when the names were others.
+                tensor.halves_swapped = newer.ends_with(".eh_proj.weight");
+                newer
+            }
+            None => name.into(),
+        })?;
+        if all.changed {
+            note("tensors of multi-token prediction have older names, which are read as today's");
+        }
+    }
+    if list.head.is_none()
+        && !all.tensors.contains_key(EMBEDDING)
+        && let Some(head) = all.tensors.remove(HEAD)
+    {
+        all.tensors.insert(EMBEDDING.into(), head);
+        note("the embedding is read from lm_head.weight, which config.json ties to it");
+    }
+    Ok((all.tensors, notes))
+}
+
+struct Renamed {
+    tensors: Tensors,
+    changed: bool,
+}
+
+fn renamed(tensors: Tensors, place: &Path, mut rename: impl FnMut(&str, &mut Tensor) -> String) -> Result<Renamed> {
+    let mut all = Renamed { tensors: Tensors::new(), changed: false };
+    for (name, mut tensor) in tensors {
+        let newer = rename(&name, &mut tensor);
+        all.changed |= newer != name;
+        if all.tensors.insert(newer.clone(), tensor).is_some() {
+            return Err(ModelError::Weights(format!(
+                "{} holds {newer} by two names, one of them {name}: remove one",
+                place.display()
+            ))
+            .into());
+        }
+    }
+    Ok(all)
+}
+
+/// Today's name of a tensor of multi-token prediction, `model.mtp.{k}.` in earlier versions of this program.
+fn mtp(name: &str, layers: usize) -> Option<String> {
+    let (depth, part) = name.strip_prefix("model.mtp.")?.split_once('.')?;
+    let part = match part {
+        "hidden_norm.weight" => "hnorm.weight",
+        "embedding_norm.weight" => "enorm.weight",
+        "norm.weight" => "shared_head.norm.weight",
+        part => part,
+    };
+    Some(format!("model.layers.{}.{part}", layers.checked_add(depth.parse().ok()?)?))
+}
