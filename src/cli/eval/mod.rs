@@ -41,7 +41,8 @@ pub struct Arguments {
     /// "labels", "loss_mask", "document_ids" or "cu_seqlens", "position_ids" and "attention_mask" (README)
     #[arg(long, value_name = "FILE", conflicts_with_all = ["seq_len", "seed", "document_separator", "bytes"])]
     tokens: Option<PathBuf>,
-    /// What "labels" of --tokens are [default: found out by comparing them with the tokens]
+    /// Whether "labels" of --tokens are those of the tokens at their own places (unshifted, as Hugging Face has them) or
+    /// of the tokens after them (shifted, as Megatron has them) [default: found out by comparing them with the tokens]
     #[arg(long, value_enum, value_name = "MEANING", conflicts_with = "data")]
     labels: Option<Labels>,
     #[command(flatten)]
@@ -69,13 +70,11 @@ pub struct Arguments {
     json: bool,
 }
 
-/// What labels are.
+/// A [`LabelMeaning`] by name.
 #[derive(Clone, Copy, Debug, ValueEnum)]
 enum Labels {
-    /// Those of the tokens at their own places, as Hugging Face has them
     #[value(alias = "hf")]
     Unshifted,
-    /// Those of the tokens after them, as Megatron has them
     #[value(alias = "megatron")]
     Shifted,
 }
