@@ -66,6 +66,7 @@ pub mod comm;
 pub mod conformance;
 pub mod degree;
 pub mod error;
+pub mod files;
 pub mod handler;
 pub mod layout;
 pub mod mask;
