@@ -11,6 +11,7 @@ pub mod data;
 pub mod documents;
 pub mod learner;
 pub mod run_folder;
+pub mod run_record;
 pub mod schedule;
 mod state;
 mod text;

@@ -24,39 +24,46 @@ const SEQ_LEN: usize = 512;
 /// Sequences of the recall task.
 const RECALL_SEQUENCES: usize = 64;
 
+/// The usage that clap makes of the group is wider than a terminal of 60 columns.
+const USAGE: &str = "\
+    context-parallel eval --model DIR --data FILE ..\n       \
+    context-parallel eval --model DIR --tokens FILE ..";
+
 /// Measure loss and perplexity of a model on a text or on token ids
 #[derive(clap::Args, Clone, Debug)]
+#[command(override_usage = USAGE)]
 #[command(group(ArgGroup::new("input").required(true).args(["data", "tokens"])))]
 pub struct Arguments {
     /// Model: a folder with config.json and safetensors, as Hugging Face writes it
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, value_name = "DIR", help_heading = args::MODEL)]
     model: PathBuf,
     /// Text file (its bytes are the tokens), cut into consecutive sequences, or "recall" for the synthetic task
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", help_heading = args::MODEL)]
     data: Option<PathBuf>,
     /// Token ids: a safetensors file with "tokens" [B, S] of i64; each row is a sequence
-    #[arg(long, value_name = "FILE", conflicts_with_all = ["seq_len", "seed", "document_separator"])]
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["seq_len", "seed", "document_separator"],
+        help_heading = args::MODEL)]
     tokens: Option<PathBuf>,
-    /// Write the logits here as a safetensors file with "logits" [B, S, V] of f32, replacing it
-    #[arg(long, value_name = "FILE")]
-    logits: Option<PathBuf>,
-    #[command(flatten)]
-    pub choices: Choices,
     /// Tokens of a sequence of --data [default: 512, or the whole text where it is shorter]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", help_heading = args::MODEL)]
     seq_len: Option<usize>,
     /// What stands between the documents of a text, such as '\n\n' (blank lines): a sequence is then a document, or a
     /// part of at most --seq-len tokens of a longer one
-    #[arg(long, value_name = "STRING", allow_hyphen_values = true)]
+    #[arg(long, value_name = "STRING", allow_hyphen_values = true, help_heading = args::MODEL)]
     document_separator: Option<String>,
     /// Sequences at a time
-    #[arg(long, value_name = "N", default_value_t = 4)]
+    #[arg(long, value_name = "N", default_value_t = 4, help_heading = args::MODEL)]
     batch: usize,
     /// Seed of the recall task [default: 0]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", help_heading = args::MODEL)]
     seed: Option<u64>,
+    #[command(flatten)]
+    pub choices: Choices,
+    /// Write the logits here as a safetensors file with "logits" [B, S, V] of f32, replacing it
+    #[arg(long, value_name = "FILE", help_heading = args::OUTPUT)]
+    logits: Option<PathBuf>,
     /// Print one JSON object
-    #[arg(long)]
+    #[arg(long, help_heading = args::OUTPUT)]
     json: bool,
 }
 
@@ -68,6 +75,8 @@ struct Job {
     settings: Settings,
     /// Every sequence to run; labels where something is to be predicted.
     input: TokenBatch,
+    /// Whether tokens are the bytes of a text.
+    is_bytes: bool,
     /// Sequences at a time.
     batch: usize,
     logits: Option<PathBuf>,
@@ -77,6 +86,9 @@ struct Job {
 struct Report {
     loss: f64,
     perplexity: f64,
+    /// The loss in bits, where tokens are bytes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    bits_per_byte: Option<f64>,
     /// Labels that count.
     tokens: usize,
 }
@@ -86,18 +98,22 @@ pub fn run(arguments: Arguments, cluster: &Cluster) -> Result<ExitCode> {
     let Some(loss) = work::run(&job, cluster)? else { return Ok(ExitCode::SUCCESS) };
     if !loss.is_finite() {
         // JSON has no such number, and a mean that is not one says nothing.
-        output::note(format!(
+        output::warn(format!(
             "the loss is {loss}, not a finite number: check the weights, or use a --dtype with a larger range (bf16, f32)"
         ));
         return Ok(ExitCode::FAILURE);
     }
-    let report = Report { loss, perplexity: loss.exp(), tokens: job.input.counted() };
+    let bits_per_byte = job.is_bytes.then_some(loss / std::f64::consts::LN_2);
+    let report = Report { loss, perplexity: loss.exp(), bits_per_byte, tokens: job.input.counted() };
     if arguments.json {
         output::json(&report);
     } else {
-        let Report { loss, perplexity, tokens } = report;
+        let Report { loss, perplexity, bits_per_byte, tokens } = report;
         let tokens = output::count(tokens as u64);
-        output::line(format!("loss {loss:.4} nats per token, perplexity {perplexity:.3}, over {tokens} tokens"));
+        let bits = bits_per_byte.map_or(String::new(), |bits| format!(", {bits:.4} bits per byte"));
+        output::sentence(format!(
+            "loss {loss:.4} nats per token{bits}, perplexity {perplexity:.3}, over {tokens} tokens"
+        ));
         if let Some(path) = &job.logits {
             output::line(format!("logits are in {}", path.display()));
         }
@@ -123,11 +139,13 @@ fn prepare(arguments: &Arguments, cluster: &Cluster) -> Result<Job> {
         check_not_input(path, arguments)?;
     }
     let model = model_folder(&arguments.model)?;
-    if arguments.data.as_deref().is_some_and(|data| data != Path::new(RECALL)) {
+    let is_bytes = arguments.data.as_deref().is_some_and(|data| data != Path::new(RECALL));
+    if is_bytes {
         refuse_tokenizer(&model)?;
     }
     let config = Config::read(&model)?;
     settings.fit_heads(config.heads)?;
+    let reading = arguments.tokens.as_deref().or(arguments.data.as_deref().filter(|_| is_bytes)).map(output::reading);
     let input = match (&arguments.tokens, &arguments.data) {
         (Some(tokens), _) => read_tokens(tokens)?,
         (None, Some(data)) if data == Path::new(RECALL) => {
@@ -154,9 +172,10 @@ fn prepare(arguments: &Arguments, cluster: &Cluster) -> Result<Job> {
         }
         (None, None) => return Err(args::numbers("nothing to evaluate: pass --data FILE or --tokens FILE".into())),
     };
+    drop(reading);
     settings.check_seq_len(input.longest())?;
     input.check_vocab(config.vocab_size)?;
-    Ok(Job { model, config, settings, input, batch, logits: arguments.logits.clone() })
+    Ok(Job { model, config, settings, input, is_bytes, batch, logits: arguments.logits.clone() })
 }
 
 /// A text as consecutive sequences; one of the length asked for must fit.
