@@ -67,7 +67,7 @@ pub mod conformance;
 pub mod degree;
 mod elementary;
 pub mod error;
-mod files;
+pub mod files;
 pub mod handler;
 pub mod layout;
 pub mod mask;

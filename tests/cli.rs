@@ -2,6 +2,12 @@
 
 #[path = "cli/data.rs"]
 mod data;
+#[path = "cli/interrupts.rs"]
+mod interrupts;
+#[path = "cli/runs.rs"]
+mod runs;
+#[path = "cli/terminal.rs"]
+mod terminal;
 #[path = "cli/threads.rs"]
 mod threads;
 
@@ -100,7 +106,10 @@ fn unknown_names_list_what_exists() {
 
 #[test]
 fn what_is_not_there_says_what_works() {
-    refused("train --data text --resume", &["--resume is not available", "--model"]);
+    refused(
+        "train --data text --resume",
+        &["--resume is not available", "--model DIR", "--lr 2e-5", "fresh optimizer"],
+    );
     refused("train --data text --resume old", &["--resume is not available"]);
     for command in ["train --data text", "eval --data text --model bpe", "verify"] {
         refused(&format!("{command} --transport nccl"), &["--transport nccl is not available", "threads"]);
@@ -261,14 +270,17 @@ fn help_and_version_are_fine() {
     }
 }
 
-/// Runs something that must work; its JSON object.
+/// Runs something that must work; its JSON object, which is the last one of several where it trains.
 fn json(folder: &Path, arguments: &str) -> Value {
     let output = run(folder, &arguments.split_whitespace().collect::<Vec<_>>());
     let message = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(0), "{arguments}: {message}");
     let text = String::from_utf8(output.stdout).unwrap();
-    assert_eq!(text.lines().count(), 1, "{arguments} prints one line");
-    serde_json::from_str(&text).unwrap()
+    let mut lines = text.lines().rev();
+    let report: Value = serde_json::from_str(lines.next().unwrap()).unwrap();
+    let steps = lines.count();
+    assert_eq!(steps, if arguments.starts_with("train") { numbers(&report["loss"]).len() } else { 0 }, "{arguments}");
+    report
 }
 
 fn numbers(value: &Value) -> Vec<f64> {
@@ -293,7 +305,7 @@ fn a_run_leaves_a_model_that_can_be_used() {
 
     let mut names: Vec<_> = fs::read_dir(path.join("run")).unwrap().map(|entry| entry.unwrap().file_name()).collect();
     names.sort();
-    assert_eq!(names, ["config.json", "log.jsonl", "loss.svg", "model.safetensors"]);
+    assert_eq!(names, ["config.json", "log.jsonl", "loss.svg", "model.safetensors", "run.json"]);
     let log = fs::read_to_string(path.join("run/log.jsonl")).unwrap();
     let log: Vec<Value> = log.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     assert_eq!(log.iter().map(|line| line["loss"].as_f64().unwrap()).collect::<Vec<_>>(), losses);
@@ -434,7 +446,8 @@ fn further_tokens_are_trained_saved_and_kept() {
 
     // A model goes on with its depth; one without can be given one.
     let longer = train.replace("--steps 2", "--steps 12");
-    let next = numbers(&json(path, &format!("{longer} --batch 4 --model run --seed 1 --out next"))["mtp_loss"]);
+    let next =
+        numbers(&json(path, &format!("{longer} --batch 4 --model run --lr 3e-3 --seed 1 --out next"))["mtp_loss"]);
     assert!(next.len() == 12 && next[11] < 256f64.ln() - 0.5, "{next:?}");
     assert_eq!(Config::read(&path.join("next")).unwrap(), config);
     let given = json(path, &format!("{train} --batch 2 --model plain --mtp-depth 1 --out given"));

@@ -15,8 +15,9 @@ use context_parallel::strategy::{Flash, Single};
 use context_parallel::tensor::{Cpu, DType, Float, Matrix};
 use serde::Serialize;
 
+use super::args::{self, Names, Table};
 use super::engine::{Cluster, Comm};
-use super::{args, machine, output};
+use super::{machine, output};
 
 /// Measure a part of the program
 #[derive(clap::Args, Clone, Debug)]
@@ -33,8 +34,8 @@ enum Part {
 /// Forward and backward of attention on one rank: milliseconds and GFLOP/s
 #[derive(clap::Args, Clone, Debug)]
 struct Attention {
-    /// Storage type: f32, bf16
-    #[arg(long, value_name = "NAME", default_value = "f32")]
+    /// Storage type
+    #[arg(long, value_name = "NAME", default_value = "f32", value_parser = Names::new(|| args::of(DTYPES)))]
     dtype: String,
     /// Sequences
     #[arg(long, value_name = "N", default_value_t = 1)]
@@ -61,9 +62,12 @@ struct Attention {
     #[arg(long, value_name = "N", default_value_t = 5)]
     runs: usize,
     /// Print one JSON object
-    #[arg(long)]
+    #[arg(long, help_heading = args::OUTPUT)]
     json: bool,
 }
+
+/// Types that are measured.
+const DTYPES: Table<DType> = &[(&["f32"], DType::F32), (&["bf16"], DType::Bf16)];
 
 /// Everything checked.
 #[derive(Clone, Copy, Debug)]
@@ -107,8 +111,10 @@ pub fn run(arguments: Arguments, cluster: &Cluster) -> Result<ExitCode> {
 
 fn prepare(arguments: &Attention) -> Result<Job> {
     let dtype = args::dtype(&arguments.dtype)?;
-    if !matches!(dtype, DType::F32 | DType::Bf16) {
-        return Err(args::not_available(format!("--dtype {dtype} for bench attention"), "choose one of f32, bf16"));
+    if !DTYPES.iter().any(|&(_, measured)| measured == dtype) {
+        let names = DTYPES.iter().map(|(names, _)| names[0]).collect::<Vec<_>>().join(", ");
+        let what = format!("--dtype {dtype} for bench attention");
+        return Err(args::not_available(what, format!("choose one of {names}")));
     }
     let heads = args::positive("--heads", arguments.heads)?;
     let kv_heads = args::positive("--kv-heads", arguments.kv_heads.unwrap_or(heads))?;
@@ -189,6 +195,12 @@ fn measure<T: Float>(job: &Job, cluster: &Cluster) -> Result<(Vec<f64>, Vec<f64>
     let scale = 1.0 / (head_dim as f64).sqrt();
     let shape = AttentionShape { q_heads: heads, kv_heads, qk_dim: head_dim, v_dim: head_dim, scale };
     let mask = if job.causal { Mask::Causal } else { Mask::Full };
+    let Job { runs, threads, .. } = *job;
+    let _measuring = output::phase(format!(
+        "attention of {batch} x {heads} heads x {seq} tokens x {head_dim}, forward and backward, {} times on {}",
+        runs + 1,
+        output::many(threads, "thread")
+    ));
     let times = cluster.on_ranks(1, &|comm| {
         let device = Cpu::<T>::with_threads(job.threads)?;
         let handler = CpHandler::<Single, Bshd, Comm>::new(Single, comm)?;

@@ -3,6 +3,8 @@
 
 use std::ops::Range;
 use std::process::ExitCode;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use context_parallel::comm::threads::{self, Options};
@@ -128,13 +130,22 @@ impl Cluster {
     pub fn on_ranks<R: Send>(&self, ranks: usize, body: &(dyn Fn(Comm) -> Result<R> + Sync)) -> Result<Option<R>> {
         match self {
             Cluster::Threads(options) => {
-                let results = threads::run_with(options.clone(), ranks, |comm| body(Box::new(comm)))?;
+                let starting = Mutex::new(Some(output::phase(format!("starting {}", output::many(ranks, "rank")))));
+                let started = AtomicUsize::new(0);
+                let results = threads::run_with(options.clone(), ranks, |comm| {
+                    if started.fetch_add(1, Ordering::Relaxed) + 1 == ranks {
+                        starting.lock().unwrap_or_else(PoisonError::into_inner).take();
+                    }
+                    body(Box::new(comm))
+                })?;
                 Ok(results.into_iter().next())
             }
             #[cfg(feature = "mpi")]
             Cluster::Mpi(world) => {
                 let takes_part = world.rank() < ranks;
+                let starting = output::phase(format!("waiting for {}", output::many(world.size(), "process")));
                 let comm = world.split(usize::from(!takes_part), 0)?;
+                drop(starting);
                 let result = takes_part.then(|| body(comm)).transpose()?;
                 Ok(result.filter(|_| self.speaks()))
             }

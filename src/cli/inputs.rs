@@ -6,30 +6,12 @@ use std::path::{Path, PathBuf};
 
 use context_parallel::error::{DataError, Result};
 use context_parallel::model::Config;
+use context_parallel::train::companions::is_of_tokenizer;
 use context_parallel::train::data::{BYTE_VOCAB, check_bytes, read_bytes, read_text};
 use context_parallel::train::run_folder::Vacant;
 use context_parallel::train::tokens::{LabelMeaning, TokenFile, read_tokens};
 
 use super::{args, machine};
-
-/// Files of a tokenizer, by whole names. `tokenizer.model` is also a beginning, of `tokenizer.model.v3`.
-const TOKENIZERS: [&str; 15] = [
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "tokenizer.model",
-    "tokenizer.pkl",
-    "tekken.json",
-    "spiece.model",
-    "sentencepiece.bpe.model",
-    "vocab.json",
-    "vocab.txt",
-    "vocab.bpe",
-    "merges.txt",
-    "encoder.json",
-    "bpe.codes",
-    "special_tokens_map.json",
-    "added_tokens.json",
-];
 
 /// How a text is read.
 #[derive(clap::Args, Clone, Copy, Debug, Default)]
@@ -99,10 +81,7 @@ fn check_over_bytes(folder: Option<&Path>, config: &Config) -> Result<()> {
 
 /// A file of a tokenizer, if the folder has one; of several the first by name.
 fn tokenizer(folder: &Path) -> Option<PathBuf> {
-    let is_of_one = |path: &PathBuf| {
-        let name = path.file_name().unwrap_or_default().to_string_lossy().to_lowercase();
-        TOKENIZERS.contains(&&*name) || name.starts_with("tokenizer.model.") || name.ends_with(".tiktoken")
-    };
+    let is_of_one = |path: &PathBuf| is_of_tokenizer(&path.file_name().unwrap_or_default().to_string_lossy());
     fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path()).filter(is_of_one).min()
 }
 
@@ -176,7 +155,7 @@ mod tests {
         let message = read(true, None, 110).unwrap_err().to_string();
         assert!(message.contains("byte 112 at offset 0"), "{message}");
         let model = folder.path().join("model");
-        for name in TOKENIZERS.into_iter().chain(["qwen.tiktoken", "tokenizer.model.v3", "Tokenizer.json"]) {
+        for name in ["tokenizer.json", "tekken.json", "spiece.model", "qwen.tiktoken", "tokenizer_config.json"] {
             fs::create_dir(&model).unwrap();
             assert!(read(false, Some(&model), 256).is_ok());
             fs::write(model.join(name), "{}").unwrap();

@@ -16,7 +16,7 @@ use context_parallel::strategy::executor::RankPlan;
 use context_parallel::strategy::support::{self, Chosen};
 use serde::Serialize;
 
-use super::args::{self, Combination, Settings};
+use super::args::{self, Combination, Names, Settings, Table};
 use super::{machine, output};
 
 /// Print the plan of a strategy: who holds, computes and sends what
@@ -25,32 +25,33 @@ pub struct Arguments {
     #[command(flatten)]
     combination: Combination,
     /// Lengths of the documents (thd), or of the sequences, all alike (bshd, sbhd), separated by commas
-    #[arg(long, value_name = "N,N,..", allow_hyphen_values = true)]
+    #[arg(long, value_name = "N,N,..", allow_hyphen_values = true, help_heading = args::MODEL)]
     lengths: String,
-    /// What is attended: causal, full
-    #[arg(long, value_name = "NAME", default_value = "causal")]
+    /// What is attended
+    #[arg(long, value_name = "NAME", default_value = "causal", value_parser = Names::new(|| args::of(MASKS)),
+        help_heading = args::MODEL)]
     mask: String,
     /// Width of a sliding window under a causal mask, the token itself among them
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", help_heading = args::MODEL)]
     window: Option<usize>,
     /// Query heads, for bytes
-    #[arg(long, value_name = "N", default_value_t = 8)]
+    #[arg(long, value_name = "N", default_value_t = 8, help_heading = args::MODEL)]
     heads: usize,
     /// Key/value heads, for bytes [default: as many as query heads]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", help_heading = args::MODEL)]
     kv_heads: Option<usize>,
     /// Features of a head, for bytes
-    #[arg(long, value_name = "N", default_value_t = 64)]
+    #[arg(long, value_name = "N", default_value_t = 64, help_heading = args::MODEL)]
     head_dim: usize,
     /// Gradients of keys and values travel in bf16, not f32; for --dtype bf16
-    #[arg(long)]
+    #[arg(long, help_heading = args::PARALLELISM)]
     bf16_wire: bool,
     /// Cut the documents into dynamic's micro-batches, with at most so many tokens per rank, as train does [default: one
     /// micro-batch of all]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", help_heading = args::PARALLELISM)]
     tokens_per_rank: Option<usize>,
     /// Print one JSON object
-    #[arg(long)]
+    #[arg(long, help_heading = args::OUTPUT)]
     json: bool,
 }
 
@@ -62,6 +63,13 @@ const MOST_FEATURES: usize = 1 << 24;
 const PLAN_BYTES: u64 = 64;
 /// Of the JSON object.
 const VERSION: u32 = 1;
+
+#[derive(Clone, Copy)]
+enum Attended {
+    Causal,
+    Full,
+}
+const MASKS: Table<Attended> = &[(&["causal"], Attended::Causal), (&["full"], Attended::Full)];
 
 /// Everything checked.
 struct Job {
@@ -168,12 +176,13 @@ fn prepare(arguments: &Arguments) -> Result<Job> {
             "--heads {q_heads} times --head-dim {dim} is more than {MOST_FEATURES} features: use smaller numbers"
         )));
     }
-    let mask = match (arguments.mask.as_str(), arguments.window) {
-        ("causal", None) => Mask::Causal,
-        ("causal", Some(width)) => Mask::sliding(args::positive("--window", width)?),
-        ("full", None) => Mask::Full,
-        ("full", Some(_)) => return Err(args::numbers("--window is for --mask causal: leave one of them out".into())),
-        (other, _) => return Err(args::unknown("mask", other, "causal, full")),
+    let mask = match (args::pick("mask", &arguments.mask, MASKS, &[])?, arguments.window) {
+        (Attended::Causal, None) => Mask::Causal,
+        (Attended::Causal, Some(width)) => Mask::sliding(args::positive("--window", width)?),
+        (Attended::Full, None) => Mask::Full,
+        (Attended::Full, Some(_)) => {
+            return Err(args::numbers("--window is for --mask causal: leave one of them out".into()));
+        }
     };
     let shape = AttentionShape { q_heads, kv_heads, qk_dim: dim, v_dim: dim, scale: 1.0 };
     let wire = settings.gradient_wire(arguments.bf16_wire)?;
@@ -198,8 +207,15 @@ fn length(text: &str) -> Result<usize> {
 fn compute(job: &Job) -> Result<Report> {
     let chosen = support::chosen(&job.settings.choice)?;
     let batch = chosen.layout.batch_of(&job.lengths)?;
+    let _placing = output::phase(format!("placing {}", size(&*batch, job.settings.choice.degree)));
     let deal = chosen.strategy.deal(&*batch, &[(job.mask.clone(), 1)])?;
     placed(job, &chosen, batch, deal)
+}
+
+/// What makes planning long, in words.
+fn size(batch: &dyn Batch, ranks: usize) -> String {
+    let tokens = (0..batch.documents()).map(|i| batch.document(i).stored).sum();
+    format!("{} on {}", output::many(tokens, "token"), output::many(ranks, "rank"))
 }
 
 /// The plan of a batch that is dealt out like this.
@@ -208,7 +224,11 @@ fn placed(job: &Job, chosen: &Chosen, batch: Arc<dyn Batch>, deal: Arc<dyn Deal>
     let Chosen { strategy, layout, kernel } = chosen;
     let area = mask.lower(&*batch)?.area();
     let first = DynPlacement::new(batch.clone(), *layout, strategy.grid(), 0, deal)?;
+    let size = size(&*batch, strategy.degree());
+    let checking = output::phase(format!("checking the plan of {size}: all of them run together, as a rehearsal"));
     RankPlan::check(&**strategy, &first, mask)?;
+    drop(checking);
+    let _planning = output::phase(format!("planning every rank of {size}"));
     let (mut ranks, mut hash) = (Vec::new(), 0);
     for rank in 0..strategy.degree() {
         let placement = first.seen_from(rank)?;
@@ -270,7 +290,7 @@ fn measured(batch: &dyn Batch, mask: &Mask, ranks: &[Rank]) -> Result<Option<dis
 
 fn print(report: &Report) {
     let Report { strategy, order, layout, cp, area, balance, hash, .. } = report;
-    output::line(format!(
+    output::sentence(format!(
         "{strategy} ({order}, {layout}) on {cp} ranks: {} cells, balance {balance:.3}, {} sent, plan {hash}",
         output::count(*area),
         output::bytes(report.bytes),
@@ -279,7 +299,7 @@ fn print(report: &Report) {
         let rows = |rows: u64| output::count(rows);
         let cells = |cells: u128| output::count(u64::try_from(cells).unwrap_or(u64::MAX));
         let busiest = placement.area.iter().position(|&area| area == placement.area_max).unwrap_or(0);
-        output::line(format!(
+        output::sentence(format!(
             "rank {busiest} has most cells, {}, no placement has fewer than {}; {} keys are needed from other ranks, at \
              this balance at least {}",
             cells(placement.area_max),

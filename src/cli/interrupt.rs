@@ -1,28 +1,36 @@
-//! Ctrl-C: the first asks the run to stop, the second ends the program.
+//! Ctrl-C, and a request to terminate: ends the program at once, or, where a command can stop in good order, at the
+//! second time.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+
+use context_parallel::files;
 
 use super::output;
 
 /// The exit code of a program that an interrupt ended (128 + SIGINT).
-const INTERRUPTED: i32 = 130;
+pub const INTERRUPTED: u8 = 130;
 
-/// A flag that is set at the first Ctrl-C (or termination request); at the second the program exits at once. Says so
-/// if it `speaks`.
-pub fn watch(speaks: bool) -> Arc<AtomicBool> {
-    let stop = Arc::new(AtomicBool::new(false));
-    let flag = Arc::clone(&stop);
+/// Whether the command stops by itself at the first interrupt.
+static STOPS: AtomicBool = AtomicBool::new(false);
+/// Whether it has been asked to.
+static ASKED: AtomicBool = AtomicBool::new(false);
+
+/// Watches for interrupts from now on. What is half-written is removed before one ends the program.
+pub fn watch() {
     let watching = ctrlc::set_handler(move || {
-        if flag.swap(true, Ordering::Relaxed) {
-            std::process::exit(INTERRUPTED);
+        if !STOPS.load(Ordering::Relaxed) || ASKED.swap(true, Ordering::Relaxed) {
+            let _nothing_is_begun_any_more = files::abandon();
+            std::process::exit(INTERRUPTED.into());
         }
-        if speaks {
-            output::note("stopping after this step; press Ctrl-C again to stop at once");
-        }
+        output::note("stopping after this step; press Ctrl-C again to stop at once");
     });
     if let Err(error) = watching {
-        output::note(format!("Ctrl-C will end the run at once, without saving: {error}"));
+        output::warn(format!("Ctrl-C will end the program at once, without saving: {error}"));
     }
-    stop
+}
+
+/// The flag that the next interrupt sets, instead of ending the program.
+pub fn stops_command() -> &'static AtomicBool {
+    STOPS.store(true, Ordering::Relaxed);
+    &ASKED
 }

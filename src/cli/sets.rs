@@ -7,6 +7,8 @@ use context_parallel::error::Result;
 use context_parallel::model::parameters::ParameterSet;
 use context_parallel::tensor::{Cpu, Element, Float, Host};
 
+use super::output;
+
 /// A device per rank of this process, and the same weights on each until the rank takes them.
 pub struct Ranks<T, R, E> {
     /// The first rank of this process.
@@ -28,6 +30,7 @@ impl<T: Float, R, E: Element> Ranks<T, R, E> {
             return Ok(Ranks { first, devices, weights: Vec::new() });
         };
         let original = make(device)?;
+        let _copying = output::phase(format!("copying the weights for {}", output::many(others.len(), "more rank")));
         let copies: Vec<_> = others.iter().map(|device| original.duplicate(device)).collect();
         let weights = std::iter::once(original).chain(copies).map(|weights| Mutex::new(Some(weights))).collect();
         Ok(Ranks { first, devices, weights })

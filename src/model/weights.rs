@@ -6,9 +6,8 @@
 //! and checks them, `names.rs` translates the names that other programs write.
 
 use std::collections::HashMap;
-use std::fs::File;
-use std::io::{BufWriter, Write};
-use std::path::{Path, PathBuf};
+use std::io::Write;
+use std::path::Path;
 use std::sync::Arc;
 
 use half::{bf16, f16};
@@ -18,7 +17,8 @@ use serde_json::json;
 
 use super::config::{self, Config};
 use super::parameters::{Master, ParameterList, ParameterSet, ParameterSpec, Parameters};
-use crate::error::{DataError, Error, ModelError, Result};
+use crate::error::{Error, ModelError, Result};
+use crate::files::{AtomicFile, unwritable};
 use crate::tensor::{DType, Device, Float};
 
 mod files;
@@ -73,8 +73,8 @@ fn read<R, T: Float, D: Device>(
 
 /// Writes `config.json` and `model.safetensors` into `folder` (made if missing), elements as `dtype`.
 ///
-/// Each file is written under a temporary name and then renamed, both after both are complete, so that an
-/// interrupted save leaves what was there before.
+/// Both are put in place once both are complete ([`crate::files`]), so that an interrupted save leaves what was there
+/// before.
 ///
 /// # Errors
 /// A `dtype` that is not floating point; a configuration that its family cannot express; a folder or file that cannot
@@ -93,47 +93,27 @@ pub fn save<R, T: Float, D: Device>(
         map.insert(key.into(), json!(torch));
     }
 
-    std::fs::create_dir_all(folder).map_err(|e| write_error(folder, e))?;
-    let (config_path, weights_path) = (folder.join("config.json"), folder.join(SINGLE));
-    let write = || {
-        write_file(&temporary(&config_path), |out| out.write_all(config::text(&map).as_bytes()))?;
-        let header = header(weights.list(), file_dtype)?;
-        write_file(&temporary(&weights_path), |out| {
-            out.write_all(&(header.len() as u64).to_le_bytes())?;
-            out.write_all(&header)?;
-            let mut bytes = Vec::new();
-            for spec in by_name(weights.list()) {
-                let Some(id) = weights.list().find(&spec.name) else { continue };
-                bytes.clear();
-                encode(&weights.to_host(device, id), file_dtype, &mut bytes);
-                out.write_all(&bytes)?;
-            }
-            Ok(())
-        })?;
-        for path in [&weights_path, &config_path] {
-            std::fs::rename(temporary(path), path).map_err(|e| write_error(path, e))?;
+    std::fs::create_dir_all(folder).map_err(|e| unwritable(folder, &e))?;
+    let header = header(weights.list(), file_dtype)?;
+    let file = |name: &str, fill: &dyn Fn(&mut AtomicFile) -> std::io::Result<()>| {
+        let mut file = AtomicFile::create(&folder.join(name))?;
+        fill(&mut file).map_err(|e| unwritable(file.path(), &e))?;
+        Ok::<_, Error>(file)
+    };
+    let config = file("config.json", &|out| out.write_all(config::text(&map).as_bytes()))?;
+    let tensors = file(SINGLE, &|out| {
+        out.write_all(&(header.len() as u64).to_le_bytes())?;
+        out.write_all(&header)?;
+        let mut bytes = Vec::new();
+        for spec in by_name(weights.list()) {
+            let Some(id) = weights.list().find(&spec.name) else { continue };
+            bytes.clear();
+            encode(&weights.to_host(device, id), file_dtype, &mut bytes);
+            out.write_all(&bytes)?;
         }
         Ok(())
-    };
-    write().inspect_err(|_: &Error| {
-        for path in [&weights_path, &config_path] {
-            // What was not yet written or already renamed is not there; there is nothing else to report.
-            let _ = std::fs::remove_file(temporary(path));
-        }
-    })
-}
-
-fn temporary(path: &Path) -> PathBuf {
-    path.with_extension(format!("partial-{}", std::process::id()))
-}
-
-fn write_file(path: &Path, fill: impl FnOnce(&mut BufWriter<File>) -> std::io::Result<()>) -> Result<()> {
-    let write = || {
-        let mut out = BufWriter::with_capacity(1 << 20, File::create(path)?);
-        fill(&mut out)?;
-        out.into_inner()?.sync_all()
-    };
-    write().map_err(|e| write_error(path, e))
+    })?;
+    AtomicFile::place_all([tensors, config])
 }
 
 fn by_name(list: &ParameterList) -> Vec<&ParameterSpec> {
@@ -179,10 +159,6 @@ fn encode<T: Float>(values: &[T], dtype: Dtype, bytes: &mut Vec<u8>) {
         Dtype::F16 => wide.for_each(|x| bytes.extend(f16::from_f64(x).to_le_bytes())),
         _ => wide.for_each(|x| bytes.extend((x as f32).to_le_bytes())),
     }
-}
-
-fn write_error(path: &Path, reason: impl ToString) -> Error {
-    DataError::Write { path: path.display().to_string(), reason: reason.to_string() }.into()
 }
 
 #[cfg(test)]

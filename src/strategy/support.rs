@@ -8,7 +8,7 @@ use std::sync::Arc;
 use crate::degree::{Degree, Grid, Runtime};
 use crate::error::{Error, Result, SupportError};
 use crate::layout::{Bshd, Layout, LayoutKind, Sbhd, Thd};
-use crate::order::{Contiguous, Grouped, Natural, Solved, Striped, TokenOrder, Zigzag};
+use crate::order::{Contiguous, Striped, TokenOrder, Zigzag};
 use crate::plan::stages::{MOST_PARTS, StageCount};
 use crate::strategy::{
     AllGather, CastKv, CpStrategy, DynStrategy, Dynamic, Flash, GatherKv, Kernel, KernelKind, KvExchange, LocalKv,
@@ -294,15 +294,33 @@ pub fn works(strategy: &str, layout: &str, kernel: &str) -> bool {
     combinations().any(|combination| combination == (strategy, layout, kernel))
 }
 
+/// Names of all orders.
+pub fn all_orders() -> Vec<&'static str> {
+    let mut names = Vec::new();
+    for order in TABLE.iter().flat_map(|line| line.orders) {
+        if !names.contains(order) {
+            names.push(*order);
+        }
+    }
+    names
+}
+
+/// Further names of a strategy: those of other systems.
+pub fn aliases(strategy: &str) -> &'static [&'static str] {
+    const ALIASES: &[(&str, &[&str])] = &[
+        (<Ring>::NAME, &["p2p"]),
+        (<AllGather>::NAME, &["all_gather"]),
+        (<Ulysses>::NAME, &["a2a"]),
+        (<RingUlysses>::NAME, &["a2a+p2p", "p2p+a2a", "usp"]),
+        (<Dynamic>::NAME, &["dynamic-cp", "hybrid-cp"]),
+    ];
+    ALIASES.iter().find(|(name, _)| *name == strategy).map_or(&[], |(_, aliases)| aliases)
+}
+
 fn known(what: &'static str, name: &str, known: &[&'static str]) -> Result<String> {
     let normal = name.to_ascii_lowercase().replace('_', "-");
-    let normal = match (what, normal.as_str()) {
-        ("strategy", "p2p") => <Ring>::NAME,
-        ("strategy", "dynamic-cp" | "hybrid-cp") => <Dynamic>::NAME,
-        ("strategy", "a2a") => <Ulysses>::NAME,
-        ("strategy", "a2a+p2p" | "p2p+a2a" | "usp") => <RingUlysses>::NAME,
-        (_, other) => other,
-    };
+    let alias = strategies().into_iter().find(|strategy| aliases(strategy).contains(&normal.as_str()));
+    let normal = alias.filter(|_| what == "strategy").unwrap_or(&normal);
     match known.contains(&normal) {
         true => Ok(normal.to_string()),
         false => Err(SupportError::Unknown { what, name: name.to_string(), known: known.join(", ") }.into()),
@@ -314,11 +332,10 @@ pub fn checked(choice: &Choice) -> Result<Choice> {
     let strategy = known("strategy", &choice.strategy, &strategies())?;
     let layout = known("layout", &choice.layout, &layouts())?;
     let kernel = known("kernel", &choice.kernel, &kernels())?;
-    let all_orders = [Zigzag::NAME, <Striped>::NAME, Contiguous::NAME, Natural::NAME, Solved::NAME, Grouped::NAME];
     let has = orders(&strategy);
     let order = match (choice.order.is_empty(), has) {
         (true, [first, ..]) => (*first).to_string(),
-        _ => known("order", &choice.order, &all_orders)?,
+        _ => known("order", &choice.order, &all_orders())?,
     };
     if !has.contains(&order.as_str()) {
         let has = has.join(", ");

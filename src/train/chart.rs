@@ -16,14 +16,15 @@ const HELD_OUT: RGBColor = RGBColor(214, 96, 20);
 const GRID: RGBColor = RGBColor(226, 229, 233);
 const INK: RGBColor = RGBColor(60, 66, 74);
 
-/// Draws training loss (each step, and from 50 steps on smoothed by a centred mean) and held-out loss over steps.
+/// Draws training loss (each step, and from 50 steps on smoothed by a centred mean) and held-out loss over steps, with
+/// `name` in the title and the last losses below it.
 ///
 /// Records whose loss is not finite are left out. Returns the SVG's text.
-pub fn loss_chart(records: &[StepRecord]) -> Result<String> {
+pub fn loss_chart(name: &str, records: &[StepRecord]) -> Result<String> {
     let training: Vec<(f64, f64)> = finite(records.iter().map(|r| (r.step, Some(r.loss))));
     let held_out: Vec<(f64, f64)> = finite(records.iter().map(|r| (r.step, r.held_out_loss)));
     let mut svg = String::new();
-    draw(&mut svg, &training, &held_out)
+    draw(&mut svg, name, &training, &held_out)
         .map_err(|error| DataError::Write { path: "loss.svg".into(), reason: error.to_string() })?;
     Ok(svg)
 }
@@ -32,8 +33,18 @@ fn finite(points: impl Iterator<Item = (u64, Option<f64>)>) -> Vec<(f64, f64)> {
     points.filter_map(|(step, loss)| Some((step as f64, loss.filter(|loss| loss.is_finite())?))).collect()
 }
 
+/// The last losses in words.
+fn last_losses(training: &[(f64, f64)], held_out: &[(f64, f64)]) -> String {
+    let last = |what: &str, points: &[(f64, f64)]| {
+        points.last().map(|(step, loss)| format!("{what} {loss:.4} at step {step}"))
+    };
+    let losses = [last("training", training), last("held out", held_out)].into_iter().flatten();
+    losses.collect::<Vec<_>>().join(", ")
+}
+
 fn draw(
     svg: &mut String,
+    name: &str,
     training: &[(f64, f64)],
     held_out: &[(f64, f64)],
 ) -> std::result::Result<(), Box<dyn std::error::Error>> {
@@ -43,7 +54,7 @@ fn draw(
     let mut chart = ChartBuilder::on(&root)
         .margin(16)
         .margin_right(28)
-        .caption("Loss per step", ("sans-serif", 24).into_font().color(&INK))
+        .margin_top(72)
         .x_label_area_size(46)
         .y_label_area_size(64)
         .build_cartesian_2d(1.0..last, range(training, held_out))?;
@@ -75,10 +86,15 @@ fn draw(
         chart.draw_series(LineSeries::new(held_out.iter().copied(), HELD_OUT.filled()).point_size(4))?;
         keys.push(("held out", HELD_OUT.stroke_width(3)));
     }
+    let centred = Pos::new(HPos::Center, VPos::Center);
+    for (size, y, text) in [(24, 28, format!("{name}: loss per step")), (17, 54, last_losses(training, held_out))] {
+        let style = ("sans-serif", size).into_font().color(&INK).pos(centred);
+        root.draw(&Text::new(text, (SIZE.0 as i32 / 2, y), style))?;
+    }
     // The legend, drawn by hand: plotters would measure its box with a font that it does not have here.
     let style = label.pos(Pos::new(HPos::Right, VPos::Center));
     for (row, (name, line)) in keys.into_iter().enumerate() {
-        let (right, y) = (SIZE.0 as i32 - 40, 70 + 22 * row as i32);
+        let (right, y) = (SIZE.0 as i32 - 40, 94 + 22 * row as i32);
         root.draw(&PathElement::new(vec![(right - 30, y), (right, y)], line))?;
         root.draw(&Text::new(name, (right - 38, y), style.clone()))?;
     }
@@ -137,13 +153,14 @@ mod tests {
     fn draws_axes_lines_and_held_out_points() {
         let records: Vec<StepRecord> =
             (1..=200).map(|step| record(step, 1.5 + 4.0 / step as f64, (step % 50 == 0).then_some(2.0))).collect();
-        let svg = loss_chart(&records).unwrap();
+        let svg = loss_chart("run", &records).unwrap();
         assert!(svg.starts_with("<svg") && svg.trim_end().ends_with("</svg>"));
-        for text in ["loss (nats per token)", "step", "training, smoothed", "held out"] {
+        let last = "training 1.5200 at step 200, held out 2.0000 at step 200";
+        for text in ["loss (nats per token)", "step", "training, smoothed", "held out", "run: loss per step", last] {
             assert!(svg.contains(text), "{text}");
         }
         assert_eq!(svg.matches("<circle").count(), 4);
-        let without = loss_chart(&records[..40]).unwrap();
+        let without = loss_chart("run", &records[..40]).unwrap();
         assert!(svg.contains("stroke-width=\"3\"") && !without.contains("stroke-width=\"3\""));
         assert!(without.contains("training, each step") && !without.contains("smoothed"));
         assert!(!without.contains("held out") && !without.contains("<circle"));
@@ -157,11 +174,11 @@ mod tests {
             vec![record(1, 0.0, None), record(2, 0.0, None)],
             vec![record(1, f64::NAN, Some(f64::INFINITY)), record(2, 3.0, None)],
         ] {
-            let svg = loss_chart(&records).unwrap();
+            let svg = loss_chart("run", &records).unwrap();
             assert!(svg.contains("</svg>") && !svg.contains("NaN"), "{svg}");
         }
         let long: Vec<StepRecord> = (1..=20_000).map(|step| record(step, 1.0 / step as f64, None)).collect();
-        assert!(loss_chart(&long).unwrap().len() < 100_000);
+        assert!(loss_chart("run", &long).unwrap().len() < 100_000);
     }
 
     #[test]

@@ -2,26 +2,37 @@
 
 use std::path::{Path, PathBuf};
 
-use super::run_folder::write_atomic;
 use crate::error::{DataError, Result};
 use crate::files::{self, unreadable};
 
-/// Names of such files, as Hugging Face and Mistral write them.
-const NAMES: [&str; 13] = [
+/// Files of a tokenizer, by whole names in small letters.
+const TOKENIZER: [&str; 15] = [
     "added_tokens.json",
-    "generation_config.json",
+    "bpe.codes",
+    "encoder.json",
     "merges.txt",
-    "normalizer.json",
     "sentencepiece.bpe.model",
     "special_tokens_map.json",
     "spiece.model",
     "tekken.json",
     "tokenizer.json",
     "tokenizer.model",
+    "tokenizer.pkl",
     "tokenizer_config.json",
+    "vocab.bpe",
     "vocab.json",
     "vocab.txt",
 ];
+
+/// What else belongs to a model, as Hugging Face and Mistral write it.
+const OTHERS: [&str; 2] = ["generation_config.json", "normalizer.json"];
+
+/// Whether a file of this name says that a model's ids are those of a tokenizer.
+pub fn is_of_tokenizer(name: &str) -> bool {
+    let name = name.to_lowercase();
+    // "tokenizer.model.v3" is Mistral's.
+    TOKENIZER.contains(&&*name) || name.starts_with("tokenizer.model.") || name.ends_with(".tiktoken")
+}
 
 /// The files that a model saved after training needs as much as the one that it started from.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -62,18 +73,26 @@ impl Companions {
     /// One that cannot be read or written.
     pub fn copy_to(&self, folder: &Path) -> Result<()> {
         let copy =
-            |path: &PathBuf| write_atomic(&folder.join(path.file_name().unwrap_or_default()), &files::read(path)?);
+            |path: &PathBuf| files::write(&folder.join(path.file_name().unwrap_or_default()), &files::read(path)?);
         self.0.iter().try_for_each(copy)
     }
 }
 
 fn is_companion(name: &str) -> bool {
-    NAMES.contains(&name) || name.starts_with("chat_template.") || name.ends_with(".tiktoken")
+    is_of_tokenizer(name) || OTHERS.contains(&name) || name.starts_with("chat_template.")
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn files_of_tokenizers_are_known_by_their_names() {
+        for name in TOKENIZER.into_iter().chain(["qwen.tiktoken", "tokenizer.model.v3", "Tokenizer.json"]) {
+            assert!(is_of_tokenizer(name), "{name}");
+        }
+        assert!(!["config.json", "generation_config.json", "model.safetensors"].into_iter().any(is_of_tokenizer));
+    }
 
     #[test]
     fn tokenizers_and_templates_are_copied_and_nothing_else() {

@@ -35,6 +35,11 @@ impl Recall {
         Ok(Recall { vocab })
     }
 
+    /// Different tokens.
+    pub fn vocab(&self) -> usize {
+        self.vocab
+    }
+
     fn sequence(&self, mut random: Xoshiro256PlusPlus, seq: usize, out: &mut TokenBatch) {
         let start = out.tokens.len();
         out.tokens.extend((0..seq).map(|_| below(&mut random, self.vocab) as i64));

@@ -13,6 +13,7 @@ pub mod documents;
 mod formats;
 pub mod learner;
 pub mod run_folder;
+pub mod run_record;
 pub mod schedule;
 mod state;
 mod text;

@@ -1,4 +1,4 @@
-//! The folder that a training run leaves behind: the model, `log.jsonl` and `loss.svg`.
+//! The folder that a training run leaves behind: the model, `run.json`, `log.jsonl` and `loss.svg`.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::Write;
@@ -7,8 +7,10 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 
 use super::chart::loss_chart;
+use super::run_record::{RECORD, RunRecord};
 use super::trainer::StepRecord;
 use crate::error::{DataError, Result};
+use crate::files::{self, unwritable, whole_name};
 
 /// One JSON object per step, written as the run goes on.
 pub const LOG: &str = "log.jsonl";
@@ -24,6 +26,7 @@ pub struct Vacant(PathBuf);
 pub struct RunFolder {
     path: PathBuf,
     log: File,
+    record: RunRecord,
 }
 
 impl Vacant {
@@ -50,16 +53,19 @@ impl Vacant {
         Ok(Vacant(path.into()))
     }
 
-    /// Makes the folder and begins the log. Of two runs that try this at the same time, one is refused.
-    pub fn create(self) -> Result<RunFolder> {
+    /// Makes the folder, begins the log and writes what the run is. Of two runs that try this at the same time, one is
+    /// refused.
+    pub fn create(self, record: RunRecord) -> Result<RunFolder> {
         let Vacant(path) = self;
         fs::create_dir_all(&path).map_err(|error| unwritable(&path, &error))?;
         let log_path = path.join(LOG);
-        match OpenOptions::new().append(true).create_new(true).open(&log_path) {
-            Ok(log) => Ok(RunFolder { path, log }),
-            Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => Err(holds_a_run(&path, LOG)),
-            Err(error) => Err(unwritable(&log_path, &error)),
-        }
+        let log = match OpenOptions::new().append(true).create_new(true).open(&log_path) {
+            Ok(log) => log,
+            Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => return Err(holds_a_run(&path, LOG)),
+            Err(error) => return Err(unwritable(&log_path, &error)),
+        };
+        record.write(&path)?;
+        Ok(RunFolder { path, log, record })
     }
 }
 
@@ -77,41 +83,22 @@ impl RunFolder {
         self.log.write_all(&line).map_err(|error| unwritable(&path, &error))
     }
 
-    /// Draws the losses of the run; the log is complete on disk afterwards.
-    pub fn finish(self, records: &[StepRecord]) -> Result<()> {
+    /// Draws the losses of the run, and writes how many steps it did; the log is complete on disk afterwards.
+    pub fn finish(mut self, records: &[StepRecord]) -> Result<()> {
         self.log.sync_all().map_err(|error| unwritable(&self.path.join(LOG), &error))?;
-        write_atomic(&self.path.join(CHART), loss_chart(records)?.as_bytes())
+        let name = self.path.file_name().unwrap_or(self.path.as_os_str()).to_string_lossy();
+        files::write(&self.path.join(CHART), loss_chart(&name, records)?.as_bytes())?;
+        self.record.steps_done = records.len() as u64;
+        self.record.write(&self.path)
     }
 }
 
 /// Whether a file name belongs to a run or a model, half-written ones included.
 fn is_of_a_run(name: &str) -> bool {
-    let name = name.strip_prefix('.').and_then(|name| name.strip_suffix(".part")).unwrap_or(name);
-    [LOG, CHART, "config.json"].contains(&name)
+    let name = whole_name(name);
+    [LOG, CHART, RECORD, "config.json"].contains(&name)
         || name.ends_with(".safetensors")
         || name.ends_with(".safetensors.index.json")
-}
-
-/// Replaces `path` by `content` so that a reader sees the old file or the whole new one, never a part: writes
-/// `.NAME.part` beside it, then renames.
-pub fn write_atomic(path: &Path, content: &[u8]) -> Result<()> {
-    let part = part_of(path);
-    let write = || -> std::io::Result<()> {
-        let mut file = File::create(&part)?;
-        file.write_all(content)?;
-        file.sync_all()?;
-        fs::rename(&part, path)
-    };
-    write().map_err(|error| {
-        let _ = fs::remove_file(&part);
-        unwritable(path, &error)
-    })
-}
-
-/// Where a file is written before it is renamed to `path`: the same folder, so that renaming never copies.
-pub fn part_of(path: &Path) -> PathBuf {
-    let name = path.file_name().unwrap_or_default().to_string_lossy();
-    path.with_file_name(format!(".{name}.part"))
 }
 
 fn holds_a_run(path: &Path, name: &str) -> crate::error::Error {
@@ -123,12 +110,9 @@ fn unreadable(path: &Path, error: &std::io::Error) -> crate::error::Error {
     DataError::Read { path: path.display().to_string(), reason: error.to_string() }.into()
 }
 
-fn unwritable(path: &Path, error: &impl ToString) -> crate::error::Error {
-    DataError::Write { path: path.display().to_string(), reason: error.to_string() }.into()
-}
-
 #[cfg(test)]
 mod tests {
+    use super::super::run_record::tests::about;
     use super::*;
 
     fn record(step: u64) -> StepRecord {
@@ -153,7 +137,8 @@ mod tests {
         let path = folder.path().join("new/run");
         let vacant = Vacant::check(&path).unwrap();
         assert!(!folder.path().join("new").exists(), "checking writes nothing");
-        let mut run = vacant.create().unwrap();
+        let mut run = vacant.create(about(9)).unwrap();
+        assert_eq!(RunRecord::read(&path).unwrap().unwrap().steps_done, 0);
         let records: Vec<StepRecord> = (1..=3).map(record).collect();
         for record in &records {
             run.log(record).unwrap();
@@ -169,7 +154,9 @@ mod tests {
         assert!(fs::read_to_string(path.join(CHART)).unwrap().contains("</svg>"));
         let mut names: Vec<_> = fs::read_dir(&path).unwrap().map(|entry| entry.unwrap().file_name()).collect();
         names.sort();
-        assert_eq!(names, [LOG, CHART], "nothing half-written stays");
+        assert_eq!(names, [LOG, CHART, RECORD], "nothing half-written stays");
+        let about = RunRecord { steps_done: 3, ..about(9) };
+        assert_eq!(RunRecord::read(&path).unwrap(), Some(about));
     }
 
     #[test]
@@ -177,11 +164,13 @@ mod tests {
         for name in [
             "log.jsonl",
             "loss.svg",
+            "run.json",
             "config.json",
             "model.safetensors",
             "model-00001-of-00002.safetensors",
             "model.safetensors.index.json",
             ".loss.svg.part",
+            ".model.safetensors.part",
         ] {
             let folder = tempfile::tempdir().unwrap();
             fs::write(folder.path().join(name), "mine").unwrap();
@@ -192,21 +181,10 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         fs::write(folder.path().join("notes.txt"), "mine").unwrap();
         let (first, second) = (Vacant::check(folder.path()).unwrap(), Vacant::check(folder.path()).unwrap());
-        first.create().unwrap();
-        assert!(second.create().unwrap_err().is_input(), "the second of two runs at once");
+        first.create(about(1)).unwrap();
+        assert!(second.create(about(1)).unwrap_err().is_input(), "the second of two runs at once");
         let file = Vacant::check(&folder.path().join("notes.txt")).unwrap_err();
         assert!(file.is_input() && file.to_string().contains("is a file"));
         assert!(Vacant::check(Path::new("")).is_err());
-    }
-
-    #[test]
-    fn writes_replace_whole_files() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("file");
-        write_atomic(&path, b"old").unwrap();
-        write_atomic(&path, b"new").unwrap();
-        assert_eq!(fs::read(&path).unwrap(), b"new");
-        let error = write_atomic(&folder.path().join("missing/file"), b"x").unwrap_err();
-        assert!(!error.is_input() && error.to_string().contains("missing/file"));
     }
 }

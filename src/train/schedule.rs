@@ -27,6 +27,11 @@ pub struct Schedule {
 }
 
 impl Schedule {
+    /// The highest rate of a fresh model unless told otherwise.
+    pub const FRESH_LR: f64 = 3e-3;
+    /// That of a model that has been trained already, whose optimizer state is gone: what fine-tuning commonly takes.
+    pub const FINE_TUNING_LR: f64 = 2e-5;
+
     /// A schedule over `steps` steps with the peak `lr`; refuses rates that are not `0 <= min_lr <= lr`, `lr > 0`,
     /// and a warm-up longer than the run.
     pub fn new(lr: f64, min_lr: f64, warmup: u64, steps: u64) -> Result<Self> {

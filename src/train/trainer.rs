@@ -64,6 +64,8 @@ pub struct Options {
     pub schedule: Schedule,
     /// Seed of the data.
     pub seed: u64,
+    /// Step of the data that the first one sees, from 0: above 0 where a run goes on with another's data.
+    pub first_step: u64,
     /// Sequences of a micro-batch.
     pub batch: usize,
     /// Micro-batches of a step. A learner that cuts steps itself makes its own of all `batch * accumulate` sequences.
@@ -72,7 +74,7 @@ pub struct Options {
     pub seq_len: usize,
     /// Most sequences of the held-out evaluation, or documents of as many tokens; 0 for none.
     pub held_out: usize,
-    /// Steps between held-out evaluations; there is always one at the end.
+    /// Steps between held-out evaluations; there is always one at the end, where the run is stopped too.
     pub validate_every: u64,
 }
 
@@ -104,7 +106,8 @@ pub struct StepRecord {
 }
 
 /// Trains until the schedule ends or `stop` is set on any rank, and hands each step's record to `observe`, whose error
-/// ends the run. Returns the records; none if it was stopped before the first step.
+/// ends the run. A step during which `stop` is set is the last one, and is evaluated like any last one. Returns the
+/// records; none if it was stopped before the first step.
 ///
 /// # Errors
 /// [`DataError::Diverged`] at a step whose loss, gradient, weights or held-out loss are not finite. It is not observed,
@@ -124,8 +127,9 @@ pub fn train(
     };
     let begin = Instant::now();
     let mut records = Vec::new();
+    let mut stopped = learner.any(stop.load(Ordering::Relaxed))?;
     for step in 0..steps {
-        if learner.any(stop.load(Ordering::Relaxed))? {
+        if stopped {
             break;
         }
         let started = Instant::now();
@@ -133,7 +137,10 @@ pub fn train(
         let at_once = if learner.cuts_steps() { sequences } else { options.batch };
         let batches: Vec<TokenBatch> = (0..sequences)
             .step_by(at_once.max(1))
-            .map(|first| source.batch(options.seed, step, first..first + at_once, options.seq_len))
+            .map(|first| {
+                let data_step = options.first_step + step;
+                source.batch(options.seed, data_step, first..first + at_once, options.seq_len)
+            })
             .collect();
         let tokens = batches.iter().map(|batch| batch.tokens.len()).sum();
         let depth = learner.mtp_depth();
@@ -157,8 +164,10 @@ pub fn train(
 
         let step = step + 1;
         DataError::check_finite(step, "the norm of the gradient", grad_norm)?;
+        // Before the evaluation, so that the last record of a run that is stopped has one.
+        stopped = learner.any(stop.load(Ordering::Relaxed))?;
         let held_out_loss = match &held_out {
-            Some(windows) if step == steps || step.is_multiple_of(options.validate_every.max(1)) => {
+            Some(windows) if stopped || step == steps || step.is_multiple_of(options.validate_every.max(1)) => {
                 Some(evaluate(learner, windows, options.batch)?)
             }
             _ => None,
@@ -265,7 +274,7 @@ mod tests {
 
     fn options(batch: usize, accumulate: usize) -> Options {
         let schedule = Schedule::new(0.1, 0.0, 2, 20).unwrap();
-        Options { schedule, seed: 1, batch, accumulate, seq_len: 8, held_out: 3, validate_every: 8 }
+        Options { schedule, seed: 1, first_step: 0, batch, accumulate, seq_len: 8, held_out: 3, validate_every: 8 }
     }
 
     fn recall() -> Source {
@@ -293,6 +302,18 @@ mod tests {
     }
 
     #[test]
+    fn data_goes_on_where_it_is_told_to() {
+        let seen = |first_step, steps| {
+            let mut learner = Constant::default();
+            let schedule = Schedule::new(0.1, 0.0, 0, steps).unwrap();
+            let options = Options { first_step, schedule, ..options(1, 1) };
+            train(&mut learner, &recall(), &options, &AtomicBool::new(false), |_| Ok(())).unwrap();
+            learner.seen
+        };
+        assert_eq!(seen(0, 5), [seen(0, 3), seen(3, 2)].concat());
+    }
+
+    #[test]
     fn accumulating_micro_batches_is_one_large_batch() {
         let (mut whole, mut cut) = (Constant::default(), Constant::default());
         let stop = AtomicBool::new(false);
@@ -317,7 +338,8 @@ mod tests {
             Ok(())
         };
         let records = train(&mut Constant::default(), &recall(), &options(1, 1), &stop, observe).unwrap();
-        assert_eq!(records.len(), 5);
+        let held_out: Vec<bool> = records.iter().map(|record| record.held_out_loss.is_some()).collect();
+        assert_eq!(held_out, [false, false, false, false, false, true], "the step that is under way is the last one");
 
         stop.store(true, Ordering::Relaxed);
         let mut learner = Constant::default();

@@ -67,8 +67,16 @@ struct Run {
 impl Run {
     fn new<H: Supports<Thd, Flash>, C: Communicator<Host>>(mut learner: On<H, C>) -> Result<Self> {
         let schedule = Rates::new(1e-2, 1e-3, 0, 4)?;
-        let options =
-            Options { schedule, seed: 5, batch: 3, accumulate: 3, seq_len: SEQ, held_out: 4, validate_every: 2 };
+        let options = Options {
+            schedule,
+            seed: 5,
+            first_step: 0,
+            batch: 3,
+            accumulate: 3,
+            seq_len: SEQ,
+            held_out: 4,
+            validate_every: 2,
+        };
         let records = train(&mut learner, &text(), &options, &AtomicBool::new(false), |_| Ok(()))?;
         let values = |master: &Master<Cpu<f64>>| master.values().iter().flat_map(|value| value.to_vec()).collect();
         Ok(Run { records, weights: values(learner.master()) })

@@ -40,10 +40,16 @@ fn processes(ranks: usize, folder: &Path, arguments: &str) -> Output {
     mpirun(ranks, program(), &arguments, folder, &[])
 }
 
-/// The one JSON object on stdout of a program that went well.
+/// The last JSON object on stdout of a program that went well.
 fn json(output: &Output) -> Value {
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    serde_json::from_slice(&output.stdout).expect("one JSON object and nothing else")
+    last_line(output).expect("JSON objects and nothing else")
+}
+
+fn last_line(output: &Output) -> serde_json::Result<Value> {
+    let lines: Vec<Value> =
+        serde_json::Deserializer::from_slice(&output.stdout).into_iter().collect::<Result<_, _>>()?;
+    Ok(lines.into_iter().next_back().unwrap_or_default())
 }
 
 fn text(folder: &Path) {
@@ -165,7 +171,7 @@ fn a_termination_request_ends_training_after_a_step() {
     Command::new("kill").args(["-TERM", &child.id().to_string()]).status().unwrap();
     let output = child.wait_with_output().unwrap();
     let message = String::from_utf8_lossy(&output.stderr);
-    let report: Value = serde_json::from_slice(&output.stdout).unwrap_or_else(|_| panic!("no report\n{message}"));
+    let report: Value = last_line(&output).unwrap_or_else(|_| panic!("no report\n{message}"));
     assert_eq!(report["interrupted"], true);
     assert_eq!(fs::read_to_string(path.join("run/log.jsonl")).unwrap().lines().count() as u64, report["steps"]);
     assert!(path.join("run/model.safetensors").exists() && path.join("run/loss.svg").exists());

@@ -25,48 +25,55 @@ const SEQ_LEN: usize = 512;
 /// Sequences of the recall task.
 const RECALL_SEQUENCES: usize = 64;
 
+/// The usage that clap makes of the group is wider than a terminal of 60 columns.
+const USAGE: &str = "\
+    context-parallel eval --model DIR --data FILE ..\n       \
+    context-parallel eval --model DIR --tokens FILE ..";
+
 /// Measure loss and perplexity of a model on a text or on token ids
 #[derive(clap::Args, Clone, Debug)]
+#[command(override_usage = USAGE)]
 #[command(group(ArgGroup::new("input").required(true).args(["data", "tokens"])))]
 pub struct Arguments {
     /// Model: a folder with config.json and safetensors, as Hugging Face writes it
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, value_name = "DIR", help_heading = args::MODEL)]
     model: PathBuf,
     #[command(flatten)]
     reading: Reading,
     /// Text file (its bytes are the tokens), cut into consecutive sequences, or "recall" for the synthetic task
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", help_heading = args::MODEL)]
     data: Option<PathBuf>,
     /// Token ids: a safetensors file with "tokens" (or "input_ids") [B, S] of i64; each row is a sequence. It may hold
     /// "labels", "loss_mask", "document_ids" or "cu_seqlens", "position_ids" and "attention_mask" (README)
-    #[arg(long, value_name = "FILE", conflicts_with_all = ["seq_len", "seed", "document_separator", "bytes"])]
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["seq_len", "seed", "document_separator", "bytes"],
+        help_heading = args::MODEL)]
     tokens: Option<PathBuf>,
     /// Whether "labels" of --tokens are those of the tokens at their own places (unshifted, as Hugging Face has them) or
     /// of the tokens after them (shifted, as Megatron has them) [default: found out by comparing them with the tokens]
-    #[arg(long, value_enum, value_name = "MEANING", conflicts_with = "data")]
+    #[arg(long, value_enum, value_name = "MEANING", conflicts_with = "data", help_heading = args::MODEL)]
     labels: Option<Labels>,
     #[command(flatten)]
     bytes: inputs::Bytes,
-    /// Write the logits here as a safetensors file with "logits" [B, S, V] of f32, replacing it
-    #[arg(long, value_name = "FILE")]
-    logits: Option<PathBuf>,
-    #[command(flatten)]
-    pub choices: Choices,
     /// Tokens of a sequence of --data [default: 512, or the whole text where it is shorter]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", help_heading = args::MODEL)]
     seq_len: Option<usize>,
     /// What stands between the documents of a text, such as '\n\n' (blank lines): a sequence is then a document, or a
     /// part of at most --seq-len tokens of a longer one
-    #[arg(long, value_name = "STRING", allow_hyphen_values = true)]
+    #[arg(long, value_name = "STRING", allow_hyphen_values = true, help_heading = args::MODEL)]
     document_separator: Option<String>,
     /// Sequences at a time
-    #[arg(long, value_name = "N", default_value_t = 4)]
+    #[arg(long, value_name = "N", default_value_t = 4, help_heading = args::MODEL)]
     batch: usize,
     /// Seed of the recall task [default: 0]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", help_heading = args::MODEL)]
     seed: Option<u64>,
+    #[command(flatten)]
+    pub choices: Choices,
+    /// Write the logits here as a safetensors file with "logits" [B, S, V] of f32, replacing it
+    #[arg(long, value_name = "FILE", help_heading = args::OUTPUT)]
+    logits: Option<PathBuf>,
     /// Print one JSON object
-    #[arg(long)]
+    #[arg(long, help_heading = args::OUTPUT)]
     json: bool,
 }
 
@@ -100,6 +107,8 @@ struct Job {
     name: String,
     /// What it was taken for, where there is a choice.
     note: Option<String>,
+    /// Whether tokens are the bytes of a text.
+    is_bytes: bool,
     /// Sequences at a time.
     batch: usize,
     logits: Option<Logits>,
@@ -118,6 +127,9 @@ struct Report {
     /// None where no label counts.
     loss: Option<f64>,
     perplexity: Option<f64>,
+    /// The loss in bits, where tokens are bytes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    bits_per_byte: Option<f64>,
     /// Labels that count.
     tokens: usize,
 }
@@ -131,21 +143,23 @@ pub fn run(arguments: Arguments, cluster: &Cluster) -> Result<ExitCode> {
     let Some(loss) = work::run(&job, cluster)? else { return Ok(ExitCode::SUCCESS) };
     if !loss.is_finite() {
         // JSON has no such number, and a mean that is not one says nothing.
-        output::note(format!(
+        output::warn(format!(
             "the loss is {loss}, not a finite number: check the weights, or use a --dtype with a larger range (bf16, f32)"
         ));
         return Ok(ExitCode::FAILURE);
     }
     let tokens = job.input.counted();
     let loss = Some(loss).filter(|_| tokens > 0);
-    let report = Report { loss, perplexity: loss.map(f64::exp), tokens };
+    let bits_per_byte = loss.filter(|_| job.is_bytes).map(|loss| loss / std::f64::consts::LN_2);
+    let report = Report { loss, perplexity: loss.map(f64::exp), bits_per_byte, tokens };
     if arguments.json {
         output::json(&report);
     } else {
         let tokens = output::count(tokens as u64);
-        output::line(match loss {
+        let bits = bits_per_byte.map_or(String::new(), |bits| format!(", {bits:.4} bits per byte"));
+        output::sentence(match loss {
             Some(loss) => {
-                format!("loss {loss:.4} nats per token, perplexity {:.3}, over {tokens} tokens", loss.exp())
+                format!("loss {loss:.4} nats per token{bits}, perplexity {:.3}, over {tokens} tokens", loss.exp())
             }
             None => "no label counts, so there is no loss".to_string(),
         });
@@ -175,11 +189,13 @@ fn prepare(arguments: &Arguments, cluster: &Cluster) -> Result<Job> {
         inputs::output_file("--logits", path, &read)?;
     }
     let is_recall = arguments.data.as_deref() == Some(Path::new(RECALL));
+    let is_bytes = arguments.data.is_some() && !is_recall;
     arguments.bytes.is_for_text(!is_recall)?;
     let model = arguments.model.clone();
     let config = arguments.reading.config(&model, cluster)?;
     settings.fit_heads(config.heads)?;
     let (mut shape, mut note) = (None, None);
+    let reading = arguments.tokens.as_deref().or(arguments.data.as_deref().filter(|_| is_bytes)).map(output::reading);
     let input = match (&arguments.tokens, &arguments.data) {
         (Some(tokens), _) => {
             let file = inputs::tokens(tokens, &config, arguments.labels.map(LabelMeaning::from))?;
@@ -216,6 +232,7 @@ fn prepare(arguments: &Arguments, cluster: &Cluster) -> Result<Job> {
     };
     let name =
         arguments.tokens.as_ref().or(arguments.data.as_ref()).map_or(String::new(), |path| path.display().to_string());
+    drop(reading);
     settings.check_lengths(&name, &input.lengths)?;
     settings.check_seq_len(input.longest())?;
     input.check_vocab(config.vocab_size)?;
@@ -227,7 +244,7 @@ fn prepare(arguments: &Arguments, cluster: &Cluster) -> Result<Job> {
     check_weights(&model, &config, cluster)?;
     let shape = shape.unwrap_or([input.sequences(), input.longest()]);
     let logits = arguments.logits.clone().map(|path| Logits { path, shape });
-    Ok(Job { model, config, settings, input, name, note, batch, logits })
+    Ok(Job { model, config, settings, input, name, note, is_bytes, batch, logits })
 }
 
 /// Documents and labels of a file of token ids in words, where there is a choice.

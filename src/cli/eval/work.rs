@@ -16,6 +16,7 @@ use indicatif::ProgressBar;
 use super::super::engine::{Cluster, Comm, with_storage_type};
 use super::super::machine;
 use super::super::memory::{self, Load};
+use super::super::output;
 use super::super::sets::Ranks;
 use super::logits::LogitsFile;
 use super::{Job, Logits};
@@ -45,7 +46,10 @@ pub fn run(job: &Job, cluster: &Cluster) -> Result<Option<f64>> {
 fn run_as<T: Float>(job: &Job, cluster: &Cluster) -> Result<Option<f64>> {
     let list = ParameterList::new(&job.config);
     let (ranks, threads) = (cluster.local(job.settings.choice.degree), job.settings.threads);
-    let ranks = Ranks::new(ranks, threads, |device: &Cpu<T>| weights::load(device, &job.model, &list))?;
+    let ranks = Ranks::new(ranks, threads, |device: &Cpu<T>| {
+        let _reading = output::reading(&job.model);
+        weights::load(device, &job.model, &list)
+    })?;
     let create =
         |Logits { path, shape: [rows, seq] }: &Logits| LogitsFile::create(path, [*rows, *seq, job.config.vocab_size]);
     let file = job.logits.as_ref().filter(|_| cluster.speaks()).map(create).transpose()?;
@@ -80,8 +84,21 @@ impl<T: Float> Evaluation<'_, T> {
         let model = DynModel::from_parameters(device.clone(), &job.config, ranks.take(rank), chosen.kernel.object())?;
         let mut sum = 0.0;
         for batch in job.input.chunks(job.batch) {
+            // What is long the first time is long for every batch: the first rank speaks for all.
+            let on = || output::many(job.settings.choice.degree, "rank");
+            let tokens = || output::many(batch.tokens.len(), "token");
+            let planning = (rank == 0).then(|| {
+                output::phase_beside(bar, format!("planning {} on {}, and checking the plans of all", tokens(), on()))
+            });
             let shape = chosen.layout.batch_of(&batch.lengths)?;
             let placement = handler.place_for(shape, &model.mask_weights())?;
+            for mask in model.masks() {
+                // The model finds it again.
+                handler.plan(&placement, mask)?;
+            }
+            drop(planning);
+            let _computing =
+                (rank == 0).then(|| output::phase_beside(bar, format!("evaluating {} on {}", tokens(), on())));
             let inputs = DynInputs::placed(&handler, device, &placement, &batch.tokens, &batch.labels)?;
             let activations = model.forward(handler.by_ref(), &inputs.tokens)?;
             let loss = model.loss_sum(&activations, &inputs.labels, &inputs.weights)?;

@@ -39,7 +39,10 @@ struct MicroBatch {
 
 pub fn compute(job: &Job, tokens_per_rank: usize) -> Result<Scheduled> {
     let (lengths, ranks) = (&job.lengths, job.settings.choice.degree);
+    let (documents, on) = (output::many(lengths.len(), "document"), output::many(ranks, "rank"));
+    let scheduling = output::phase(format!("scheduling {documents} on {on}"));
     let schedule = schedule(lengths, ranks, Some(tokens_per_rank))?;
+    drop(scheduling);
     let chosen = support::chosen(&job.settings.choice)?;
     let mut micro_batches = Vec::with_capacity(schedule.micro_batches.len());
     for micro in schedule.micro_batches {
@@ -69,14 +72,14 @@ pub fn print(report: &Scheduled) {
     let Scheduled { strategy, cp, lengths, bytes, schedule, micro_batches, .. } = report;
     let rows = |rows: u128| output::count(u64::try_from(rows).unwrap_or(u64::MAX));
     let pairs = |work: schedule::Work| output::count(work.to_f64().round() as u64);
-    output::line(format!(
+    output::sentence(format!(
         "{strategy} on {cp} ranks of at most {} tokens: {} in {}, {} sent",
         output::count(schedule.tokens_limit as u64),
         output::many(lengths.len(), "document"),
         output::many(micro_batches.len(), "micro-batch"),
         output::bytes(*bytes),
     ));
-    output::line(format!(
+    output::sentence(format!(
         "{} of keys and values received, within these limits at least {}; makespan {} query-key pairs, at most {} \
          allowed, at least {}",
         output::many(usize::try_from(schedule.rows_received).unwrap_or(usize::MAX), "row"),

@@ -21,6 +21,7 @@ pub fn tokens_at_once(job: &Job) -> usize {
         return at_once.saturating_mul(length);
     }
     let largest = |step| {
+        let step = options.first_step + step;
         let lengths = job.source.lengths(options.seed, step, 0..sequences, options.seq_len);
         lengths.chunks(at_once).map(|lengths| lengths.iter().sum()).max().unwrap_or(0)
     };
@@ -41,7 +42,8 @@ pub fn rows_per_rank(job: &Job, tokens: usize) -> usize {
 /// How the first step is cut; the ranks find the schedule again in `scheduler`.
 pub fn describe_first(job: &Job, scheduler: &Scheduler) -> Result<String> {
     let options = &job.options;
-    let lengths = job.source.lengths(options.seed, 0, 0..options.batch * options.accumulate, options.seq_len);
+    let sequences = options.batch * options.accumulate;
+    let lengths = job.source.lengths(options.seed, options.first_step, 0..sequences, options.seq_len);
     let schedule = scheduler.schedule(&lengths, job.settings.choice.degree)?;
     Ok(format!("step 1: {}", describe(&lengths, &schedule)))
 }

@@ -11,19 +11,23 @@ use context_parallel::train::companions::Companions;
 use context_parallel::train::data::{Recall, Source, Text, check_validation};
 use context_parallel::train::learner::AdamwOptions;
 use context_parallel::train::run_folder::Vacant;
+use context_parallel::train::run_record::RunRecord;
 use context_parallel::train::schedule::Schedule;
-use context_parallel::train::trainer::{Options, StepRecord};
-use serde::Serialize;
+use context_parallel::train::trainer::Options;
+use serde_json::json;
 
-use super::args::{self, Choices, Settings};
+use super::args::{self, Choices, Names, Settings};
 use super::engine::Cluster;
+use super::interrupt::INTERRUPTED;
 use super::model::{Reading, check_weights};
 use super::{inputs, machine, output};
 
 mod micro_batches;
+mod record;
+mod report;
 mod work;
 
-use work::Finished;
+use report::Report;
 
 /// The value of `--data` that means the recall task; a file of this name is `./recall`.
 pub const RECALL: &str = "recall";
@@ -34,86 +38,100 @@ const MOST_SEQUENCES: usize = 1 << 20;
 /// Tokens of a held-out evaluation, about.
 const HELD_OUT_TOKENS: usize = 32_768;
 
+/// What help says below the options.
+const AFTER_HELP: &str = "\
+    Standard output has a line per step and a summary at the end, with --json as JSON objects: those of the steps are the \
+    lines of log.jsonl and have \"step\", the last one has \"steps\" and the series of all of them. At Ctrl-C the run ends \
+    after its step, evaluates, saves, and exits with 130.";
+
 /// Train a model on a text or on the recall task
 #[derive(clap::Args, Clone, Debug)]
+#[command(after_help = AFTER_HELP)]
 pub struct Arguments {
-    /// Model to start from: a folder with config.json and safetensors, as Hugging Face writes it
-    #[arg(long, value_name = "DIR", conflicts_with = "preset")]
+    /// Model to start from: a folder with config.json and safetensors, as Hugging Face writes it. After a run of this
+    /// program the data goes on where that run stopped, if the options of the data and --seed are the same; the
+    /// optimizer starts afresh
+    #[arg(long, value_name = "DIR", conflicts_with = "preset", help_heading = args::MODEL)]
     model: Option<PathBuf>,
     #[command(flatten)]
     reading: Reading,
-    /// Fresh model: tiny (4 layers, width 128) [default: tiny]
-    #[arg(long, value_name = "NAME")]
+    /// Fresh model: tiny has 4 layers of width 128 [default: tiny]
+    #[arg(long, value_name = "NAME", value_parser = Names::PRESETS, help_heading = args::MODEL)]
     preset: Option<String>,
+    /// Tokens to predict beyond the next one, each with a block of its own, which a --model without them gets fresh
+    /// [default: what the model has; 0 for a preset]
+    #[arg(long, value_name = "N", help_heading = args::MODEL)]
+    mtp_depth: Option<usize>,
     /// Text file (its bytes are the tokens), or "recall" for the synthetic task
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", help_heading = args::MODEL)]
     data: Option<PathBuf>,
     #[command(flatten)]
     bytes: inputs::Bytes,
-    #[command(flatten)]
-    pub choices: Choices,
-    /// Optimizer steps
-    #[arg(long, value_name = "N", default_value_t = 200)]
-    steps: u64,
-    /// Tokens of a sequence
-    #[arg(long, value_name = "N", default_value_t = 512)]
-    seq_len: usize,
     /// What stands between the documents of a text, such as '\n\n' (blank lines) or '<|endoftext|>'. A sequence is then
     /// a document, or a part of at most --seq-len tokens of a longer one, and nothing is predicted across documents
-    #[arg(long, value_name = "STRING", allow_hyphen_values = true)]
+    #[arg(long, value_name = "STRING", allow_hyphen_values = true, help_heading = args::MODEL)]
     document_separator: Option<String>,
+    /// Tokens of a sequence
+    #[arg(long, value_name = "N", default_value_t = 512, help_heading = args::MODEL)]
+    seq_len: usize,
+    /// Share of the text, at its end, held out for validation, from 0 to 0.5
+    #[arg(long, value_name = "SHARE", default_value_t = 0.0, allow_negative_numbers = true, help_heading = args::MODEL)]
+    validation: f64,
+    /// Seed of fresh weights and of the data
+    #[arg(long, value_name = "N", default_value_t = 0, help_heading = args::MODEL)]
+    seed: u64,
+    #[command(flatten)]
+    pub choices: Choices,
+    /// Most tokens of a rank in a micro-batch of dynamic [default: 1.1 times the even share of a step]
+    #[arg(long, value_name = "N", help_heading = args::PARALLELISM)]
+    tokens_per_rank: Option<usize>,
+    /// Send gradients of keys and values in bf16, not f32: half their bytes, one more rounding; for --dtype bf16
+    #[arg(long, help_heading = args::PARALLELISM)]
+    bf16_wire: bool,
+    /// Optimizer steps
+    #[arg(long, value_name = "N", default_value_t = 200, help_heading = args::TRAINING)]
+    steps: u64,
     /// Sequences of a micro-batch
-    #[arg(long, value_name = "N", default_value_t = 4)]
+    #[arg(long, value_name = "N", default_value_t = 4, help_heading = args::TRAINING)]
     batch: usize,
     /// Micro-batches of a step; dynamic makes its own of all --batch times --accumulate sequences
-    #[arg(long, value_name = "N", default_value_t = 1)]
+    #[arg(long, value_name = "N", default_value_t = 1, help_heading = args::TRAINING)]
     accumulate: usize,
-    /// Most tokens of a rank in a micro-batch of dynamic [default: 1.1 times the even share of a step]
-    #[arg(long, value_name = "N")]
-    tokens_per_rank: Option<usize>,
-    /// Highest learning rate
-    #[arg(long, value_name = "RATE", default_value_t = 3e-3, allow_negative_numbers = true)]
-    lr: f64,
+    /// Highest learning rate [default: 3e-3 for a fresh model, 2e-5 for --model]
+    #[arg(long, value_name = "RATE", allow_negative_numbers = true, help_heading = args::TRAINING)]
+    lr: Option<f64>,
     /// Steps over which the rate rises [default: a tenth of the steps, at most 30]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", help_heading = args::TRAINING)]
     warmup: Option<u64>,
     /// Rate that the cosine ends at [default: a tenth of --lr]
-    #[arg(long, value_name = "RATE", allow_negative_numbers = true)]
+    #[arg(long, value_name = "RATE", allow_negative_numbers = true, help_heading = args::TRAINING)]
     min_lr: Option<f64>,
     /// Decay of matrices
-    #[arg(long, value_name = "RATE", default_value_t = 0.1, allow_negative_numbers = true)]
+    #[arg(long, value_name = "RATE", default_value_t = 0.1, allow_negative_numbers = true,
+        help_heading = args::TRAINING)]
     weight_decay: f64,
     /// Largest norm of the gradient; 0 for no limit
-    #[arg(long, value_name = "NORM", default_value_t = 1.0, allow_negative_numbers = true)]
+    #[arg(long, value_name = "NORM", default_value_t = 1.0, allow_negative_numbers = true,
+        help_heading = args::TRAINING)]
     clip: f64,
-    /// Share of the text, at its end, held out for validation, from 0 to 0.5
-    #[arg(long, value_name = "SHARE", default_value_t = 0.0, allow_negative_numbers = true)]
-    validation: f64,
     /// Steps between validations [default: 100]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", help_heading = args::TRAINING)]
     validate_every: Option<u64>,
     /// Compute the inside of each block again in the backward pass, instead of keeping it: slower, less memory
-    #[arg(long)]
+    #[arg(long, help_heading = args::TRAINING)]
     recompute: bool,
-    /// Send gradients of keys and values in bf16, not f32: half their bytes, one more rounding; for --dtype bf16
-    #[arg(long)]
-    bf16_wire: bool,
-    /// Seed of fresh weights and of the data
-    #[arg(long, value_name = "N", default_value_t = 0)]
-    seed: u64,
-    /// Folder for the model, log.jsonl and loss.svg; must not hold another run
-    #[arg(long, value_name = "DIR")]
+    /// Folder for the model, run.json, log.jsonl and loss.svg; must not hold another run. Without it nothing is kept
+    #[arg(short, long, value_name = "DIR", help_heading = args::OUTPUT)]
     out: Option<PathBuf>,
+    /// Steps between printed ones; evaluated ones and the last are printed too, and log.jsonl has all
+    #[arg(long, value_name = "N", default_value_t = 1, help_heading = args::OUTPUT)]
+    log_every: u64,
+    /// Print JSON: a line per step, then the summary; with --quiet the summary only
+    #[arg(long, help_heading = args::OUTPUT)]
+    json: bool,
     /// Not available yet
     #[arg(long, value_name = "DIR", num_args = 0..=1, hide = true)]
     resume: Option<Option<PathBuf>>,
-    /// Tokens to predict beyond the next one, each with a block of its own, which a --model without them gets fresh
-    /// [default: what the model has; 0 for a preset]
-    #[arg(long, value_name = "N")]
-    mtp_depth: Option<usize>,
-    /// Print one JSON object
-    #[arg(long)]
-    json: bool,
 }
 
 /// Everything checked, nothing written.
@@ -137,47 +155,41 @@ struct Job {
     wire: Wire,
     /// Where the run is written, by the process that speaks.
     out: Option<Vacant>,
-}
-
-#[derive(Clone, Debug, Serialize)]
-struct Report {
-    loss: Vec<f64>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    mtp_loss: Option<Vec<f64>>,
-    grad_norm: Vec<f64>,
-    /// Micro-batches of each step.
-    micro_batches: Vec<usize>,
-    tokens_per_second: f64,
-    peak_bytes_per_rank: u64,
-    out: Option<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    held_out_loss: Option<f64>,
-    steps: u64,
-    /// Whether an interrupt ended the run before its last step.
-    interrupted: bool,
+    /// What the folder says of the run.
+    record: RunRecord,
+    /// What a model is trained further with, in words.
+    goes_on: Option<String>,
+    /// The highest and the last learning rate, and the warm-up, in words.
+    rates: String,
+    /// Steps between printed ones.
+    log_every: u64,
 }
 
 pub fn run(arguments: Arguments, cluster: &Cluster) -> Result<ExitCode> {
     let job = prepare(&arguments, cluster)?;
-    let steps = job.options.schedule.steps();
-    let Finished { records, peak_bytes_per_rank, out } = work::run(&job, cluster, arguments.json)?;
-    if !cluster.speaks() {
-        return Ok(ExitCode::SUCCESS);
+    let finished = work::run(&job, cluster, arguments.json)?;
+    // Whoever waits for this run must not go on as if it were whole.
+    let code = if finished.interrupted { ExitCode::from(INTERRUPTED) } else { ExitCode::SUCCESS };
+    if cluster.speaks() {
+        let report = Report::new(&finished);
+        match arguments.json {
+            true => output::json(&report),
+            false => report.print(),
+        }
     }
-    let out = out.map(|path| path.display().to_string());
-    let report = report(&records, peak_bytes_per_rank, out, steps);
-    if arguments.json {
-        output::json(&report);
-    } else {
-        print(&report);
-    }
-    Ok(ExitCode::SUCCESS)
+    Ok(code)
 }
 
 /// Checks everything that can be checked without work.
 fn prepare(arguments: &Arguments, cluster: &Cluster) -> Result<Job> {
     if arguments.resume.is_some() {
-        return Err(args::not_available("--resume", "start from the saved model with --model DIR and a new --out"));
+        let instead = format!(
+            "to train a saved model further, use --model DIR and a new --out. That begins with a fresh optimizer, a \
+             warm-up and --lr {:e}; the data goes on where the run in DIR stopped if --seed and the options of the data \
+             are the same",
+            Schedule::FINE_TUNING_LR
+        );
+        return Err(args::not_available("--resume", instead));
     }
     let mut settings = arguments.choices.settings(cluster)?;
     let reason = match settings.dtype {
@@ -203,8 +215,12 @@ fn prepare(arguments: &Arguments, cluster: &Cluster) -> Result<Job> {
         )));
     }
     let steps = arguments.steps;
-    let (lr, min_lr) = (arguments.lr, arguments.min_lr.unwrap_or(0.1 * arguments.lr));
-    let schedule = Schedule::new(lr, min_lr, arguments.warmup.unwrap_or(Schedule::default_warmup(steps)), steps)?;
+    let default_lr = if arguments.model.is_some() { Schedule::FINE_TUNING_LR } else { Schedule::FRESH_LR };
+    let lr = arguments.lr.unwrap_or(default_lr);
+    let min_lr = arguments.min_lr.unwrap_or(lr / 10.0);
+    let warmup = arguments.warmup.unwrap_or(Schedule::default_warmup(steps));
+    let schedule = Schedule::new(lr, min_lr, warmup, steps)?;
+    let rates = describe_rates(arguments, [lr, min_lr], warmup);
     let weight_decay = args::not_negative("--weight-decay", arguments.weight_decay)?;
     let clip = args::not_negative("--clip", arguments.clip)?;
     check_validation(arguments.validation)?;
@@ -218,13 +234,16 @@ fn prepare(arguments: &Arguments, cluster: &Cluster) -> Result<Job> {
         }
         every => every.unwrap_or(100),
     };
+    if arguments.log_every == 0 {
+        return Err(args::numbers("--log-every is 0: use at least 1".to_string()));
+    }
     let out = arguments.out.as_deref().filter(|_| cluster.speaks()).map(inputs::output_folder).transpose()?;
     let weights = arguments.model.clone();
     let is_recall = arguments.data.as_deref() == Some(Path::new(RECALL));
     arguments.bytes.is_for_text(!is_recall)?;
-    let config = match (&weights, &arguments.preset) {
-        (Some(folder), _) => arguments.reading.config(folder, cluster)?,
-        (None, name) => Config::preset(name.as_deref().unwrap_or(Config::PRESETS[0]))?,
+    let config = match &weights {
+        Some(folder) => arguments.reading.config(folder, cluster)?,
+        None => Config::preset(config_name(arguments).unwrap_or_default())?,
     };
     settings.fit_heads(config.heads)?;
     let stored = config.clone();
@@ -234,6 +253,7 @@ fn prepare(arguments: &Arguments, cluster: &Cluster) -> Result<Job> {
     // Of a byte: itself, and where it may be a document, the range of it.
     let memory = if separator.is_some() { 1 + machine::TOKEN_BYTES / 2 } else { 1 };
     let text = |path: &Path| inputs::text(path, arguments.bytes, weights.as_deref(), &config, memory);
+    let reading = arguments.data.as_deref().filter(|_| !is_recall).map(output::reading);
     let source = match (&arguments.data, separator) {
         // Last, so that it does not hide what else is wrong.
         (None, _) => return Err(args::numbers("nothing to train on: pass --data FILE or --data recall".into())),
@@ -244,14 +264,17 @@ fn prepare(arguments: &Arguments, cluster: &Cluster) -> Result<Job> {
             Source::Text(Text::documents(text(path)?, path, separator, seq_len, arguments.validation)?)
         }
     };
+    drop(reading);
     let lengths = source.possible_lengths(seq_len);
     check_mtp_depth(&config, arguments.mtp_depth, lengths.iter().copied().max().unwrap_or(0))?;
     let tokens_per_rank = settings.tokens_per_rank(arguments.tokens_per_rank, &lengths)?;
     let held_out = if arguments.validation > 0.0 { HELD_OUT_TOKENS.div_ceil(seq_len) } else { 0 };
-    let seed = arguments.seed;
-    let options = Options { schedule, seed, batch, accumulate, seq_len, held_out, validate_every };
+    let mut data = record::of_data(arguments, &source);
+    let goes_on = weights.as_deref().map(|folder| record::go_on(folder, &mut data));
+    let (seed, first_step) = (arguments.seed, data.first_step);
+    let options = Options { schedule, seed, first_step, batch, accumulate, seq_len, held_out, validate_every };
     let adamw = AdamwOptions { weight_decay, clip, ..AdamwOptions::default() };
-    let recompute = arguments.recompute;
+    let (recompute, log_every) = (arguments.recompute, arguments.log_every);
     if let Some(folder) = &weights {
         check_weights(folder, &stored, cluster)?;
     }
@@ -260,6 +283,16 @@ fn prepare(arguments: &Arguments, cluster: &Cluster) -> Result<Job> {
         _ => Companions::default(),
     };
     let stored_depth = stored.mtp_depth;
+    let resolved = json!({
+        "model": weights, "preset": config_name(arguments), "mtp_depth": config.mtp_depth,
+        "strategy": settings.choice.strategy, "order": settings.choice.order, "layout": settings.choice.layout,
+        "kernel": settings.choice.kernel, "cp": settings.choice.degree, "dtype": settings.dtype.to_string(),
+        "threads": settings.threads, "transport": arguments.choices.engine.transport, "batch": batch,
+        "accumulate": accumulate, "tokens_per_rank": tokens_per_rank, "bf16_wire": arguments.bf16_wire, "lr": lr,
+        "min_lr": min_lr, "warmup": warmup, "weight_decay": weight_decay, "clip": clip, "recompute": recompute,
+        "validate_every": validate_every,
+    });
+    let record = record::of_run(data, resolved, steps);
     Ok(Job {
         config,
         weights,
@@ -273,7 +306,29 @@ fn prepare(arguments: &Arguments, cluster: &Cluster) -> Result<Job> {
         recompute,
         wire,
         out,
+        record,
+        goes_on,
+        rates,
+        log_every,
     })
+}
+
+/// The preset that a fresh model is made from.
+fn config_name(arguments: &Arguments) -> Option<&str> {
+    let named = arguments.preset.as_deref().unwrap_or(Config::PRESETS[0]);
+    arguments.model.is_none().then_some(named)
+}
+
+/// The learning rates in words, and where the highest one comes from if nobody asked for it.
+fn describe_rates(arguments: &Arguments, [lr, min_lr]: [f64; 2], warmup: u64) -> String {
+    let default = match (arguments.lr, &arguments.model) {
+        (Some(_), _) => "",
+        (None, Some(_)) => " (the default for --model)",
+        (None, None) => " (the default for a fresh model)",
+    };
+    let warmup = output::many(usize::try_from(warmup).unwrap_or(usize::MAX), "step");
+    let [lr, min_lr] = [lr, min_lr].map(output::short);
+    format!("learning rate {lr}{default} after {warmup} of warm-up, {min_lr} at the end")
 }
 
 /// The model with the depth of multi-token prediction that is asked for. One that has a depth keeps it.
@@ -304,90 +359,4 @@ fn check_mtp_depth(config: &Config, asked: Option<usize>, longest: usize) -> Res
         "sequences have {longest} tokens at most, so none has a label for depth {depth} of multi-token prediction: \
          {fix}"
     )))
-}
-
-fn describe(record: &StepRecord, steps: u64) -> String {
-    let width = steps.to_string().len();
-    let StepRecord { step, loss, grad_norm, lr, tokens_per_second, .. } = record;
-    let held_out = record.held_out_loss.map_or(String::new(), |loss| format!("  held out {loss:.4}"));
-    let mtp = record.mtp_loss.map_or(String::new(), |loss| format!("  mtp {loss:.4}"));
-    format!(
-        "step {step:>width$}/{steps}  loss {loss:.4}{mtp}  gradient {grad_norm:.3}  lr {lr:.2e}  {} tokens/s{held_out}",
-        output::count(tokens_per_second.round() as u64)
-    )
-}
-
-/// The whole run's numbers. Throughput is the mean over the steps' time, without the first, which grows the buffers.
-fn report(records: &[StepRecord], peak_bytes_per_rank: u64, out: Option<String>, steps: u64) -> Report {
-    let settled = if records.len() > 1 { &records[1..] } else { records };
-    let tokens: f64 = settled.iter().map(|record| record.tokens as f64).sum();
-    let time: f64 = settled.iter().map(|record| record.tokens as f64 / record.tokens_per_second).sum();
-    let done = records.len() as u64;
-    Report {
-        loss: records.iter().map(|record| record.loss).collect(),
-        // All of the records have it, or none.
-        mtp_loss: records
-            .iter()
-            .map(|record| record.mtp_loss)
-            .collect::<Option<Vec<_>>>()
-            .filter(|all| !all.is_empty()),
-        grad_norm: records.iter().map(|record| record.grad_norm).collect(),
-        micro_batches: records.iter().map(|record| record.micro_batches).collect(),
-        tokens_per_second: if time > 0.0 { tokens / time } else { 0.0 },
-        peak_bytes_per_rank,
-        out,
-        held_out_loss: records.last().and_then(|record| record.held_out_loss),
-        steps: done,
-        interrupted: done < steps,
-    }
-}
-
-fn print(report: &Report) {
-    let state = if report.interrupted { "stopped" } else { "done" };
-    let loss = report.loss.last().map_or(String::new(), |loss| format!(", loss {loss:.4}"));
-    let held_out = report.held_out_loss.map_or(String::new(), |loss| format!(", held-out loss {loss:.4}"));
-    output::line(format!(
-        "{state} after {} steps{loss}{held_out}, {} tokens/s, peak {} per rank",
-        output::count(report.steps),
-        output::count(report.tokens_per_second.round() as u64),
-        output::bytes(report.peak_bytes_per_rank)
-    ));
-    if let Some(out) = &report.out {
-        output::line(format!("model, log and chart are in {out}"));
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_report_has_both_series_and_a_mean_throughput() {
-        let record = |step: u64, tokens: usize, tokens_per_second: f64| StepRecord {
-            step,
-            loss: 3.0 / step as f64,
-            mtp_loss: None,
-            grad_norm: step as f64,
-            lr: 1e-3,
-            tokens,
-            micro_batches: step as usize,
-            tokens_per_second,
-            seconds: 1.0,
-            held_out_loss: (step == 3).then_some(1.5),
-        };
-        let records = [record(1, 50, 1.0), record(2, 50, 100.0), record(3, 100, 400.0)];
-        let report = report(&records, 7, None, 5);
-        assert_eq!((&report.loss[..], &report.grad_norm[..]), (&[3.0, 1.5, 1.0][..], &[1.0, 2.0, 3.0][..]));
-        assert!((report.tokens_per_second - 200.0).abs() < 1e-9, "150 tokens in 0.75 s");
-        assert_eq!(report.micro_batches, [1, 2, 3]);
-        assert!(report.interrupted && report.held_out_loss == Some(1.5));
-        let json = serde_json::to_value(&report).unwrap();
-        for key in ["loss", "grad_norm", "micro_batches", "tokens_per_second", "peak_bytes_per_rank", "out"] {
-            assert!(json.get(key).is_some(), "{key}");
-        }
-        assert!(
-            describe(&records[2], 200).contains("step   3/200") && describe(&records[2], 9).contains("held out 1.5")
-        );
-        assert_eq!(super::report(&[], 0, None, 5).tokens_per_second, 0.0);
-    }
 }

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 use std::path::PathBuf;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use context_parallel::error::Result;
@@ -14,15 +14,17 @@ use context_parallel::strategy::support::{self, Chosen};
 use context_parallel::tensor::{Cpu, DType, Device, Float};
 use context_parallel::train::data::Source;
 use context_parallel::train::learner::DynLearner;
-use context_parallel::train::run_folder::{RunFolder, Vacant};
+use context_parallel::train::run_folder::RunFolder;
 use context_parallel::train::trainer::{self, Options, StepRecord};
 use indicatif::ProgressBar;
 
 use super::super::engine::{Cluster, Comm, gather};
 use super::super::memory::{self, Load};
+use super::super::output::Phase;
 use super::super::sets::Ranks;
 use super::super::{interrupt, machine, output};
-use super::{Job, describe, micro_batches};
+use super::report::{Throughput, describe};
+use super::{Job, micro_batches};
 
 /// Lines of progress where there is no bar.
 const NOTES: u64 = 20;
@@ -32,18 +34,20 @@ pub struct Finished {
     pub records: Vec<StepRecord>,
     pub peak_bytes_per_rank: u64,
     pub out: Option<PathBuf>,
+    /// Whether it ended before its last step.
+    pub interrupted: bool,
 }
 
-/// Trains, and writes log, chart and model into the job's folder. `quiet` leaves stdout alone.
-pub fn run(job: &Job, cluster: &Cluster, quiet: bool) -> Result<Finished> {
+/// Trains, and writes log, chart and model into the job's folder. Steps are printed as JSON if `json`.
+pub fn run(job: &Job, cluster: &Cluster, json: bool) -> Result<Finished> {
     match job.settings.dtype {
-        DType::Bf16 => run_as::<half::bf16>(job, cluster, quiet),
+        DType::Bf16 => run_as::<half::bf16>(job, cluster, json),
         // What else there is has been refused.
-        _ => run_as::<f32>(job, cluster, quiet),
+        _ => run_as::<f32>(job, cluster, json),
     }
 }
 
-fn run_as<T: Float>(job: &Job, cluster: &Cluster, quiet: bool) -> Result<Finished> {
+fn run_as<T: Float>(job: &Job, cluster: &Cluster, json: bool) -> Result<Finished> {
     // Everything that can be wrong with the input has been found before the folder is made.
     let list = ParameterList::new(&job.config);
     let choice = &job.settings.choice;
@@ -68,6 +72,7 @@ fn run_as<T: Float>(job: &Job, cluster: &Cluster, quiet: bool) -> Result<Finishe
     )?;
     let ranks = Ranks::new(cluster.local(choice.degree), job.settings.threads, |device: &Cpu<T>| match &job.weights {
         Some(folder) => {
+            let _reading = output::reading(folder);
             let stored = ParameterList::new(&job.config.clone().with_mtp_depth(job.stored_depth));
             let weights = weights::load_master(device, folder, &stored)?;
             match stored.len() == list.len() {
@@ -75,22 +80,27 @@ fn run_as<T: Float>(job: &Job, cluster: &Cluster, quiet: bool) -> Result<Finishe
                 false => init::completed(device, &job.config, &list, job.options.seed, &weights),
             }
         }
-        None => init::fresh(device, &job.config, &list, job.options.seed),
+        None => {
+            let _making = output::phase(format!("making {}", output::many(list.elements(), "fresh weight")));
+            init::fresh(device, &job.config, &list, job.options.seed)
+        }
     })?;
     let summary = format!(
         "{} parameters, {} with {} on {}, about {} of memory per rank",
         output::count(list.elements() as u64),
         choice.strategy,
         choice.layout,
-        match choice.degree {
-            1 => "1 rank".to_string(),
-            ranks => format!("{ranks} ranks"),
-        },
+        output::many(choice.degree, "rank"),
         output::bytes(memory),
     );
     let scheduler = Scheduler::new(job.tokens_per_rank);
     if cluster.speaks() {
         output::note(summary);
+        job.goes_on.iter().for_each(output::note);
+        output::note(&job.rates);
+        if job.out.is_none() {
+            output::note("the model will not be kept when the run ends: --out DIR keeps it");
+        }
         if let Source::Text(text) = &job.source
             && let Some(sequences) = text.sequences()
         {
@@ -100,23 +110,26 @@ fn run_as<T: Float>(job: &Job, cluster: &Cluster, quiet: bool) -> Result<Finishe
             output::note(micro_batches::describe_first(job, &scheduler)?);
         }
     }
-    let stop = interrupt::watch(cluster.speaks());
-    let folder = job.out.clone().map(Vacant::create).transpose()?;
+    let stop = interrupt::stops_command();
+    let folder = job.out.clone().map(|vacant| vacant.create(job.record.clone())).transpose()?;
     let out = folder.as_ref().map(|folder| folder.path().to_path_buf());
     let steps = job.options.schedule.steps();
     let bar = cluster.bar(steps, "training");
-    let progress = Progress { folder, records: Vec::new(), peak: 0, bar, steps, quiet };
+    let throughput = Throughput::default();
+    let (log_every, records) = (job.log_every, Vec::new());
+    let progress = Progress { folder, records, peak: 0, bar, steps, log_every, throughput, json, first: None };
     let progress = Mutex::new(progress);
     let chosen = support::chosen(choice)?;
     let scheduler = job.settings.is_dynamic().then_some(&scheduler);
-    let training = Training { job, ranks: &ranks, scheduler, stop: &stop, progress: &progress };
+    let cut_short = AtomicBool::new(false);
+    let training = Training { job, ranks: &ranks, scheduler, stop, cut_short: &cut_short, progress: &progress };
     let trained = cluster.on_ranks(chosen.strategy.degree(), &|comm| training.rank(&chosen, comm));
     let Progress { folder, records, peak, bar, .. } = progress.into_inner().unwrap_or_else(PoisonError::into_inner);
     bar.finish_and_clear();
     // A run that failed leaves its log and chart too.
     let drawn = folder.map_or(Ok(()), |folder| folder.finish(&records));
     trained.and(drawn)?;
-    Ok(Finished { records, peak_bytes_per_rank: peak, out })
+    Ok(Finished { records, peak_bytes_per_rank: peak, out, interrupted: cut_short.into_inner() })
 }
 
 /// The documents' sequences in words.
@@ -135,20 +148,32 @@ struct Progress {
     peak: u64,
     bar: ProgressBar,
     steps: u64,
-    quiet: bool,
+    /// Steps between printed ones.
+    log_every: u64,
+    throughput: Throughput,
+    json: bool,
+    /// Until the first step is done, which takes longer than others.
+    first: Option<Phase>,
 }
 
 impl Progress {
     fn observe(&mut self, record: &StepRecord) -> Result<()> {
+        self.first = None;
         self.records.push(record.clone());
         if let Some(folder) = &mut self.folder {
             folder.log(record)?;
         }
-        let line = || describe(record, self.steps);
-        if !self.quiet {
-            self.bar.suspend(|| output::line(line()));
-        } else if self.bar.is_hidden() && record.step.is_multiple_of(self.steps.div_ceil(NOTES)) {
-            output::note(line());
+        let StepRecord { step, held_out_loss, .. } = record;
+        let tokens_per_second = self.throughput.with(record);
+        let is_printed = step.is_multiple_of(self.log_every) || *step == self.steps || held_out_loss.is_some();
+        if is_printed && !output::is_quiet() {
+            self.bar.suspend(|| match self.json {
+                true => output::json(record),
+                false => output::line(describe(record, self.steps, tokens_per_second, output::width())),
+            });
+        }
+        if self.json && self.bar.is_hidden() && step.is_multiple_of(self.steps.div_ceil(NOTES)) {
+            output::note(describe(record, self.steps, tokens_per_second, None));
         }
         self.bar.set_message(format!("loss {:.4}", record.loss));
         self.bar.set_position(record.step);
@@ -162,6 +187,8 @@ struct Training<'a, T: Float> {
     /// Cuts steps into micro-batches, for the strategy whose documents have ranks of their own.
     scheduler: Option<&'a Scheduler>,
     stop: &'a AtomicBool,
+    /// Set where the run ends before its last step.
+    cut_short: &'a AtomicBool,
     progress: &'a Mutex<Progress>,
 }
 
@@ -179,18 +206,29 @@ impl<T: Float> Training<'_, T> {
         }
         let progress = || self.progress.lock().unwrap_or_else(PoisonError::into_inner);
         let observe = |record: &StepRecord| if rank == 0 { progress().observe(record) } else { Ok(()) };
-        trainer::train(&mut learner, source, options, self.stop, observe)?;
+        if rank == 0 {
+            let (ranks, tokens) = (settings.choice.degree, options.batch.saturating_mul(options.seq_len));
+            let what = format!(
+                "the first step on {}: planning, checking the plans of all, then micro-batches of up to {}",
+                output::many(ranks, "rank"),
+                output::many(tokens, "token")
+            );
+            let first = output::phase_beside(&progress().bar, what);
+            progress().first = Some(first);
+        }
+        let records = trainer::train(&mut learner, source, options, self.stop, observe)?;
+        if (records.len() as u64) < options.schedule.steps() {
+            self.cut_short.store(true, Ordering::Relaxed);
+        }
         let peaks = gather(learner.handler().comm(), &[device.memory().peak as i64])?;
         if rank != 0 {
             return Ok(());
         }
         progress().peak = peaks.concat().into_iter().max().unwrap_or(0) as u64;
-        match &progress().folder {
-            Some(folder) => {
-                weights::save(device, folder.path(), config, learner.master(), settings.dtype)?;
-                companions.copy_to(folder.path())
-            }
-            None => Ok(()),
-        }
+        let Some(out) = progress().folder.as_ref().map(|folder| folder.path().to_path_buf()) else { return Ok(()) };
+        let weights = output::many(learner.master().list().elements(), "weight");
+        let _saving = output::phase_beside(&progress().bar, format!("writing {weights} into {}", out.display()));
+        weights::save(device, &out, config, learner.master(), settings.dtype)?;
+        companions.copy_to(&out)
     }
 }

@@ -9,7 +9,7 @@ use context_parallel::strategy::{CpStrategy, RingUlysses, Single};
 use context_parallel::tensor::DType;
 use serde::Serialize;
 
-use super::args::{self, Engine};
+use super::args::{self, Engine, Names};
 use super::engine::Cluster;
 use super::output;
 
@@ -26,8 +26,8 @@ pub struct Arguments {
     /// Numbers of ranks, separated by commas
     #[arg(long, value_name = "N,N,..", default_value = "1,2,3,4", allow_hyphen_values = true)]
     cp: String,
-    /// Storage type: f32, bf16, f16, f64
-    #[arg(long, value_name = "NAME", default_value = "f32")]
+    /// Storage type
+    #[arg(long, value_name = "NAME", default_value = "f32", value_parser = Names::DTYPES)]
     dtype: String,
     /// Threads of each rank [default: the machine's cores shared out over the ranks]
     #[arg(long, value_name = "N")]
@@ -35,7 +35,7 @@ pub struct Arguments {
     #[command(flatten)]
     pub engine: Engine,
     /// Print one JSON object
-    #[arg(long)]
+    #[arg(long, help_heading = args::OUTPUT)]
     json: bool,
 }
 
@@ -155,7 +155,10 @@ fn compute(job: &Job, cluster: &Cluster) -> Result<Vec<Row>> {
     let bar = cluster.bar(choices.len() as u64, "verifying");
     let mut references = model::References::new(job.dtype, cluster);
     let rows = choices.iter().filter_map(|choice| {
-        bar.set_message(format!("{} {} {} on {}", choice.strategy, choice.order, choice.layout, choice.degree));
+        let Choice { strategy, order, layout, kernel, degree, .. } = choice;
+        bar.set_message(format!("{strategy} {order} {layout} on {degree}"));
+        let what = format!("verifying {strategy} {order} {layout} {kernel} on {}", output::many(*degree, "rank"));
+        let _verifying = output::phase_beside(&bar, what);
         let row = row(job, choice, &mut references, cluster);
         bar.inc(1);
         row.transpose()

@@ -7,6 +7,8 @@ use safetensors::tensor::{TensorView, serialize};
 use tempfile::TempDir;
 
 use super::files::INDEX;
+use std::path::PathBuf;
+
 use super::*;
 use crate::tensor::Cpu;
 

@@ -13,26 +13,39 @@ use context_parallel::train::documents::Separator;
 
 use super::engine::{Cluster, Transport};
 
+mod names;
+
+use names::{DEVICES, DTYPES, TRANSPORTS};
+pub use names::{Names, Table, of, pick};
+
+/// Headings of options in help.
+pub const MODEL: &str = "Model and data";
+pub const PARALLELISM: &str = "Parallelism";
+pub const TRAINING: &str = "Training";
+pub const OUTPUT: &str = "Output";
+const RUNNING: &str = "Machine";
+
 /// What is chosen at compile time in a program of one's own, and the number of ranks.
 #[derive(Args, Clone, Debug, Default)]
+#[command(next_help_heading = PARALLELISM)]
 pub struct Combination {
-    /// How sequences are split: single, ring, all-gather, ulysses, ring-ulysses, magi, dynamic [default: ring if --cp is
+    /// How sequences are split; Megatron-LM's p2p, all_gather, a2a and a2a+p2p are known too [default: ring if --cp is
     /// above 1, else single]
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, value_name = "NAME", value_parser = Names::STRATEGIES)]
     pub strategy: Option<String>,
-    /// How batches lie in memory: bshd, sbhd, thd
-    #[arg(long, value_name = "NAME", default_value = "thd")]
-    pub layout: String,
-    /// Which rank holds which token: zigzag, striped, contiguous [default: the strategy's first]
-    #[arg(long, value_name = "NAME")]
-    pub order: Option<String>,
-    /// How attention is computed: flash, unfused
-    #[arg(long, value_name = "NAME", default_value = "flash")]
-    pub kernel: String,
     /// Ranks that share a sequence; AxB for ring-ulysses: A groups of B ranks that exchange heads [default: 1, or 2 for
     /// a --strategy other than single]
     #[arg(long, value_name = "N")]
     pub cp: Option<String>,
+    /// How batches lie in memory
+    #[arg(long, value_name = "NAME", default_value = "thd", value_parser = Names::LAYOUTS)]
+    pub layout: String,
+    /// Which rank holds which token; not every strategy has every order [default: the strategy's first]
+    #[arg(long, value_name = "NAME", value_parser = Names::ORDERS)]
+    pub order: Option<String>,
+    /// How attention is computed
+    #[arg(long, value_name = "NAME", default_value = "flash", value_parser = Names::KERNELS)]
+    pub kernel: String,
     /// Whether ring-ulysses places the ranks that exchange heads next to each other, or those of a ring
     #[arg(long, value_name = "BOOL", action = clap::ArgAction::Set)]
     pub inner_adjacent: Option<bool>,
@@ -43,8 +56,8 @@ pub struct Combination {
     /// as are estimated to take the least time]
     #[arg(long, value_name = "N")]
     pub stages: Option<usize>,
-    /// Storage type of activations and weights: f32, bf16; eval, inspect and verify also take f16 and f64
-    #[arg(long, value_name = "NAME", default_value = "f32")]
+    /// Storage type of activations and weights; train takes f32 and bf16
+    #[arg(long, value_name = "NAME", default_value = "f32", value_parser = Names::DTYPES)]
     pub dtype: String,
 }
 
@@ -54,7 +67,7 @@ pub struct Choices {
     #[command(flatten)]
     pub combination: Combination,
     /// Threads of each rank [default: the machine's cores shared out over the ranks]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", help_heading = RUNNING)]
     pub threads: Option<usize>,
     #[command(flatten)]
     pub engine: Engine,
@@ -62,15 +75,16 @@ pub struct Choices {
 
 /// Where ranks run and how they talk.
 #[derive(Args, Clone, Debug)]
+#[command(next_help_heading = RUNNING)]
 pub struct Engine {
-    /// How ranks exchange data: threads (of this process), mpi (processes, started by mpirun)
-    #[arg(long, value_name = "NAME", default_value = "threads")]
+    /// How ranks exchange data: between threads of this process, or processes that mpirun started (feature mpi)
+    #[arg(long, value_name = "NAME", default_value = "threads", value_parser = Names::TRANSPORTS)]
     pub transport: String,
     /// Seconds that a rank waits for another before it gives up [default: 600]
     #[arg(long, value_name = "SECONDS")]
     pub deadline: Option<u64>,
-    /// What computes: cpu
-    #[arg(long, value_name = "NAME", default_value = "cpu")]
+    /// What computes
+    #[arg(long, value_name = "NAME", default_value = "cpu", value_parser = Names::DEVICES)]
     pub device: String,
 }
 
@@ -87,12 +101,7 @@ impl Engine {
             let instead = "build with `cargo build --release --features mpi`, or use --transport threads";
             return Err(not_available("--transport mpi", instead));
         }
-        let known: &[(&[&str], Transport)] = &[
-            (&["threads"], Transport::Threads),
-            #[cfg(feature = "mpi")]
-            (&["mpi"], Transport::Mpi),
-        ];
-        pick("transport", &self.transport, known, &["nccl"])
+        pick("transport", &self.transport, TRANSPORTS, &["nccl"])
     }
 
     /// Seconds that a rank waits for another, if the user says.
@@ -105,7 +114,7 @@ impl Engine {
 
     /// Refuses devices that do not exist, and those that this version does not have.
     pub fn check(&self) -> Result<()> {
-        pick("device", &self.device, &[(&["cpu"], ())], &["cuda"])
+        pick("device", &self.device, DEVICES, &["cuda"])
     }
 }
 
@@ -123,9 +132,6 @@ pub struct Settings {
 
 /// Most moves of the solver, which take minutes.
 const MOST_MOVES: u64 = 1 << 28;
-
-const DTYPES: &[(&[&str], DType)] =
-    &[(&["f32"], DType::F32), (&["bf16"], DType::Bf16), (&["f16"], DType::F16), (&["f64"], DType::F64)];
 
 impl Choices {
     /// Checks every choice, and those that depend on each other.
@@ -278,19 +284,6 @@ impl Settings {
     }
 }
 
-/// The entry of `known` that has `name` among its names. Names in `later` are known, but not to this version.
-fn pick<T: Copy>(what: &'static str, name: &str, known: &[(&[&str], T)], later: &[&str]) -> Result<T> {
-    if let Some(&(_, value)) = known.iter().find(|(names, _)| names.contains(&name)) {
-        return Ok(value);
-    }
-    let names = known.iter().map(|(names, _)| names[0]).collect::<Vec<_>>().join(", ");
-    if later.contains(&name) {
-        let instead = if known.len() == 1 { format!("use --{what} {names}") } else { format!("choose one of {names}") };
-        return Err(not_available(format!("--{what} {name}"), instead));
-    }
-    Err(SupportError::Unknown { what, name: name.to_string(), known: names }.into())
-}
-
 /// A number format.
 pub fn dtype(name: &str) -> Result<DType> {
     pick("dtype", name, DTYPES, &[])
@@ -415,90 +408,10 @@ pub fn no_documents() -> context_parallel::error::Error {
     numbers("--document-separator is for a text, which the recall task is not: leave it out, or use --data FILE".into())
 }
 
-/// A name that does not exist.
-pub fn unknown(what: &'static str, name: &str, known: &str) -> context_parallel::error::Error {
-    SupportError::Unknown { what, name: name.to_string(), known: known.to_string() }.into()
-}
-
 /// Something that this version does not have, and what to use instead.
 pub fn not_available(what: impl Into<String>, instead: impl Into<String>) -> context_parallel::error::Error {
     SupportError::NotAvailable { what: what.into(), instead: instead.into() }.into()
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn choices(set: impl FnOnce(&mut Combination)) -> Combination {
-        let (layout, kernel, dtype) = ("thd".into(), "flash".into(), "f32".into());
-        let mut choices = Combination { layout, kernel, dtype, ..Combination::default() };
-        set(&mut choices);
-        choices
-    }
-
-    #[test]
-    fn defaults_follow_the_number_of_ranks() {
-        let strategy_and_cp = |strategy: Option<&str>, cp: Option<&str>| {
-            let choices = choices(|choices| {
-                choices.strategy = strategy.map(str::to_string);
-                choices.cp = cp.map(str::to_string);
-            });
-            choices
-                .settings()
-                .map(|settings| (settings.choice.strategy, settings.choice.degree))
-                .map_err(|error| error.to_string())
-        };
-        assert_eq!(strategy_and_cp(None, None), Ok(("single".to_string(), 1)));
-        assert_eq!(strategy_and_cp(None, Some("1")), Ok(("single".to_string(), 1)));
-        assert_eq!(strategy_and_cp(None, Some("3")), Ok(("ring".to_string(), 3)));
-        assert_eq!(strategy_and_cp(Some("ring"), None), Ok(("ring".to_string(), 2)));
-        assert_eq!(strategy_and_cp(Some("p2p"), Some("1")), Ok(("ring".to_string(), 1)));
-        assert_eq!(strategy_and_cp(Some("all_gather"), Some("4")), Ok(("all-gather".to_string(), 4)));
-        assert!(strategy_and_cp(Some("single"), Some("2")).unwrap_err().contains("--cp 1"));
-    }
-
-    #[test]
-    fn the_order_is_the_strategys_first_or_one_that_it_has() {
-        let order = |strategy: &str, order: Option<&str>| {
-            let choices = choices(|choices| {
-                choices.strategy = Some(strategy.to_string());
-                choices.order = order.map(str::to_string);
-            });
-            choices.settings().map(|settings| settings.choice.order).map_err(|error| error.to_string())
-        };
-        assert_eq!(order("single", None), Ok("natural".to_string()));
-        assert_eq!(order("ring", None), Ok("zigzag".to_string()));
-        assert_eq!(order("ring", Some("striped")), Ok("striped".to_string()));
-        let error = order("single", Some("striped")).unwrap_err();
-        assert!(error.contains("striped") && error.contains("single") && error.contains("natural"), "{error}");
-    }
-
-    #[test]
-    fn lists_of_ranks() {
-        assert_eq!(rank_list("1,2, 3,4").unwrap(), [1, 2, 3, 4]);
-        for wrong in ["", "1,,2", "1,0", "-1", "2.5", "2x2", "two"] {
-            let error = rank_list(wrong).unwrap_err();
-            assert!(error.is_input() && error.to_string().contains("--cp"), "{wrong}: {error}");
-        }
-    }
-
-    #[test]
-    fn separators_are_written_with_escapes() {
-        let unescaped = |text| unescaped("--option", text).map_err(|error| error.to_string());
-        assert_eq!(unescaped(r"\n\n"), Ok("\n\n".into()));
-        assert_eq!(unescaped(r"<|end|>\r\t\0\\n"), Ok("<|end|>\r\t\0\\n".into()));
-        assert!(unescaped(r"a\x").unwrap_err().contains(r"--option has \x: use \n"));
-        assert!(unescaped(r"a\").unwrap_err().contains(r"has \ at its end"));
-    }
-
-    #[test]
-    fn threads_are_shared_out() {
-        assert_eq!(threads(Some(3), 2).unwrap(), 3);
-        assert!(threads(Some(0), 2).unwrap_err().to_string().contains("--threads is 0"));
-        assert_eq!(threads(Some(MOST_THREADS), 2).unwrap(), MOST_THREADS);
-        let most = cores().max(MOST_THREADS);
-        let message = threads(Some(most + 1), 2).unwrap_err().to_string();
-        assert!(message.contains(&format!("at most {most}")), "{message}");
-        assert_eq!(threads(None, 100_000).unwrap(), 1);
-    }
-}
+mod tests;
