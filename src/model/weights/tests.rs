@@ -1,14 +1,13 @@
 //! Reading, writing, sharding, and every kind of file that must be refused.
 
 use std::fs;
+use std::path::PathBuf;
 
 use safetensors::SafeTensors;
 use safetensors::tensor::{TensorView, serialize};
 use tempfile::TempDir;
 
 use super::files::INDEX;
-use std::path::PathBuf;
-
 use super::*;
 use crate::tensor::Cpu;
 
