@@ -226,6 +226,9 @@ mod tests {
         assert!((plain.concentration() - (0.1 * 4f64.ln() + 1.0)).abs() < 1e-12);
         let both = rope(RopeConfig { scaling: yarn(Some(1.0), Some(1.0)), ..RopeConfig::plain(64, 10_000.0) });
         assert_eq!(both.concentration(), 1.0);
+        // Megatron-LM takes a 0 as given.
+        let zero = rope(RopeConfig { scaling: yarn(Some(1.0), Some(0.0)), ..RopeConfig::plain(64, 10_000.0) });
+        assert_eq!(zero.concentration(), plain.concentration());
         assert_eq!(plain.inverse_frequencies()[0], 1.0);
         let base = rope(RopeConfig::plain(64, 10_000.0));
         assert!((base.inverse_frequencies()[31] / plain.inverse_frequencies()[31] - 4.0).abs() < 1e-6);

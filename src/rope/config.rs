@@ -146,12 +146,12 @@ impl RopeConfig {
                 must(beta_slow.is_finite() && beta_slow > 0.0, "beta_slow", beta_slow, "a number above 0")?;
                 let allowed = format!("a number of at least beta_slow, {beta_slow}");
                 must(beta_fast.is_finite() && beta_fast >= beta_slow, "beta_fast", beta_fast, &allowed)?;
-                let scales =
-                    [("mscale", mscale), ("mscale_all_dim", mscale_all_dim), ("attention_factor", attention_factor)];
-                for (field, scale) in scales {
-                    let scale = scale.unwrap_or(1.0);
-                    must(scale.is_finite() && scale > 0.0, field, scale, "a number above 0")?;
+                for (field, scale) in [("mscale", mscale), ("mscale_all_dim", mscale_all_dim)] {
+                    let scale = scale.unwrap_or(0.0);
+                    must(scale.is_finite() && scale >= 0.0, field, scale, "a number of at least 0")?;
                 }
+                let given = attention_factor.unwrap_or(1.0);
+                must(given.is_finite() && given > 0.0, "attention_factor", given, "a number above 0")?;
             }
         }
         if let Some(sections) = &self.sections {
