@@ -89,7 +89,9 @@ pub fn main() -> ExitCode {
 fn completions(shell: Shell) -> ExitCode {
     let mut script = Vec::new();
     clap_complete::generate(shell, &mut Cli::command(), "context-parallel", &mut script);
-    output::line(String::from_utf8_lossy(&script).trim_end());
+    // clap_complete 4.6 looks a command up by another name than it gives it where the program's name has a hyphen.
+    let script = String::from_utf8_lossy(&script).replace("context__subcmd__parallel", "context__parallel");
+    output::line(script.trim_end());
     ExitCode::SUCCESS
 }
 

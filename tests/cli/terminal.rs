@@ -86,6 +86,32 @@ fn shells_complete_commands_options_and_names() {
 }
 
 #[test]
+fn bash_completes_options_and_names() {
+    let folder = tempfile::tempdir().unwrap();
+    let [script, _] = shown(folder.path(), "completions bash", &[]);
+    for (words, expected) in [
+        ("tr", "train"),
+        ("train --log", "--log-every"),
+        ("train --strategy ri", "ring ring-ulysses"),
+        ("bench attention --dtype b", "bf16"),
+        ("inspect --mask f", "full"),
+    ] {
+        let line = format!("context-parallel {words}");
+        let words: Vec<&str> = line.split(' ').collect();
+        let [.., previous, word] = words[..] else { unreachable!() };
+        // As bash calls the function: what is typed, the word to complete and the one before it.
+        let script = format!(
+            "{script}\nCOMP_WORDS=({})\nCOMP_CWORD={}\n_context__parallel context-parallel {word} {previous}\n\
+             echo \"${{COMPREPLY[*]}}\"",
+            words.join(" "),
+            words.len() - 1,
+        );
+        let output = Command::new("bash").args(["-c", &script]).output().unwrap();
+        assert_eq!(String::from_utf8_lossy(&output.stdout).trim(), expected, "{words:?}");
+    }
+}
+
+#[test]
 fn names_of_other_systems_are_known() {
     let folder = tempfile::tempdir().unwrap();
     for strategy in support::strategies() {

@@ -2,20 +2,24 @@
 
 use comfy_table::{CellAlignment, ColumnConstraint, ContentArrangement, Table, Width, presets};
 
+/// Columns that a text is broken to at the narrowest.
+const NARROW: u16 = 20;
+
 /// A table in as many columns as results have; the first `labels` columns are text, the others numbers.
 pub fn table(header: &[&str], labels: usize, rows: impl IntoIterator<Item = Vec<String>>) -> String {
     let rows: Vec<Vec<String>> = rows.into_iter().collect();
     fitted(header, labels, &rows, super::width())
 }
 
-/// The table in at most `width` columns: where it is too wide, texts are broken first, to a third of that; then cells move below each
-/// other, header and rows alike, in as few storeys as fit.
+/// The table in at most `width` columns: where it is too wide, texts are broken first, to a third of that or a few
+/// words; then cells move below each other, header and rows alike, in as few storeys as fit.
 fn fitted(header: &[&str], labels: usize, rows: &[Vec<String>], width: Option<usize>) -> String {
     let Some(width) = width else { return drawn(header, labels, rows, 1, None) };
     let fits = |table: &String| table.lines().all(|line| line.chars().count() <= width);
+    let most = header.len().max(1);
     // Padding counts.
-    let (most, third) = (header.len().max(1), u16::try_from(width / 3 + 2).ok());
-    let mut tables = (1..=most).flat_map(|storeys| [None, third].map(|texts| (storeys, texts)));
+    let texts = [None, u16::try_from(width / 3 + 2).ok(), Some(NARROW + 2)];
+    let mut tables = (1..=most).flat_map(|storeys| texts.map(|texts| (storeys, texts)));
     let table = tables.find_map(|(storeys, texts)| Some(drawn(header, labels, rows, storeys, texts)).filter(fits));
     // Nothing fits a terminal of a few columns.
     table.unwrap_or_else(|| drawn(header, labels, rows, most, None))
