@@ -14,6 +14,7 @@ use std::collections::VecDeque;
 use std::ops::Range;
 
 use super::{Communicator, Receive, Send, open};
+use crate::elementary::{exp, ln};
 use crate::error::{CommError, Result};
 use crate::tensor::{Buffer, Element, Real, Storage};
 
@@ -53,15 +54,9 @@ pub fn group_cast<T: Element, S: Storage, C: Communicator<S> + ?Sized>(
     output: &mut Buffer<T, S>,
 ) -> Result<()> {
     let operation = "group_cast";
+    let (sent, received) = (fans.iter().map(|fan| fan.rows), legs.iter().map(|leg| leg.rows));
+    fits(operation, input.len(), sent, output.len(), received, width)?;
     let (sends, receives) = (by_fan(fans), by_leg(legs));
-    fits(
-        operation,
-        input.len(),
-        fans.iter().map(|fan| fan.rows),
-        output.len(),
-        legs.iter().map(|leg| leg.rows),
-        width,
-    )?;
     for (nth, part) in travel(comm, operation, input, width, &sends, &receives)?.into_iter().enumerate() {
         S::write(output, receives[nth].0.start * width, &part);
     }
@@ -146,10 +141,10 @@ pub fn group_reduce_lse<T: Real, C: Communicator + ?Sized>(
                 values.fill(T::zero());
                 continue;
             }
-            let total = most + parts().fold((lse[at] - most).exp(), |sum, part| sum + (part - most).exp()).ln();
+            let total = most + ln(parts().fold(exp(lse[at] - most), |sum, part| sum + exp(part - most)));
             // A weight of 0 must silence whatever the partial result holds.
             let weigh = |lse: T, value: T| {
-                let weight = (lse - total).exp();
+                let weight = exp(lse - total);
                 if weight == T::zero() { T::zero() } else { weight * value }
             };
             for (index, value) in values.iter_mut().enumerate() {
@@ -216,8 +211,8 @@ fn reduce<T: Element, S: Storage, C: Communicator<S> + ?Sized>(
     fans: &[Fan],
     output: usize,
 ) -> Result<Vec<(usize, Buffer<T, S>)>> {
-    let receives = by_fan(fans);
     fits(operation, input.len(), legs.iter().map(|leg| leg.rows), output, fans.iter().map(|fan| fan.rows), width)?;
+    let receives = by_fan(fans);
     let parts = travel(comm, operation, input, width, &by_leg(legs), &receives)?;
     Ok(receives.into_iter().map(|(rows, _)| rows.start).zip(parts).collect())
 }
@@ -231,7 +226,10 @@ fn fits(
     receives: impl Iterator<Item = usize>,
     width: usize,
 ) -> Result<()> {
-    let (sends, receives) = (sends.sum::<usize>() * width, receives.sum::<usize>() * width);
+    // Splits that cannot be counted fit no buffer.
+    let elements = |rows: usize| rows.saturating_mul(width);
+    let sends = elements(sends.fold(0, usize::saturating_add));
+    let receives = elements(receives.fold(0, usize::saturating_add));
     if input != sends {
         let what = "elements in the input, the sum of its splits";
         return Err(CommError::Counts { operation, what, expected: sends, found: input }.into());

@@ -165,9 +165,9 @@ impl Receive {
         Receive { from, len, dtype: T::DTYPE }
     }
 
-    /// Bytes that come.
+    /// Bytes that come; the largest number there is where they cannot be counted.
     pub fn bytes(&self) -> usize {
-        self.len * self.dtype.size()
+        self.len.saturating_mul(self.dtype.size())
     }
 }
 

@@ -247,7 +247,12 @@ fn splits_that_do_not_go_together_are_refused() {
             cast(2, &[me], &[leg(1, me), leg(1, me)]),
             cast(2, &[], &[leg(1, me)]),
         ];
-        let counts = [cast(1, &[other], &[leg(1, other)]), cast(2, &[other], &[leg(3, other)])];
+        let counts = [
+            cast(1, &[other], &[leg(1, other)]),
+            cast(2, &[other], &[leg(3, other)]),
+            cast(usize::MAX, &[other], &[leg(2, other)]),
+            cast(2, &[other], &[leg(usize::MAX, other), leg(3, other)]),
+        ];
         let is_splits =
             |e: &Result<()>| matches!(e, Err(Error::Comm(CommError::Splits { .. } | CommError::Counts { .. })));
         let is_counts = |e: &Result<()>| matches!(e, Err(Error::Comm(CommError::Counts { .. })));
