@@ -1,4 +1,4 @@
-//! Opening and reading files. A pointer that Git LFS left in the place of a file is told here, whatever the file is for.
+//! Opening and reading files. A pointer that Git LFS left in the place of a file is told here, whatever the file is.
 
 use std::fs::File;
 use std::io::{Read, Seek};
