@@ -61,8 +61,8 @@ pub enum DataError {
     },
     /// A pointer of Git LFS in the place of the file that it stands for.
     #[error(
-        "{path} is not the file itself but a pointer that Git LFS leaves in its place: run `git lfs pull` in its folder, \
-         or download the file"
+        "{path} is not the file itself but a pointer that Git LFS leaves in its place: run `git lfs pull` in its \
+         folder, or download the file"
     )]
     LfsPointer {
         /// The file.

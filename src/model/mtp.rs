@@ -3,8 +3,9 @@
 //! With `h_0` the output of the last main block, before the final norm, depth `k` from 1 on computes
 //! `h_k = block_k(W_k [RMSNorm(embedding(tokens rolled by k)); RMSNorm(h_(k-1))])`, and predicts from `RMSNorm(h_k)`,
 //! through the model's own output layer, the label `k` rows further in the document (DeepSeek-V3, arXiv 2412.19437,
-//! section 2.2, with the two halves in the order of its published weights and of Megatron-LM). A row from which no token is that far does not count, and the embedding there is zero: nothing
-//! comes out of the next document. `block_k` has the mask and the positions of the last main layer.
+//! section 2.2, with the two halves in the order of its published weights and of Megatron-LM). A row from which no
+//! token is that far does not count, and the embedding there is zero: nothing comes out of the next document.
+//! `block_k` has the mask and the positions of the last main layer.
 //!
 //! What is trained is `loss + WEIGHT * mean over k of loss_k`. Each loss is the sum over all ranks and micro-batches
 //! of a step over the number of its labels, which every rank counts from the whole batch ([`label_counts`],

@@ -2,8 +2,8 @@
 //! `model.safetensors.index.json`.
 //!
 //! Elements may be `f64`, `f32`, `bf16` or `f16` in the file, whatever the model holds them as; they are converted
-//! with one rounding. Tensors are read one at a time, so loading needs little more memory than the model. `files.rs` finds
-//! and checks them, `names.rs` translates the names that other programs write.
+//! with one rounding. Tensors are read one at a time, so loading needs little more memory than the model. `files.rs`
+//! finds and checks them, `names.rs` translates the names that other programs write.
 
 use std::collections::HashMap;
 use std::io::Write;

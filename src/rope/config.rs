@@ -137,8 +137,8 @@ impl RopeConfig {
                 truncate: _,
             } => {
                 if self.interleaved || percent != 1.0 || self.interpolation.is_some() {
-                    let allowed = "YaRN is defined for whole heads in halves only: leave out interleaved pairs, a share of \
-                                   the head and an interpolation factor";
+                    let allowed = "YaRN is defined for whole heads in halves only: leave out interleaved pairs, a share \
+                                   of the head and an interpolation factor";
                     return Err(misfit("rope_type", &"yarn", allowed.into()));
                 }
                 stretch(factor)?;

@@ -1,4 +1,4 @@
-//! The files beside the weights of a model that training does not change: tokenizer, chat template, generation settings.
+//! The files of a model that training does not change: tokenizer, chat template, generation settings.
 
 use std::path::{Path, PathBuf};
 
@@ -55,7 +55,7 @@ impl Companions {
             files::open(&path)?;
             if out.join(name).exists() {
                 return Err(DataError::Unusable(format!(
-                    "--out {} holds {} already, and the model's would be copied there: name a folder that is new or empty",
+                    "--out {} holds {} already, where the model's would be copied: name a folder that is new or empty",
                     out.display(),
                     name.display()
                 ))

@@ -1,5 +1,5 @@
-//! `config.json` files of published models, their sizes scaled down and every other field as it is: each is accepted with
-//! the settings beside it, or refused with the words beside it.
+//! `config.json` files of published models, their sizes scaled down and every other field as it is: each is accepted
+//! with the settings beside it, or refused with the words beside it.
 
 use std::collections::BTreeSet;
 use std::path::Path;

@@ -495,8 +495,8 @@ fn files_keep_the_depths() {
     assert!(!plain.to_json().unwrap().contains("num_nextn_predict_layers"));
 }
 
-/// Depths by the names of earlier versions, whose projection had the hidden state first, and with the copies of embedding
-/// and output layer that DeepSeek's files hold.
+/// Depths by the names of earlier versions, whose projection had the hidden state first, and with the copies of
+/// embedding and output layer that DeepSeek's files hold.
 #[test]
 fn depths_are_read_by_older_names_and_with_copies() {
     let (device, config) = (Cpu::<f32>::default(), config(2, 2));

@@ -1,4 +1,4 @@
-//! The fields of `config.json` by what they do: honoured, harmless, of one value only; and those that a user has ignored.
+//! The fields of `config.json` by what they do: honoured, harmless, of one value only; and those that a user ignores.
 
 use serde_json::{Map, Value, json};
 
@@ -232,7 +232,7 @@ impl ParseOptions {
             let value = value.ok_or_else(|| refuse("config.json has no such field; check the spelling"))?;
             if !value.is_null() && !HARMLESS.contains(&key) {
                 notes.push(format!(
-                    "the field {} of config.json is ignored, so the model may compute other numbers than it was made for",
+                    "the field {} of config.json is ignored, so the model may not compute what it was made for",
                     fields::is(name, &value)
                 ));
             }

@@ -69,9 +69,9 @@ fn check_parameters(config: &Config) -> Result<()> {
         return Ok(());
     }
     Err(ModelError::Config(format!(
-        "\"vocab_size\" {vocab}, \"hidden_size\" {hidden}, \"intermediate_size\" {inner}, \"num_attention_heads\" {heads}, \
-         \"head_dim\" {dim} and \"num_hidden_layers\" {layers} make a model of {parameters} parameters: correct the one \
-         that is too large, a model has at most {MOST_PARAMETERS}"
+        "\"vocab_size\" {vocab}, \"hidden_size\" {hidden}, \"intermediate_size\" {inner}, \"num_attention_heads\" \
+         {heads}, \"head_dim\" {dim} and \"num_hidden_layers\" {layers} make a model of {parameters} parameters: \
+         correct the one that is too large, a model has at most {MOST_PARAMETERS}"
     ))
     .into())
 }

@@ -276,7 +276,8 @@ fn refusals_name_field_value_and_what_is_allowed() {
 fn fields_without_effect_are_accepted() {
     let config = with(
         "llama",
-        json!({"torch_dtype": "bfloat16", "bos_token_id": 1, "eos_token_id": [1, 2], "attention_dropout": 0, "pretraining_tp": 2,
+        json!({"torch_dtype": "bfloat16", "bos_token_id": 1, "eos_token_id": [1, 2], "attention_dropout": 0,
+               "pretraining_tp": 2,
                "partial_rotary_factor": 1.0, "_name_or_path": "x", "hidden_act": "silu", "pruned_heads": {}}),
     );
     assert_eq!(config.unwrap(), with("llama", json!({})).unwrap());

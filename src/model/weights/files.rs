@@ -209,15 +209,15 @@ impl TensorFiles {
         let Some(Tensor { info, .. }) = self.tensors.get(name) else { return Err(self.missing(spec)) };
         if info.shape != *shape {
             return Err(self.refuse(format!(
-                "holds tensor {name} of shape {:?}, expected {shape:?} from config.json: correct config.json, or use the \
-                 weights that it belongs to",
+                "holds tensor {name} of shape {:?}, expected {shape:?} from config.json: correct config.json, or use \
+                 the weights that it belongs to",
                 info.shape
             )));
         }
         if !is_float(info.dtype) {
             return Err(self.refuse(format!(
-                "holds tensor {name} of dtype {:?}, expected F32, BF16, F16 or F64: quantised weights are not supported, \
-                 dequantise the checkpoint first",
+                "holds tensor {name} of dtype {:?}, expected F32, BF16, F16 or F64: quantised weights are not \
+                 supported, dequantise the checkpoint first",
                 info.dtype
             )));
         }
@@ -230,8 +230,8 @@ impl TensorFiles {
             ["qweight", "weight_packed"].iter().any(|part| self.tensors.contains_key(&format!("{stem}{part}")));
         let fix = match name.as_str() {
             HEAD => {
-                "if the output layer is the embedding, set tie_word_embeddings to true in config.json; if not, the output \
-                 layer was left out when the file was written: write it again with it"
+                "if the output layer is the embedding, set tie_word_embeddings to true in config.json; if not, the \
+                 output layer was left out when the file was written: write it again with it"
             }
             _ if is_quantised => "quantised weights are not supported, dequantise the checkpoint first",
             _ => "correct config.json, or use the weights that it belongs to",
