@@ -89,7 +89,7 @@ impl Rope {
                 (pairs.map(blend).collect(), concentration)
             }
         };
-        if !(concentration.is_finite() && concentration > 0.0) {
+        if !((concentration as f32).is_finite() && concentration as f32 > 0.0) {
             return Err(ModelError::Config(format!(
                 "mscale and mscale_all_dim of YaRN make cosines and sines {concentration} times as large: use others"
             ))
@@ -308,13 +308,13 @@ mod tests {
             assert!(message.contains(part), "{message}");
         };
         let plain = || RopeConfig::plain(8, 1e4);
-        refused(RopeConfig::plain(8, 1e300), "rotary base");
-        refused(RopeConfig { interpolation: Some(1e-300), ..plain() }, "interpolation factor");
-        refused(RopeConfig { interpolation: Some(1e300), ..plain() }, "interpolation factor");
-        refused(RopeConfig { sections: Some(vec![usize::MAX, 5]), ..plain() }, "make them sum to that");
+        refused(RopeConfig::plain(8, 1e300), "\"rope_theta\" is 1e300");
+        refused(RopeConfig { interpolation: Some(1e-300), ..plain() }, "\"factor\" is 1e-300");
+        refused(RopeConfig { interpolation: Some(1e300), ..plain() }, "\"factor\" is 1e300");
+        refused(RopeConfig { sections: Some(vec![usize::MAX, 5]), ..plain() }, "must sum to the 4 pairs");
         let llama3 = |factor, high| RopeScaling::Llama3 { factor, low: 1.0, high, original: 8192 };
-        refused(RopeConfig { scaling: llama3(f64::INFINITY, 4.0), ..plain() }, "factor inf");
-        refused(RopeConfig { scaling: llama3(8.0, f64::INFINITY), ..plain() }, "1 to inf");
+        refused(RopeConfig { scaling: llama3(f64::INFINITY, 4.0), ..plain() }, "\"factor\" is inf");
+        refused(RopeConfig { scaling: llama3(8.0, f64::INFINITY), ..plain() }, "\"high_freq_factor\" is inf");
         let yarn = |factor, mscale| RopeScaling::Yarn {
             factor,
             original: 1024,
@@ -325,9 +325,10 @@ mod tests {
             attention_factor: None,
             truncate: true,
         };
-        refused(RopeConfig { scaling: yarn(f64::INFINITY, 1.0), ..plain() }, "factor inf");
-        refused(RopeConfig { scaling: yarn(4.0, f64::NAN), ..plain() }, "NaN times as large");
-        refused(RopeConfig { scaling: yarn(4.0, -100.0), ..plain() }, "times as large");
+        refused(RopeConfig { scaling: yarn(f64::INFINITY, 1.0), ..plain() }, "\"factor\" is inf");
+        refused(RopeConfig { scaling: yarn(4.0, f64::NAN), ..plain() }, "\"mscale\" is NaN");
+        refused(RopeConfig { scaling: yarn(4.0, -100.0), ..plain() }, "\"mscale\" is -100.0");
+        refused(RopeConfig { scaling: yarn(4.0, f64::MAX), ..plain() }, "times as large");
         let sections = RopeConfig { sections: Some(vec![1, 2, 1]), ..plain() };
         let error = rope(sections).table_from_ids::<f32>(&[1, 2, 3, 4]).unwrap_err();
         assert!(error.to_string().contains("4 M-RoPE ids"), "{error}");

@@ -111,20 +111,24 @@ impl RopeConfig {
                 ),
             });
         }
-        // Frequencies are f32.
-        must(base > 1.0 && base <= f64::from(f32::MAX), "rope_theta", base, "a number above 1 that an f32 holds")?;
-        let stretch = |factor: f64| must(factor.is_finite() && factor >= 1.0, "factor", factor, "at least 1");
+        // Frequencies are f32, so what they are made of has to be a number there, and so does what it is divided by.
+        let held = |value: f64| value > 0.0 && (value as f32).is_finite() && (1.0 / value as f32).is_finite();
+        must(base > 1.0 && held(base), "rope_theta", base, "a number above 1 that an f32 holds")?;
+        let stretch = |factor: f64| {
+            must(factor >= 1.0 && held(factor), "factor", factor, "a number of at least 1 that an f32 holds")
+        };
         let context =
             |original: usize| must(original > 0, "original_max_position_embeddings", original as f64, "at least 1");
-        self.interpolation.map_or(Ok(()), stretch)?;
+        let interpolation = self.interpolation.unwrap_or(1.0);
+        must(held(interpolation), "factor", interpolation, "a number above 0 that an f32 holds")?;
         match self.scaling {
             RopeScaling::None => {}
             RopeScaling::Llama3 { factor, low, high, original } => {
                 stretch(factor)?;
                 context(original)?;
-                must(low.is_finite() && low > 0.0, "low_freq_factor", low, "a number above 0")?;
-                let allowed = format!("above low_freq_factor, {low}");
-                must(high.is_finite() && high > low, "high_freq_factor", high, &allowed)?;
+                must(held(low), "low_freq_factor", low, "a number above 0 that an f32 holds")?;
+                let allowed = format!("above low_freq_factor, {low}, and held by an f32");
+                must(held(high) && high > low, "high_freq_factor", high, &allowed)?;
             }
             RopeScaling::Yarn {
                 factor,

@@ -173,7 +173,7 @@ fn a_trained_model_has_all_that_it_started_with() {
     assert_eq!((&next["bos_token_id"], &next["eos_token_id"]), (&json!(7), &json!([8, 9])));
     assert_eq!((&next["dtype"], &next["torch_dtype"]), (&json!("float32"), &json!("float32")));
     let mut expected = companions.to_vec();
-    expected.extend(["config.json", "log.jsonl", "loss.svg", "model.safetensors"]);
+    expected.extend(["config.json", "log.jsonl", "loss.svg", "model.safetensors", "run.json"]);
     expected.sort_unstable();
     assert_eq!(names(&path.join("new")), expected);
     for name in companions {

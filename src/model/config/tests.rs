@@ -217,8 +217,8 @@ fn refusals_name_field_value_and_what_is_allowed() {
         ("llama", rope(json!({"rope_type": "linear"})), vec!["rope_parameters.factor", "missing"]),
         (
             "llama",
-            rope(json!({"rope_type": "linear", "factor": 0.5})),
-            vec!["rope_parameters.factor", "0.5", "at least 1"],
+            rope(json!({"rope_type": "linear", "factor": 1e-300})),
+            vec!["rope_parameters.factor", "1e-300", "above 0"],
         ),
         ("llama", rope(json!({"rope_theta": 5e5})), vec!["\"rope_theta\"", "10000", "500000"]),
         (
