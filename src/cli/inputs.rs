@@ -18,7 +18,7 @@ use super::{args, machine};
 pub struct Bytes {
     /// Take the bytes of --data as token ids also for a model with a tokenizer or a vocabulary other than 256, and of a
     /// file that is no plain text
-    #[arg(long)]
+    #[arg(long, help_heading = args::MODEL)]
     pub bytes: bool,
 }
 

@@ -178,7 +178,7 @@ fn prepare(arguments: &Arguments) -> Result<Job> {
     }
     let mask = match (args::pick("mask", &arguments.mask, MASKS, &[])?, arguments.window) {
         (Attended::Causal, None) => Mask::Causal,
-        (Attended::Causal, Some(width)) => Mask::sliding(args::positive("--window", width)?),
+        (Attended::Causal, Some(width)) => Mask::sliding(args::positive("--window", width)?)?,
         (Attended::Full, None) => Mask::Full,
         (Attended::Full, Some(_)) => {
             return Err(args::numbers("--window is for --mask causal: leave one of them out".into()));

@@ -7,14 +7,14 @@ use context_parallel::model::config::ParseOptions;
 use context_parallel::model::{Config, ParameterList, weights};
 
 use super::engine::Cluster;
-use super::output;
+use super::{args, output};
 
 /// How `config.json` is read.
 #[derive(clap::Args, Clone, Debug, Default)]
 pub struct Reading {
     /// Read the --model's config.json without this field, although it may change what the model computes; may be given
     /// several times, and be a field of another: rope_scaling.NAME
-    #[arg(long = "ignore-config-field", value_name = "NAME", requires = "model")]
+    #[arg(long = "ignore-config-field", value_name = "NAME", requires = "model", help_heading = args::MODEL)]
     ignore: Vec<String>,
 }
 

@@ -11,7 +11,7 @@ use context_parallel::oracle::{norm, relative_error};
 use context_parallel::strategy::support::{self, Choice, Chosen};
 use context_parallel::tensor::{Cpu, DType, Float};
 use context_parallel::train::data::TokenBatch;
-use context_parallel::train::learner::{AdamwOptions, DynLearner, global_sum};
+use context_parallel::train::learner::{AdamwOptions, DynLearner};
 
 use super::engine::{Cluster, Comm, gather, with_storage_type};
 
@@ -104,7 +104,7 @@ fn one_step<T: Float>(chosen: &Chosen, comm: Comm, task: &Task) -> Result<Step> 
     let sum = learner.accumulate_inputs(&inputs, &[1.0 / counted])?[0];
     learner.reduce_gradients()?;
     let (seconds, bytes) = (started.elapsed().as_secs_f64(), traffic.bytes());
-    let loss = global_sum(&device, learner.handler().comm(), sum)? / counted;
+    let loss = learner.handler().by_ref().sum(&device, &[sum])?[0] / counted;
     let gradients = learner.gradients().values().iter();
     let gradients = gradients.map(|gradient| gradient.iter().map(|&x| x.to_f64()).collect()).collect();
     let mine = [bytes as i64, plan.forward().area() as i64, (1e9 * seconds) as i64];

@@ -101,7 +101,12 @@ pub(crate) fn scatter<T: Real, S: Storage, C: Communicator<S> + ?Sized>(
     counts: &[usize],
 ) -> Result<Buffer<T, S>> {
     check(operation.name, "counts, one per rank", comm.size(), counts.len())?;
-    check(operation.name, "elements, the sum of the counts", counts.iter().sum(), whole.len())?;
+    check(
+        operation.name,
+        "elements, the sum of the counts",
+        counts.iter().fold(0, |sum: usize, &count| sum.saturating_add(count)),
+        whole.len(),
+    )?;
     let mut at = 0;
     let parts = counts.iter().map(|&count| {
         at += count;
@@ -295,6 +300,7 @@ mod tests {
                 comm.all_to_all_v(vec![mine()], &[2, 2]).map(drop),
                 comm.all_to_all_v(vec![mine(), mine()], &[3, 3]).map(drop),
                 comm.reduce_scatter_v(&mine(), &[2, 1]).map(drop),
+                comm.reduce_scatter_v(&mine(), &[usize::MAX, 3]).map(drop),
             ];
             let counts = |error: &Result<()>| matches!(error, Err(crate::error::Error::Comm(CommError::Counts { .. })));
             Ok(errors.iter().all(counts))

@@ -126,7 +126,7 @@ pub fn group_reduce_lse<T: Real, C: Communicator + ?Sized>(
     (out, lse): (&mut Buffer<T>, &mut Buffer<T>),
 ) -> Result<()> {
     let operation = "group_reduce_lse";
-    let outs = reduce(operation, comm, input.0, heads * head_dim, legs, fans, out.len())?;
+    let outs = reduce(operation, comm, input.0, heads.saturating_mul(head_dim), legs, fans, out.len())?;
     let lses = reduce(operation, comm, input.1, heads, legs, fans, lse.len())?;
     let (mut start, mut nth) = (0, 0);
     for fan in fans.iter().filter(|fan| fan.rows > 0) {
@@ -226,8 +226,8 @@ fn fits(
     receives: impl Iterator<Item = usize>,
     width: usize,
 ) -> Result<()> {
-    // Splits that cannot be counted fit no buffer.
-    let elements = |rows: usize| rows.saturating_mul(width);
+    // Splits that cannot be counted fit no buffer, even where their rows have no elements.
+    let elements = |rows: usize| if rows == usize::MAX { rows } else { rows.saturating_mul(width) };
     let sends = elements(sends.fold(0, usize::saturating_add));
     let receives = elements(receives.fold(0, usize::saturating_add));
     if input != sends {

@@ -192,7 +192,10 @@ impl<W: Wire> Expected<W> {
         awaited.store(peer as u64 + 1, Ordering::Relaxed);
         let taken = self.wire.mailbox(self.rank).take(slot, patience);
         let waits = if matches!(taken, Err(Lost::Late)) { self.wire.waits(peer) } else { Vec::new() };
-        awaited.store(0, Ordering::Relaxed);
+        // A rank that gives up is still seen to wait until it has told why.
+        if taken.is_ok() {
+            awaited.store(0, Ordering::Relaxed);
+        }
         taken.map(|message| Some((peer, message))).map_err(|lost| {
             // The message may still come.
             self.wire.mailbox(self.rank).discard(slot);

@@ -157,15 +157,18 @@ struct Transfer {
 
 impl Transfer {
     /// Starts operations on parts of all of `bytes`; `start` gets the whole once.
-    fn new(
+    ///
+    /// # Safety
+    /// `start` keeps what it gets in the operations only, and each is an operation of MPI on the part that it was given.
+    unsafe fn new(
         bytes: Buffer<u8>,
         start: impl FnOnce(&'static mut [u8], &mut Vec<Request<'static, [u8], StaticScope>>),
     ) -> Self {
         let mut transfer = Transfer { bytes: ManuallyDrop::new(bytes), operations: Vec::new() };
         let len = transfer.bytes.len();
         // SAFETY: these are the `len` initialised bytes of a heap block that `transfer` owns and that does not move with
-        // it. It is freed or handed out only when `operations` is empty (see `take` and `drop`), so it outlives every use
-        // by MPI; if MPI never finishes, it lives for ever. It is borrowed here once and for all parts, and nothing
+        // it. It is freed or handed out only when `operations` is empty (see `take` and `drop`), and only they use it, as
+        // the caller promises, so it outlives every use by MPI; if MPI never finishes, it lives for ever. It is borrowed here once and for all parts, and nothing
         // touches `transfer.bytes` again before `operations` is empty (see `peek`), so no later borrow of the whole
         // invalidates a pointer that MPI holds. Should `start` panic, `drop` sees the operations that were begun.
         let whole = unsafe { std::slice::from_raw_parts_mut(transfer.bytes.as_mut_ptr(), len) };
@@ -176,27 +179,36 @@ impl Transfer {
     /// Sends `bytes` to rank `to` in parts.
     fn send(comm: &SimpleCommunicator, to: i32, tag: Tag, bytes: Buffer<u8>, part: usize) -> Self {
         let peer = comm.process_at_rank(to);
-        Transfer::new(bytes, |whole, operations| {
-            let whole: &'static [u8] = whole;
-            let parts = whole.chunks(countable(part));
-            operations.extend(parts.map(|part| peer.immediate_send_with_tag(StaticScope, part, tag)));
-        })
+        // SAFETY: every part goes into one operation, and nowhere else.
+        unsafe {
+            Transfer::new(bytes, |whole, operations| {
+                let whole: &'static [u8] = whole;
+                let parts = whole.chunks(countable(part));
+                operations.extend(parts.map(|part| peer.immediate_send_with_tag(StaticScope, part, tag)));
+            })
+        }
     }
 
     /// Receives into all of `bytes`, from rank `from`, in parts.
     fn receive(comm: &SimpleCommunicator, from: i32, tag: Tag, bytes: Buffer<u8>, part: usize) -> Self {
         let peer = comm.process_at_rank(from);
-        Transfer::new(bytes, |whole, operations| {
-            let parts = whole.chunks_mut(countable(part));
-            operations.extend(parts.map(|part| peer.immediate_receive_into_with_tag(StaticScope, part, tag)));
-        })
+        // SAFETY: every part goes into one operation, and nowhere else.
+        unsafe {
+            Transfer::new(bytes, |whole, operations| {
+                let parts = whole.chunks_mut(countable(part));
+                operations.extend(parts.map(|part| peer.immediate_receive_into_with_tag(StaticScope, part, tag)));
+            })
+        }
     }
 
     /// Receives a message that has been announced into `bytes`, which has its size.
     fn receive_matched(message: Message, bytes: Buffer<u8>) -> Self {
-        Transfer::new(bytes, |whole, operations| {
-            operations.push(message.immediate_matched_receive_into(StaticScope, whole));
-        })
+        // SAFETY: every part goes into one operation, and nowhere else.
+        unsafe {
+            Transfer::new(bytes, |whole, operations| {
+                operations.push(message.immediate_matched_receive_into(StaticScope, whole));
+            })
+        }
     }
 
     /// Lets MPI work; true if that completed something.
@@ -256,10 +268,13 @@ mod tests {
         let bytes = Buffer::from_slice(&[1u8, 2, 3, 4, 5]);
         let start = bytes.as_ptr() as usize;
         let mut found = Vec::new();
-        let transfer = Transfer::new(bytes, |whole, _| {
-            found.extend(whole.chunks_mut(2).map(|part| (part.as_ptr() as usize - start, part.to_vec())));
-            whole[4] = 9;
-        });
+        // SAFETY: nothing of it is kept.
+        let transfer = unsafe {
+            Transfer::new(bytes, |whole, _| {
+                found.extend(whole.chunks_mut(2).map(|part| (part.as_ptr() as usize - start, part.to_vec())));
+                whole[4] = 9;
+            })
+        };
         assert_eq!(found, [(0, vec![1, 2]), (2, vec![3, 4]), (4, vec![5])]);
         assert_eq!(transfer.take().as_deref(), Some(&[1, 2, 3, 4, 9][..]));
     }

@@ -91,8 +91,8 @@ impl Check {
     pub fn advice(self) -> &'static str {
         match self {
             Check::Degree => {
-                "let the constructor give None for numbers of ranks that the strategy cannot do, and a HeadExchange \
-                 that takes some number of heads"
+                "let the constructor give None for numbers of ranks that the strategy cannot do, and a grid of as many ranks \
+                 as its degree whose groups (of SwapHeads) share some number of heads out"
             }
             Check::TokenCover => {
                 "the functions rows, runs, token and locate of the TokenOrder must describe the same tokens, and \

@@ -47,9 +47,9 @@ pub enum CommError {
     },
     /// Ranks are in the same operation, but not of the same thing.
     #[error(
-        "rank {rank} is in {operation} (step {step}) with plan {own:016x} and rank {peer} with plan {found:016x}: give \
-         every rank the same strategy, batch lengths, masks, solver effort, stages with their costs, and gradient wire, in \
-         the same order"
+        "rank {rank} is in {operation} (step {step}) with {own:016x} and rank {peer} with {found:016x}, which stand for \
+         what it is about and all that was attended before: give every rank the same strategy, batch lengths, masks, \
+         solver effort, stages with their costs, and gradient wire, and the same calls in the same order"
     )]
     Disagree {
         /// This rank.

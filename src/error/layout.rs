@@ -134,6 +134,9 @@ pub enum MaskError {
         /// Its end.
         end: i64,
     },
+    /// A window of no tokens.
+    #[error("a window of 0 tokens: use at least 1, the token itself")]
+    EmptyWindow,
     /// Blocks of no tokens.
     #[error("blocks of 0 tokens: use at least 1")]
     EmptyBlock,

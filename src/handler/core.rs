@@ -51,8 +51,9 @@ pub struct HandlerCore {
 /// What a value that belongs to a placement is made of besides.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum MadeOf {
-    /// Cosines and sines of an embedding.
-    Rope(Box<Rope>),
+    /// Cosines and sines of an embedding, on the device with the ledger at this address. The value is on that ledger's
+    /// account and keeps it, so no other has the address.
+    Rope(Box<Rope>, usize),
     /// The moves of a roll by so many tokens.
     Roll(i64),
 }
@@ -61,7 +62,7 @@ impl HandlerCore {
     /// A handler for rank `rank` of `ranks`.
     ///
     /// # Errors
-    /// If the strategy's degree is not the number of ranks, or its type and its grid differ over who exchanges heads.
+    /// Those of [`CpHandler::new`](crate::handler::CpHandler::new).
     pub(super) fn new(strategy: Arc<dyn DynStrategy>, layout: LayoutKind, rank: usize, ranks: usize) -> Result<Self> {
         let degree = strategy.degree();
         if degree == 0 {
@@ -114,10 +115,10 @@ impl HandlerCore {
         }
     }
 
-    /// Stands for a placement and all that was attended before: what every rank must have alike when they next
-    /// communicate. So masks that differ show even where attention itself needed no message.
-    pub(super) fn digest(&self, placement: u64) -> u64 {
-        digest_of((placement, self.attended.load(Ordering::Relaxed)))
+    /// Stands for what is communicated and all that was attended before: what every rank must have alike. So masks that
+    /// differ show even where attention itself needed no message.
+    pub(super) fn digest(&self, of: impl Hash) -> u64 {
+        digest_of((of, self.attended.load(Ordering::Relaxed)))
     }
 
     /// Attention under this plan has begun.

@@ -71,7 +71,8 @@ impl<H: CpStrategy, L: Layout, C> CpHandler<H, L, C> {
     /// A handler for this rank of `comm`.
     ///
     /// # Errors
-    /// If the strategy's degree is not the number of ranks, or its type and its grid differ over who exchanges heads.
+    /// If the strategy's degree is not the number of ranks, its grid is not one of so many ranks or differs from its type
+    /// over who exchanges heads, or a setting of the strategy is out of its bounds.
     pub fn new<S: Storage>(strategy: H, comm: C) -> Result<Self>
     where
         C: Communicator<S>,
@@ -177,11 +178,13 @@ impl<H: CpStrategy, L: Layout, C> CpHandler<H, L, C> {
     /// Attention of this rank's queries to the keys of all ranks.
     ///
     /// `q [rows, q_heads * qk_dim]`, `k [rows, kv_heads * qk_dim]`, `v [rows, kv_heads * v_dim]`; returns
-    /// `[rows, q_heads * v_dim]`, 0 for padding and for queries that attend nothing.
+    /// `[rows, q_heads * v_dim]`, 0 for padding and for queries that attend nothing. Every rank makes the same calls in the
+    /// same order, also where it has nothing to send: what ranks exchange later says what they attended before.
     ///
     /// # Errors
-    /// Shards of another placement than the plan's, widths that do not fit the shape, heads that cannot be shared
-    /// out, and failures of other ranks.
+    /// A plan of another strategy or rank, shards of another placement than the plan's, shapes that cannot be computed,
+    /// widths that do not fit the shape, heads that cannot be shared out, keys that the kernel does not take, ranks that
+    /// attend under other plans, and failures of other ranks.
     #[allow(clippy::too_many_arguments, clippy::type_complexity)]
     pub fn core_attn<K, D>(
         &self,

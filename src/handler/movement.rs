@@ -73,7 +73,7 @@ impl<S: Storage> HandlerRef<'_, S> {
     /// [`CpHandler::combine`]: the rows of whole sequences, in the order of the layout.
     ///
     /// # Errors
-    /// Failures of other ranks.
+    /// If the placement is not this handler's, or ranks combine or attended other things; failures of other ranks.
     pub fn combine<T: Element, D: Rows<Storage = S>>(self, device: &D, shard: &DynShard<T, S>) -> Result<Matrix<T, S>> {
         let (placement, cols) = (shard.placement(), shard.matrix().cols());
         self.core.expect_own(placement)?;
@@ -91,7 +91,8 @@ impl<S: Storage> HandlerRef<'_, S> {
     /// This rank's rows of the sum over ranks, in rank order, of `full`, the rows of whole sequences.
     ///
     /// # Errors
-    /// Failures of other ranks.
+    /// If the placement is not this handler's, `full` has not its rows, or ranks sum or attended other things; failures of
+    /// other ranks.
     pub fn summed<T: Real, D: Rows<Storage = S>>(
         self,
         device: &D,
@@ -166,6 +167,9 @@ impl<H: CpStrategy, L: Layout, C> CpHandler<H, L, C> {
     }
 
     /// The whole sequences from every rank's shard, on every rank. Rows are gathered, not summed: all bits survive.
+    ///
+    /// # Errors
+    /// If the shard is not of this handler's ranks, or ranks combine or attended other things; failures of other ranks.
     pub fn combine<T: Element, D: Rows>(
         &self,
         device: &D,

@@ -32,7 +32,7 @@ impl<S: Storage> DynHandler<S> {
     /// A handler for this rank of `comm`.
     ///
     /// # Errors
-    /// If the strategy's degree is not the number of ranks, or its type and its grid differ over who exchanges heads.
+    /// Those of [`CpHandler::new`](crate::handler::CpHandler::new).
     pub fn new(strategy: Arc<dyn DynStrategy>, layout: LayoutKind, comm: Box<dyn Communicator<S>>) -> Result<Self> {
         Ok(DynHandler { core: HandlerCore::new(strategy, layout, comm.rank(), comm.size())?, comm })
     }
@@ -96,12 +96,23 @@ impl<'a, S: Storage> HandlerRef<'a, S> {
         self.comm
     }
 
-    /// Replaces `values` by their sum over ranks, in rank order, if all ranks attended under the same plans until now.
+    /// The sums of some numbers over ranks, in rank order, in one operation.
     ///
     /// # Errors
-    /// Failures of other ranks.
+    /// [`CommError::Disagree`](crate::error::CommError::Disagree) if ranks attended under other plans before, and
+    /// failures of other ranks.
+    pub fn sum<D: Device<Storage = S>>(self, device: &D, values: &[f64]) -> Result<Vec<f64>> {
+        let mut sums = device.upload(values);
+        self.all_reduce("sum", &mut sums)?;
+        Ok(device.download(&sums))
+    }
+
+    /// Replaces `values` by their sum over ranks, in rank order.
+    ///
+    /// # Errors
+    /// Those of [`HandlerRef::sum`].
     pub(crate) fn all_reduce<T: Real>(self, name: &'static str, values: &mut Buffer<T, S>) -> Result<()> {
-        reduce(self.comm, Operation::under(name, self.core.digest(0)), values)
+        reduce(self.comm, Operation::under(name, self.core.digest(())), values)
     }
 
     /// [`CpHandler::core_attn`](crate::handler::CpHandler::core_attn).
@@ -117,6 +128,7 @@ impl<'a, S: Storage> HandlerRef<'a, S> {
         qkv: [&DynElemShard<D>; 3],
     ) -> Result<(DynElemShard<D>, DynCoreAttention<D>)> {
         let qkv = self.core.operands::<D>(plan, shape, qkv)?;
+        plan.expect(kernel)?;
         self.core.attends(plan);
         let (out, saved) = executor::forward(device, self.comm, kernel, plan, shape, qkv)?;
         let out = DynShard::new(out, plan.placement().clone())?;

@@ -139,13 +139,14 @@ impl<S: Storage> HandlerRef<'_, S> {
         for tensor in tensors.iter() {
             placement.expect_same("the roll", tensor.placement(), "a tensor")?;
         }
-        run(self, device, placement, &*self.moves(placement, offset)?, tensors)
+        run(self, device, (placement.hash(), offset, false), &*self.moves(placement, offset)?, tensors)
     }
 
     /// [`CpHandler::roll`].
     ///
     /// # Errors
-    /// Failures of other ranks.
+    /// If the shard is not of this handler's ranks, or ranks roll otherwise or attended other things; failures of other
+    /// ranks.
     pub fn roll<T: Element, D: Rows<Storage = S>>(
         self,
         device: &D,
@@ -161,7 +162,8 @@ impl<S: Storage> HandlerRef<'_, S> {
     /// [`CpHandler::roll_adjoint`].
     ///
     /// # Errors
-    /// Failures of other ranks.
+    /// If the shard is not of this handler's ranks, or ranks roll otherwise or attended other things; failures of other
+    /// ranks.
     pub fn roll_adjoint<T: Element, D: Rows<Storage = S>>(
         self,
         device: &D,
@@ -170,7 +172,7 @@ impl<S: Storage> HandlerRef<'_, S> {
     ) -> Result<DynShard<T, S>> {
         let moves = self.moves(gradient.placement(), offset)?.reversed();
         let mut roll = DynRoll::new(gradient, T::zeroed());
-        run(self, device, gradient.placement(), &moves, &mut [&mut roll])?;
+        run(self, device, (gradient.placement().hash(), offset, true), &moves, &mut [&mut roll])?;
         roll.finish(device)
     }
 
@@ -179,10 +181,11 @@ impl<S: Storage> HandlerRef<'_, S> {
     }
 }
 
+/// One exchange: of a placement by its hash, so many tokens, and whether they go back.
 fn run<D: Rows>(
     handler: HandlerRef<'_, D::Storage>,
     device: &D,
-    placement: &DynPlacement,
+    of: (u64, i64, bool),
     moves: &Moves,
     tensors: &mut [&mut dyn DynRollable<D>],
 ) -> Result<()> {
@@ -197,7 +200,7 @@ fn run<D: Rows>(
             receives.push(tensor.expect(from, moves.receive[from].len()));
         }
     }
-    let operation = Operation::under("roll", handler.digest(placement.hash()));
+    let operation = Operation::under("roll", handler.digest(of));
     let pending = handler.comm.exchange(operation, sends, receives)?;
     for tensor in tensors.iter_mut() {
         tensor.start(device, &moves.own.0, &moves.own.1);

@@ -70,7 +70,8 @@ impl HandlerCore {
         rope: &Rope,
         placement: &Arc<DynPlacement>,
     ) -> Result<Arc<RotaryTable<D>>> {
-        self.other(placement, MadeOf::Rope(Box::new(rope.clone())), || {
+        let device_of = Arc::as_ptr(device.ledger()) as usize;
+        self.other(placement, MadeOf::Rope(Box::new(rope.clone()), device_of), || {
             let table = rope.table::<D::Acc>(&placement.positions());
             Ok(RotaryTable::new(device, placement, &table, rope.config().interleaved))
         })

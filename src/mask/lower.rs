@@ -192,7 +192,7 @@ mod tests {
         let batch = Packed::new(&[2, 0, 3], &[3, 0, 3]).unwrap();
         let cells = |mask: Mask| cells(&mask.lower(&batch).unwrap(), 6);
         assert_eq!(cells(Mask::Causal), [(0, 0), (1, 0), (1, 1), (3, 3), (4, 3), (4, 4), (5, 3), (5, 4), (5, 5)]);
-        assert_eq!(cells(Mask::sliding(1)), [(0, 0), (1, 1), (3, 3), (4, 4), (5, 5)]);
+        assert_eq!(cells(Mask::sliding(1).unwrap()), [(0, 0), (1, 1), (3, 3), (4, 4), (5, 5)]);
         let right = Mask::Window { left: Some(0), right: Some(1) };
         assert_eq!(cells(right), [(0, 0), (0, 1), (1, 1), (3, 3), (3, 4), (4, 4), (4, 5), (5, 5)]);
         assert_eq!(cells(Mask::Window { left: None, right: None }), cells(Mask::Full));
@@ -234,7 +234,7 @@ mod tests {
         let masks = [
             Mask::Full,
             Mask::Causal,
-            Mask::sliding(5),
+            Mask::sliding(5).unwrap(),
             Mask::Window { left: Some(3), right: Some(7) },
             Mask::Window { left: None, right: Some(2) },
             Mask::Window { left: Some(0), right: Some(0) },

@@ -13,6 +13,8 @@ pub use slice::{Slice, SliceKind};
 
 use std::ops::Range;
 
+use crate::error::MaskError;
+
 /// What each query may attend to. Except for [`Mask::Slices`] it is applied within each document.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Mask {
@@ -35,8 +37,12 @@ pub enum Mask {
 
 impl Mask {
     /// A causal window of `width` tokens, the token itself among them (Hugging Face's `sliding_window`).
-    pub fn sliding(width: usize) -> Mask {
-        Mask::Window { left: Some(width.saturating_sub(1)), right: Some(0) }
+    ///
+    /// # Errors
+    /// [`MaskError::EmptyWindow`] for a width of 0, in which a token would not attend itself.
+    pub fn sliding(width: usize) -> Result<Mask, MaskError> {
+        let left = width.checked_sub(1).ok_or(MaskError::EmptyWindow)?;
+        Ok(Mask::Window { left: Some(left), right: Some(0) })
     }
 }
 

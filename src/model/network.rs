@@ -77,7 +77,7 @@ impl<D: Ops> DynModel<D> {
         kernel: &'static dyn DynKernel<D>,
     ) -> Result<Self> {
         config.check()?;
-        let window = |window: &Option<usize>| window.map_or(Mask::Causal, Mask::sliding);
+        let window = |window: &Option<usize>| window.map_or(Ok(Mask::Causal), Mask::sliding);
         let shape = AttentionShape {
             q_heads: config.heads,
             kv_heads: config.kv_heads,
@@ -90,7 +90,7 @@ impl<D: Ops> DynModel<D> {
             config: config.clone(),
             tied: None,
             rope: Rope::new(config.rope.clone())?,
-            masks: config.windows.iter().map(window).collect(),
+            masks: config.windows.iter().map(window).collect::<Result<_, _>>()?,
             shape,
             recompute: false,
             parameters,

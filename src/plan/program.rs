@@ -45,7 +45,7 @@ pub struct Transfer {
     pub peer: usize,
     /// Slot on this side.
     pub slot: usize,
-    /// Rows of the slot, in the order in which they travel.
+    /// Rows of the slot, in the order in which they travel. No row of received keys is there twice.
     pub rows: Vec<usize>,
 }
 

@@ -149,7 +149,7 @@ mod tests {
 
     #[test]
     fn touched_rows_are_exact() {
-        let bands = Mask::sliding(2).lower(&Dense { batch: 1, seq: 12 }).unwrap();
+        let bands = Mask::sliding(2).unwrap().lower(&Dense { batch: 1, seq: 12 }).unwrap();
         // Queries 0, 3, 6, 9 see keys -1..=0, 2..=3, 5..=6, 8..=9.
         let pieces = tile(&[(0, run(0, 3, 4))], &[(0, run(0, 1, 12))], &bands);
         assert_eq!(touched(&pieces), [0..1, 2..4, 5..7, 8..10]);
@@ -177,7 +177,7 @@ mod tests {
     #[test]
     fn areas_by_keys_are_those_of_their_rows() {
         let batch = Packed::from_lengths(&[9, 4, 20]).unwrap();
-        for mask in [Mask::Causal, Mask::Full, Mask::sliding(3)] {
+        for mask in [Mask::Causal, Mask::Full, Mask::sliding(3).unwrap()] {
             let bands = mask.lower(&batch).unwrap();
             for (queries, keys) in
                 [(run(0, 1, 33), run(0, 1, 33)), (run(1, 3, 10), run(2, 3, 9)), (run(0, 2, 16), run(1, 1, 30))]

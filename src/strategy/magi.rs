@@ -4,13 +4,13 @@
 use std::ops::Range;
 
 use crate::degree::{Degree, Runtime};
-use crate::error::Result;
+use crate::error::{Result, SupportError};
 use crate::layout::Batch;
 use crate::mask::Mask;
 use crate::order::{Dealt, Solved};
 use crate::plan::dispatch::{Options, Problem, solve};
 use crate::plan::stages::Staging;
-use crate::strategy::{CastKv, CpStrategy, KeepHeads};
+use crate::strategy::{CastKv, CpStrategy, KeepHeads, KvExchange};
 
 /// Solved placement and group-cast over `N` ranks, for packed batches under any mask. Megatron calls it `magi`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -59,12 +59,16 @@ impl<N: Degree> CpStrategy for Magi<N> {
         self.degree.ranks()
     }
 
+    fn check(&self) -> Result<(), SupportError> {
+        self.options.check()?;
+        self.kv.check()
+    }
+
     fn kv(&self) -> CastKv {
         self.kv
     }
 
     fn table(&self, batch: &dyn Batch, masks: &[(Mask, u64)]) -> Result<Dealt> {
-        self.options.check()?;
         let lowered =
             masks.iter().map(|(mask, layers)| Ok((mask.lower(batch)?, *layers))).collect::<Result<Vec<_>>>()?;
         let documents: Vec<Range<usize>> = (0..batch.documents()).map(|i| batch.document(i).stored_range()).collect();

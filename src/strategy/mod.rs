@@ -81,6 +81,14 @@ pub trait CpStrategy: Copy + fmt::Debug + PartialEq + Send + Sync + 'static {
         Self::Heads::heads_per_rank(Self::NAME, q_heads, self.grid().inner)
     }
 
+    /// Refuses settings that are out of their bounds, before anything is placed or planned.
+    ///
+    /// # Errors
+    /// [`SupportError::Numbers`] with the setting and its bounds.
+    fn check(&self) -> Result<(), SupportError> {
+        self.kv().check()
+    }
+
     /// The exchange of keys and values, with its settings if it has any.
     fn kv(&self) -> Self::Kv {
         Self::Kv::default()

@@ -47,7 +47,7 @@ pub trait DynStrategy: fmt::Debug + Send + Sync {
     /// If a mask does not fit the batch, or the batch cannot be dealt out.
     fn deal(&self, batch: &dyn Batch, masks: &[(Mask, u64)]) -> Result<Arc<dyn Deal>>;
 
-    /// [`KvExchange::check`].
+    /// [`CpStrategy::check`].
     ///
     /// # Errors
     /// Settings out of their bounds.
@@ -110,7 +110,7 @@ impl<H: CpStrategy> DynStrategy for Object<H> {
     }
 
     fn check(&self) -> Result<(), SupportError> {
-        self.0.kv().check()
+        self.0.check()
     }
 
     fn hash_exchange(&self, mut state: &mut dyn Hasher) {

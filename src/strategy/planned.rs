@@ -53,7 +53,7 @@ impl<O: TokenOrder, L: Layout> AttentionPlan<O, L> {
     /// The plan of `strategy` for the placement's rank.
     ///
     /// # Errors
-    /// If the mask does not fit the batch.
+    /// Those of [`RankPlan::new`].
     pub fn new<H: CpStrategy<Order = O>>(strategy: &H, placement: &Arc<Placement<O, L>>, mask: &Mask) -> Result<Self> {
         let rank_plan = RankPlan::new(&*object(*strategy), placement.data(), mask)?;
         Ok(Self::typed(placement.clone(), Arc::new(rank_plan)))
@@ -114,6 +114,8 @@ pub struct RankPlan {
     pub(super) blocks: Vec<Block>,
     /// Whether a query of one sequence of a dense batch attends keys of another.
     pub(super) across_sequences: bool,
+    /// Whether each pass attends once, to keys that are in the rows of their tokens, sequence by sequence.
+    natural_keys: bool,
     pub(super) wire: Wire,
 }
 
@@ -124,12 +126,29 @@ fn with_wire(made_of: u64, wire: Wire) -> u64 {
     hasher.finish()
 }
 
+/// Whether each pass attends once, to keys that are in the rows of their tokens, sequence by sequence.
+fn natural_keys(programs: &[&Program], blocks: &[Block]) -> bool {
+    let inside = |outer: &Range<usize>, inner: Range<usize>| outer.start <= inner.start && inner.end <= outer.end;
+    let natural = |piece: &Piece| {
+        let Piece { q, k, k_row, .. } = *piece;
+        let block = blocks.iter().find(|(queries, _)| inside(queries, piece.q_rows()));
+        let in_block = |(_, keys): &Block| inside(keys, piece.k_rows()) && inside(keys, q.start..q.end());
+        k.start == k_row && (k.step == 1 || k.len <= 1) && block.is_some_and(in_block)
+    };
+    programs.iter().all(|program| {
+        let mut tiles = program.tiles();
+        matches!((tiles.next(), tiles.next()), (Some((_, pieces)), None) if pieces.iter().all(natural))
+    })
+}
+
 impl RankPlan {
     /// The plan of `strategy` for the placement's rank.
     ///
     /// # Errors
-    /// If the placement's ranks are not grouped as the strategy's, or the mask does not fit the batch.
+    /// If a setting of the strategy is out of its bounds, the placement's ranks are not grouped as the strategy's, or the
+    /// mask does not fit the batch.
     pub fn new(strategy: &dyn DynStrategy, placement: &Arc<DynPlacement>, mask: &Mask) -> Result<Self> {
+        strategy.check()?;
         expect_groups(strategy, placement)?;
         let batch = &**placement.batch();
         let (rank, stored, grid) = (placement.rank(), placement.rows(), placement.grid());
@@ -163,6 +182,7 @@ impl RankPlan {
         (strategy.name(), grid.outer, grid.inner, placement.hash(), mask).hash(&mut hasher);
         strategy.hash_exchange(&mut hasher);
         let (made_of, wire) = (hasher.finish(), Wire::default());
+        let natural_keys = natural_keys(&[&forward, &backward], &blocks);
         Ok(RankPlan {
             placement: placement.clone(),
             strategy: strategy.name(),
@@ -177,6 +197,7 @@ impl RankPlan {
             in_place,
             blocks,
             across_sequences,
+            natural_keys,
             wire,
         })
     }
@@ -198,6 +219,7 @@ impl RankPlan {
     /// [`PlacementError::OtherGrid`] if the placement's ranks are not grouped as the strategy's,
     /// [`PlanError::Unsound`](crate::error::PlanError::Unsound) if anything does not hold.
     pub fn check(strategy: &dyn DynStrategy, placement: &DynPlacement, mask: &Mask) -> Result<()> {
+        strategy.check()?;
         expect_groups(strategy, placement)?;
         let bands = mask.lower(&**placement.batch())?;
         let mut view = view_of(strategy, placement, bands).0;
@@ -304,11 +326,11 @@ impl RankPlan {
     }
 
     /// Refuses a kernel that cannot attend what the mask says, or not the keys that the exchange brings.
-    pub(super) fn expect<D: Ops>(&self, kernel: &dyn DynKernel<D>) -> Result<()> {
+    pub(crate) fn expect<D: Ops>(&self, kernel: &dyn DynKernel<D>) -> Result<()> {
         if self.across_sequences && !kernel.across_sequences() {
             return Err(SupportError::AcrossSequences { kernel: kernel.name() }.into());
         }
-        if kernel.natural_keys() && !self.has_natural_keys() {
+        if kernel.natural_keys() && !self.natural_keys {
             let (strategy, kernel) = (self.strategy, kernel.name());
             let what = format!(
                 "the kernel {kernel} needs all keys in one tile, in natural order, and the exchange brings them otherwise: \
@@ -317,21 +339,6 @@ impl RankPlan {
             return Err(PlanError::Unsound { strategy, what }.into());
         }
         Ok(())
-    }
-
-    /// Whether each pass attends once, to keys that are in the rows of their tokens, sequence by sequence.
-    fn has_natural_keys(&self) -> bool {
-        let inside = |outer: &Range<usize>, inner: Range<usize>| outer.start <= inner.start && inner.end <= outer.end;
-        let natural = |piece: &Piece| {
-            let Piece { q, k, k_row, .. } = *piece;
-            let block = self.blocks.iter().find(|(queries, _)| inside(queries, piece.q_rows()));
-            let in_block = |(_, keys): &Block| inside(keys, piece.k_rows()) && inside(keys, q.start..q.end());
-            k.start == k_row && (k.step == 1 || k.len <= 1) && block.is_some_and(in_block)
-        };
-        [&self.forward, &self.backward].into_iter().all(|program| {
-            let mut tiles = program.tiles();
-            matches!((tiles.next(), tiles.next()), (Some((_, pieces)), None) if pieces.iter().all(natural))
-        })
     }
 
     /// What the rank attends with: all heads, or its share of them.

@@ -252,18 +252,9 @@ impl<D: Ops> Learner for DynLearner<D> {
     learner_of_parts!(|model| model, |model| model);
 }
 
-/// The sum of one number over ranks, in rank order.
+/// The sum of one number over ranks, in rank order, whatever they have attended.
 pub fn global_sum<D: Device, C: Communicator<D::Storage> + ?Sized>(device: &D, comm: &C, value: f64) -> Result<f64> {
-    Ok(global_sums(device, comm, &[value])?[0])
-}
-
-/// The sums of some numbers over ranks, in rank order, in one operation.
-pub(super) fn global_sums<D: Device, C: Communicator<D::Storage> + ?Sized>(
-    device: &D,
-    comm: &C,
-    values: &[f64],
-) -> Result<Vec<f64>> {
-    let mut sums = device.upload(values);
+    let mut sums = device.upload(&[value]);
     comm.all_reduce(&mut sums)?;
-    Ok(device.download(&sums))
+    Ok(device.download(&sums)[0])
 }

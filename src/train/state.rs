@@ -13,7 +13,7 @@ use crate::order::{DealOf, DynPlacement, Grouped};
 use crate::plan::schedule::{MicroBatch, Scheduler};
 use crate::tensor::{AccMatrix, Buffer, Device, Storage};
 use crate::train::data::TokenBatch;
-use crate::train::learner::{AdamwOptions, global_sum, global_sums};
+use crate::train::learner::AdamwOptions;
 
 /// Sequences that run at once, and where their tokens are.
 type Part<'a> = (Cow<'a, TokenBatch>, Arc<DynPlacement>);
@@ -156,7 +156,7 @@ impl<D: Ops> State<D> {
             let losses = self.accumulate_inputs(handler, model, inputs.by_ref(), &mtp::scales(labels_in_step))?;
             sums.iter_mut().zip(losses).for_each(|(sum, loss)| *sum += loss);
         }
-        global_sums(model.device(), handler.comm(), &sums)
+        handler.sum(model.device(), &sums)
     }
 
     /// One step of AdamW with the accumulated gradient; its norm before clipping. All ranks have the same gradient by
@@ -207,7 +207,7 @@ impl<D: Ops> State<D> {
             let activations = model.forward(handler, &inputs.tokens)?;
             sum += model.loss_sum(&activations, &inputs.labels, &inputs.weights)?;
         }
-        global_sum(model.device(), handler.comm(), sum)
+        Ok(handler.sum(model.device(), &[sum])?[0])
     }
 }
 

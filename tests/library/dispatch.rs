@@ -261,7 +261,7 @@ fn what_is_no_placement_cannot_be_improved() {
 #[test]
 fn masks_are_weighed() {
     let lengths = [900, 300, 200, 200, 1000, 600];
-    let window = Pack::new(&lengths, &Mask::sliding(8), 4);
+    let window = Pack::new(&lengths, &Mask::sliding(8).unwrap(), 4);
     let full = Pack::new(&lengths, &Mask::Full, 4);
     let both = |layers: [u64; 2]| {
         let masks = [(window.masks[0].0.clone(), layers[0]), (full.masks[0].0.clone(), layers[1])];

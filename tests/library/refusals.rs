@@ -4,15 +4,16 @@ use std::sync::Arc;
 
 use context_parallel::comm::{Collectives, Communicator, threads};
 use context_parallel::degree::{Grid, Runtime};
-use context_parallel::error::{CommError, Error, PlacementError, PlanError, Result, SupportError};
+use context_parallel::error::{CommError, Error, MaskError, PlacementError, PlanError, Result, SupportError};
 use context_parallel::handler::{CpHandler, DynHandler};
 use context_parallel::layout::{Bshd, Dense, Layout, LayoutKind, Packed, Thd};
-use context_parallel::mask::Mask;
+use context_parallel::mask::{Mask, named};
 use context_parallel::ops::attention::AttentionShape;
 use context_parallel::oracle;
-use context_parallel::order::{Contiguous, Full, Placement, Shard, Zigzag};
+use context_parallel::order::{Contiguous, DynPlacement, Full, Placement, Shard, Zigzag};
 use context_parallel::plan::{Program, View};
 use context_parallel::rope::{Rope, RopeConfig};
+use context_parallel::strategy::executor::RankPlan;
 use context_parallel::strategy::{
     AllGather, CpStrategy, Dynamic, Flash, GatherKv, KeepHeads, Kernel, KvExchange, Magi, Ring, RingKv, RingUlysses,
     Row, RunsOn, Ulysses, Unfused, object,
@@ -232,6 +233,11 @@ fn one_handler_serves_devices_of_two_types() {
         let half = handler.get_emb_on_this_cp_rank(&Cpu::<bf16>::new(1), &rope, &placement)?;
         let double = handler.get_emb_on_this_cp_rank(&Cpu::<f64>::new(1), &rope, &placement)?;
         assert_eq!(single.cos().to_vec(), half.cos().to_vec(), "both compute in f32");
+        // Another device of the same type has a table of its own, in its own memory.
+        let (other, held) = (Cpu::<f32>::new(1), single.cos().len());
+        let again = handler.get_emb_on_this_cp_rank(&other, &rope, &placement)?;
+        assert!(other.ledger().held() >= 2 * held * size_of::<f32>());
+        assert_eq!(again.cos().to_vec(), single.cos().to_vec());
         Ok(single.cos().iter().zip(&double.cos()[..]).all(|(&a, &b)| (f64::from(a) - b).abs() < 1e-6))
     });
     assert_eq!(cosines, Ok(vec![true; 2]));
@@ -287,6 +293,45 @@ fn ranks_with_other_masks_are_told_with_the_first_message_that_they_exchange() {
     assert!(disagree(outcome(Magi::new(Runtime(2)), &[64])));
     // No key travels where each document has a rank of its own: the results are put together, and there it shows.
     assert!(disagree(outcome(Dynamic::new(Runtime(2)), &[32, 32])));
+}
+
+#[test]
+fn ranks_that_attended_under_other_masks_have_no_common_loss() {
+    let error = threads::run(2, |comm| {
+        let handler = CpHandler::<Dynamic, Thd, _>::new(Dynamic::new(Runtime(2)), &comm)?;
+        let placement = handler.place(Packed::from_lengths(&[32, 32])?)?;
+        let [q, k, v] = shards(&handler, &placement, 64)?;
+        let device = Cpu::<f64>::new(1);
+        // The same on both: they agree.
+        let plan = handler.plan(&placement, &Mask::Causal)?;
+        handler.core_attn::<Flash, _>(&device, &plan, &SHAPE, &q, &k, &v)?;
+        assert_eq!(handler.by_ref().sum(&device, &[1.0, 2.0])?, [2.0, 4.0]);
+        let mask = [Mask::Full, Mask::Causal][comm.rank()].clone();
+        let plan = handler.plan(&placement, &mask)?;
+        handler.core_attn::<Flash, _>(&device, &plan, &SHAPE, &q, &k, &v)?;
+        handler.by_ref().sum(&device, &[1.0]).map(drop)
+    });
+    assert!(disagree(error.unwrap_err()));
+}
+
+#[test]
+fn ranks_that_roll_otherwise_are_told() {
+    for other in [-1, 2, 3] {
+        let error = threads::run(2, |comm| {
+            let handler = CpHandler::<Ring, Thd, _>::new(Ring::new(Runtime(2)), &comm)?;
+            let placement = handler.place(Packed::from_lengths(&[32])?)?;
+            let device = Cpu::<f64>::new(1);
+            let x = Shard::new(device.zero_matrix::<f64>(placement.rows(), 1), placement.clone())?;
+            match (comm.rank(), other) {
+                (0, _) => handler.roll(&device, &x, 1, 0.0),
+                // There and back again have messages of the same sizes.
+                (_, 3) => handler.roll_adjoint(&device, &x, 1),
+                (_, offset) => handler.roll(&device, &x, offset, 0.0),
+            }
+            .map(drop)
+        });
+        assert!(disagree(error.unwrap_err()), "{other}");
+    }
 }
 
 #[test]
@@ -389,7 +434,19 @@ fn placements_on_pieces_of_nothing_are_refused() {
         });
         let message = outcome.unwrap_err().to_string();
         assert!(message.contains("of 0 tokens: use at least 1"), "{message}");
+        let strategy = object(Magi::new(Runtime(1)).with_options(options));
+        let batch = Arc::new(Packed::from_lengths(&[8]).unwrap());
+        let deal = strategy.deal(&*batch, &[(Mask::Causal, 1)]).unwrap();
+        let placement = DynPlacement::new(batch, LayoutKind::Thd, strategy.grid(), 0, deal).unwrap();
+        assert!(RankPlan::new(&*strategy, &placement, &Mask::Causal).is_err(), "by hand");
+        assert!(RankPlan::check(&*strategy, &placement, &Mask::Causal).is_err(), "by hand");
     }
+}
+
+#[test]
+fn a_window_of_nothing_is_refused() {
+    assert_eq!(Mask::sliding(0), Err(MaskError::EmptyWindow));
+    assert_eq!(Mask::sliding(1), Ok(Mask::Window { left: Some(0), right: Some(0) }));
 }
 
 #[test]
@@ -399,5 +456,11 @@ fn windows_of_any_size_are_attended() {
     for huge in [usize::MAX, i64::MAX as usize, i64::MAX as usize + 1] {
         assert_eq!(area(Some(huge), Some(0)), area(None, Some(0)));
         assert_eq!(area(Some(huge), Some(huge)), 64 + 25);
+        let documents = [0..8, 8..13];
+        let area = |left, right, global| {
+            named::window_with_global(&documents, left, right, global).lower(&batch).unwrap().area()
+        };
+        assert_eq!(area(Some(huge), Some(huge), huge), 64 + 25);
+        assert_eq!(area(Some(huge), Some(0), 2), area(None, Some(0), 0));
     }
 }

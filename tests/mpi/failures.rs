@@ -46,6 +46,13 @@ pub fn cases() -> Vec<Case> {
         ),
         case("a barrier is no split", barrier_or_split, &["a split", "a barrier", "different programs"]),
         silent("a silent rank", |comm| silence(comm, || thread::sleep(Duration::from_secs(1000))), SILENT),
+        Case {
+            name: "a rank that waits for a silent one",
+            ranks: &[3],
+            options: quick,
+            rank: chain,
+            says: Some(&["rank 1 was silent for 2 s in chain (step 1): it waits for rank 2, which is stuck or lost"]),
+        },
         silent("a frozen process", |comm| silence(comm, || signal("STOP")), SILENT),
         silent("a killed process", |comm| silence(comm, || signal("KILL")), &[]),
         silent("a process that exits", |comm| silence(comm, || std::process::exit(0)), &[]),
@@ -134,6 +141,17 @@ fn mismatch(comm: MpiComm, of_type: bool) -> Result<()> {
         1 => comm.exchange("rows".into(), vec![send(0, &[1, 2])], vec![])?.wait().map(drop),
         _ => Ok(()),
     }
+}
+
+/// Rank 0 waits for 1, which after a while waits for 2, which does nothing.
+fn chain(comm: MpiComm) -> Result<()> {
+    if comm.rank() == 1 {
+        thread::sleep(Duration::from_secs(1));
+    }
+    if comm.rank() == 2 {
+        thread::sleep(Duration::from_secs(1000));
+    }
+    comm.exchange("chain".into(), vec![], vec![receive(comm.rank() + 1, 1)])?.wait().map(drop)
 }
 
 fn barrier_or_split(comm: MpiComm) -> Result<()> {

@@ -10,7 +10,6 @@ use context_parallel::model::{DynModel, ParameterList, weights};
 use context_parallel::order::{DynShard, token_by_token};
 use context_parallel::strategy::support::{self, Chosen};
 use context_parallel::tensor::{Cpu, Float};
-use context_parallel::train::learner::global_sum;
 use indicatif::ProgressBar;
 
 use super::super::engine::{Cluster, Comm, with_storage_type};
@@ -102,7 +101,7 @@ impl<T: Float> Evaluation<'_, T> {
             let inputs = DynInputs::placed(&handler, device, &placement, &batch.tokens, &batch.labels)?;
             let activations = model.forward(handler.by_ref(), &inputs.tokens)?;
             let loss = model.loss_sum(&activations, &inputs.labels, &inputs.weights)?;
-            sum += global_sum(device, handler.comm(), loss)?;
+            sum += handler.by_ref().sum(device, &[loss])?[0];
             if job.logits.is_some() {
                 let logits = DynShard::new(model.logits(&activations), placement.clone())?;
                 let whole = handler.by_ref().combine(device, &logits)?;

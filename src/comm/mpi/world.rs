@@ -64,8 +64,9 @@ pub(super) struct State {
     ends: Vec<Option<End>>,
     /// When each rank's process was last heard of.
     heard: Vec<Instant>,
-    /// Whom each rank waited for when it last said that it is alive.
-    awaited: Vec<Option<usize>>,
+    /// Whom each rank waited for when it last said that it is alive, and when that was; nothing if it has done
+    /// something since.
+    awaited: Vec<Option<(usize, Instant)>>,
     /// When this process last told that it is alive.
     beat: Instant,
     /// Whether everything that was handed over is sent.
@@ -183,11 +184,14 @@ impl World {
     pub(super) fn arrive(&self, from: usize, frame: Frame) {
         self.lock().heard[from] = Instant::now();
         match frame {
-            Frame::Message { stream, message } => self.mailbox.deliver(stream, from, message),
+            Frame::Message { stream, message } => {
+                self.lock().awaited[from] = None;
+                self.mailbox.deliver(stream, from, message);
+            }
             Frame::Failed(failure) => {
                 self.note(failure);
             }
-            Frame::Alive { awaited } => self.lock().awaited[from] = awaited,
+            Frame::Alive { awaited } => self.lock().awaited[from] = awaited.map(|rank| (rank, Instant::now())),
             Frame::Ended(end) => {
                 if end.error.is_none() {
                     self.mailbox.finish(from);
@@ -330,10 +334,9 @@ impl Wire for World {
         if rank == self.rank {
             return self.counts.awaited();
         }
-        let state = self.lock();
         // What a rank said long ago says nothing of what it does now.
-        let is_recent = state.heard.get(rank)?.elapsed() < 3 * self.pulse;
-        state.awaited[rank].filter(|_| is_recent)
+        let (awaited, when) = (*self.lock().awaited.get(rank)?)?;
+        (when.elapsed() < 3 * self.pulse).then_some(awaited)
     }
 
     fn deliver(&self, stream: u64, _: usize, to: usize, message: Message) {

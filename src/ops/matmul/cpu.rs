@@ -191,12 +191,13 @@ fn product<T: Copy>(
     for view in [&lhs, &rhs] {
         assert!(fits(view.rows, view.cols, [view.row_stride, view.col_stride], view.data.len()));
     }
+    let stride = |stride: usize| isize::try_from(stride).unwrap_or(0);
     for from in (0..lhs.cols).step_by(CUT) {
         let k = CUT.min(lhs.cols - from);
         // SAFETY: it was just asserted, without wrapping, that every element `(i, j)` of the three is inside its slice,
         // and that the inner dimension of both operands is the same; `from + k` is at most that, and `k` at least 1.
-        // So the offsets of the operands are inside their slices too. No stride that is multiplied by more than 0 is
-        // above `isize::MAX`: there are at least two elements along it in a slice, or it is 0. The rows of `out` do not
+        // So the offsets of the operands are inside their slices too. A stride that is multiplied by more than 0 has at
+        // least two elements along it in a slice, so it fits an `isize`; one that does not fit is never used. The rows of `out` do not
         // overlap (`row_stride >= n`); it is borrowed mutably, so it shares nothing with the operands. All elements
         // are initialised, as those of every slice; the kernel is that of their type and was chosen by its crate for
         // the instructions of this processor. Threads get parts of the result that do not overlap.
@@ -207,15 +208,15 @@ fn product<T: Copy>(
                 m,
                 k,
                 out.data.as_mut_ptr(),
-                row_stride as isize,
+                stride(row_stride),
                 1,
                 accumulate || from > 0,
                 rhs.data.as_ptr().add(from * rhs.row_stride),
-                rhs.row_stride as isize,
-                rhs.col_stride as isize,
+                stride(rhs.row_stride),
+                stride(rhs.col_stride),
                 lhs.data.as_ptr().add(from * lhs.col_stride),
-                lhs.row_stride as isize,
-                lhs.col_stride as isize,
+                stride(lhs.row_stride),
+                stride(lhs.col_stride),
                 one,
                 one,
                 false,

@@ -4,8 +4,8 @@ use std::collections::HashSet;
 
 use crate::plan::{Content, Piece, Program, Step, Transfer, View};
 
-/// Refuses a program whose steps name slots, rows or ranks that there are not, that posts an exchange twice or receives
-/// keys into slot 0 while this rank's own are there, that leaves its queries without a result, or, forward, that does not
+/// Refuses a program whose steps name slots, rows or ranks that there are not, that posts an exchange twice, receives
+/// keys into slot 0 while this rank's own are there or into a row twice at once, that leaves its queries without a result, or, forward, that does not
 /// merge every tile after the first just once before the next.
 pub fn check(view: &View, rank: usize, program: &Program, backward: bool) -> Result<(), String> {
     let Program { slots, home, steps } = program;
@@ -29,8 +29,10 @@ pub fn check(view: &View, rank: usize, program: &Program, backward: bool) -> Res
                 if own_keys && *content == Content::Keys && receives.iter().any(filled) {
                     return Err("keys are received into slot 0, which holds the rank's own: use another slot".into());
                 }
-                if let Some(row) = receives.iter().find_map(|receive| repeated(&receive.rows)) {
-                    return Err(format!("exchange {exchange} receives into row {row} of a slot twice"));
+                // Gradients are added, so several may come for one row.
+                let mut repeated = receives.iter().filter_map(|receive| repeated(&receive.rows));
+                if let (Content::Keys, Some(row)) = (content, repeated.next()) {
+                    return Err(format!("exchange {exchange} receives keys into row {row} of a slot twice"));
                 }
                 sends.iter().chain(receives).try_for_each(|transfer| transferred(transfer, slots, view.ranks()))?;
             }
