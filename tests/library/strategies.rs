@@ -518,7 +518,7 @@ fn ranks_with_different_plans_are_told_before_they_compute() {
         handler.core_attn::<Flash, _>(&device, &plan, &shape, &x, &x, &x).map(drop)
     });
     let message = error.unwrap_err().to_string();
-    assert!(message.contains("has plan") && message.contains("give every rank the same"), "{message}");
+    assert!(message.contains("is in attention keys") && message.contains("give every rank the same"), "{message}");
 }
 
 /// The unfused kernel computes sequence by sequence.
