@@ -14,6 +14,7 @@ use crate::strategy::planned::RankPlan;
 use crate::tensor::{AccMatrix, Device, ElemMatrix, Element, Matrix};
 
 mod sealed {
+    #[diagnostic::on_unimplemented(message = "`{Self}` is not a head exchange: use `KeepHeads` or `SwapHeads`")]
     pub trait Sealed {}
 }
 

@@ -1,5 +1,5 @@
 //~ E0277
-//~ Sealed
+//~ `Uneven` is not a head exchange: use `KeepHeads` or `SwapHeads`
 // Head exchanges are a closed set: the executor knows how each of them moves heads.
 
 use context_parallel::error::SupportError;
