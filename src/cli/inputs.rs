@@ -1,10 +1,11 @@
 //! What commands read and where they write, checked in one place before any work: every command that takes a value
 //! makes the checks that belong to it.
 
-use std::fs::{self, OpenOptions};
+use std::fs;
 use std::path::{Path, PathBuf};
 
-use context_parallel::error::{DataError, Result};
+use context_parallel::error::{DataError, Error, Result};
+use context_parallel::files::AtomicFile;
 use context_parallel::model::Config;
 use context_parallel::train::companions::is_of_tokenizer;
 use context_parallel::train::data::{BYTE_VOCAB, check_bytes, read_bytes, read_text};
@@ -107,7 +108,7 @@ pub fn output_file(option: &str, path: &Path, inputs: &[(&str, Option<&Path>)]) 
             return unusable(format!(" would replace an input ({input}): name a file that is not read from"));
         }
     }
-    probe(option, path, parent)
+    probe(option, path, path)
 }
 
 /// A folder for a run, which holds none and can be written into or made.
@@ -115,18 +116,20 @@ pub fn output_folder(path: &Path) -> Result<Vacant> {
     let vacant = Vacant::check(path)?;
     let exists = |folder: &&Path| folder.exists();
     let above = path.ancestors().filter(|folder| !folder.as_os_str().is_empty()).find(exists);
-    probe("--out", path, above.unwrap_or(Path::new(".")))?;
+    probe("--out", path, &above.unwrap_or(Path::new(".")).join("probe"))?;
     Ok(vacant)
 }
 
-/// Refuses a folder in which no file can be made; makes one and removes it.
-fn probe(option: &str, path: &Path, folder: &Path) -> Result<()> {
-    let file = folder.join(format!(".context-parallel-{}", std::process::id()));
-    let made = OpenOptions::new().write(true).create_new(true).open(&file).and_then(|_| fs::remove_file(&file));
-    made.map_err(|error| {
-        let (path, folder) = (path.display(), folder.display());
-        let message = format!("{option} {path}: {folder} cannot be written into ({error}); name another place");
-        DataError::Unusable(message).into()
+/// Refuses a place at which no file can be made, as files are made; begins one and removes it.
+fn probe(option: &str, path: &Path, file: &Path) -> Result<()> {
+    AtomicFile::create(file).map(drop).map_err(|error| match error {
+        Error::Data(DataError::Write { reason, .. }) => {
+            let folder = file.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+            let (path, folder) = (path.display(), folder.display());
+            let message = format!("{option} {path} cannot be written into {folder} ({reason}); name another place");
+            DataError::Unusable(message).into()
+        }
+        other => other,
     })
 }
 
@@ -190,9 +193,9 @@ mod tests {
         if cfg!(target_os = "linux") {
             // Where nobody can make a file.
             let error = output_file("--logits", Path::new("/proc/logits"), &[]).unwrap_err();
-            assert!(error.is_input() && error.to_string().contains("/proc cannot be written into"), "{error}");
+            assert!(error.is_input() && error.to_string().contains("cannot be written into /proc"), "{error}");
             let error = output_folder(Path::new("/proc/new/run")).unwrap_err();
-            assert!(error.is_input() && error.to_string().contains("/proc cannot be written into"), "{error}");
+            assert!(error.is_input() && error.to_string().contains("cannot be written into /proc"), "{error}");
             let error = output_file("--logits", Path::new("/dev/null"), &[]).unwrap_err();
             assert!(error.to_string().contains("name a file"), "{error}");
         }

@@ -10,7 +10,8 @@ use super::{args, output};
 /// Bytes of a token of a batch on its way to the ranks: id and label.
 pub const TOKEN_BYTES: u64 = 16;
 
-/// Refuses what needs more bytes than the machine has, or than can be addressed. `what` is what needs them, `fix` what helps.
+/// Refuses what needs more bytes than the machine has, or than can be addressed. `what` is what needs them, `fix` what
+/// helps.
 pub fn check(needed: u64, what: &str, fix: &str) -> Result<()> {
     refuse(needed, limit(), what, fix)
 }

@@ -17,13 +17,14 @@ pub struct Load {
 /// Bytes of one rank, about: weights and what belongs to them, and the activations of a micro-batch.
 ///
 /// With `P` parameters, every rank holds `P (4 acc + elem)`: master weights, two moments and gradients in the
-/// accumulation type, and the working copy; on several ranks `2 P acc` more for the sum of the gradients. A row leaves `4 h + 2 q + 2 kv + 2 f` elements in a block: its input, both
-/// norms and the residual stream after attention (`4 h`), queries and attention output (`2 q`), keys and values
-/// (`2 kv`), gate and up (`2 f`), and of sums the attention output again (`q`); about as much as one block once more
-/// passes through the backward pass of a block. With recomputation a block leaves its input (`h`) only. A depth of
-/// multi-token prediction is a block, its output (`h`), and id, label and weight of a row (20 bytes); gradients
-/// of the main loss and of the depth's input stand beside its backward pass (`3 h`). Logits of at most 1024 rows are in memory at a time,
-/// twice.
+/// accumulation type, and the working copy; on several ranks `2 P acc` more for the sum of the gradients. Loading comes
+/// before moments and gradients, and takes less than they do. A row leaves `4 h + 2 q + 2 kv + 2 f` elements in a block:
+/// its input, both norms and the residual stream after attention (`4 h`), queries and attention output (`2 q`), keys and
+/// values (`2 kv`), gate and up (`2 f`), and of sums the attention output again (`q`); about as much as one block once
+/// more passes through the backward pass of a block. With recomputation a block leaves its input (`h`) only. A depth of
+/// multi-token prediction is a block, its output (`h`), and id, label and weight of a row (20 bytes); gradients of the
+/// main loss and of the depth's input stand beside its backward pass (`3 h`). Logits of at most 1024 rows are in memory
+/// at a time, twice.
 pub fn training(config: &Config, load: Load) -> u64 {
     let Load { rows, ranks, elem, acc, recompute } = load;
     // No configuration and no number of rows is too large to be told that it is.
@@ -52,27 +53,31 @@ fn block(config: &Config, elem: u128, acc: u128) -> u128 {
     (4 * h + 2 * q + 2 * kv + 2 * f) * elem + q * acc
 }
 
-/// Bytes of one rank, about, for forward passes: `P elem` of weights, an output layer that is tied once more, what
-/// blocks leave as in [`training`], and logits. Where these are kept (`kept` tokens of all ranks at once), a rank has
-/// those of its rows twice and those of all tokens twice, to gather them.
+/// Bytes of one rank, about, for forward passes: `P elem` of weights, and what is there beside them, first at loading
+/// and then in a pass, whichever is more. At loading that is a copy of the largest parameter; in a pass an output layer
+/// that is tied once more, what blocks leave as in [`training`], and logits. Where these are kept (`kept` tokens of all
+/// ranks at once), a rank has those of its rows twice and those of all tokens twice, to gather them.
 pub fn evaluation(config: &Config, load: Load, kept: Option<usize>) -> u64 {
     let Load { rows, elem, acc, .. } = load;
     let [rows, elem, acc, vocab] = [rows, elem, acc, config.vocab_size].map(|count| count as u128);
     let hidden = config.hidden_size as u128;
     let tied = if config.tie_word_embeddings { vocab * hidden } else { 0 };
-    let weights = (ParameterList::new(config).elements() as u128 + tied) * elem;
+    let parameters = ParameterList::new(config);
+    let largest = parameters.iter().map(|(_, spec)| spec.len() as u128).max().unwrap_or(0);
     let layers = (config.layers as u128).saturating_mul(block(config, elem, acc)) + 3 * hidden * elem;
     let logits = match kept {
         None => 2 * rows.min(1024),
         Some(tokens) => 2 * (rows + tokens as u128),
     };
-    let rows = rows.saturating_mul(layers);
-    u64::try_from(rows.saturating_add(logits.saturating_mul(vocab * elem)).saturating_add(weights)).unwrap_or(u64::MAX)
+    let pass = rows.saturating_mul(layers).saturating_add(logits.saturating_mul(vocab * elem));
+    let beside = pass.saturating_add(tied * elem).max(largest * elem);
+    u64::try_from(beside.saturating_add(parameters.elements() as u128 * elem)).unwrap_or(u64::MAX)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use context_parallel::model::Sizes;
 
     #[test]
     fn grows_with_what_it_depends_on() {
@@ -102,5 +107,14 @@ mod tests {
         let kept = evaluation(&config, load, Some(128));
         assert_eq!(kept - loss, (2 * (64 + 128) - 2 * 64) * config.vocab_size as u64 * 4);
         assert_eq!(evaluation(&config, Load { rows: usize::MAX, ..load }, Some(usize::MAX)), u64::MAX);
+        // A large vocabulary and hardly a token: most is needed while the embedding is loaded.
+        let sizes = Sizes { vocab_size: 9999, hidden_size: 64, intermediate_size: 8, layers: 1, heads: 1, kv_heads: 1 };
+        let config = Config::llama(sizes).unwrap();
+        let weights = ParameterList::new(&config).elements() as u64;
+        for elem in [2, 4] {
+            let load = Load { rows: 1, elem, ..load };
+            assert_eq!(evaluation(&config, load, None), (weights + 9999 * 64) * elem as u64);
+            assert!(training(&config, load) > (weights + 9999 * 64) * load.acc as u64);
+        }
     }
 }

@@ -52,7 +52,9 @@ pub enum Error {
 impl Error {
     /// Whether the caller's input is wrong (exit code 2), as opposed to a failure at run time (exit code 1).
     pub fn is_input(&self) -> bool {
-        let failed_data = |error: &DataError| matches!(error, DataError::Write { .. } | DataError::Diverged { .. });
+        let failed_data = |error: &DataError| {
+            matches!(error, DataError::Write { .. } | DataError::Logits { .. } | DataError::Diverged { .. })
+        };
         match self {
             Error::Comm(_) | Error::Plan(_) => false,
             Error::Data(error) => !failed_data(error),

@@ -79,6 +79,19 @@ pub enum DataError {
     /// Data that cannot be used.
     #[error("{0}")]
     Unusable(String),
+    /// Logits that are not finite numbers.
+    #[error(
+        "the logits of row {row}, column {column} are not finite ({value}): check the weights, or use a --dtype with a \
+         larger range (bf16, f32)"
+    )]
+    Logits {
+        /// The row of the input.
+        row: usize,
+        /// The token in it.
+        column: usize,
+        /// One of them.
+        value: f32,
+    },
     /// Training in which something is no longer a finite number. No step was made with it, and nothing is kept of it.
     #[error(
         "the run diverged at step {step}: {what} is {value}; use a smaller --lr, a longer --warmup or a smaller --clip"

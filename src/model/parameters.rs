@@ -293,7 +293,10 @@ impl<R, T: Element, S: Storage> ParameterSet<R, T, S> {
                 .into());
             }
             let (rows, cols) = spec.memory_shape();
-            Ok(Matrix::new(device.upload(&spec.to_memory(&host)), rows, cols))
+            // One copy beside the parameter at any time: the first is gone before the last is made.
+            let memory = spec.to_memory(&host);
+            drop(host);
+            Ok(Matrix::new(device.upload(&memory), rows, cols))
         };
         let values = list.iter().map(matrix).collect::<Result<_>>()?;
         Ok(ParameterSet { values, list: list.clone(), role: PhantomData })

@@ -2,8 +2,9 @@
 //! `model.safetensors.index.json`.
 //!
 //! Elements may be `f64`, `f32`, `bf16` or `f16` in the file, whatever the model holds them as; they are converted
-//! with one rounding. Tensors are read one at a time, so loading needs little more memory than the model. `files.rs`
-//! finds and checks them, `names.rs` translates the names that other programs write.
+//! with one rounding. Tensors are read one at a time and in blocks, so loading needs the memory of the model and of
+//! one more copy of its largest tensor. `files.rs` finds and checks them, `names.rs` translates the names that other
+//! programs write.
 
 use std::collections::HashMap;
 use std::io::Write;

@@ -15,14 +15,14 @@ impl RowDocuments {
         RowDocuments { seq, starts: (0..tokens).map(|token| token.is_multiple_of(seq) || begins(token)).collect() }
     }
 
-    /// A document is a run of equal ids.
-    pub fn from_ids(ids: &[i64], seq: usize) -> Self {
-        Self::new(ids.len(), seq, |token| ids[token] != ids[token - 1])
+    /// A document is a run of equal ids. Tokens that are not `kept` are padding, which belongs to what it follows.
+    pub fn from_ids(ids: &[i64], seq: usize, kept: &[bool]) -> Self {
+        Self::new(ids.len(), seq, |token| kept[token] && ids[token] != ids[token - 1])
     }
 
-    /// A document begins where positions begin again at 0.
-    pub fn from_positions(positions: &[i64], seq: usize) -> Self {
-        Self::new(positions.len(), seq, |token| positions[token] == 0)
+    /// A document begins where positions begin again at 0, but not with a token that is not `kept`.
+    pub fn from_positions(positions: &[i64], seq: usize, kept: &[bool]) -> Self {
+        Self::new(positions.len(), seq, |token| kept[token] && positions[token] == 0)
     }
 
     /// The row and the column of a token.
@@ -56,13 +56,6 @@ impl RowDocuments {
         (0..values.len()).map(|token| if next(token) { values[token + 1] } else { none }).collect()
     }
 
-    /// For each token the value of the first one of the next document, where it is the last one of a document and the
-    /// row goes on; else `none`.
-    pub fn across(&self, values: &[i64], none: i64) -> Vec<i64> {
-        let next = |token: usize| !(token + 1).is_multiple_of(self.seq) && self.starts[token + 1];
-        (0..values.len()).map(|token| if next(token) { values[token + 1] } else { none }).collect()
-    }
-
     /// The first row with a token of `kept` after one that is not, as the former's index: rows are not padded at their
     /// right ends only.
     pub fn kept_after_padding(&self, kept: &[bool]) -> Option<usize> {
@@ -70,13 +63,13 @@ impl RowDocuments {
     }
 
     /// The first token at which a document of a row begins again that has ended before, by the documents' ids.
-    pub fn taken_up_again(&self, ids: &[i64], counts: impl Fn(usize) -> bool) -> Option<usize> {
+    pub fn taken_up_again(&self, ids: &[i64]) -> Option<usize> {
         let mut seen = std::collections::HashSet::new();
         (0..ids.len()).find(|&token| {
             if token.is_multiple_of(self.seq) {
                 seen.clear();
             }
-            self.starts[token] && counts(token) && !seen.insert(ids[token])
+            self.starts[token] && !seen.insert(ids[token])
         })
     }
 }
@@ -87,13 +80,12 @@ mod tests {
 
     #[test]
     fn documents_end_with_their_rows() {
-        let documents = RowDocuments::from_ids(&[7, 7, 3, 3, 3, 3, 3, 9], 4);
+        let documents = RowDocuments::from_ids(&[7, 7, 3, 3, 3, 3, 3, 9], 4, &[true; 8]);
         assert_eq!(documents.lengths(), [2, 2, 3, 1]);
         assert_eq!(documents.positions().collect::<Vec<_>>(), [0, 1, 0, 1, 0, 1, 2, 0]);
-        assert_eq!(documents, RowDocuments::from_positions(&[0, 1, 0, 1, 0, 1, 2, 0], 4));
+        assert_eq!(documents, RowDocuments::from_positions(&[0, 1, 0, 1, 0, 1, 2, 0], 4, &[true; 8]));
         let tokens = [10, 11, 12, 13, 14, 15, 16, 17];
         assert_eq!(documents.ahead(&tokens, -1), [11, -1, 13, -1, 15, 16, -1, -1]);
-        assert_eq!(documents.across(&tokens, -1), [-1, 12, -1, -1, -1, -1, 17, -1]);
         assert_eq!(documents.place(6), (1, 2));
         let whole = RowDocuments::new(6, 3, |_| false);
         assert_eq!((whole.lengths(), whole.starts()), (vec![3, 3], &[true, false, false, true, false, false][..]));
@@ -106,7 +98,11 @@ mod tests {
         assert_eq!(after([1, 1, 0, 1, 0, 0]), None);
         assert_eq!(after([1, 0, 0, 1, 1, 1]), None, "padding ends with its row");
         assert_eq!(after([1, 1, 1, 0, 1, 1]), Some(4));
-        let again = |ids: [i64; 6]| RowDocuments::from_ids(&ids, 3).taken_up_again(&ids, |_| true);
+        let again = |ids: [i64; 6]| RowDocuments::from_ids(&ids, 3, &[true; 6]).taken_up_again(&ids);
         assert_eq!((again([1, 2, 3, 1, 2, 2]), again([1, 2, 2, 5, 6, 5])), (None, Some(5)));
+        // Padding begins nothing, except a row of nothing else.
+        let kept = [true, true, false, false, false, false];
+        assert_eq!(RowDocuments::from_ids(&[1, 2, 1, -1, -1, 0], 3, &kept).lengths(), [1, 2, 3]);
+        assert_eq!(RowDocuments::from_positions(&[0, 0, 0, 0, 0, 0], 3, &kept).lengths(), [1, 2, 3]);
     }
 }

@@ -16,23 +16,25 @@ const ENDS: [(&str, &[&str]); 9] = [
 ];
 
 /// By first bytes.
-const BEGINNINGS: [(&str, &[u8]); 15] = [
+const BEGINNINGS: [(&str, &[u8]); 13] = [
     ("compressed", b"\x1f\x8b"),
     ("compressed", b"\x28\xb5\x2f\xfd"),
     ("compressed", b"\xfd7zXZ\0"),
-    ("compressed", b"BZh"),
     ("compressed", b"\x04\x22\x4d\x18"),
     ("compressed", b"PK\x03\x04"),
     ("compressed", b"7z\xbc\xaf\x27\x1c"),
-    ("a table", b"PAR1"),
-    ("a table", b"ARROW1"),
     ("a table", b"SQLite format 3\0"),
     ("a file of tensors", b"\x93NUMPY"),
-    ("a file of tensors", b"GGUF"),
     ("a file of tensors", b"\x89HDF\r\n"),
     ("a document with a format", b"%PDF-"),
-    ("text in UTF-16", b"\xff\xfe"),
+    ("text in UTF-16 or UTF-32", b"\xff\xfe"),
+    ("text in UTF-16", b"\xfe\xff"),
+    ("text in UTF-32", b"\0\0\xfe\xff"),
 ];
+/// By first bytes that a text could have too: in such a file a byte that no text has follows soon.
+const LETTERS: [(&str, &[u8]); 3] = [("a table", b"PAR1"), ("a table", b"ARROW1"), ("a file of tensors", b"GGUF")];
+/// How soon.
+const SOON: usize = 64;
 
 /// What a file is, in words, where it is no text that could be read as it is.
 pub(super) fn other_than_text(path: &Path, bytes: &[u8]) -> Option<String> {
@@ -41,8 +43,25 @@ pub(super) fn other_than_text(path: &Path, bytes: &[u8]) -> Option<String> {
         return Some(format!("{what}, by its name"));
     }
     let begins = BEGINNINGS.iter().find(|(_, beginning)| bytes.starts_with(beginning)).map(|(what, _)| *what);
-    let what = begins.or_else(|| is_safetensors(bytes).then_some("a file of tensors"))?;
+    let letters = || LETTERS.iter().find(|(_, letters)| bytes.starts_with(letters) && is_binary(bytes));
+    let what = begins
+        .or_else(|| is_bzip2(bytes).then_some("compressed"))
+        .or_else(|| is_safetensors(bytes).then_some("a file of tensors"))
+        .or_else(|| letters().map(|(what, _)| *what))?;
     Some(format!("{what}, by its first bytes"))
+}
+
+/// Whether a control character that no text has is among the first bytes.
+fn is_binary(bytes: &[u8]) -> bool {
+    bytes.iter().take(SOON).any(|&byte| byte < b' ' && !matches!(byte, b'\t'..=b'\r' | b'\x1b'))
+}
+
+/// The level, then what a block begins with, or the end of a file without one.
+fn is_bzip2(bytes: &[u8]) -> bool {
+    match bytes.strip_prefix(b"BZh") {
+        Some([b'1'..=b'9', rest @ ..]) => rest.starts_with(b"1AY&SY") || rest.starts_with(b"\x17rE8P\x90"),
+        _ => false,
+    }
 }
 
 /// A header's length that the file holds, and a JSON object.
@@ -68,6 +87,14 @@ mod tests {
         for bytes in [
             &b"\x1f\x8b\x08"[..],
             b"PAR1\x15",
+            b"ARROW1\0\0",
+            b"GGUF\x03\0\0\0",
+            b"BZh91AY&SY\x01",
+            b"BZh9\x17rE8P\x90\0\0\0\0",
+            b"\xff\xfeI\0n\0",
+            b"\xfe\xff\0I\0n",
+            b"\xff\xfe\0\0I\0\0\0",
+            b"\0\0\xfe\xff\0\0\0I",
             b"PK\x03\x04",
             b"\x93NUMPY\x01",
             b"\x10\0\0\0\0\0\0\0{\"__metadata__\"}",
@@ -76,5 +103,17 @@ mod tests {
         }
         assert_eq!(is("text", b"\x10\0\0\0\0\0\0\0{\"cut"), None);
         assert_eq!(is("text", b""), None);
+        for text in [
+            &b"BZh is how files of bzip2 begin"[..],
+            b"BZh9 too",
+            b"GGUF is a file\r\n\tof tensors",
+            b"PAR1",
+            b"ARROW1: caf\xc3\xa9\x0c",
+            b"\xef\xbb\xbfin UTF-8",
+        ] {
+            assert_eq!(is("text", text), None, "{text:?}");
+        }
+        let late = [&b"GGUF"[..], &[b'a'; SOON], b"\0"].concat();
+        assert_eq!(is("text", &late), None);
     }
 }

@@ -171,8 +171,8 @@ pub fn read_text(path: &Path) -> Result<Vec<u8>> {
     match other_than_text(path, &bytes) {
         None => Ok(bytes),
         Some(what) => Err(unusable(format!(
-            "{} is no plain text ({what}): write its text to a file of its own first, or pass --bytes to take its \
-             bytes as they are",
+            "{} is no plain text ({what}): convert its text to UTF-8 in a file of its own first, or pass --bytes to \
+             take its bytes as they are",
             path.display()
         ))),
     }

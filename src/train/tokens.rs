@@ -9,11 +9,11 @@
 //! | `loss_mask` | `[batch, seq]` of 0 and 1 | whether the prediction that is made *at* a token counts |
 //! | `document_ids` | `[batch, seq]` of whole numbers | tokens of one document have one id |
 //! | `cu_seqlens` | `[documents + 1]` of whole numbers | where documents end in all rows, one after another |
-//! | `position_ids` | `[batch, seq]` of whole numbers | from 0 in each document; they begin at 0 without the two above |
+//! | `position_ids` | `[batch, seq]` or `[1, seq]`, whole numbers | from 0 in each document, which begin so without the two above |
 //! | `attention_mask` | `[batch, seq]` of 0 and 1 | 0 is padding, at the end of a row only |
 //!
 //! Whole numbers are `i64` or `i32`; 0 and 1 may have any type. Without documents a row is one. Nothing is attended
-//! or predicted across documents.
+//! across documents, and nothing predicted across them but what shifted labels say. Padding begins no document.
 
 mod labels;
 
@@ -70,7 +70,7 @@ pub fn read_tokens(path: &Path, vocab: usize, asked: Option<LabelMeaning>) -> Re
     let name = if file.has(TOKENS) { TOKENS } else { INPUT_IDS };
     let view = file.tensors.tensor(name).map_err(|_| {
         let names = file.names().join(", ");
-        file.wrong(format!("there is no tensor \"{TOKENS}\"; found: {names}"))
+        file.wrong(format!("there is no tensor \"{TOKENS}\" or \"{INPUT_IDS}\"; found: {names}"))
     })?;
     let [rows, seq] = match *view.shape() {
         [rows, seq] if rows > 0 && seq > 0 => [rows, seq],
@@ -105,7 +105,7 @@ pub fn read_tokens(path: &Path, vocab: usize, asked: Option<LabelMeaning>) -> Re
             }
             let meaning = asked.map_or_else(|| labels::meaning(&targets, &found, &documents), Ok);
             let meaning = meaning.map_err(|reason| file.wrong(reason))?;
-            (meaning.ahead(&targets, &found, &documents), Some(meaning))
+            (meaning.ahead(&found, &documents), Some(meaning))
         }
     };
     if let Some(weights) = file.flags(LOSS_MASK, shape)? {
@@ -209,9 +209,9 @@ impl File<'_> {
             )));
         }
         let by_ids = self.by_document_ids(shape, kept)?;
-        let by_ends = self.by_cu_seqlens(shape)?;
+        let by_ends = self.by_cu_seqlens(shape, kept)?;
         if let (Some(ids), Some(ends)) = (&by_ids, &by_ends) {
-            let differs = |&token: &usize| kept[token] && ids.starts()[token] != ends.starts()[token];
+            let differs = |&token: &usize| ids.starts()[token] != ends.starts()[token];
             if let Some(token) = (0..kept.len()).find(differs) {
                 let at = place(ids, token);
                 return Err(self.wrong(format!(
@@ -220,8 +220,13 @@ impl File<'_> {
             }
         }
         let given = by_ids.or(by_ends);
-        let Some(positions) = self.shaped(POSITION_IDS, shape)? else { return Ok(given.unwrap_or(rows_alone)) };
-        let documents = given.unwrap_or_else(|| RowDocuments::from_positions(&positions, seq));
+        let positions = match self.tensors.tensor(POSITION_IDS) {
+            // The same in every row.
+            Ok(view) if *view.shape() == [1, seq] => Some(self.whole_numbers(POSITION_IDS, view)?.repeat(rows)),
+            _ => self.shaped(POSITION_IDS, shape)?,
+        };
+        let Some(positions) = positions else { return Ok(given.unwrap_or(rows_alone)) };
+        let documents = given.unwrap_or_else(|| RowDocuments::from_positions(&positions, seq, kept));
         let expected = documents.positions().map(|position| position as i64).zip(&positions);
         let differs = |&(token, (expected, &found)): &(usize, (i64, &i64))| kept[token] && expected != found;
         if let Some((token, (expected, found))) = expected.enumerate().find(differs) {
@@ -236,8 +241,8 @@ impl File<'_> {
 
     fn by_document_ids(&self, shape: [usize; 2], kept: &[bool]) -> Result<Option<RowDocuments>> {
         let Some(ids) = self.shaped(DOCUMENT_IDS, shape)? else { return Ok(None) };
-        let documents = RowDocuments::from_ids(&ids, shape[1]);
-        if let Some(token) = documents.taken_up_again(&ids, |token| kept[token]) {
+        let documents = RowDocuments::from_ids(&ids, shape[1], kept);
+        if let Some(token) = documents.taken_up_again(&ids) {
             return Err(self.wrong(format!(
                 "\"{DOCUMENT_IDS}\" has {} again at {}, after another document: let the tokens of a document follow \
                  each other",
@@ -248,7 +253,7 @@ impl File<'_> {
         Ok(Some(documents))
     }
 
-    fn by_cu_seqlens(&self, [rows, seq]: [usize; 2]) -> Result<Option<RowDocuments>> {
+    fn by_cu_seqlens(&self, [rows, seq]: [usize; 2], kept: &[bool]) -> Result<Option<RowDocuments>> {
         let Ok(view) = self.tensors.tensor(CU_SEQLENS) else { return Ok(None) };
         if view.shape().len() != 1 {
             let shape = view.shape();
@@ -272,7 +277,7 @@ impl File<'_> {
                 row * seq
             )));
         }
-        Ok(Some(RowDocuments::new(rows * seq, seq, |token| starts.binary_search(&token).is_ok())))
+        Ok(Some(RowDocuments::new(rows * seq, seq, |token| kept[token] && starts.binary_search(&token).is_ok())))
     }
 
     /// Refuses ids outside the vocabulary, of those that count.

@@ -244,11 +244,14 @@ fn places_that_cannot_be_written_are_refused_before_work() {
     model(&path.join("model"), 256);
     fs::write(path.join("text"), "In the beginning was the word.").unwrap();
     if cfg!(target_os = "linux") {
-        refused(path, "eval --model model --data text --logits /proc/logits", &["/proc cannot be written into"]);
+        refused(path, "eval --model model --data text --logits /proc/logits", &["cannot be written into /proc"]);
         refused(path, "eval --model model --data text --logits /dev/null", &["--logits /dev/null: name a file"]);
-        refused(path, "train --data text --seq-len 8 --out /proc/run", &["/proc cannot be written into"]);
+        refused(path, "train --data text --seq-len 8 --out /proc/run", &["cannot be written into /proc"]);
     }
     refused(path, "train --data text --seq-len 8 --out text/run", &["text/run"]);
+    // A name that is fine, but not with what is added to it while the file is written.
+    let long = "l".repeat(252);
+    refused(path, &format!("eval --model model --data text --logits {long}"), &[&long, "cannot be written"]);
 }
 
 #[test]
@@ -298,6 +301,7 @@ fn documents_too_short_for_a_depth_are_refused() {
     let path = folder.path();
     fs::write(path.join("text"), "abc|de|fgh").unwrap();
     let train = "train --data text --document-separator | --seq-len 8";
+    refused(path, &format!("{train} --cp 4"), &["--cp is 4", "2 tokens", "--cp 2 or less"]);
     refused(path, &format!("{train} --mtp-depth 2"), &["2 tokens at most", "depth 2", "--mtp-depth 1 or less"]);
 }
 
@@ -326,8 +330,14 @@ fn nothing_that_is_not_finite_is_written() {
         assert!(!path.join(run).join("model.safetensors").exists());
         assert_eq!(fs::read_to_string(path.join(run).join("log.jsonl")).unwrap(), "", "no step was fine");
     }
+    let eval = "eval --model model --threads 1";
+    failed(&format!("{eval} --data recall --seq-len 16"), "the loss is NaN");
     fs::write(path.join("logits"), "what was there before").unwrap();
-    failed("eval --model model --data recall --seq-len 16 --threads 1 --logits logits", "the loss is NaN");
+    let expected = "the logits of row 0, column 0 are not finite (NaN)";
+    failed(&format!("{eval} --data recall --seq-len 16 --logits logits"), expected);
+    // No label counts, and where one does its loss may be fine.
+    write(&path.join("ids"), &[("tokens", &[3, 1], &[1, 2, 3])]);
+    failed(&format!("{eval} --tokens ids --logits logits --cp 1"), expected);
     assert_eq!(fs::read_to_string(path.join("logits")).unwrap(), "what was there before");
     assert!(!path.join(".logits.part").exists());
 }

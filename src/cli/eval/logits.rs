@@ -10,7 +10,12 @@ use serde_json::json;
 use super::super::args;
 
 /// A safetensors file with `logits` `[B, S, V]` of `f32`, under way.
-pub struct LogitsFile(AtomicFile);
+pub struct LogitsFile {
+    file: AtomicFile,
+    shape: [usize; 3],
+    /// How many are written.
+    written: usize,
+}
 
 impl LogitsFile {
     /// Begins the file; nothing is at `path` yet, or what was there before.
@@ -22,15 +27,21 @@ impl LogitsFile {
         let header = json!({ "logits": { "dtype": "F32", "shape": shape, "data_offsets": [0, bytes] } }).to_string();
         // The data begins at a multiple of 8.
         let header = format!("{header:<width$}", width = header.len().next_multiple_of(8));
-        let mut logits = LogitsFile(AtomicFile::create(path)?);
+        let mut logits = LogitsFile { file: AtomicFile::create(path)?, shape, written: 0 };
         logits.write(&(header.len() as u64).to_le_bytes())?;
         logits.write(header.as_bytes())?;
         Ok(logits)
     }
 
-    /// The next logits, row-major.
+    /// The next logits, row-major. Fails at one that is not finite: nothing can be done with a file that has it.
     pub fn append(&mut self, logits: impl Iterator<Item = f32>) -> Result<()> {
+        let [_, seq, vocab] = self.shape;
         for value in logits {
+            if !value.is_finite() {
+                let token = self.written / vocab;
+                return Err(DataError::Logits { row: token / seq, column: token % seq, value }.into());
+            }
+            self.written += 1;
             self.write(&value.to_le_bytes())?;
         }
         Ok(())
@@ -38,12 +49,12 @@ impl LogitsFile {
 
     /// Puts the whole file in its place.
     pub fn finish(self) -> Result<()> {
-        self.0.place()
+        self.file.place()
     }
 
     fn write(&mut self, bytes: &[u8]) -> Result<()> {
-        self.0.write_all(bytes).map_err(|error| {
-            DataError::Write { path: self.0.path().display().to_string(), reason: error.to_string() }.into()
+        self.file.write_all(bytes).map_err(|error| {
+            DataError::Write { path: self.file.path().display().to_string(), reason: error.to_string() }.into()
         })
     }
 }

@@ -48,8 +48,8 @@ pub struct Arguments {
     #[arg(long, value_name = "FILE", conflicts_with_all = ["seq_len", "seed", "document_separator", "bytes"],
         help_heading = args::MODEL)]
     tokens: Option<PathBuf>,
-    /// Whether "labels" of --tokens are those of the tokens at their own places (unshifted, as Hugging Face has them) or
-    /// of the tokens after them (shifted, as Megatron has them) [default: found out by comparing them with the tokens]
+    /// Whether "labels" of --tokens are those of the tokens at their own places (unshifted, as Hugging Face has them)
+    /// or of the tokens after them (shifted, as Megatron has them) [default: found out by comparing them with the tokens]
     #[arg(long, value_enum, value_name = "MEANING", conflicts_with = "data", help_heading = args::MODEL)]
     labels: Option<Labels>,
     #[command(flatten)]
@@ -126,12 +126,18 @@ struct Logits {
 struct Report {
     /// None where no label counts.
     loss: Option<f64>,
+    /// Left out where it is larger than any number.
+    #[serde(skip_serializing_if = "is_infinite")]
     perplexity: Option<f64>,
     /// The loss in bits, where tokens are bytes.
     #[serde(skip_serializing_if = "Option::is_none")]
     bits_per_byte: Option<f64>,
     /// Labels that count.
     tokens: usize,
+}
+
+fn is_infinite(perplexity: &Option<f64>) -> bool {
+    perplexity.is_some_and(f64::is_infinite)
 }
 
 pub fn run(arguments: Arguments, cluster: &Cluster) -> Result<ExitCode> {
@@ -144,7 +150,8 @@ pub fn run(arguments: Arguments, cluster: &Cluster) -> Result<ExitCode> {
     if !loss.is_finite() {
         // JSON has no such number, and a mean that is not one says nothing.
         output::warn(format!(
-            "the loss is {loss}, not a finite number: check the weights, or use a --dtype with a larger range (bf16, f32)"
+            "the loss is {loss}, not a finite number: check the weights, or use a --dtype with a larger range (bf16, \
+             f32)"
         ));
         return Ok(ExitCode::FAILURE);
     }
@@ -235,7 +242,6 @@ fn prepare(arguments: &Arguments, cluster: &Cluster) -> Result<Job> {
     drop(reading);
     settings.check_lengths(&name, &input.lengths)?;
     settings.check_seq_len(input.longest())?;
-    input.check_vocab(config.vocab_size)?;
     if input.counted() == 0 && arguments.logits.is_none() {
         let message =
             format!("{name} has nothing to predict: no label of it counts; use longer rows, or --logits FILE");
@@ -292,4 +298,20 @@ fn cut_documents(path: &Path, bytes: &[u8], separator: &Separator, seq_len: usiz
         return Err(DataError::Unusable(message).into());
     }
     Ok(documents)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_perplexity_that_is_no_number_is_not_that_of_no_label() {
+        let json = |loss: Option<f64>| {
+            let report = Report { loss, perplexity: loss.map(f64::exp), bits_per_byte: None, tokens: 1 };
+            serde_json::to_string(&report).unwrap()
+        };
+        assert_eq!(json(Some(0.0)), r#"{"loss":0.0,"perplexity":1.0,"tokens":1}"#);
+        assert_eq!(json(Some(710.0)), r#"{"loss":710.0,"tokens":1}"#);
+        assert_eq!(json(None), r#"{"loss":null,"perplexity":null,"tokens":1}"#);
+    }
 }

@@ -266,7 +266,9 @@ fn prepare(arguments: &Arguments, cluster: &Cluster) -> Result<Job> {
     };
     drop(reading);
     let lengths = source.possible_lengths(seq_len);
-    check_mtp_depth(&config, arguments.mtp_depth, lengths.iter().copied().max().unwrap_or(0))?;
+    let longest = lengths.iter().copied().max().unwrap_or(0);
+    settings.check_seq_len(longest)?;
+    check_mtp_depth(&config, arguments.mtp_depth, longest)?;
     let tokens_per_rank = settings.tokens_per_rank(arguments.tokens_per_rank, &lengths)?;
     let held_out = if arguments.validation > 0.0 { HELD_OUT_TOKENS.div_ceil(seq_len) } else { 0 };
     let mut data = record::of_data(arguments, &source);

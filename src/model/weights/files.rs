@@ -22,19 +22,21 @@ use crate::tensor::Float;
 pub(super) const INDEX: &str = "model.safetensors.index.json";
 /// Longest header that is read, as in the safetensors crate.
 const LONGEST_HEADER: u64 = 100_000_000;
+/// Elements that are read at a time: their bytes are in memory beside what they become.
+const BLOCK: usize = 1 << 18;
 /// Elements that are compared at a time.
 const COMPARED: usize = 1 << 18;
 
-/// Converts the bytes of a tensor whose type [`is_float`].
-fn decode<T: Float>(bytes: &[u8], dtype: Dtype) -> Vec<T> {
-    fn each<const N: usize, T: Float>(bytes: &[u8], read: impl Fn([u8; N]) -> f64) -> Vec<T> {
-        bytes.as_chunks::<N>().0.iter().map(|&element| T::from_f64(read(element))).collect()
+/// Converts the bytes of a tensor whose type [`is_float`], and appends them.
+fn decode<T: Float>(bytes: &[u8], dtype: Dtype, values: &mut Vec<T>) {
+    fn each<const N: usize, T: Float>(bytes: &[u8], values: &mut Vec<T>, read: impl Fn([u8; N]) -> f64) {
+        values.extend(bytes.as_chunks::<N>().0.iter().map(|&element| T::from_f64(read(element))));
     }
     match dtype {
-        Dtype::F64 => each(bytes, f64::from_le_bytes),
-        Dtype::BF16 => each(bytes, |b| bf16::from_le_bytes(b).to_f64()),
-        Dtype::F16 => each(bytes, |b| f16::from_le_bytes(b).to_f64()),
-        _ => each(bytes, |b| f32::from_le_bytes(b) as f64),
+        Dtype::F64 => each(bytes, values, f64::from_le_bytes),
+        Dtype::BF16 => each(bytes, values, |b| bf16::from_le_bytes(b).to_f64()),
+        Dtype::F16 => each(bytes, values, |b| f16::from_le_bytes(b).to_f64()),
+        _ => each(bytes, values, |b| f32::from_le_bytes(b) as f64),
     }
 }
 
@@ -312,8 +314,13 @@ impl TensorFiles {
             return Err(self.refuse(format!("has no tensor {name}")));
         };
         let size = info.dtype.bitsize() / 8;
-        let bytes = self.shards[*shard].bytes(info, range.start * size..range.end * size)?;
-        Ok(decode(&bytes, info.dtype))
+        let mut values = Vec::with_capacity(range.len());
+        for start in range.clone().step_by(BLOCK) {
+            let end = range.end.min(start + BLOCK);
+            let bytes = self.shards[*shard].bytes(info, start * size..end * size)?;
+            decode(&bytes, info.dtype, &mut values);
+        }
+        Ok(values)
     }
 }
 

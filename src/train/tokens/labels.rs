@@ -13,15 +13,12 @@ pub enum LabelMeaning {
 }
 
 impl LabelMeaning {
-    /// The label that is predicted at each token, of labels with this meaning. Nothing is predicted across documents: a
-    /// shifted label that is the first token of the next document does not count.
-    pub(super) fn ahead(self, tokens: &[i64], labels: &[i64], documents: &RowDocuments) -> Vec<i64> {
+    /// The label that is predicted at each token, of labels with this meaning. A shifted one is the user's word, also at
+    /// the end of a document: a token that ends one and begins the next is the right label there.
+    pub(super) fn ahead(self, labels: &[i64], documents: &RowDocuments) -> Vec<i64> {
         match self {
             LabelMeaning::Unshifted => documents.ahead(labels, IGNORED),
-            LabelMeaning::Shifted => {
-                let across = documents.across(tokens, IGNORED);
-                labels.iter().zip(across).map(|(&label, next)| if label == next { IGNORED } else { label }).collect()
-            }
+            LabelMeaning::Shifted => labels.to_vec(),
         }
     }
 }
@@ -52,7 +49,7 @@ pub(super) fn meaning(tokens: &[i64], labels: &[i64], documents: &RowDocuments) 
             ))
         }
         (None, true) => {
-            let of = |meaning: LabelMeaning| meaning.ahead(tokens, labels, documents);
+            let of = |meaning: LabelMeaning| meaning.ahead(labels, documents);
             match of(LabelMeaning::Unshifted) == of(LabelMeaning::Shifted) {
                 true => Ok(LabelMeaning::Unshifted),
                 false => Err(format!("\"labels\" are both the tokens and the tokens after them; {fix}")),

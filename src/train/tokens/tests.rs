@@ -99,11 +99,17 @@ fn documents_are_given_in_three_ways() {
     let empty: Tensor = ("cu_seqlens", &[6], &[0, 3, 3, 4, 6, 8]);
     assert_eq!(read(&[ROWS, empty]), expected, "a document without tokens");
     assert_eq!(read(&[ROWS, ("position_ids", &[2, 4], &[0, 1, 2, 3, 0, 1, 2, 3])]), read(&[ROWS]));
-    // Labels: the one that would cross is not counted, one that does not is.
+    assert_eq!(read(&[ROWS, ("position_ids", &[1, 4], &[0, 1, 2, 3])]), read(&[ROWS]), "of every row");
+    assert_eq!(read(&[ROWS, ("position_ids", &[1, 4], &[0, 1, 0, 1])]).batch.lengths, [2; 4]);
+    // Labels at their own places: one that would cross is not counted. Shifted ones count as they are given.
     let unshifted: Tensor = ("labels", &[2, 4], &[5, 6, 7, 8, 1, 2, 3, 4]);
     assert_eq!(read(&[ROWS, ids, unshifted]).batch.labels, expected.batch.labels);
     let shifted: Tensor = ("labels", &[2, 4], &[6, 7, 8, 9, 2, 9, 4, N]);
-    assert_eq!(read(&[ROWS, ids, shifted]).batch.labels, [6, 7, N, 9, 2, 9, 4, N]);
+    assert_eq!(read(&[ROWS, ids, shifted]).batch.labels, shifted.2);
+    let without: Tensor = ("labels", &[2, 4], &[6, 7, N, 9, 2, 9, 4, N]);
+    assert_eq!(read(&[ROWS, ids, without]).batch.labels, without.2);
+    let mask: Tensor = ("loss_mask", &[2, 4], &[1, 1, 0, 1, 1, 1, 1, 1]);
+    assert_eq!(read(&[ROWS, ids, shifted, mask]).batch.labels, without.2);
 }
 
 #[test]
@@ -139,6 +145,12 @@ fn padding_at_the_end_of_rows_is_not_predicted() {
         [("position_ids", &[2, 4], &[0, 1, 2, 1, 0, 1, 2, 3]), ("document_ids", &[2, 4], &[0, 0, 0, -1, 0, 0, 0, 0])];
     assert_eq!(read(&[ROWS, mask, rest[0]]).batch.labels, file.batch.labels);
     assert_eq!(read(&[ROWS, mask, rest[1]]).batch.labels, file.batch.labels);
+    let zeros: Tensor = ("position_ids", &[2, 4], &[0, 1, 2, 0, 0, 1, 2, 3]);
+    let ends: Tensor = ("cu_seqlens", &[4], &[0, 3, 4, 8]);
+    for padded in [rest[1], zeros, ends] {
+        assert_eq!(read(&[ROWS, mask, padded]).batch.lengths, [4, 4], "padding begins no document: {padded:?}");
+    }
+    assert_eq!(read(&[ROWS, mask, rest[1], ends]), file);
     // A shifted label at the last token that is none is known to who wrote it, even if it looks like the padding.
     let shifted: Tensor = ("labels", &[2, 4], &[6, 7, 8, N, 2, 3, 4, 5]);
     assert_eq!(read(&[ROWS, mask, shifted]).batch.labels, [6, 7, 8, N, 2, 3, 4, 5]);
@@ -209,7 +221,7 @@ fn what_is_not_known_and_what_is_outside_is_refused() {
 fn says_what_is_wrong_with_a_file() {
     let data = [0u8; 48];
     for (name, dtype, shape, expected) in [
-        ("ids", Dtype::I64, &[2, 3][..], "no tensor \"tokens\"; found: ids"),
+        ("ids", Dtype::I64, &[2, 3][..], "no tensor \"tokens\" or \"input_ids\"; found: ids"),
         ("tokens", Dtype::F64, &[2, 3][..], "type F64, expected I64"),
         ("tokens", Dtype::I64, &[6][..], "shape [6], expected [batch, seq]"),
         ("tokens", Dtype::I64, &[1, 2, 3][..], "shape [1, 2, 3]"),
