@@ -31,11 +31,6 @@ pub struct RopeTable<R> {
     pub pairs: usize,
 }
 
-/// `0.1 * k * ln(scale) + 1`, YaRN's temperature.
-fn mscale(scale: f64, k: f64) -> f64 {
-    if scale <= 1.0 { 1.0 } else { 0.1 * k * ln(scale) + 1.0 }
-}
-
 impl Rope {
     /// Computes inverse frequencies.
     ///
@@ -48,22 +43,14 @@ impl Rope {
         let power = |i: usize| pow(f64::from(config.base as f32), f64::from(exponent(i))) as f32;
         let plain = |i: usize| 1.0 / power(i);
         let pairs = 0..rotated / 2;
-        let (inverse_frequencies, concentration) = match &config.scaling {
-            RopeScaling::None => (pairs.map(plain).collect(), 1.0),
+        let concentration = config.scaling.concentration();
+        let inverse_frequencies = match &config.scaling {
+            RopeScaling::None => pairs.map(plain).collect(),
             RopeScaling::Llama3 { factor, low, high, original } => {
                 let scaling = |i| llama3(plain(i), *factor as f32, *low as f32, *high as f32, *original as f32);
-                (pairs.map(scaling).collect(), 1.0)
+                pairs.map(scaling).collect()
             }
-            RopeScaling::Yarn {
-                factor,
-                original,
-                beta_fast,
-                beta_slow,
-                mscale: m,
-                mscale_all_dim,
-                attention_factor,
-                truncate,
-            } => {
+            RopeScaling::Yarn { factor, original, beta_fast, beta_slow, truncate, .. } => {
                 let dim = rotated as f64;
                 let correction =
                     |rotations: f64| dim * ln(*original as f64 / (rotations * 2.0 * PI)) / (2.0 * ln(config.base));
@@ -81,20 +68,9 @@ impl Rope {
                     let keep = 1.0 - ramp;
                     stretched * (1.0 - keep) + plain(i) * keep
                 };
-                let concentration = match (attention_factor, m, mscale_all_dim) {
-                    (Some(given), ..) => *given,
-                    (None, Some(m), Some(all)) => mscale(*factor, *m) / mscale(*factor, *all),
-                    _ => mscale(*factor, 1.0),
-                };
-                (pairs.map(blend).collect(), concentration)
+                pairs.map(blend).collect()
             }
         };
-        if !((concentration as f32).is_finite() && concentration as f32 > 0.0) {
-            return Err(ModelError::Config(format!(
-                "mscale and mscale_all_dim of YaRN make cosines and sines {concentration} times as large: use others"
-            ))
-            .into());
-        }
         Ok(Rope { config, inverse_frequencies, concentration })
     }
 
@@ -315,20 +291,28 @@ mod tests {
         let llama3 = |factor, high| RopeScaling::Llama3 { factor, low: 1.0, high, original: 8192 };
         refused(RopeConfig { scaling: llama3(f64::INFINITY, 4.0), ..plain() }, "\"factor\" is inf");
         refused(RopeConfig { scaling: llama3(8.0, f64::INFINITY), ..plain() }, "\"high_freq_factor\" is inf");
-        let yarn = |factor, mscale| RopeScaling::Yarn {
+        let given = |factor, mscale, attention_factor| RopeScaling::Yarn {
             factor,
             original: 1024,
             beta_fast: 32.0,
             beta_slow: 1.0,
             mscale: Some(mscale),
             mscale_all_dim: Some(1.0),
-            attention_factor: None,
+            attention_factor,
             truncate: true,
         };
+        let yarn = |factor, mscale| given(factor, mscale, None);
         refused(RopeConfig { scaling: yarn(f64::INFINITY, 1.0), ..plain() }, "\"factor\" is inf");
         refused(RopeConfig { scaling: yarn(4.0, f64::NAN), ..plain() }, "\"mscale\" is NaN");
         refused(RopeConfig { scaling: yarn(4.0, -100.0), ..plain() }, "\"mscale\" is -100.0");
         refused(RopeConfig { scaling: yarn(4.0, f64::MAX), ..plain() }, "times as large");
+        refused(RopeConfig { scaling: yarn(4.0, 1e300), ..plain() }, "\"mscale\" is 1e300");
+        for factor in [1e39, 1e-50, f64::NAN] {
+            let part = format!("\"attention_factor\" is {factor:?}");
+            refused(RopeConfig { scaling: given(4.0, 1.0, Some(factor)), ..plain() }, &part);
+        }
+        // What is given stands for what would follow from the others.
+        assert_eq!(rope(RopeConfig { scaling: given(4.0, 1e300, Some(2.0)), ..plain() }).concentration(), 2.0);
         let sections = RopeConfig { sections: Some(vec![1, 2, 1]), ..plain() };
         let error = rope(sections).table_from_ids::<f32>(&[1, 2, 3, 4]).unwrap_err();
         assert!(error.to_string().contains("4 M-RoPE ids"), "{error}");

@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use crate::elementary::ln;
 use crate::error::{Error, ModelError, Result};
 
 /// How frequencies are changed for contexts longer than the model was trained on.
@@ -75,6 +76,25 @@ impl From<Misfit> for Error {
     }
 }
 
+/// `0.1 * k * ln(scale) + 1`, YaRN's temperature.
+fn temperature(scale: f64, k: f64) -> f64 {
+    if scale <= 1.0 { 1.0 } else { 0.1 * k * ln(scale) + 1.0 }
+}
+
+impl RopeScaling {
+    /// The factor on cosines and sines; 1 except for YaRN.
+    pub(super) fn concentration(&self) -> f64 {
+        match *self {
+            RopeScaling::None | RopeScaling::Llama3 { .. } => 1.0,
+            RopeScaling::Yarn { attention_factor: Some(given), .. } => given,
+            RopeScaling::Yarn { factor, mscale: Some(scale), mscale_all_dim: Some(all), .. } => {
+                temperature(factor, scale) / temperature(factor, all)
+            }
+            RopeScaling::Yarn { factor, .. } => temperature(factor, 1.0),
+        }
+    }
+}
+
 impl RopeConfig {
     /// The plain embedding: all features of a head, no scaling.
     pub fn plain(head_dim: usize, base: f64) -> Self {
@@ -111,7 +131,8 @@ impl RopeConfig {
                 ),
             });
         }
-        // Frequencies are f32, so what they are made of has to be a number there, and so does what it is divided by.
+        // Frequencies, cosines and sines may be f32, so what they are made of has to be a number there, and so does what
+        // it is divided by.
         let held = |value: f64| value > 0.0 && (value as f32).is_finite() && (1.0 / value as f32).is_finite();
         must(base > 1.0 && held(base), "rope_theta", base, "a number above 1 that an f32 holds")?;
         let stretch = |factor: f64| {
@@ -141,8 +162,8 @@ impl RopeConfig {
                 truncate: _,
             } => {
                 if self.interleaved || percent != 1.0 || self.interpolation.is_some() {
-                    let allowed = "YaRN is defined for whole heads in halves only: leave out interleaved pairs, a share \
-                                   of the head and an interpolation factor";
+                    let allowed = "YaRN is defined for whole heads in halves only: leave out interleaved pairs, a \
+                                   share of the head and an interpolation factor";
                     return Err(misfit("rope_type", &"yarn", allowed.into()));
                 }
                 stretch(factor)?;
@@ -154,8 +175,17 @@ impl RopeConfig {
                     let scale = scale.unwrap_or(0.0);
                     must(scale.is_finite() && scale >= 0.0, field, scale, "a number of at least 0")?;
                 }
-                let given = attention_factor.unwrap_or(1.0);
-                must(given.is_finite() && given > 0.0, "attention_factor", given, "a number above 0")?;
+                let concentration = self.scaling.concentration();
+                if let Some(given) = attention_factor {
+                    must(held(given), "attention_factor", given, "a number above 0 that an f32 holds")?;
+                } else if !held(concentration) {
+                    let allowed = format!(
+                        "with factor {factor} and mscale_all_dim {} cosines and sines would be {concentration} times as \
+                         large, which must be a number above 0 that an f32 holds",
+                        mscale_all_dim.unwrap_or(0.0)
+                    );
+                    return Err(misfit("mscale", &mscale.unwrap_or(0.0), allowed));
+                }
             }
         }
         if let Some(sections) = &self.sections {
