@@ -3,8 +3,8 @@
 //! or row; for the softmax of whole rows there is `ops::simd`, for other loops `ops::exp`.
 //!
 //! All are computed in `f64` and rounded to the accumulation type once. The exponential is ours, because it is also
-//! the inner loop of devices that compute in `f64`; the others are those of the `libm` crate, which is Rust code without
-//! run-time choices.
+//! the inner loop of devices that compute in `f64`; the others are those of the `libm` crate, which is Rust code
+//! without run-time choices.
 
 use crate::tensor::Real;
 

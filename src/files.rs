@@ -1,5 +1,5 @@
-//! Files that are whole or not there: everything that the crate writes for good goes through [`AtomicFile`], and what it
-//! reads is told from a pointer that Git LFS left in its place.
+//! Files that are whole or not there: everything that the crate writes for good goes through [`AtomicFile`], and what
+//! it reads is told from a pointer that Git LFS left in its place.
 
 use std::fs::{self, File};
 use std::io::{BufWriter, Read, Seek, Write};

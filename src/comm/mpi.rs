@@ -159,18 +159,20 @@ impl Transfer {
     /// Starts operations on parts of all of `bytes`; `start` gets the whole once.
     ///
     /// # Safety
-    /// `start` keeps what it gets in the operations only, and each is an operation of MPI on the part that it was given.
+    /// `start` keeps what it gets in the operations only, and each is an operation of MPI on the part that it was
+    /// given.
     unsafe fn new(
         bytes: Buffer<u8>,
         start: impl FnOnce(&'static mut [u8], &mut Vec<Request<'static, [u8], StaticScope>>),
     ) -> Self {
         let mut transfer = Transfer { bytes: ManuallyDrop::new(bytes), operations: Vec::new() };
         let len = transfer.bytes.len();
-        // SAFETY: these are the `len` initialised bytes of a heap block that `transfer` owns and that does not move with
-        // it. It is freed or handed out only when `operations` is empty (see `take` and `drop`), and only they use it, as
-        // the caller promises, so it outlives every use by MPI; if MPI never finishes, it lives for ever. It is borrowed here once and for all parts, and nothing
-        // touches `transfer.bytes` again before `operations` is empty (see `peek`), so no later borrow of the whole
-        // invalidates a pointer that MPI holds. Should `start` panic, `drop` sees the operations that were begun.
+        // SAFETY: these are the `len` initialised bytes of a heap block that `transfer` owns and that does not move
+        // with it. It is freed or handed out only when `operations` is empty (see `take` and `drop`), and only they use
+        // it, as the caller promises, so it outlives every use by MPI; if MPI never finishes, it lives for ever. It is
+        // borrowed here once and for all parts, and nothing touches `transfer.bytes` again before `operations` is empty
+        // (see `peek`), so no later borrow of the whole invalidates a pointer that MPI holds. Should `start` panic,
+        // `drop` sees the operations that were begun.
         let whole = unsafe { std::slice::from_raw_parts_mut(transfer.bytes.as_mut_ptr(), len) };
         start(whole, &mut transfer.operations);
         transfer

@@ -92,10 +92,9 @@ pub enum DataError {
         /// One of them.
         value: f32,
     },
-    /// Training in which something is no longer a finite number. No step was made with it, and nothing is kept of it.
-    #[error(
-        "the run diverged at step {step}: {what} is {value}; use a smaller --lr, a longer --warmup or a smaller --clip"
-    )]
+    /// Training in which something is no longer a finite number. Nothing is kept of that step; where it is the loss or
+    /// the gradient, the weights are those of the step before.
+    #[error("the run diverged at step {step}: {what} is {value}; {}", advice(*step, what))]
     Diverged {
         /// The step, from 1.
         step: u64,
@@ -106,12 +105,46 @@ pub enum DataError {
     },
 }
 
+/// What to do where `what` is not finite.
+fn advice(step: u64, what: &str) -> &'static str {
+    match (step, what) {
+        // No weight was changed yet.
+        (1, DataError::LOSS | DataError::GRADIENT) => {
+            "training had not begun, so the weights that it starts from or config.json may be broken: check both"
+        }
+        _ => "use a smaller --lr, a longer --warmup or a smaller --clip",
+    }
+}
+
 impl DataError {
+    /// What is not finite, before a step changes the weights.
+    pub(crate) const LOSS: &str = "the loss";
+    /// The same.
+    pub(crate) const GRADIENT: &str = "the norm of the gradient";
+
     /// Refuses what is not finite.
     ///
     /// # Errors
     /// [`DataError::Diverged`].
     pub(crate) fn check_finite(step: u64, what: &'static str, value: f64) -> Result<(), DataError> {
         if value.is_finite() { Ok(()) } else { Err(DataError::Diverged { step, what, value }) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_rate_is_not_to_blame_before_the_first_step() {
+        let message = |step, what| DataError::check_finite(step, what, f64::NAN).unwrap_err().to_string();
+        for what in [DataError::LOSS, DataError::GRADIENT] {
+            let first = message(1, what);
+            assert!(first.contains("weights") && first.contains("config.json") && !first.contains("--lr"), "{first}");
+            assert!(message(2, what).contains("--lr"));
+        }
+        for what in ["the norm of the weights", "the held-out loss"] {
+            assert!(message(1, what).contains("--lr"));
+        }
     }
 }

@@ -173,7 +173,7 @@ impl<D: Ops> State<D> {
             values.iter().map(|value| device.sum_of_squares(value.buffer())).sum::<f64>().sqrt()
         };
         let norm = norm_of(self.gradients.values());
-        DataError::check_finite(self.step + 1, "the norm of the gradient", norm)?;
+        DataError::check_finite(self.step + 1, DataError::GRADIENT, norm)?;
         let AdamwOptions { beta1, beta2, eps, weight_decay, clip } = self.options;
         // PyTorch's `clip_grad_norm_`.
         let gradient_scale = if clip > 0.0 { (clip / (norm + 1e-6)).min(1.0) } else { 1.0 };

@@ -155,7 +155,7 @@ pub fn train(
         let losses: Vec<f64> = sums.iter().zip(&labels).map(|(&sum, &count)| mean(sum, count)).collect();
         let loss = losses[0];
         for loss in &losses {
-            DataError::check_finite(step + 1, "the loss", *loss)?;
+            DataError::check_finite(step + 1, DataError::LOSS, *loss)?;
         }
         let lr = options.schedule.rate(step);
         let micro_batches = learner.micro_batches();
@@ -163,7 +163,7 @@ pub fn train(
         let tokens_per_second = tokens as f64 / started.elapsed().as_secs_f64().max(1e-9);
 
         let step = step + 1;
-        DataError::check_finite(step, "the norm of the gradient", grad_norm)?;
+        DataError::check_finite(step, DataError::GRADIENT, grad_norm)?;
         // Before the evaluation, so that the last record of a run that is stopped has one.
         stopped = learner.any(stop.load(Ordering::Relaxed))?;
         let held_out_loss = match &held_out {

@@ -3,6 +3,7 @@
 use serde_json::{Map, Value, json};
 
 use super::fields::{self, Fields};
+use super::rope;
 use crate::error::{ModelError, Result};
 
 /// How a `config.json` is read.
@@ -17,6 +18,7 @@ pub struct ParseOptions {
 const READ: &[&str] = &[
     "attention_bias",
     "head_dim",
+    ACTIVATION,
     "hidden_size",
     "initializer_range",
     "intermediate_size",
@@ -171,23 +173,23 @@ const FALSE: &[&str] = &[
     "use_qk_norm",
 ];
 
-/// Fields that change numbers unless they have one of few values.
-const WORDS: &[(&str, &[&str])] = &[("activation", &["swiglu"]), ("hidden_act", &["silu", "swish"])];
-
+const ACTIVATION: &str = "hidden_act";
+/// The activation by the name of other programs.
+const OTHER_ACTIVATION: &str = "activation";
 const PRUNED: &str = "pruned_heads";
 /// Say that weights are stored in another form; one name by transformers, the other by compressed-tensors.
 const QUANTIZATION: [&str; 2] = ["quantization_config", "compression_config"];
+const QUANTISED: &str =
+    "quantised weights are not supported, dequantise the checkpoint first (which removes this field)";
 
 /// Every field is honoured, known to be without effect, or refused.
 pub(super) fn check(fields: &Fields) -> Result<()> {
-    let fields = Fields { ignorable: true, ..*fields };
     if let Some(key) = QUANTIZATION.into_iter().find(|key| fields.get(key).is_some()) {
-        let why = "quantised weights are not supported: dequantise the checkpoint first, and remove this field";
-        return Err(fields.refuse(key, why));
+        return Err(fields.refuse(key, QUANTISED));
     }
-    for (key, words) in WORDS {
-        fields.only(key, &words.iter().map(|word| json!(word)).collect::<Vec<_>>())?;
-    }
+    fields.only(ACTIVATION, &[json!("silu"), json!("swish")])?;
+    let fields = Fields { ignorable: true, ..*fields };
+    fields.only(OTHER_ACTIVATION, &[json!("swiglu")])?;
     for key in ZERO {
         fields.only(key, &[json!(0.0)])?;
     }
@@ -208,8 +210,7 @@ pub(super) fn check(fields: &Fields) -> Result<()> {
 }
 
 fn is_known(key: &str) -> bool {
-    key == PRUNED
-        || WORDS.iter().any(|(word, _)| *word == key)
+    [PRUNED, OTHER_ACTIVATION].contains(&key)
         || [READ, HARMLESS, ZERO, ONE, FALSE].iter().any(|list| list.contains(&key))
 }
 
@@ -217,7 +218,10 @@ impl ParseOptions {
     /// Takes the ignored fields out of `map`, and says which of them may have meant something.
     pub(super) fn apply(&self, map: &mut Map<String, Value>) -> Result<Vec<String>> {
         let mut notes = Vec::new();
-        for name in &self.ignore {
+        for (index, name) in self.ignore.iter().enumerate() {
+            if self.ignore[..index].contains(name) {
+                continue;
+            }
             let refuse = |why: &str| ModelError::Config(format!("cannot ignore the field \"{name}\": {why}"));
             let (object, key) = match name.split_once('.') {
                 Some((outer @ (ROPE_SCALING | "rope_parameters"), key)) => {
@@ -225,7 +229,14 @@ impl ParseOptions {
                 }
                 _ => (Some(&mut *map), name.as_str()),
             };
-            if READ.contains(&key) && name != ROPE_SCALING {
+            if QUANTIZATION.contains(&key) {
+                return Err(refuse(QUANTISED).into());
+            }
+            let is_honoured = match &object {
+                Some(rope) if key != name => rope::honours(rope, key),
+                _ => READ.contains(&key) && name != ROPE_SCALING,
+            };
+            if is_honoured {
                 return Err(refuse("it is honoured; change it in config.json, or do not ignore it").into());
             }
             let value = object.and_then(|object| object.remove(key));

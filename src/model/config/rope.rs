@@ -12,7 +12,31 @@ const ORIGINAL: &str = "original_max_position_embeddings";
 const TYPES: &str = "supported are \"default\", \"linear\", \"llama3\" and \"yarn\"";
 
 /// Fields of every type. The original context has no effect where a type does not use it.
-const COMMON: &[&str] = &["rope_type", "type", "rope_theta", "partial_rotary_factor", ORIGINAL];
+const COMMON: &[&str] = &["rope_type", "type", "rope_theta", PARTIAL, ORIGINAL];
+/// Of one value only, but may be ignored.
+const PARTIAL: &str = "partial_rotary_factor";
+/// Says how the model was made.
+const FINETUNED: &str = "finetuned";
+
+/// Fields of one type, besides [`COMMON`].
+fn fields_of(kind: &str) -> Option<&'static [&'static str]> {
+    Some(match kind {
+        "default" => &[],
+        "linear" => &["factor"],
+        "llama3" => &["factor", "low_freq_factor", "high_freq_factor"],
+        "yarn" => {
+            &["factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim", "attention_factor", "truncate", FINETUNED]
+        }
+        _ => return None,
+    })
+}
+
+/// Whether a field of the object that describes an embedding changes what it is read as.
+pub(super) fn honours(rope: &Map<String, Value>, key: &str) -> bool {
+    let kind = ["rope_type", "type"].iter().find_map(|key| rope.get(*key)?.as_str()).unwrap_or("default");
+    let own = fields_of(kind).unwrap_or_default();
+    (COMMON.contains(&key) || own.contains(&key)) && ![PARTIAL, FINETUNED].contains(&key)
+}
 
 pub(super) fn parse(root: &Fields, head_dim: usize, max_position_embeddings: usize) -> Result<RopeConfig> {
     let newer = root.object("rope_parameters", "rope_parameters.")?;
@@ -31,7 +55,7 @@ pub(super) fn parse(root: &Fields, head_dim: usize, max_position_embeddings: usi
         return Err(root.refuse("rope_theta", &format!("but {}rope_theta is {base}; keep one of the two", rope.path)));
     }
     let left_out = Fields { ignorable: true, ..rope };
-    left_out.only("partial_rotary_factor", &[json!(1.0)])?;
+    left_out.only(PARTIAL, &[json!(1.0)])?;
 
     let kind = match (rope.word("rope_type")?, rope.word("type")?) {
         (Some(kind), Some(other)) if kind != other => {
@@ -39,29 +63,13 @@ pub(super) fn parse(root: &Fields, head_dim: usize, max_position_embeddings: usi
         }
         (kind, other) => kind.or(other).unwrap_or("default"),
     };
-    let own: &[&str] = match kind {
-        "default" => &[],
-        "linear" => &["factor"],
-        "llama3" => &["factor", "low_freq_factor", "high_freq_factor"],
-        // "finetuned" says how the model was made.
-        "yarn" => &[
-            "factor",
-            "beta_fast",
-            "beta_slow",
-            "mscale",
-            "mscale_all_dim",
-            "attention_factor",
-            "truncate",
-            "finetuned",
-        ],
-        _ => {
-            let hint = match newer {
-                None => "; --ignore-config-field rope_scaling reads the file without scaling",
-                Some(_) => "",
-            };
-            let field = if rope.get("rope_type").is_some() { "rope_type" } else { "type" };
-            return Err(rope.refuse(field, &format!("{TYPES}{hint}")));
-        }
+    let Some(own) = fields_of(kind) else {
+        let hint = match newer {
+            None => "; --ignore-config-field rope_scaling reads the file without scaling",
+            Some(_) => "",
+        };
+        let field = if rope.get("rope_type").is_some() { "rope_type" } else { "type" };
+        return Err(rope.refuse(field, &format!("{TYPES}{hint}")));
     };
     let unknown = |(key, value): &(&String, &Value)| {
         !value.is_null() && !COMMON.contains(&key.as_str()) && !own.contains(&key.as_str())

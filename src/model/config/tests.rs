@@ -346,6 +346,35 @@ fn fields_are_ignored_on_demand_only() {
     assert!(read(nested.clone(), &[]).unwrap_err().to_string().contains("--ignore-config-field rope_scaling.secret"));
     assert_eq!(read(nested.clone(), &["rope_scaling.secret"]).unwrap().rope.interpolation, Some(2.0));
     assert_eq!(read(nested, &["rope_scaling"]).unwrap().rope.interpolation, None);
+    // Asked for twice is asked for.
+    assert_eq!(read(json!({"logits_scaling": 8.0}), &["logits_scaling"; 2]).unwrap().notes().len(), 1);
+    let activation = read(json!({"hidden_act": "gelu"}), &[]).unwrap_err().to_string();
+    assert!(activation.contains("silu") && !activation.contains("--ignore-config-field"), "{activation}");
+    for key in ["quantization_config", "compression_config"] {
+        let quantised = json!({ key: {"bits": 4} });
+        let message = read(quantised.clone(), &[]).unwrap_err().to_string();
+        assert!(message.contains("dequantise") && !message.contains("--ignore-config-field"), "{message}");
+        let message = read(quantised, &[key]).unwrap_err().to_string();
+        assert!(message.contains("cannot ignore") && message.contains("dequantise"), "{message}");
+    }
+    let yarn = json!({"rope_scaling": {"rope_type": "yarn", "factor": 2.0, "attention_factor": 1.5, "beta_fast": 16,
+        "truncate": false, "finetuned": true}, "hidden_act": "silu"});
+    for key in [
+        "rope_scaling.factor",
+        "rope_scaling.attention_factor",
+        "rope_scaling.beta_fast",
+        "rope_scaling.truncate",
+        "rope_scaling.rope_type",
+        "hidden_act",
+    ] {
+        let message = read(yarn.clone(), &[key]).unwrap_err().to_string();
+        assert!(message.contains(key) && message.contains("honoured"), "{message}");
+    }
+    assert!(read(yarn, &["rope_scaling.finetuned"]).is_ok());
+    // A field that the type does not have is not honoured.
+    assert!(
+        read(json!({"rope_parameters": {"rope_type": "default", "factor": 2.0}}), &["rope_parameters.factor"]).is_ok()
+    );
     // What has no effect is not worth a word.
     assert!(read(json!({"auto_map": {}}), &["auto_map"]).unwrap().notes().is_empty());
     for (name, word) in [("hidden_size", "honoured"), ("rope_parameters", "honoured"), ("hiden_size", "no such field")]

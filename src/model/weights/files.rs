@@ -142,6 +142,14 @@ impl TensorFiles {
             return Ok(files);
         }
         if !index.exists() {
+            if let Some(file) = pickled(folder) {
+                return Err(ModelError::Weights(format!(
+                    "{} holds weights as PyTorch pickles them, which is not read: convert them to safetensors, as \
+                     transformers does when it loads the model and saves it again by save_pretrained",
+                    file.display()
+                ))
+                .into());
+            }
             return Err(unreadable(&single, format!("no such file, and no {INDEX} beside it")));
         }
         Self::open_index(folder, index)
@@ -209,18 +217,19 @@ impl TensorFiles {
     fn check(&self, spec: &ParameterSpec) -> Result<()> {
         let ParameterSpec { name, shape, .. } = spec;
         let Some(Tensor { info, .. }) = self.tensors.get(name) else { return Err(self.missing(spec)) };
+        if !is_float(info.dtype) {
+            // Before the shape, which packing changes too.
+            return Err(self.refuse(format!(
+                "holds tensor {name} of dtype {:?}, expected F32, BF16, F16 or F64: quantised weights are not \
+                 supported, dequantise the checkpoint first",
+                info.dtype
+            )));
+        }
         if info.shape != *shape {
             return Err(self.refuse(format!(
                 "holds tensor {name} of shape {:?}, expected {shape:?} from config.json: correct config.json, or use \
                  the weights that it belongs to",
                 info.shape
-            )));
-        }
-        if !is_float(info.dtype) {
-            return Err(self.refuse(format!(
-                "holds tensor {name} of dtype {:?}, expected F32, BF16, F16 or F64: quantised weights are not \
-                 supported, dequantise the checkpoint first",
-                info.dtype
             )));
         }
         Ok(())
@@ -322,6 +331,15 @@ impl TensorFiles {
         }
         Ok(values)
     }
+}
+
+/// A file of weights in PyTorch's own format, the first by name.
+fn pickled(folder: &Path) -> Option<PathBuf> {
+    let is_one = |path: &PathBuf| {
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        name.starts_with("pytorch_model") && name.ends_with(".bin")
+    };
+    std::fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path()).filter(is_one).min()
 }
 
 /// Tensors that a file may hold again, and what they are copies of.

@@ -13,6 +13,9 @@ const WRAPPERS: [&str; 4] = ["module", "_orig_mod", "_fsdp_wrapped_module", "_ch
 /// What every name but the output layer's begins with.
 const MODEL: &str = "model.";
 
+/// Every model has this tensor once.
+const ANCHOR: &str = "layers.0.input_layernorm.weight";
+
 /// By name, in an order that does not change from run to run.
 pub(super) type Tensors = BTreeMap<String, Tensor>;
 
@@ -30,13 +33,12 @@ pub(super) fn translated(tensors: Tensors, list: &ParameterList, place: &Path) -
     if all.changed {
         note("names of tensors are read without the parts that PyTorch's wrappers add, such as \"module.\"");
     }
-    if !all.tensors.keys().any(|name| name.starts_with(MODEL)) {
-        let is_inner = |name: &str| ["embed_tokens.", "layers.", "norm."].iter().any(|start| name.starts_with(start));
-        let inner = |name: &str, _: &mut Tensor| if is_inner(name) { format!("{MODEL}{name}") } else { name.into() };
-        all = renamed(all.tensors, place, inner)?;
-        if all.changed {
-            note("names of tensors are read with \"model.\" in front of them");
-        }
+    if let Some(front) = front(&all.tensors).filter(|front| front != MODEL) {
+        all = renamed(all.tensors, place, |name, _| in_place_of(&front, name))?;
+        note(&match front.as_str() {
+            "" => format!("names of tensors are read with \"{MODEL}\" in front of them"),
+            _ => format!("names of tensors are read with \"{MODEL}\" in place of \"{front}\""),
+        });
     }
     if !list.mtp.is_empty() {
         all = renamed(all.tensors, place, |name, tensor| match mtp(name, list.layers.len()) {
@@ -59,6 +61,24 @@ pub(super) fn translated(tensors: Tensors, list: &ParameterList, place: &Path) -
         note("the embedding is read from lm_head.weight, which config.json ties to it");
     }
     Ok((all.tensors, notes))
+}
+
+/// What the names of the model's inner tensors begin with, if they all can only begin with one thing.
+fn front(tensors: &Tensors) -> Option<String> {
+    fn front_of(name: &str) -> Option<&str> {
+        name.strip_suffix(ANCHOR).filter(|front| front.is_empty() || front.ends_with('.'))
+    }
+    let mut fronts = tensors.keys().filter_map(|name| front_of(name));
+    let first = fronts.next()?;
+    fronts.next().is_none().then(|| first.into())
+}
+
+/// A name with [`MODEL`] in place of `front`. That of the output layer may have a part of it or nothing in front.
+fn in_place_of(front: &str, name: &str) -> String {
+    if name.strip_suffix(HEAD).is_some_and(|outer| front.starts_with(outer)) {
+        return HEAD.into();
+    }
+    name.strip_prefix(front).map_or(name.into(), |inner| format!("{MODEL}{inner}"))
 }
 
 struct Renamed {

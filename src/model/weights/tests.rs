@@ -294,6 +294,52 @@ fn names_of_wrappers_and_of_bare_models_are_read_and_said() {
 }
 
 #[test]
+fn names_in_larger_models_are_read_and_said() {
+    let (_, expected) = open::<f32>(&golden("llama_gqa")).unwrap();
+    let inner = |front: &'static str| move |name: &str| name.replace("model.", front);
+    type Rename<'a> = &'a dyn Fn(&str) -> String;
+    let spellings: [(Rename<'_>, &str); 6] = [
+        (&|name| format!("model.{name}"), "model.model."),
+        (&|name| format!("language_model.{name}"), "language_model.model."),
+        (&|name| format!("base_model.model.{name}"), "base_model.model.model."),
+        (&inner("transformer."), "transformer."),
+        (&inner("model.language_model."), "model.language_model."),
+        (&|name| format!("transformer.{}", name.replace("model.", "")), "transformer."),
+    ];
+    for (rename, front) in spellings {
+        let folder = renamed("llama_gqa", rename);
+        let (_, weights) = open::<f32>(folder.path()).unwrap();
+        assert!(expected.list().ids().all(|id| weights[id][..] == expected[id][..]), "{front}");
+        let notes = notes(folder.path());
+        assert!(notes.len() == 1 && notes[0].contains(&format!("in place of \"{front}\"")), "{notes:?}");
+    }
+    // Two models in one file: nobody knows which is meant.
+    let two = changed("llama_gqa", |all| {
+        let teacher = all.iter().cloned().map(|mut tensor| {
+            tensor.0 = format!("teacher.{}", tensor.0);
+            tensor
+        });
+        let teacher: Vec<_> = teacher.collect();
+        all.iter_mut().for_each(|tensor| tensor.0 = format!("student.{}", tensor.0));
+        all.extend(teacher);
+    });
+    assert!(refused(two.path()).contains("has no tensor model."));
+}
+
+#[test]
+fn weights_that_pytorch_pickled_are_named() {
+    let folder = tempfile::tempdir().unwrap();
+    fs::copy(golden("llama_gqa").join("config.json"), folder.path().join("config.json")).unwrap();
+    for name in ["pytorch_model.bin", "pytorch_model-00001-of-00002.bin"] {
+        let path = folder.path().join(name);
+        fs::write(&path, "pickle").unwrap();
+        let message = refused(folder.path());
+        assert!(message.contains(name) && message.contains("convert them to safetensors"), "{message}");
+        fs::remove_file(&path).unwrap();
+    }
+}
+
+#[test]
 fn a_missing_output_layer_names_the_fix() {
     let folder = changed("llama_gqa", |all| all.retain(|tensor| tensor.0 != HEAD));
     let message = refused(folder.path());
@@ -349,4 +395,12 @@ fn quantised_tensors_are_named_as_such() {
         );
     let message = refused(folder.path());
     assert!(message.contains(name) && message.contains("dequantise"), "{message}");
+    // Packed four to a byte under the name that it had.
+    let packed = changed("llama_gqa", |all| {
+        let tensor = all.iter_mut().find(|tensor| tensor.0 == name).unwrap();
+        (tensor.1, tensor.2) = (Dtype::U8, vec![112, 32]);
+        tensor.3.truncate(112 * 32);
+    });
+    let message = refused(packed.path());
+    assert!(message.contains("U8") && message.contains("dequantise") && !message.contains("correct"), "{message}");
 }
