@@ -56,6 +56,12 @@ fn a_model_is_trained_further_without_harm_on_the_data_that_follows() {
         assert!(message.contains(&format!("the data starts over {reason}")), "{message}");
         assert!(message.contains("learning rate 1e-4 after 0 steps"), "{message}");
     }
+    // A run that was killed before it said that it had saved.
+    let mut killed = record(path, "first");
+    killed["steps_done"] = Value::Null;
+    fs::write(path.join("first/run.json"), killed.to_string()).unwrap();
+    let message = said(path, &format!("{TRAIN} --steps 1 --model first"));
+    assert!(message.contains("the data starts over (that run did not say how far it came)"), "{message}");
     fs::write(path.join("first/run.json"), "{").unwrap();
     assert!(said(path, &format!("{TRAIN} --steps 1 --model first")).contains("the data starts over (cannot read"));
     fs::remove_file(path.join("first/run.json")).unwrap();

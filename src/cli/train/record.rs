@@ -51,5 +51,5 @@ pub fn go_on(folder: &Path, data: &mut DataRecord) -> String {
 /// The run.
 pub fn of_run(data: DataRecord, settings: Value, steps: u64) -> RunRecord {
     let command = std::env::args_os().map(|word| word.to_string_lossy().into_owned()).collect();
-    RunRecord { version: env!("CARGO_PKG_VERSION").into(), command, data, settings, steps, steps_done: 0 }
+    RunRecord { version: env!("CARGO_PKG_VERSION").into(), command, data, settings, steps, steps_done: None }
 }

@@ -126,7 +126,7 @@ fn run_as<T: Float>(job: &Job, cluster: &Cluster, json: bool) -> Result<Finished
     let trained = cluster.on_ranks(chosen.strategy.degree(), &|comm| training.rank(&chosen, comm));
     let Progress { folder, records, peak, bar, .. } = progress.into_inner().unwrap_or_else(PoisonError::into_inner);
     bar.finish_and_clear();
-    // A run that failed leaves its log and chart too.
+    // A run that failed after a step leaves its log and chart too.
     let drawn = folder.map_or(Ok(()), |folder| folder.finish(&records));
     trained.and(drawn)?;
     Ok(Finished { records, peak_bytes_per_rank: peak, out, interrupted: cut_short.into_inner() })
@@ -229,6 +229,9 @@ impl<T: Float> Training<'_, T> {
         let weights = output::many(learner.master().list().elements(), "weight");
         let _saving = output::phase_beside(&progress().bar, format!("writing {weights} into {}", out.display()));
         weights::save(device, &out, config, learner.master(), settings.dtype)?;
+        if let Some(folder) = &mut progress().folder {
+            folder.saved(records.len() as u64)?;
+        }
         companions.copy_to(&out)
     }
 }
