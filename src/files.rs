@@ -122,8 +122,15 @@ impl AtomicFile {
             fs::rename(part, path).map_err(|error| unwritable(path, &error))?;
             parts.retain(|other| other != part);
         }
+        files.iter().for_each(|file| sync_folder_of(&file.path));
         Ok(())
     }
+}
+
+/// Makes the names in a file's folder last. There are systems on which folders cannot be opened for this.
+fn sync_folder_of(path: &Path) {
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let _ = File::open(folder).and_then(|folder| folder.sync_all());
 }
 
 impl Write for AtomicFile {

@@ -77,12 +77,14 @@ fn unknown_names_list_what_exists() {
     refused("train --data text --layout bhsd", &["unknown layout \"bhsd\"", "bshd, sbhd, thd"]);
     refused("train --data text --order zig", &["unknown order \"zig\"", "zigzag, striped, contiguous"]);
     refused("train --data text --kernel fast", &["unknown kernel \"fast\"", "flash, unfused"]);
-    refused("train --data text --dtype fp8", &["unknown dtype \"fp8\"", "f32, bf16, f16"]);
+    refused("train --data text --dtype fp8", &["unknown dtype \"fp8\"", "choose one of f32, bf16\n"]);
     refused("train --data text --transport tcp", &["unknown transport \"tcp\"", "threads"]);
     refused("train --data text --device tpu", &["unknown device \"tpu\"", "cpu"]);
     refused("train --data text --preset huge", &["unknown preset \"huge\"", "tiny"]);
     refused("verify --dtype int8", &["unknown dtype \"int8\""]);
     refused("bench attention --dtype f16", &["--dtype f16", "f32, bf16"]);
+    refused("bench attention --dtype fp8", &["unknown dtype \"fp8\"", "choose one of f32, bf16\n"]);
+    refused("eval --model bpe --data text --dtype fp8", &["unknown dtype \"fp8\"", "f32, bf16, f16, f64"]);
     refused("trian", &["unrecognized subcommand", "train"]);
     refused("inspect --lengths 8,x", &["--lengths has \"x\""]);
     refused("inspect --lengths 8 --mask causl", &["unknown mask \"causl\"", "causal, full"]);

@@ -110,12 +110,7 @@ pub fn run(arguments: Arguments, cluster: &Cluster) -> Result<ExitCode> {
 }
 
 fn prepare(arguments: &Attention) -> Result<Job> {
-    let dtype = args::dtype(&arguments.dtype)?;
-    if !DTYPES.iter().any(|&(_, measured)| measured == dtype) {
-        let names = DTYPES.iter().map(|(names, _)| names[0]).collect::<Vec<_>>().join(", ");
-        let what = format!("--dtype {dtype} for bench attention");
-        return Err(args::not_available(what, format!("choose one of {names}")));
-    }
+    let dtype = args::pick("dtype", &arguments.dtype, DTYPES, &["f16", "f64"])?;
     let heads = args::positive("--heads", arguments.heads)?;
     let kv_heads = args::positive("--kv-heads", arguments.kv_heads.unwrap_or(heads))?;
     if heads % kv_heads != 0 {

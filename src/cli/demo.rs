@@ -111,8 +111,8 @@ impl Report {
     fn verdict(&self) -> String {
         let worst = self.rows.iter().map(|row| row.grad_diff).fold(0.0, f64::max);
         format!(
-            "Context parallelism works here: the model learnt to recall tokens that lie on the other rank ({:.1} %), and \
-             all {} combinations give the gradient of a single rank (differences of at most {}).",
+            "Context parallelism works here: the model learnt to recall tokens that lie on the other rank ({:.1} %), \
+             and all {} combinations give the gradient of a single rank (differences of at most {}).",
             100.0 * self.accuracy,
             self.rows.len(),
             output::relative(worst)

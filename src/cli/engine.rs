@@ -38,19 +38,14 @@ pub enum Cluster {
 
 /// Runs a command where `asked` says, and reports its error, once.
 pub fn start(asked: &args::Engine, command: impl FnOnce(&Cluster) -> Result<ExitCode>) -> ExitCode {
-    let asked = asked.transport().and_then(|transport| Ok((transport, asked.deadline()?)));
-    let deadline = |seconds: Option<u64>, default| seconds.map_or(default, Duration::from_secs);
+    let asked = asked.transport().and_then(|transport| Ok((transport, Duration::from_secs(asked.deadline()?))));
     let result = match asked {
         Err(error) => Err(error),
-        Ok((Transport::Threads, seconds)) => {
-            let options = Options::default();
-            command(&Cluster::Threads(Options { deadline: deadline(seconds, options.deadline), ..options }))
-        }
+        Ok((Transport::Threads, deadline)) => command(&Cluster::Threads(Options { deadline, ..Options::default() })),
         #[cfg(feature = "mpi")]
-        Ok((Transport::Mpi, seconds)) => {
+        Ok((Transport::Mpi, deadline)) => {
             use context_parallel::comm::mpi;
-            let options = mpi::Options::default();
-            let options = mpi::Options { deadline: deadline(seconds, options.deadline), ..options };
+            let options = mpi::Options { deadline, ..mpi::Options::default() };
             let ended = mpi::run_with(options, |comm| command(&Cluster::Mpi(comm)));
             if let Err(error) = ended.result()
                 && !ended.is_repeated()
@@ -188,7 +183,8 @@ macro_rules! with_storage_type {
                 $body
             }
             other => {
-                Err($crate::cli::args::not_available(format!("--dtype {other}"), "choose one of f32, bf16, f16, f64"))
+                let names = $crate::cli::args::known($crate::cli::args::DTYPES);
+                Err($crate::cli::args::not_available(format!("--dtype {other}"), format!("choose one of {names}")))
             }
         }
     }};

@@ -20,15 +20,18 @@ mod step;
 mod train;
 mod verify;
 
+use std::ffi::OsString;
 use std::process::ExitCode;
 
-use clap::{CommandFactory, Parser, Subcommand};
+use clap::error::ErrorKind;
+use clap::parser::ValueSource;
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 use clap_complete::Shell;
 
 /// Trains and runs GPT models on sequences split over ranks; the way of splitting is a type. Without a command it runs
 /// the demo.
 #[derive(Parser)]
-#[command(name = "context-parallel", version, args_conflicts_with_subcommands = true, max_term_width = 120)]
+#[command(name = "context-parallel", version, max_term_width = 120)]
 struct Cli {
     #[command(subcommand)]
     command: Option<Command>,
@@ -47,16 +50,31 @@ enum Command {
     Verify(verify::Arguments),
     Inspect(inspect::Arguments),
     Bench(bench::Arguments),
-    /// Print a script that lets a shell complete commands, options and names: source <(context-parallel completions bash)
+    /// Print a script that lets a shell complete commands, options and names: source <(context-parallel completions
+    /// bash)
     Completions {
         /// The shell
         shell: Shell,
     },
 }
 
+/// The command line. Before a command there may be `--quiet` alone: the other options there are the demo's.
+fn parse(words: impl Iterator<Item = OsString>) -> Result<Cli, clap::Error> {
+    let mut command = Cli::command();
+    let matches = command.clone().try_get_matches_from(words)?;
+    let is_given = |id: &str| matches.value_source(id) == Some(ValueSource::CommandLine);
+    let of_demo =
+        command.get_arguments().map(|option| option.get_id().as_str()).find(|&id| id != "quiet" && is_given(id));
+    if let (Some(name), Some(option)) = (matches.subcommand_name(), of_demo) {
+        let message = format!("--{option} before {name} is the demo's: write it after {name}, or leave it out");
+        return Err(command.error(ErrorKind::ArgumentConflict, message));
+    }
+    Cli::from_arg_matches(&matches).map_err(|error| error.format(&mut command))
+}
+
 /// Runs the program; its arguments come from the environment.
 pub fn main() -> ExitCode {
-    let Cli { command, demo, quiet } = Cli::parse();
+    let Cli { command, demo, quiet } = parse(std::env::args_os()).unwrap_or_else(|error| error.exit());
     if quiet {
         output::be_quiet();
     }
@@ -102,6 +120,14 @@ mod tests {
     #[test]
     fn the_command_line_holds_together() {
         Cli::command().debug_assert();
+        let parse = |line: &str| parse(line.split(' ').map(OsString::from));
+        for line in ["context-parallel -q train", "context-parallel train -q", "context-parallel -q"] {
+            assert!(parse(line).is_ok_and(|cli| cli.quiet), "{line}");
+        }
+        assert!(parse("context-parallel --seed 1").is_ok_and(|cli| !cli.quiet && cli.command.is_none()));
+        for line in ["context-parallel --seed 1 train", "context-parallel -q --seed 1 demo"] {
+            assert!(parse(line).is_err_and(|error| error.to_string().contains("--seed before")), "{line}");
+        }
         let next = Cli::try_parse_from(demo::NEXT.split(' ')).map(|cli| cli.command);
         assert!(matches!(next, Ok(Some(Command::Train(_)))), "what the demo says to try next");
     }

@@ -19,6 +19,11 @@ pub struct Reading {
 }
 
 impl Reading {
+    /// The fields that the user has named.
+    pub fn ignored(&self) -> &[String] {
+        &self.ignore
+    }
+
     /// The configuration in `folder`; what was ignored is said.
     pub fn config(&self, folder: &Path, cluster: &Cluster) -> Result<Config> {
         let path = folder.join("config.json");

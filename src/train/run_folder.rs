@@ -27,6 +27,8 @@ pub struct RunFolder {
     path: PathBuf,
     log: File,
     record: RunRecord,
+    /// The folders that were not there before the run, from the inside out.
+    made: Vec<PathBuf>,
 }
 
 impl Vacant {
@@ -54,18 +56,29 @@ impl Vacant {
     }
 
     /// Makes the folder, begins the log and writes what the run is. Of two runs that try this at the same time, one is
-    /// refused.
+    /// refused. Where this fails, it leaves nothing behind.
     pub fn create(self, record: RunRecord) -> Result<RunFolder> {
         let Vacant(path) = self;
+        let is_new = |folder: &&Path| matches!(folder.try_exists(), Ok(false)) && !folder.as_os_str().is_empty();
+        let made: Vec<_> = path.ancestors().take_while(is_new).map(Path::to_path_buf).collect();
         fs::create_dir_all(&path).map_err(|error| unwritable(&path, &error))?;
         let log_path = path.join(LOG);
         let log = match OpenOptions::new().append(true).create_new(true).open(&log_path) {
             Ok(log) => log,
             Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => return Err(holds_a_run(&path, LOG)),
-            Err(error) => return Err(unwritable(&log_path, &error)),
+            Err(error) => {
+                remove_empty(&made);
+                return Err(unwritable(&log_path, &error));
+            }
         };
-        record.write(&path)?;
-        Ok(RunFolder { path, log, record })
+        let run = RunFolder { path, log, record, made };
+        match run.record.write(&run.path) {
+            Ok(()) => Ok(run),
+            Err(error) => {
+                run.discard();
+                Err(error)
+            }
+        }
     }
 }
 
@@ -83,14 +96,40 @@ impl RunFolder {
         self.log.write_all(&line).map_err(|error| unwritable(&path, &error))
     }
 
-    /// Draws the losses of the run, and writes how many steps it did; the log is complete on disk afterwards.
-    pub fn finish(mut self, records: &[StepRecord]) -> Result<()> {
-        self.log.sync_all().map_err(|error| unwritable(&self.path.join(LOG), &error))?;
-        let name = self.path.file_name().unwrap_or(self.path.as_os_str()).to_string_lossy();
-        files::write(&self.path.join(CHART), loss_chart(&name, records)?.as_bytes())?;
-        self.record.steps_done = records.len() as u64;
+    /// Writes that the model has been saved after so many steps. Call it directly after: a model beside a record without
+    /// them says nothing of its data.
+    pub fn saved(&mut self, steps: u64) -> Result<()> {
+        self.record.steps_done = Some(steps);
         self.record.write(&self.path)
     }
+
+    /// Draws the losses of the run; the log is complete on disk afterwards. A run that failed before its first step
+    /// leaves nothing, so that the folder can be used again.
+    pub fn finish(self, records: &[StepRecord]) -> Result<()> {
+        if records.is_empty() && self.record.steps_done.is_none() {
+            self.discard();
+            return Ok(());
+        }
+        self.log.sync_all().map_err(|error| unwritable(&self.path.join(LOG), &error))?;
+        let name = self.path.file_name().unwrap_or(self.path.as_os_str()).to_string_lossy();
+        files::write(&self.path.join(CHART), loss_chart(&name, records)?.as_bytes())
+    }
+
+    /// Removes what [`Vacant::create`] made.
+    fn discard(self) {
+        let RunFolder { path, log, made, .. } = self;
+        drop(log);
+        for name in [RECORD, LOG] {
+            // It is an error already that brought us here.
+            let _ = fs::remove_file(path.join(name));
+        }
+        remove_empty(&made);
+    }
+}
+
+/// Removes folders, from the inside out, up to the first with something in it.
+fn remove_empty(folders: &[PathBuf]) {
+    let _ = folders.iter().try_for_each(fs::remove_dir);
 }
 
 /// Whether a file name belongs to a run or a model, half-written ones included.
@@ -138,11 +177,14 @@ mod tests {
         let vacant = Vacant::check(&path).unwrap();
         assert!(!folder.path().join("new").exists(), "checking writes nothing");
         let mut run = vacant.create(about(9)).unwrap();
-        assert_eq!(RunRecord::read(&path).unwrap().unwrap().steps_done, 0);
+        assert_eq!(RunRecord::read(&path).unwrap().unwrap().steps_done, None);
         let records: Vec<StepRecord> = (1..=3).map(record).collect();
         for record in &records {
             run.log(record).unwrap();
         }
+        run.saved(3).unwrap();
+        let about = RunRecord { steps_done: Some(3), ..about(9) };
+        assert_eq!(RunRecord::read(&path).unwrap(), Some(about), "before the chart");
         run.finish(&records).unwrap();
         let log = fs::read_to_string(path.join(LOG)).unwrap();
         let lines: Vec<serde_json::Value> = log.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
@@ -155,8 +197,35 @@ mod tests {
         let mut names: Vec<_> = fs::read_dir(&path).unwrap().map(|entry| entry.unwrap().file_name()).collect();
         names.sort();
         assert_eq!(names, [LOG, CHART, RECORD], "nothing half-written stays");
-        let about = RunRecord { steps_done: 3, ..about(9) };
-        assert_eq!(RunRecord::read(&path).unwrap(), Some(about));
+    }
+
+    #[test]
+    fn a_run_that_fails_before_its_first_step_leaves_its_folder_free() {
+        let folder = tempfile::tempdir().unwrap();
+        let there = || fs::read_dir(folder.path()).unwrap().count();
+        let path = folder.path().join("new/run");
+        Vacant::check(&path).unwrap().create(about(9)).unwrap().finish(&[]).unwrap();
+        assert_eq!(there(), 0, "neither the files nor the folders");
+        // Something of the user's stays, and so does its folder.
+        fs::create_dir_all(&path).unwrap();
+        fs::write(path.join("notes.txt"), "mine").unwrap();
+        let vacant = Vacant::check(&path).unwrap();
+        vacant.clone().create(about(9)).unwrap().finish(&[]).unwrap();
+        let names: Vec<_> = fs::read_dir(&path).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        assert_eq!(names, ["notes.txt"]);
+        // The record cannot be written.
+        fs::create_dir(path.join(".run.json.part")).unwrap();
+        assert!(!vacant.create(about(9)).unwrap_err().is_input());
+        assert!(!path.join(LOG).exists());
+        // A run without steps whose model was saved is kept, and one that failed later is too.
+        let saved = folder.path().join("saved");
+        let mut run = Vacant::check(&saved).unwrap().create(about(9)).unwrap();
+        run.saved(0).unwrap();
+        run.finish(&[]).unwrap();
+        assert!(saved.join(LOG).exists());
+        let failed = folder.path().join("failed");
+        Vacant::check(&failed).unwrap().create(about(9)).unwrap().finish(&[record(1)]).unwrap();
+        assert_eq!(RunRecord::read(&failed).unwrap().unwrap().steps_done, None);
     }
 
     #[test]

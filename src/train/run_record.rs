@@ -26,8 +26,8 @@ pub struct RunRecord {
     pub settings: Value,
     /// Steps that it was to do.
     pub steps: u64,
-    /// Steps that the model beside it has seen; 0 until the run ends.
-    pub steps_done: u64,
+    /// Steps that the model beside it has seen; none until one is saved.
+    pub steps_done: Option<u64>,
 }
 
 /// All that decides over the tokens of a step.
@@ -61,15 +61,17 @@ impl RunRecord {
     pub fn read(folder: &Path) -> Result<Option<Self>> {
         let path = folder.join(RECORD);
         let refuse = |reason: String| Err(DataError::Read { path: path.display().to_string(), reason }.into());
-        let text = match std::fs::read_to_string(&path) {
-            Ok(text) => text,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        if matches!(path.try_exists(), Ok(false)) {
+            return Ok(None);
+        }
+        let record = match serde_json::from_str::<RunRecord>(&files::read_text(&path)?) {
+            Ok(record) => record,
             Err(error) => return refuse(error.to_string()),
         };
-        match serde_json::from_str::<RunRecord>(&text) {
-            Ok(record) if record.data.first_step.max(record.steps_done) <= MOST_STEPS => Ok(Some(record)),
-            Ok(record) => refuse(format!("\"steps_done\" is {}, more than a run can have", record.steps_done)),
-            Err(error) => refuse(error.to_string()),
+        let counts = [("first_step", record.data.first_step), ("steps_done", record.steps_done.unwrap_or(0))];
+        match counts.into_iter().find(|&(_, count)| count > MOST_STEPS) {
+            Some((name, count)) => refuse(format!("\"{name}\" is {count}, more than a run can have")),
+            None => Ok(Some(record)),
         }
     }
 
@@ -108,7 +110,8 @@ impl RunRecord {
         if seed != &next.seed {
             return differs("--seed", seed, &next.seed);
         }
-        Ok(self.data.first_step + self.steps_done)
+        let done = self.steps_done.ok_or("that run did not say how far it came")?;
+        Ok(self.data.first_step + done)
     }
 }
 
@@ -136,12 +139,12 @@ pub(super) mod tests {
             first_step: 20,
         };
         let settings = serde_json::json!({ "lr": 1e-3 });
-        RunRecord { version: "1".into(), command: vec!["train".into()], data, settings, steps, steps_done: 0 }
+        RunRecord { version: "1".into(), command: vec!["train".into()], data, settings, steps, steps_done: None }
     }
 
     #[test]
     fn the_data_goes_on_only_where_it_is_the_same() {
-        let run = RunRecord { steps_done: 5, ..about(9) };
+        let run = RunRecord { steps_done: Some(5), ..about(9) };
         let same = DataRecord { first_step: 0, data: "by another name".into(), ..run.data.clone() };
         assert_eq!(run.continued_by(&same), Ok(25));
         let base = || same.clone();
@@ -157,6 +160,7 @@ pub(super) mod tests {
             let message = run.continued_by(&next).unwrap_err();
             assert!(message.contains(part), "{message}");
         }
+        assert_eq!(about(9).continued_by(&same), Err("that run did not say how far it came".into()));
     }
 
     #[test]
@@ -165,9 +169,16 @@ pub(super) mod tests {
         assert_eq!(RunRecord::read(folder.path()).unwrap(), None);
         about(3).write(folder.path()).unwrap();
         assert_eq!(RunRecord::read(folder.path()).unwrap(), Some(about(3)));
-        let huge = RunRecord { steps_done: u64::MAX, ..about(3) };
-        huge.write(folder.path()).unwrap();
-        assert!(RunRecord::read(folder.path()).unwrap_err().to_string().contains("steps_done"));
+        let done = RunRecord { steps_done: Some(u64::MAX), ..about(3) };
+        let begun = RunRecord { data: DataRecord { first_step: MOST_STEPS + 1, ..about(3).data }, ..about(3) };
+        for (huge, name) in [(done, "\"steps_done\" is 18"), (begun, "\"first_step\" is 9")] {
+            huge.write(folder.path()).unwrap();
+            let message = RunRecord::read(folder.path()).unwrap_err().to_string();
+            assert!(message.contains(name), "{message}");
+        }
+        let pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 7\n";
+        std::fs::write(folder.path().join(RECORD), pointer).unwrap();
+        assert!(RunRecord::read(folder.path()).unwrap_err().to_string().contains("git lfs pull"));
         std::fs::write(folder.path().join(RECORD), "{}").unwrap();
         let error = RunRecord::read(folder.path()).unwrap_err();
         assert!(error.is_input() && error.to_string().contains("run.json"), "{error}");

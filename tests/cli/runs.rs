@@ -56,6 +56,12 @@ fn a_model_is_trained_further_without_harm_on_the_data_that_follows() {
         assert!(message.contains(&format!("the data starts over {reason}")), "{message}");
         assert!(message.contains("learning rate 1e-4 after 0 steps"), "{message}");
     }
+    // A run that was killed before it said that it had saved.
+    let mut killed = record(path, "first");
+    killed["steps_done"] = Value::Null;
+    fs::write(path.join("first/run.json"), killed.to_string()).unwrap();
+    let message = said(path, &format!("{TRAIN} --steps 1 --model first"));
+    assert!(message.contains("the data starts over (that run did not say how far it came)"), "{message}");
     fs::write(path.join("first/run.json"), "{").unwrap();
     assert!(said(path, &format!("{TRAIN} --steps 1 --model first")).contains("the data starts over (cannot read"));
     fs::remove_file(path.join("first/run.json")).unwrap();
@@ -118,7 +124,17 @@ fn a_run_folder_says_what_was_run() {
         (&settings["strategy"], &settings["order"], &settings["cp"]),
         (&"ring".into(), &"zigzag".into(), &2.into())
     );
+    for (key, value) in [("deadline", Value::from(600)), ("device", "cpu".into()), ("log_every", 1.into())] {
+        assert_eq!(settings[key], value, "{key}");
+    }
+    assert_eq!((&settings["bytes"], &settings["ignore_config_field"]), (&false.into(), &Value::Array(vec![])));
+    assert_eq!([&settings["grid"], &settings["effort"], &settings["stages"]], [&Value::Null; 3]);
     assert_eq!((&settings["lr"], &settings["preset"]), (&3e-3.into(), &"tiny".into()));
+    said(path, &format!("{TRAIN} --steps 1 --cp 4 --strategy ring-ulysses --inner-adjacent false --out grid"));
+    let grid: Value = serde_json::from_slice(&fs::read(path.join("grid/run.json")).unwrap()).unwrap();
+    let grid = &grid["settings"]["grid"];
+    let ranks = ["outer", "inner"].map(|degree| grid[degree].as_u64().unwrap());
+    assert_eq!((ranks[0] * ranks[1], &grid["inner_adjacent"]), (4, &false.into()), "as chosen for the heads");
     let svg = fs::read_to_string(path.join("my&run/loss.svg")).unwrap();
     let log = fs::read_to_string(path.join("my&run/log.jsonl")).unwrap();
     let last: Value = serde_json::from_str(log.lines().last().unwrap()).unwrap();

@@ -59,11 +59,13 @@ fn help_lists_names_under_headings() {
         "-q, --quiet",
         "2e-5 for --model",
         "[possible values: zigzag, striped, contiguous,",
-        "[possible values: f32, bf16, f16, f64]",
+        "[possible values: f32, bf16]",
         "[possible values: tiny]",
     ] {
         assert!(words.replace("natural, ", "").contains(part), "\"{part}\" is not in\n{help}");
     }
+    let [help, _] = shown(folder.path(), "eval --help", &[("COLUMNS", "120")]);
+    assert!(help.contains("[possible values: f32, bf16, f16, f64]"), "{help}");
     let strategies = format!("[possible values: {}]", support::strategies().join(", "));
     assert!(words.contains(&strategies), "\"{strategies}\" is not in\n{help}");
 }
@@ -164,8 +166,10 @@ fn quiet_leaves_results_only() {
     let train = "train --data recall --seq-len 16 --batch 1 --threads 1 --steps 3 --cp 2";
     let [out, err] = shown(path, &format!("{train} -q -o run"), &variables);
     assert!(err.is_empty() && out.starts_with("done after 3 steps"), "{out}{err}");
-    let [out, err] = shown(path, &format!("{train} --quiet --json"), &variables);
-    assert!(err.is_empty() && out.lines().count() == 1, "{out}{err}");
+    let [out, err] = shown(path, &format!("--quiet {train} --json"), &variables);
+    // The one thing that must be known before it is too late.
+    let lost = "the model will not be kept when the run ends: --out DIR keeps it\n";
+    assert!(err == lost && out.lines().count() == 1, "{out}{err}");
     let [out, err] = shown(path, "eval --model run --data recall --seq-len 16 -q", &variables);
     assert!(err.is_empty() && out.starts_with("loss "), "{out}{err}");
     let wrong = run(path, &["eval", "--model", "none", "--data", "recall", "-q"]);
@@ -185,12 +189,18 @@ fn a_long_wait_says_what_it_is_for() {
             train,
             &[
                 "reading text (3.0 KiB) ..",
+                "hashing 3.0 KiB of text ..",
                 "fresh weights ..",
                 "copying the weights for 2 more ranks ..",
                 "starting 3 ranks ..",
                 "the first step on 3 ranks: planning, checking the plans of all, then micro-batches of up to 32 tokens ..",
                 "weights into run ..",
+                "drawing the chart ..",
             ][..],
+        ),
+        (
+            "train --data text --seq-len 16 --threads 1 --steps 3 --validation 0.1 --validate-every 2 --out evaluated",
+            &["step 2 and the evaluation of what is held out ..", "step 3 and the evaluation of what is held out .."],
         ),
         (eval, &["reading run (", "planning 400 tokens on 3 ranks, and checking", "evaluating 400 tokens on 3 ranks"]),
         (
@@ -207,6 +217,12 @@ fn a_long_wait_says_what_it_is_for() {
             assert!(err.contains(phase), "\"{phase}\" is not in\n{err}");
         }
     }
+    // Nobody reads the hash of a run that is not kept.
+    let train = "train --data text --seq-len 16 --threads 1 --steps 1";
+    let [_, err] = shown(path, train, &[("CONTEXT_PARALLEL_PATIENCE_MS", "0")]);
+    assert!(!err.contains("hashing"), "{err}");
+    let [lost, making] = ["the model will not be kept", "fresh weights"].map(|part| err.find(part).unwrap());
+    assert!(lost < making, "{err}");
     // What is quick says nothing.
     let [_, err] = shown(path, inspect, &[]);
     assert!(err.is_empty(), "{err}");

@@ -15,8 +15,8 @@ use super::engine::{Cluster, Transport};
 
 mod names;
 
-use names::{DEVICES, DTYPES, TRANSPORTS};
-pub use names::{Names, Table, of, pick};
+use names::{DEVICES, TRANSPORTS};
+pub use names::{DTYPES, Names, Table, known, of, pick};
 
 /// Headings of options in help.
 pub const MODEL: &str = "Model and data";
@@ -24,6 +24,8 @@ pub const PARALLELISM: &str = "Parallelism";
 pub const TRAINING: &str = "Training";
 pub const OUTPUT: &str = "Output";
 const RUNNING: &str = "Machine";
+/// Seconds that a rank waits for another.
+const DEADLINE: u64 = 600;
 
 /// What is chosen at compile time in a program of one's own, and the number of ranks.
 #[derive(Args, Clone, Debug, Default)]
@@ -56,7 +58,7 @@ pub struct Combination {
     /// as are estimated to take the least time]
     #[arg(long, value_name = "N")]
     pub stages: Option<usize>,
-    /// Storage type of activations and weights; train takes f32 and bf16
+    /// Storage type of activations and weights
     #[arg(long, value_name = "NAME", default_value = "f32", value_parser = Names::DTYPES)]
     pub dtype: String,
 }
@@ -80,9 +82,9 @@ pub struct Engine {
     /// How ranks exchange data: between threads of this process, or processes that mpirun started (feature mpi)
     #[arg(long, value_name = "NAME", default_value = "threads", value_parser = Names::TRANSPORTS)]
     pub transport: String,
-    /// Seconds that a rank waits for another before it gives up [default: 600]
-    #[arg(long, value_name = "SECONDS")]
-    pub deadline: Option<u64>,
+    /// Seconds that a rank waits for another before it gives up
+    #[arg(long, value_name = "SECONDS", default_value_t = DEADLINE)]
+    pub deadline: u64,
     /// What computes
     #[arg(long, value_name = "NAME", default_value = "cpu", value_parser = Names::DEVICES)]
     pub device: String,
@@ -90,7 +92,7 @@ pub struct Engine {
 
 impl Default for Engine {
     fn default() -> Self {
-        Engine { transport: "threads".into(), deadline: None, device: "cpu".into() }
+        Engine { transport: "threads".into(), deadline: DEADLINE, device: "cpu".into() }
     }
 }
 
@@ -104,10 +106,10 @@ impl Engine {
         pick("transport", &self.transport, TRANSPORTS, &["nccl"])
     }
 
-    /// Seconds that a rank waits for another, if the user says.
-    pub fn deadline(&self) -> Result<Option<u64>> {
+    /// Seconds that a rank waits for another.
+    pub fn deadline(&self) -> Result<u64> {
         match self.deadline {
-            Some(0) => Err(numbers("--deadline is 0: use at least 1".to_string())),
+            0 => Err(numbers("--deadline is 0: use at least 1".to_string())),
             seconds => Ok(seconds),
         }
     }

@@ -52,6 +52,11 @@ fn plain(names: impl IntoIterator<Item = &'static str>) -> Vec<PossibleValue> {
     names.into_iter().map(PossibleValue::new).collect()
 }
 
+/// The canonical names of a table in words.
+pub fn known<T>(table: Table<T>) -> String {
+    table.iter().map(|(names, _)| names[0]).collect::<Vec<_>>().join(", ")
+}
+
 /// The names of a table.
 pub fn of<T>(table: Table<T>) -> Vec<PossibleValue> {
     table.iter().map(|(names, _)| PossibleValue::new(names[0]).aliases(&names[1..])).collect()
@@ -79,7 +84,7 @@ pub fn pick<T: Copy>(what: &'static str, name: &str, table: Table<T>, later: &[&
     if let Some(&(_, value)) = table.iter().find(|(names, _)| names.contains(&name)) {
         return Ok(value);
     }
-    let names = table.iter().map(|(names, _)| names[0]).collect::<Vec<_>>().join(", ");
+    let names = known(table);
     if later.contains(&name) {
         let instead = if table.len() == 1 { format!("use --{what} {names}") } else { format!("choose one of {names}") };
         return Err(not_available(format!("--{what} {name}"), instead));

@@ -16,7 +16,7 @@ use context_parallel::train::schedule::Schedule;
 use context_parallel::train::trainer::Options;
 use serde_json::json;
 
-use super::args::{self, Choices, Names, Settings};
+use super::args::{self, Choices, Names, Settings, Table};
 use super::engine::Cluster;
 use super::interrupt::INTERRUPTED;
 use super::model::{Reading, check_weights};
@@ -38,15 +38,19 @@ const MOST_SEQUENCES: usize = 1 << 20;
 /// Tokens of a held-out evaluation, about.
 const HELD_OUT_TOKENS: usize = 32_768;
 
+/// Types that a model is trained in.
+const DTYPES: Table<DType> = &[(&["f32"], DType::F32), (&["bf16"], DType::Bf16)];
+
 /// What help says below the options.
 const AFTER_HELP: &str = "\
-    Standard output has a line per step and a summary at the end, with --json as JSON objects: those of the steps are the \
-    lines of log.jsonl and have \"step\", the last one has \"steps\" and the series of all of them. At Ctrl-C the run ends \
-    after its step, evaluates, saves, and exits with 130.";
+    Standard output has a line per step and a summary at the end, with --json as JSON objects: those of the steps are \
+    the lines of log.jsonl and have \"step\", the last one has \"steps\" and the series of all of them. At Ctrl-C the \
+    run ends after its step, evaluates, saves, and exits with 130.";
 
 /// Train a model on a text or on the recall task
 #[derive(clap::Args, Clone, Debug)]
 #[command(after_help = AFTER_HELP)]
+#[command(mut_arg("dtype", |dtype| dtype.value_parser(Names::new(|| args::of(DTYPES)))))]
 pub struct Arguments {
     /// Model to start from: a folder with config.json and safetensors, as Hugging Face writes it. After a run of this
     /// program the data goes on where that run stopped, if the options of the data and --seed are the same; the
@@ -167,6 +171,9 @@ struct Job {
 
 pub fn run(arguments: Arguments, cluster: &Cluster) -> Result<ExitCode> {
     let job = prepare(&arguments, cluster)?;
+    if arguments.out.is_none() && cluster.speaks() {
+        output::warn("the model will not be kept when the run ends: --out DIR keeps it");
+    }
     let finished = work::run(&job, cluster, arguments.json)?;
     // Whoever waits for this run must not go on as if it were whole.
     let code = if finished.interrupted { ExitCode::from(INTERRUPTED) } else { ExitCode::SUCCESS };
@@ -185,23 +192,14 @@ fn prepare(arguments: &Arguments, cluster: &Cluster) -> Result<Job> {
     if arguments.resume.is_some() {
         let instead = format!(
             "to train a saved model further, use --model DIR and a new --out. That begins with a fresh optimizer, a \
-             warm-up and --lr {:e}; the data goes on where the run in DIR stopped if --seed and the options of the data \
-             are the same",
+             warm-up and --lr {:e}; the data goes on where the run in DIR stopped if --seed and the options of the \
+             data are the same",
             Schedule::FINE_TUNING_LR
         );
         return Err(args::not_available("--resume", instead));
     }
+    check_dtype(&arguments.choices.combination.dtype)?;
     let mut settings = arguments.choices.settings(cluster)?;
-    let reason = match settings.dtype {
-        DType::F16 => Some("training in f16 needs loss scaling"),
-        DType::F64 => Some("f64 is for checks"),
-        _ => None,
-    };
-    if let Some(reason) = reason {
-        let what = format!("--dtype {} for train", settings.dtype);
-        let instead = format!("{reason}; use --dtype bf16 or f32 (eval and verify take f16 and f64)");
-        return Err(args::not_available(what, instead));
-    }
     let wire = settings.gradient_wire(arguments.bf16_wire)?;
     let seq_len = args::positive("--seq-len", arguments.seq_len)?;
     settings.check_seq_len(seq_len)?;
@@ -210,8 +208,8 @@ fn prepare(arguments: &Arguments, cluster: &Cluster) -> Result<Job> {
     let accumulate = args::positive("--accumulate", arguments.accumulate)?;
     if batch.checked_mul(accumulate).is_none_or(|sequences| sequences > MOST_SEQUENCES) {
         return Err(args::numbers(format!(
-            "--batch {batch} times --accumulate {accumulate} is more than the {MOST_SEQUENCES} sequences that a step can \
-             have: use fewer"
+            "--batch {batch} times --accumulate {accumulate} is more than the {MOST_SEQUENCES} sequences that a step \
+             can have: use fewer"
         )));
     }
     let steps = arguments.steps;
@@ -271,7 +269,7 @@ fn prepare(arguments: &Arguments, cluster: &Cluster) -> Result<Job> {
     check_mtp_depth(&config, arguments.mtp_depth, longest)?;
     let tokens_per_rank = settings.tokens_per_rank(arguments.tokens_per_rank, &lengths)?;
     let held_out = if arguments.validation > 0.0 { HELD_OUT_TOKENS.div_ceil(seq_len) } else { 0 };
-    let mut data = record::of_data(arguments, &source);
+    let mut data = record::of_data(arguments, &source, out.is_some() || weights.is_some());
     let goes_on = weights.as_deref().map(|folder| record::go_on(folder, &mut data));
     let (seed, first_step) = (arguments.seed, data.first_step);
     let options = Options { schedule, seed, first_step, batch, accumulate, seq_len, held_out, validate_every };
@@ -289,10 +287,13 @@ fn prepare(arguments: &Arguments, cluster: &Cluster) -> Result<Job> {
         "model": weights, "preset": config_name(arguments), "mtp_depth": config.mtp_depth,
         "strategy": settings.choice.strategy, "order": settings.choice.order, "layout": settings.choice.layout,
         "kernel": settings.choice.kernel, "cp": settings.choice.degree, "dtype": settings.dtype.to_string(),
-        "threads": settings.threads, "transport": arguments.choices.engine.transport, "batch": batch,
+        "grid": settings.choice.grid, "effort": settings.choice.effort, "stages": settings.choice.stages,
+        "threads": settings.threads, "transport": arguments.choices.engine.transport,
+        "deadline": arguments.choices.engine.deadline, "device": arguments.choices.engine.device,
+        "ignore_config_field": arguments.reading.ignored(), "bytes": arguments.bytes.bytes, "batch": batch,
         "accumulate": accumulate, "tokens_per_rank": tokens_per_rank, "bf16_wire": arguments.bf16_wire, "lr": lr,
         "min_lr": min_lr, "warmup": warmup, "weight_decay": weight_decay, "clip": clip, "recompute": recompute,
-        "validate_every": validate_every,
+        "validate_every": validate_every, "log_every": log_every,
     });
     let record = record::of_run(data, resolved, steps);
     Ok(Job {
@@ -313,6 +314,17 @@ fn prepare(arguments: &Arguments, cluster: &Cluster) -> Result<Job> {
         rates,
         log_every,
     })
+}
+
+/// Refuses number formats that a model is not trained in.
+fn check_dtype(name: &str) -> Result<()> {
+    let reason = match name {
+        "f16" => "training in f16 needs loss scaling",
+        "f64" => "f64 is for checks",
+        _ => return args::pick("dtype", name, DTYPES, &[]).map(drop),
+    };
+    let instead = format!("{reason}; use --dtype bf16 or f32 (eval and verify take f16 and f64)");
+    Err(args::not_available(format!("--dtype {name} for train"), instead))
 }
 
 /// The preset that a fresh model is made from.

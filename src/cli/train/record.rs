@@ -6,15 +6,22 @@ use context_parallel::train::data::Source;
 use context_parallel::train::run_record::{DataRecord, RunRecord, fingerprint};
 use serde_json::Value;
 
+use super::super::output;
 use super::Arguments;
 
-/// What decides over the tokens of a step, from the first one on.
-pub fn of_data(arguments: &Arguments, source: &Source) -> DataRecord {
+/// What decides over the tokens of a step, from the first one on. A text is hashed only where the record `is_used`: kept,
+/// or compared with another.
+pub fn of_data(arguments: &Arguments, source: &Source, is_used: bool) -> DataRecord {
     let (size, fingerprint) = match source {
         Source::Recall(recall) => (recall.vocab(), 0),
         Source::Text(text) => {
             let parts = [text.training(), text.held_out()];
-            (parts[0].len() + parts[1].len(), fingerprint(parts))
+            let size = parts[0].len() + parts[1].len();
+            let hash = || {
+                let _hashing = output::phase(format!("hashing {} of text", output::bytes(size as u64)));
+                fingerprint(parts)
+            };
+            (size, if is_used { hash() } else { 0 })
         }
     };
     DataRecord {
@@ -51,5 +58,5 @@ pub fn go_on(folder: &Path, data: &mut DataRecord) -> String {
 /// The run.
 pub fn of_run(data: DataRecord, settings: Value, steps: u64) -> RunRecord {
     let command = std::env::args_os().map(|word| word.to_string_lossy().into_owned()).collect();
-    RunRecord { version: env!("CARGO_PKG_VERSION").into(), command, data, settings, steps, steps_done: 0 }
+    RunRecord { version: env!("CARGO_PKG_VERSION").into(), command, data, settings, steps, steps_done: None }
 }

@@ -98,9 +98,6 @@ fn run_as<T: Float>(job: &Job, cluster: &Cluster, json: bool) -> Result<Finished
         output::note(summary);
         job.goes_on.iter().for_each(output::note);
         output::note(&job.rates);
-        if job.out.is_none() {
-            output::note("the model will not be kept when the run ends: --out DIR keeps it");
-        }
         if let Source::Text(text) = &job.source
             && let Some(sequences) = text.sequences()
         {
@@ -117,7 +114,10 @@ fn run_as<T: Float>(job: &Job, cluster: &Cluster, json: bool) -> Result<Finished
     let bar = cluster.bar(steps, "training");
     let throughput = Throughput::default();
     let (log_every, records) = (job.log_every, Vec::new());
-    let progress = Progress { folder, records, peak: 0, bar, steps, log_every, throughput, json, first: None };
+    let validate_every = (job.options.held_out > 0).then_some(job.options.validate_every);
+    let waits = None;
+    let progress =
+        Progress { folder, records, peak: 0, bar, steps, log_every, throughput, json, validate_every, waits };
     let progress = Mutex::new(progress);
     let chosen = support::chosen(choice)?;
     let scheduler = job.settings.is_dynamic().then_some(&scheduler);
@@ -126,8 +126,10 @@ fn run_as<T: Float>(job: &Job, cluster: &Cluster, json: bool) -> Result<Finished
     let trained = cluster.on_ranks(chosen.strategy.degree(), &|comm| training.rank(&chosen, comm));
     let Progress { folder, records, peak, bar, .. } = progress.into_inner().unwrap_or_else(PoisonError::into_inner);
     bar.finish_and_clear();
-    // A run that failed leaves its log and chart too.
+    // A run that failed after a step leaves its log and chart too.
+    let drawing = output::phase("drawing the chart");
     let drawn = folder.map_or(Ok(()), |folder| folder.finish(&records));
+    drop(drawing);
     trained.and(drawn)?;
     Ok(Finished { records, peak_bytes_per_rank: peak, out, interrupted: cut_short.into_inner() })
 }
@@ -152,13 +154,15 @@ struct Progress {
     log_every: u64,
     throughput: Throughput,
     json: bool,
-    /// Until the first step is done, which takes longer than others.
-    first: Option<Phase>,
+    /// Steps between evaluations, where there are any.
+    validate_every: Option<u64>,
+    /// Until a step is done that takes longer than others: the first, and those with an evaluation.
+    waits: Option<Phase>,
 }
 
 impl Progress {
     fn observe(&mut self, record: &StepRecord) -> Result<()> {
-        self.first = None;
+        self.waits = None;
         self.records.push(record.clone());
         if let Some(folder) = &mut self.folder {
             folder.log(record)?;
@@ -177,6 +181,12 @@ impl Progress {
         }
         self.bar.set_message(format!("loss {:.4}", record.loss));
         self.bar.set_position(record.step);
+        let next = step + 1;
+        let is_evaluated = |every: u64| next == self.steps || next.is_multiple_of(every.max(1));
+        if next <= self.steps && self.validate_every.is_some_and(is_evaluated) {
+            let what = format!("step {next} and the evaluation of what is held out");
+            self.waits = Some(output::phase_beside(&self.bar, what));
+        }
         Ok(())
     }
 }
@@ -214,7 +224,7 @@ impl<T: Float> Training<'_, T> {
                 output::many(tokens, "token")
             );
             let first = output::phase_beside(&progress().bar, what);
-            progress().first = Some(first);
+            progress().waits = Some(first);
         }
         let records = trainer::train(&mut learner, source, options, self.stop, observe)?;
         if (records.len() as u64) < options.schedule.steps() {
@@ -229,6 +239,9 @@ impl<T: Float> Training<'_, T> {
         let weights = output::many(learner.master().list().elements(), "weight");
         let _saving = output::phase_beside(&progress().bar, format!("writing {weights} into {}", out.display()));
         weights::save(device, &out, config, learner.master(), settings.dtype)?;
+        if let Some(folder) = &mut progress().folder {
+            folder.saved(records.len() as u64)?;
+        }
         companions.copy_to(&out)
     }
 }
