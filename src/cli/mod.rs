@@ -37,7 +37,7 @@ struct Cli {
     command: Option<Command>,
     #[command(flatten)]
     demo: demo::Arguments,
-    /// Print results and errors only, no progress
+    /// Print results, warnings and errors only, no progress
     #[arg(short, long, global = true, help_heading = args::OUTPUT)]
     quiet: bool,
 }
