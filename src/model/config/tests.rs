@@ -234,12 +234,12 @@ fn refusals_name_field_value_and_what_is_allowed() {
         (
             "llama",
             rope(json!({"rope_type": "yarn", "factor": 2, "attention_factor": 1e39})),
-            vec!["\"rope_parameters.attention_factor\" is 1e39", "an f32 holds"],
+            vec!["\"rope_parameters.attention_factor\" is 1e+39", "an f32 holds"],
         ),
         (
             "llama",
             json!({"rope_scaling": {"type": "yarn", "factor": 2, "mscale": 1e300, "mscale_all_dim": 1}}),
-            vec!["\"rope_scaling.mscale\" is 1e300", "times as large"],
+            vec!["\"rope_scaling.mscale\" is 1e+300", "times as large"],
         ),
         (
             "llama",

@@ -13,6 +13,8 @@ const WRAPPERS: [&str; 4] = ["module", "_orig_mod", "_fsdp_wrapped_module", "_ch
 /// What every name but the output layer's begins with.
 const MODEL: &str = "model.";
 
+/// What the names of tensors begin with after that.
+const INNER: [&str; 4] = ["embed_tokens.", "layers.", "mtp.", "norm."];
 /// Every model has this tensor once.
 const ANCHOR: &str = "layers.0.input_layernorm.weight";
 
@@ -73,12 +75,13 @@ fn front(tensors: &Tensors) -> Option<String> {
     fronts.next().is_none().then(|| first.into())
 }
 
-/// A name with [`MODEL`] in place of `front`. That of the output layer may have a part of it or nothing in front.
+/// The name of one of them with [`MODEL`] in place of `front`. That of the output layer may have a part of it or nothing in front.
 fn in_place_of(front: &str, name: &str) -> String {
     if name.strip_suffix(HEAD).is_some_and(|outer| front.starts_with(outer)) {
         return HEAD.into();
     }
-    name.strip_prefix(front).map_or(name.into(), |inner| format!("{MODEL}{inner}"))
+    let inner = name.strip_prefix(front).filter(|inner| INNER.iter().any(|start| inner.starts_with(start)));
+    inner.map_or(name.into(), |inner| format!("{MODEL}{inner}"))
 }
 
 struct Renamed {

@@ -313,6 +313,12 @@ fn names_in_larger_models_are_read_and_said() {
         let notes = notes(folder.path());
         assert!(notes.len() == 1 && notes[0].contains(&format!("in place of \"{front}\"")), "{notes:?}");
     }
+    // What is left over keeps the name that it has in the file.
+    let rest = changed("llama_gqa", |all| {
+        all.iter_mut().for_each(|tensor| tensor.0 = format!("language_model.{}", tensor.0));
+        all.push(("vision_tower.norm.weight".into(), Dtype::F32, vec![1], vec![0; 4]));
+    });
+    assert!(refused(rest.path()).contains("no use for: vision_tower.norm.weight;"));
     // Two models in one file: nobody knows which is meant.
     let two = changed("llama_gqa", |all| {
         let teacher = all.iter().cloned().map(|mut tensor| {
