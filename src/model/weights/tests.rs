@@ -9,6 +9,7 @@ use tempfile::TempDir;
 
 use super::files::INDEX;
 use super::*;
+use crate::model::config::Sizes;
 use crate::tensor::Cpu;
 
 type Tensors = Vec<(String, Dtype, Vec<usize>, Vec<u8>)>;
@@ -90,6 +91,18 @@ fn values_land_where_their_names_say() {
     assert_eq!(shape, [32, 64]);
     assert_eq!((weights[id].rows(), weights[id].cols()), (64, 32));
     assert_eq!(weights[id].row(5)[7], file[7 * 64 + 5]);
+}
+
+#[test]
+fn a_tensor_of_several_blocks_is_read_whole() {
+    let sizes = Sizes { vocab_size: 70_001, hidden_size: 8, intermediate_size: 8, layers: 1, heads: 1, kv_heads: 1 };
+    let config = Config::llama(sizes).unwrap();
+    let (device, list, out) = (Cpu::<f32>::new(1), ParameterList::new(&config), tempfile::tempdir().unwrap());
+    let values = |spec: &ParameterSpec| (0..spec.len()).map(|i| i as f32).collect::<Vec<_>>();
+    let weights = Master::<Cpu<f32>>::from_host(&device, &list, |_, spec| Ok(values(spec))).unwrap();
+    save(&device, out.path(), &config, &weights, DType::F32).unwrap();
+    let (_, back) = open::<f32>(out.path()).unwrap();
+    assert!(list.iter().all(|(id, spec)| back.to_host(&device, id) == values(spec)));
 }
 
 #[test]
