@@ -166,7 +166,8 @@ impl<H: CpStrategy, L: Layout, C> CpHandler<H, L, C> {
     /// carries its hash, so that ranks with other plans are told.
     ///
     /// # Errors
-    /// If the placement is not this handler's, the mask does not fit the batch, or the plans of all ranks do not fit together.
+    /// If the placement is not this handler's, the mask does not fit the batch, or the plans of all ranks do not fit
+    /// together.
     pub fn plan(
         &self,
         placement: &Arc<Placement<H::Order, L>>,

@@ -181,7 +181,7 @@ pub fn read_text(path: &Path) -> Result<Vec<u8>> {
 /// Refuses bytes that a vocabulary has no ids for, naming the largest one; `path` names them in messages.
 ///
 /// # Errors
-/// [`DataError::Unusable`].
+/// [`DataError::Unusable`](crate::error::DataError::Unusable).
 pub fn check_bytes(bytes: &[u8], path: &Path, vocab: usize) -> Result<()> {
     // The first of them.
     let largest = bytes.iter().copied().enumerate().max_by_key(|&(offset, byte)| (byte, std::cmp::Reverse(offset)));

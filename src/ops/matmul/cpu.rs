@@ -197,10 +197,10 @@ fn product<T: Copy>(
         // SAFETY: it was just asserted, without wrapping, that every element `(i, j)` of the three is inside its slice,
         // and that the inner dimension of both operands is the same; `from + k` is at most that, and `k` at least 1.
         // So the offsets of the operands are inside their slices too. A stride that is multiplied by more than 0 has at
-        // least two elements along it in a slice, so it fits an `isize`; one that does not fit is never used. The rows of `out` do not
-        // overlap (`row_stride >= n`); it is borrowed mutably, so it shares nothing with the operands. All elements
-        // are initialised, as those of every slice; the kernel is that of their type and was chosen by its crate for
-        // the instructions of this processor. Threads get parts of the result that do not overlap.
+        // least two elements along it in a slice, so it fits an `isize`; one that does not fit is never used. The rows
+        // of `out` do not overlap (`row_stride >= n`); it is borrowed mutably, so it shares nothing with the operands.
+        // All elements are initialised, as those of every slice; the kernel is that of their type and was chosen by its
+        // crate for the instructions of this processor. Threads get parts of the result that do not overlap.
         unsafe {
             // The kernels want columns of the result to be contiguous: they compute its transpose, of which that holds.
             kernel(

@@ -5,8 +5,8 @@ use std::collections::HashSet;
 use crate::plan::{Content, Piece, Program, Step, Transfer, View};
 
 /// Refuses a program whose steps name slots, rows or ranks that there are not, that posts an exchange twice, receives
-/// keys into slot 0 while this rank's own are there or into a row twice at once, that leaves its queries without a result, or, forward, that does not
-/// merge every tile after the first just once before the next.
+/// keys into slot 0 while this rank's own are there or into a row twice at once, that leaves its queries without a
+/// result, or, forward, that does not merge every tile after the first just once before the next.
 pub fn check(view: &View, rank: usize, program: &Program, backward: bool) -> Result<(), String> {
     let Program { slots, home, steps } = program;
     if slots.first() != Some(&view.rows(rank)) {
