@@ -327,8 +327,7 @@ fn nothing_that_is_not_finite_is_written() {
     fs::write(path.join("model/model.safetensors"), file).unwrap();
     failed(&format!("{train} --model model --out loss"), "step 1: the loss is NaN");
     for run in ["weights", "loss"] {
-        assert!(!path.join(run).join("model.safetensors").exists());
-        assert_eq!(fs::read_to_string(path.join(run).join("log.jsonl")).unwrap(), "", "no step was fine");
+        assert!(!path.join(run).exists(), "no step was fine");
     }
     let eval = "eval --model model --threads 1";
     failed(&format!("{eval} --data recall --seq-len 16"), "the loss is NaN");

@@ -171,9 +171,6 @@ struct Job {
 
 pub fn run(arguments: Arguments, cluster: &Cluster) -> Result<ExitCode> {
     let job = prepare(&arguments, cluster)?;
-    if arguments.out.is_none() && cluster.speaks() {
-        output::warn("the model will not be kept when the run ends: --out DIR keeps it");
-    }
     let finished = work::run(&job, cluster, arguments.json)?;
     // Whoever waits for this run must not go on as if it were whole.
     let code = if finished.interrupted { ExitCode::from(INTERRUPTED) } else { ExitCode::SUCCESS };

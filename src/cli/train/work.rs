@@ -70,6 +70,10 @@ fn run_as<T: Float>(job: &Job, cluster: &Cluster, json: bool) -> Result<Finished
         "use a smaller --batch, --accumulate or --seq-len, more ranks on other machines, --recompute or a smaller \
          model",
     )?;
+    // Nothing is refused any more, and nothing is done yet.
+    if job.out.is_none() && cluster.speaks() {
+        output::warn("the model will not be kept when the run ends: --out DIR keeps it");
+    }
     let ranks = Ranks::new(cluster.local(choice.degree), job.settings.threads, |device: &Cpu<T>| match &job.weights {
         Some(folder) => {
             let _reading = output::reading(folder);
