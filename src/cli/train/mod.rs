@@ -172,8 +172,10 @@ struct Job {
 pub fn run(arguments: Arguments, cluster: &Cluster) -> Result<ExitCode> {
     let job = prepare(&arguments, cluster)?;
     let finished = work::run(&job, cluster, arguments.json)?;
-    // Whoever waits for this run must not go on as if it were whole.
-    let code = if finished.interrupted { ExitCode::from(INTERRUPTED) } else { ExitCode::SUCCESS };
+    // Whoever waits for this run must not go on as if it were whole. The first process says so once it has reported:
+    // `mpirun` ends all others as soon as one process ends with another code than 0.
+    let is_cut_short = finished.interrupted && cluster.speaks();
+    let code = if is_cut_short { ExitCode::from(INTERRUPTED) } else { ExitCode::SUCCESS };
     if cluster.speaks() {
         let report = Report::new(&finished);
         match arguments.json {
