@@ -121,7 +121,7 @@ impl HandlerCore {
         digest_of((of, self.attended.load(Ordering::Relaxed)))
     }
 
-    /// Attention under this plan has begun.
+    /// There was attention under this plan.
     pub(super) fn attends(&self, plan: &RankPlan) {
         let before = self.attended.load(Ordering::Relaxed);
         self.attended.store(digest_of((before, plan.hash())), Ordering::Relaxed);

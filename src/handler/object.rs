@@ -128,9 +128,8 @@ impl<'a, S: Storage> HandlerRef<'a, S> {
         qkv: [&DynElemShard<D>; 3],
     ) -> Result<(DynElemShard<D>, DynCoreAttention<D>)> {
         let qkv = self.core.operands::<D>(plan, shape, qkv)?;
-        plan.expect(kernel)?;
-        self.core.attends(plan);
         let (out, saved) = executor::forward(device, self.comm, kernel, plan, shape, qkv)?;
+        self.core.attends(plan);
         let out = DynShard::new(out, plan.placement().clone())?;
         Ok((out, DynCoreAttention { shape: *shape, plan: plan.hash(), saved }))
     }

@@ -19,7 +19,7 @@ pub use dealt::{Dealt, Grouped, Solved};
 pub use line::LineOrder;
 pub use natural::Natural;
 pub use placement::{DynPlacement, Placement};
-pub use rows::RowDocuments;
+pub use rows::{RowDocuments, place_in_rows};
 pub use shard::{DynShard, Full, Shard, laid_out, token_by_token};
 pub use striped::Striped;
 pub use zigzag::Zigzag;

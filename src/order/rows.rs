@@ -25,9 +25,21 @@ impl RowDocuments {
         Self::new(positions.len(), seq, |token| kept[token] && positions[token] == 0)
     }
 
+    /// Documents that begin at the tokens `starts`, ascending, but not with one that is not `kept`.
+    ///
+    /// # Errors
+    /// The first token of a row that does not begin with a document.
+    pub fn from_starts(starts: &[usize], seq: usize, kept: &[bool]) -> Result<Self, usize> {
+        let begins = |token: usize| starts.binary_search(&token).is_ok();
+        match (0..kept.len()).step_by(seq).find(|&first| !begins(first)) {
+            Some(first) => Err(first),
+            None => Ok(Self::new(kept.len(), seq, |token| kept[token] && begins(token))),
+        }
+    }
+
     /// The row and the column of a token.
     pub fn place(&self, token: usize) -> (usize, usize) {
-        (token / self.seq, token % self.seq)
+        place_in_rows(token, self.seq)
     }
 
     /// Whether a document begins at each token.
@@ -74,6 +86,11 @@ impl RowDocuments {
     }
 }
 
+/// The row and the column of a token in rows of `seq` tokens.
+pub fn place_in_rows(token: usize, seq: usize) -> (usize, usize) {
+    (token / seq, token % seq)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -84,6 +101,8 @@ mod tests {
         assert_eq!(documents.lengths(), [2, 2, 3, 1]);
         assert_eq!(documents.positions().collect::<Vec<_>>(), [0, 1, 0, 1, 0, 1, 2, 0]);
         assert_eq!(documents, RowDocuments::from_positions(&[0, 1, 0, 1, 0, 1, 2, 0], 4, &[true; 8]));
+        assert_eq!(RowDocuments::from_starts(&[0, 2, 4, 7], 4, &[true; 8]), Ok(documents.clone()));
+        assert_eq!(RowDocuments::from_starts(&[0, 2, 5], 4, &[true; 8]), Err(4));
         let tokens = [10, 11, 12, 13, 14, 15, 16, 17];
         assert_eq!(documents.ahead(&tokens, -1), [11, -1, 13, -1, 15, 16, -1, -1]);
         assert_eq!(documents.place(6), (1, 2));

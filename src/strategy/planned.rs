@@ -326,7 +326,7 @@ impl RankPlan {
     }
 
     /// Refuses a kernel that cannot attend what the mask says, or not the keys that the exchange brings.
-    pub(crate) fn expect<D: Ops>(&self, kernel: &dyn DynKernel<D>) -> Result<()> {
+    pub(super) fn expect<D: Ops>(&self, kernel: &dyn DynKernel<D>) -> Result<()> {
         if self.across_sequences && !kernel.across_sequences() {
             return Err(SupportError::AcrossSequences { kernel: kernel.name() }.into());
         }

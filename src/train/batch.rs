@@ -2,7 +2,6 @@
 
 use std::ops::Range;
 
-use crate::error::{ModelError, Result};
 use crate::model::loss::IGNORED;
 use crate::model::mtp::label_counts_in;
 use crate::order::RowDocuments;
@@ -92,24 +91,6 @@ impl TokenBatch {
         }
         out
     }
-
-    /// Refuses ids (and labels that count) outside `0..vocab`, naming the first.
-    pub fn check_vocab(&self, vocab: usize) -> Result<()> {
-        let outside = |id: &i64| !usize::try_from(*id).is_ok_and(|id| id < vocab);
-        // Tokens first: a label is the token after it, and would be found one position early.
-        let token = self.tokens.iter().position(outside).map(|index| (index, self.tokens[index]));
-        let counts = |label: &i64| *label != IGNORED && outside(label);
-        let label = || self.labels.iter().position(counts).map(|index| (index, self.labels[index]));
-        match token.or_else(label) {
-            None => Ok(()),
-            Some((index, token)) => {
-                let place = self.ranges().enumerate().find(|(_, range)| range.contains(&index));
-                let (sequence, position) =
-                    place.map_or((0, index), |(sequence, range)| (sequence, index - range.start));
-                Err(ModelError::Token { token, sequence, position, vocab }.into())
-            }
-        }
-    }
 }
 
 #[cfg(test)]
@@ -120,20 +101,6 @@ mod tests {
     fn next_token_labels_end_with_each_sequence() {
         let batch = TokenBatch::next_token(vec![1, 2, 3, 4, 5, 6], 2, 3);
         assert_eq!(batch.labels, [2, 3, IGNORED, 5, 6, IGNORED]);
-    }
-
-    #[test]
-    fn ids_outside_the_vocabulary_are_named() {
-        let batch = TokenBatch::next_token(vec![1, 2, 3, 4, 9, 6], 2, 3);
-        batch.check_vocab(10).unwrap();
-        let error = batch.check_vocab(9).unwrap_err();
-        assert_eq!(error, ModelError::Token { token: 9, sequence: 1, position: 1, vocab: 9 }.into());
-        let labels = TokenBatch::uniform(vec![1, 2], vec![IGNORED, 9], 1, 2);
-        assert!(labels.check_vocab(10).is_ok() && labels.check_vocab(9).is_err());
-        assert!(TokenBatch::next_token(vec![0, -1], 1, 2).check_vocab(9).is_err());
-        let ragged = TokenBatch { tokens: vec![1, 2, 7], labels: vec![IGNORED; 3], lengths: vec![1, 0, 2] };
-        let error = ragged.check_vocab(5).unwrap_err();
-        assert_eq!(error, ModelError::Token { token: 7, sequence: 2, position: 1, vocab: 5 }.into());
     }
 
     #[test]
@@ -152,14 +119,5 @@ mod tests {
         assert_eq!(pieces.iter().map(|piece| &piece.lengths[..]).collect::<Vec<_>>(), [&[3, 0, 1][..], &[4]]);
         assert_eq!(pieces.iter().flat_map(|piece| piece.labels.clone()).collect::<Vec<_>>(), batch.labels);
         assert_eq!(pieces.iter().flat_map(|piece| piece.tokens.clone()).collect::<Vec<_>>(), batch.tokens);
-    }
-
-    #[test]
-    fn chunks_of_very_many_sequences_take_no_time() {
-        let sequences = 1 << 19;
-        let batch = TokenBatch::uniform((0..sequences as i64).collect(), vec![IGNORED; sequences], sequences, 1);
-        let start = std::time::Instant::now();
-        assert!(batch.chunks(1).enumerate().all(|(index, chunk)| chunk.tokens == [index as i64]));
-        assert!(start.elapsed().as_secs() < 10, "each begins where the last one ended");
     }
 }

@@ -10,7 +10,7 @@ use super::chart::loss_chart;
 use super::run_record::{RECORD, RunRecord};
 use super::trainer::StepRecord;
 use crate::error::{DataError, Result};
-use crate::files::{self, unwritable, whole_name};
+use crate::files::{self, unreadable, unwritable, whole_name};
 
 /// One JSON object per step, written as the run goes on.
 pub const LOG: &str = "log.jsonl";
@@ -39,15 +39,15 @@ impl Vacant {
         }
         match fs::metadata(path) {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vacant(path.into())),
-            Err(error) => return Err(unreadable(path, &error)),
+            Err(error) => return Err(unreadable(path, error)),
             Ok(metadata) if !metadata.is_dir() => {
                 let message = format!("--out {} is a file: name a folder that is new or empty", path.display());
                 return Err(DataError::Unusable(message).into());
             }
             Ok(_) => {}
         }
-        for entry in fs::read_dir(path).map_err(|error| unreadable(path, &error))? {
-            let name = entry.map_err(|error| unreadable(path, &error))?.file_name();
+        for entry in fs::read_dir(path).map_err(|error| unreadable(path, error))? {
+            let name = entry.map_err(|error| unreadable(path, error))?.file_name();
             if is_of_a_run(&name.to_string_lossy()) {
                 return Err(holds_a_run(path, &name.to_string_lossy()));
             }
@@ -143,10 +143,6 @@ fn is_of_a_run(name: &str) -> bool {
 fn holds_a_run(path: &Path, name: &str) -> crate::error::Error {
     let message = format!("--out {} holds another run ({name}): name a folder that is new or empty", path.display());
     DataError::Unusable(message).into()
-}
-
-fn unreadable(path: &Path, error: &std::io::Error) -> crate::error::Error {
-    DataError::Read { path: path.display().to_string(), reason: error.to_string() }.into()
 }
 
 #[cfg(test)]

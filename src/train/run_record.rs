@@ -5,7 +5,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::error::{DataError, Result};
+use crate::error::Result;
 use crate::files;
 
 /// The file's name in the folder of a run.
@@ -60,7 +60,7 @@ impl RunRecord {
     /// A file that cannot be read, or is not such a record.
     pub fn read(folder: &Path) -> Result<Option<Self>> {
         let path = folder.join(RECORD);
-        let refuse = |reason: String| Err(DataError::Read { path: path.display().to_string(), reason }.into());
+        let refuse = |reason: String| Err(files::unreadable(&path, reason));
         if matches!(path.try_exists(), Ok(false)) {
             return Ok(None);
         }

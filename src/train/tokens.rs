@@ -24,8 +24,9 @@ use safetensors::{Dtype, SafeTensors};
 
 use super::data::{IGNORED, TokenBatch, read_bytes};
 use crate::error::{DataError, Error, Result};
+use crate::files::unreadable;
 use crate::layout::{Batch, Packed};
-use crate::order::RowDocuments;
+use crate::order::{RowDocuments, place_in_rows};
 
 pub use labels::LabelMeaning;
 
@@ -61,10 +62,8 @@ pub struct TokenFile {
 /// is not plain. Each is named, with row and column.
 pub fn read_tokens(path: &Path, vocab: usize, asked: Option<LabelMeaning>) -> Result<TokenFile> {
     let bytes = read_bytes(path)?;
-    let tensors = SafeTensors::deserialize(&bytes).map_err(|error| {
-        let reason = format!("it is no safetensors file ({error})");
-        DataError::Read { path: path.display().to_string(), reason }
-    })?;
+    let tensors = SafeTensors::deserialize(&bytes)
+        .map_err(|error| unreadable(path, format!("it is no safetensors file ({error})")))?;
     let file = File { path, tensors };
     file.check_names()?;
     let name = if file.has(TOKENS) { TOKENS } else { INPUT_IDS };
@@ -187,7 +186,7 @@ impl File<'_> {
         let mut flags = Vec::with_capacity(shape[0] * shape[1]);
         for value in view.data().chunks_exact(size) {
             if value != one && value.iter().any(|&byte| byte != 0) {
-                let (row, column) = (flags.len() / shape[1], flags.len() % shape[1]);
+                let (row, column) = place_in_rows(flags.len(), shape[1]);
                 let fix = if name == LOSS_MASK { "0 or 1 per token" } else { "0 or 1, and document_ids for documents" };
                 return Err(self.wrong(format!(
                     "\"{name}\" has a value that is neither 0 nor 1 at row {row}, column {column}: use {fix}"
@@ -269,15 +268,14 @@ impl File<'_> {
                 rows * seq
             )));
         }
-        let starts = pack.starts();
-        if let Some(row) = (1..rows).find(|row| starts.binary_search(&(row * seq)).is_err()) {
-            return Err(self.wrong(format!(
-                "a document of \"{CU_SEQLENS}\" goes on from row {} to row {row}: let one end at {}",
-                row - 1,
-                row * seq
-            )));
-        }
-        Ok(Some(RowDocuments::new(rows * seq, seq, |token| kept[token] && starts.binary_search(&token).is_ok())))
+        let documents = RowDocuments::from_starts(pack.starts(), seq, kept);
+        documents.map(Some).map_err(|first| {
+            let (row, _) = place_in_rows(first, seq);
+            self.wrong(format!(
+                "a document of \"{CU_SEQLENS}\" goes on from row {} to row {row}: let one end at {first}",
+                row - 1
+            ))
+        })
     }
 
     /// Refuses ids outside the vocabulary, of those that count.

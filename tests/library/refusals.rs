@@ -4,10 +4,13 @@ use std::sync::Arc;
 
 use context_parallel::comm::{Collectives, Communicator, threads};
 use context_parallel::degree::{Grid, Runtime};
-use context_parallel::error::{CommError, Error, MaskError, PlacementError, PlanError, Result, SupportError};
+use context_parallel::error::{
+    CommError, Error, MaskError, ModelError, PlacementError, PlanError, Result, SupportError,
+};
 use context_parallel::handler::{CpHandler, DynHandler};
 use context_parallel::layout::{Bshd, Dense, Layout, LayoutKind, Packed, Thd};
 use context_parallel::mask::{Mask, named};
+use context_parallel::model::{Config, ParameterList, init};
 use context_parallel::ops::attention::AttentionShape;
 use context_parallel::oracle;
 use context_parallel::order::{Contiguous, DynPlacement, Full, Placement, Shard, Zigzag};
@@ -19,6 +22,9 @@ use context_parallel::strategy::{
     Row, RunsOn, Ulysses, Unfused, object,
 };
 use context_parallel::tensor::{Buffer, Cpu, Device};
+use context_parallel::train::data::TokenBatch;
+use context_parallel::train::learner::{AdamwOptions, GptLearner};
+use context_parallel::train::trainer::Learner;
 use half::bf16;
 
 const SHAPE: AttentionShape = AttentionShape { q_heads: 6, kv_heads: 2, qk_dim: 4, v_dim: 4, scale: 0.5 };
@@ -463,4 +469,24 @@ fn windows_of_any_size_are_attended() {
         assert_eq!(area(Some(huge), Some(huge), huge), 64 + 25);
         assert_eq!(area(Some(huge), Some(0), 2), area(None, Some(0), 0));
     }
+}
+
+#[test]
+fn ids_outside_the_vocabulary_are_named_by_sequence_and_position() {
+    let config = Config::preset("tiny").unwrap();
+    let mut tokens: Vec<i64> = (0..32).collect();
+    (tokens[21], tokens[30]) = (256, -1);
+    let batch = TokenBatch::next_token(tokens, 2, 16);
+    let outcome = threads::run(2, |comm| {
+        let device = Cpu::<f32>::new(1);
+        let handler = CpHandler::<Ring, Thd, _>::new(Ring::new(Runtime(2)), comm)?;
+        let weights = init::fresh(&device, &config, &ParameterList::new(&config), 0)?;
+        let options = AdamwOptions::default();
+        let mut learner = GptLearner::<_, _, Flash, _, _>::new(device, &config, weights, handler, options, false)?;
+        learner.accumulate(&batch, batch.counted())
+    });
+    let error = outcome.unwrap_err();
+    let named = |token, position| Error::from(ModelError::Token { token, sequence: 1, position, vocab: 256 });
+    // Each may be found by another rank: whoever is first speaks.
+    assert!(error == named(256, 5) || error == named(-1, 14), "{error}");
 }

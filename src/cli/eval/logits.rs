@@ -5,6 +5,7 @@ use std::path::Path;
 
 use context_parallel::error::{DataError, Result};
 use context_parallel::files::AtomicFile;
+use context_parallel::order::place_in_rows;
 use serde_json::json;
 
 use super::super::args;
@@ -38,8 +39,8 @@ impl LogitsFile {
         let [_, seq, vocab] = self.shape;
         for value in logits {
             if !value.is_finite() {
-                let token = self.written / vocab;
-                return Err(DataError::Logits { row: token / seq, column: token % seq, value }.into());
+                let (row, column) = place_in_rows(self.written / vocab, seq);
+                return Err(DataError::Logits { row, column, value }.into());
             }
             self.written += 1;
             self.write(&value.to_le_bytes())?;

@@ -182,16 +182,20 @@ impl World {
 
     /// A frame from another rank.
     pub(super) fn arrive(&self, from: usize, frame: Frame) {
-        self.lock().heard[from] = Instant::now();
+        {
+            let (mut state, now) = (self.lock(), Instant::now());
+            state.heard[from] = now;
+            state.awaited[from] = match frame {
+                Frame::Alive { awaited: Some(rank) } => Some((rank, now)),
+                _ => None,
+            };
+        }
         match frame {
-            Frame::Message { stream, message } => {
-                self.lock().awaited[from] = None;
-                self.mailbox.deliver(stream, from, message);
-            }
+            Frame::Message { stream, message } => self.mailbox.deliver(stream, from, message),
             Frame::Failed(failure) => {
                 self.note(failure);
             }
-            Frame::Alive { awaited } => self.lock().awaited[from] = awaited.map(|rank| (rank, Instant::now())),
+            Frame::Alive { .. } => {}
             Frame::Ended(end) => {
                 if end.error.is_none() {
                     self.mailbox.finish(from);
