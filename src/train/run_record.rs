@@ -78,7 +78,7 @@ impl RunRecord {
     /// Writes the record into `folder`.
     ///
     /// # Errors
-    /// [`DataError::Write`].
+    /// [`DataError::Write`](crate::error::DataError::Write).
     pub fn write(&self, folder: &Path) -> Result<()> {
         let path = folder.join(RECORD);
         let text = serde_json::to_string_pretty(self).map_err(|error| files::unwritable(&path, &error))?;
