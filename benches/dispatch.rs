@@ -7,8 +7,9 @@ use std::hint::black_box;
 
 use context_parallel::degree::Runtime;
 use context_parallel::error::Result;
+use context_parallel::kernel::Flash;
 use context_parallel::layout::{Layout, Thd};
-use context_parallel::strategy::{AllGather, Flash, Ring, Single, Supports};
+use context_parallel::strategy::{AllGather, Ring, Single, Supports};
 use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
 
 mod common;

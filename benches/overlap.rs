@@ -7,17 +7,18 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use context_parallel::comm::link::{Link, SimulatedLink};
+use context_parallel::comm::decorate::link::{Link, SimulatedLink};
 use context_parallel::comm::{Communicator, threads};
 use context_parallel::degree::Runtime;
 use context_parallel::error::Result;
 use context_parallel::handler::CpHandler;
+use context_parallel::kernel::Flash;
 use context_parallel::layout::{Packed, Thd};
 use context_parallel::mask::Mask;
 use context_parallel::ops::attention::AttentionShape;
 use context_parallel::order::{Full, Zigzag};
-use context_parallel::plan::stages::{StageCosts, StageCount, Staging};
-use context_parallel::strategy::{AllGather, Flash, Magi, Ring, Supports};
+use context_parallel::solve::stages::{StageCosts, StageCount, Staging};
+use context_parallel::strategy::{AllGather, Magi, Ring, Supports};
 use context_parallel::tensor::Cpu;
 
 const TOKENS: usize = 4096;

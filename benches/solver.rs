@@ -6,7 +6,7 @@
 use std::time::Instant;
 
 use context_parallel::mask::Mask;
-use context_parallel::plan::dispatch::{Dispatch, Options, Remainder, Report, Start, heap, solve};
+use context_parallel::solve::dispatch::{Dispatch, Options, Remainder, Report, Start, heap, solve};
 use criterion::{BenchmarkId, Criterion};
 
 #[path = "../tests/common/packs.rs"]

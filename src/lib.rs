@@ -20,7 +20,7 @@
 //! Types decide what compiles and end there: placements, shards, plans, handlers, models and learners are thin shells
 //! over counterparts without types of strategy, layout and kernel ([`DynPlacement`](order::DynPlacement),
 //! [`DynHandler`](handler::DynHandler), [`DynModel`](model::DynModel), ..), which are compiled once. Code that chooses at
-//! run time, as the program does, uses these, with what [`strategy::support::chosen`] gives for a name; what the compiler
+//! run time, as the program does, uses these, with what [`strategy::select::chosen`] gives for a name; what the compiler
 //! refuses elsewhere is an error there.
 //!
 //! A strategy of one's own is put through everything that can be checked by the module `conformance`, which the
@@ -61,6 +61,7 @@
 // What a user can give the library ends in an error, not in a panic; tests may be shorter.
 #![cfg_attr(not(test), warn(clippy::unwrap_used, clippy::expect_used))]
 
+pub mod attention;
 pub mod comm;
 #[cfg(feature = "conformance")]
 pub mod conformance;
@@ -69,6 +70,8 @@ mod elementary;
 pub mod error;
 pub mod files;
 pub mod handler;
+pub mod heads;
+pub mod kernel;
 pub mod layout;
 pub mod mask;
 pub mod model;
@@ -77,6 +80,7 @@ pub mod oracle;
 pub mod order;
 pub mod plan;
 pub mod rope;
+pub mod solve;
 pub mod strategy;
 pub mod tensor;
 pub mod train;

@@ -16,7 +16,7 @@ use std::path::Path;
 use std::process::{Command, Output};
 
 use context_parallel::model::{Config, Sizes};
-use context_parallel::strategy::support;
+use context_parallel::strategy::select;
 use safetensors::{Dtype, SafeTensors, tensor::TensorView};
 use serde_json::Value;
 
@@ -628,8 +628,8 @@ fn every_combination_is_verified() {
         let report = json(folder.path(), &format!("verify --cp 1,2 --dtype {dtype} --threads 1 --json"));
         assert_eq!(report["ok"], true);
         let rows = report["rows"].as_array().unwrap();
-        let orders = |name: &str| support::orders(name).len();
-        let table = support::combinations();
+        let orders = |name: &str| select::orders(name).len();
+        let table = select::combinations();
         let expected: usize = table.map(|(name, ..)| if name == "single" { 1 } else { 2 } * orders(name)).sum();
         assert_eq!(rows.len(), expected);
         for row in rows {

@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use cases::{Case, Expected, Reported};
-use context_parallel::strategy::support;
+use context_parallel::strategy::select;
 use serde_json::Value;
 
 /// What the compiler said about the cases.
@@ -46,9 +46,9 @@ fn programs_that_must_not_compile_say_why() {
 /// A model for every strategy, layout and kernel: those in the support table must compile, the others must not.
 fn cases_of_the_table() -> Vec<Case> {
     let mut cases = Vec::new();
-    for strategy in support::strategies() {
-        for layout in support::layouts() {
-            for kernel in support::kernels() {
+    for strategy in select::strategies() {
+        for layout in select::layouts() {
+            for kernel in select::kernels() {
                 let name = format!("{}_{layout}_{kernel}", strategy.replace('-', "_"));
                 let [h, l, k] = [strategy, layout, kernel].map(type_name);
                 let source = format!(
@@ -62,7 +62,7 @@ fn cases_of_the_table() -> Vec<Case> {
                      `Magi` and `Dynamic`"
                 );
                 let expected = Expected { code: "E0277".to_string(), sentence, label: None };
-                cases.push(match support::works(strategy, layout, kernel) {
+                cases.push(match select::works(strategy, layout, kernel) {
                     true => Case::passing(&name, &source),
                     false => Case { name, source, expected: Some(expected) },
                 });

@@ -2,16 +2,17 @@
 
 use std::sync::Arc;
 
+use context_parallel::attention::AttentionPlan;
 use context_parallel::comm::threads::{self, ThreadComm};
 use context_parallel::error::Result;
 use context_parallel::handler::{CpHandler, ElemShard};
+use context_parallel::kernel::Flash;
 use context_parallel::layout::{Batch, Layout};
 use context_parallel::mask::Mask;
 use context_parallel::model::init::Normal;
 use context_parallel::ops::attention::AttentionShape;
 use context_parallel::order::Full;
-use context_parallel::strategy::executor::AttentionPlan;
-use context_parallel::strategy::{CpStrategy, Flash, Supports};
+use context_parallel::strategy::{CpStrategy, Supports};
 use context_parallel::tensor::Cpu;
 
 /// A handler with a plan, queries, keys and values: everything that one forward call needs.

@@ -6,12 +6,13 @@ use std::time::Instant;
 use clap::Subcommand;
 use context_parallel::error::Result;
 use context_parallel::handler::CpHandler;
+use context_parallel::kernel::Flash;
 use context_parallel::layout::{Bshd, Layout};
 use context_parallel::mask::Mask;
 use context_parallel::model::init::Normal;
 use context_parallel::ops::attention::AttentionShape;
 use context_parallel::order::Shard;
-use context_parallel::strategy::{Flash, Single};
+use context_parallel::strategy::Single;
 use context_parallel::tensor::{Cpu, DType, Float, Matrix};
 use serde::Serialize;
 

@@ -8,11 +8,12 @@ use std::time::Instant;
 use context_parallel::degree::Runtime;
 use context_parallel::error::Result;
 use context_parallel::handler::CpHandler;
+use context_parallel::kernel::{Flash, Kernel};
 use context_parallel::layout::{Layout, Thd};
 use context_parallel::model::inputs::Inputs;
 use context_parallel::model::{Config, ParameterList, Sizes, init};
-use context_parallel::strategy::support::{self, Choice};
-use context_parallel::strategy::{CpStrategy, Flash, Kernel, Ring, Single};
+use context_parallel::strategy::select::{self, Choice};
+use context_parallel::strategy::{CpStrategy, Ring, Single};
 use context_parallel::tensor::{Cpu, DType};
 use context_parallel::train::data::{Recall, Source, TokenBatch};
 use context_parallel::train::learner::{AdamwOptions, GptLearner, global_sum};
@@ -225,16 +226,16 @@ fn compare(config: &Config, seed: u64, cluster: &Cluster) -> Result<Vec<Row>> {
     let step_of = |strategy: &str, layout: &str, kernel: &str| {
         let degree = if strategy == Single::NAME { 1 } else { RANKS };
         let [strategy, layout, kernel] = [strategy, layout, kernel].map(str::to_string);
-        let order = support::orders(&strategy)[0].to_string();
+        let order = select::orders(&strategy)[0].to_string();
         let choice = Choice { strategy, order, layout, kernel, degree, ..Choice::default() };
         let task = Task { config, batch: &batch, seed, threads: args::threads(None, degree)? };
         let step = step(cluster, &choice, DType::F32, task)?.unwrap_or_default();
         Ok::<_, context_parallel::error::Error>((choice, step))
     };
     let (_, reference) = step_of(Single::NAME, Thd::NAME, Flash::NAME)?;
-    let bar = output::bar(support::combinations().count() as u64, "comparing");
+    let bar = output::bar(select::combinations().count() as u64, "comparing");
     let mut rows = Vec::new();
-    for (strategy, layout, kernel) in support::combinations() {
+    for (strategy, layout, kernel) in select::combinations() {
         let _comparing = output::phase_beside(&bar, format!("comparing {strategy} {layout} {kernel} with single"));
         let (choice, step) = step_of(strategy, layout, kernel)?;
         rows.push(Row {

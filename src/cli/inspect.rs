@@ -6,14 +6,15 @@ use std::ops::Range;
 use std::process::ExitCode;
 use std::sync::Arc;
 
+use context_parallel::attention::RankPlan;
 use context_parallel::error::Result;
 use context_parallel::layout::Batch;
 use context_parallel::mask::Mask;
 use context_parallel::ops::attention::AttentionShape;
 use context_parallel::order::{Deal, DynPlacement};
-use context_parallel::plan::{Content, Program, Wire, dispatch};
-use context_parallel::strategy::executor::RankPlan;
-use context_parallel::strategy::support::{self, Chosen};
+use context_parallel::plan::{Content, Program, Wire};
+use context_parallel::solve::dispatch;
+use context_parallel::strategy::select::{self, Chosen};
 use serde::Serialize;
 
 use super::args::{self, Combination, Names, Settings, Table};
@@ -205,7 +206,7 @@ fn length(text: &str) -> Result<usize> {
 }
 
 fn compute(job: &Job) -> Result<Report> {
-    let chosen = support::chosen(&job.settings.choice)?;
+    let chosen = select::chosen(&job.settings.choice)?;
     let batch = chosen.layout.batch_of(&job.lengths)?;
     let _placing = output::phase(format!("placing {}", size(&*batch, job.settings.choice.degree)));
     let deal = chosen.strategy.deal(&*batch, &[(job.mask.clone(), 1)])?;

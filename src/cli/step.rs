@@ -2,13 +2,13 @@
 
 use std::time::Instant;
 
-use context_parallel::comm::traffic::Counted;
+use context_parallel::comm::decorate::traffic::Counted;
 use context_parallel::error::Result;
 use context_parallel::handler::DynHandler;
 use context_parallel::model::inputs::DynInputs;
 use context_parallel::model::{Config, ParameterList, init};
 use context_parallel::oracle::{norm, relative_error};
-use context_parallel::strategy::support::{self, Choice, Chosen};
+use context_parallel::strategy::select::{self, Choice, Chosen};
 use context_parallel::tensor::{Cpu, DType, Float};
 use context_parallel::train::data::TokenBatch;
 use context_parallel::train::learner::{AdamwOptions, DynLearner};
@@ -76,7 +76,7 @@ impl Step {
 
 /// One step of `choice`, stored as `dtype`; what it gives in the process that speaks.
 pub fn step(cluster: &Cluster, choice: &Choice, dtype: DType, task: Task) -> Result<Option<Step>> {
-    let chosen = support::chosen(choice)?;
+    let chosen = select::chosen(choice)?;
     with_storage_type!(dtype, T => {
         cluster.on_ranks(chosen.strategy.degree(), &|comm| one_step::<T>(&chosen, comm, &task))
     })

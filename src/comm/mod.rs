@@ -45,11 +45,9 @@ macro_rules! delegate_to_member {
 mod accounted;
 pub mod clock;
 mod collectives;
+pub mod decorate;
 pub mod dry;
-pub mod faults;
-pub mod group;
 mod groups;
-pub mod link;
 mod mailbox;
 mod member;
 #[cfg(feature = "mpi")]
@@ -57,7 +55,6 @@ pub mod mpi;
 mod sync;
 mod tag;
 pub mod threads;
-pub mod traffic;
 
 use std::fmt;
 

@@ -5,16 +5,17 @@ use std::sync::Arc;
 use super::cases::{Numbers, documents, masks, shapes};
 use super::placement::{self, tokens_by_row};
 use super::{Case, Check, Comm, Failure, Kit, Subject};
+use crate::attention::RankPlan;
+use crate::comm::decorate::traffic::Counted;
 use crate::comm::threads;
-use crate::comm::traffic::Counted;
 use crate::error::Result;
+use crate::kernel::{Flash, Kernel, kernel_object};
 use crate::layout::{Batch, LayoutKind, Packed, Thd};
 use crate::mask::Mask;
 use crate::ops::attention::AttentionShape;
 use crate::oracle::{self, Answer, F32_BOUND, F64_BOUND, NAMES, allowed};
 use crate::order::{DynPlacement, DynShard, Natural, Placement, laid_out};
-use crate::strategy::executor::RankPlan;
-use crate::strategy::{Flash, Kernel, Single, kernel_object, object};
+use crate::strategy::{Single, object};
 use crate::tensor::{Cpu, Device, Float};
 
 /// Checks attention on a batch under all masks; in `f32` too, and twice, if `all` is asked for.

@@ -6,11 +6,12 @@ use rand::{Rng, SeedableRng};
 use rand_xoshiro::SplitMix64;
 
 use crate::error::Result;
+use crate::kernel::Kernel;
 use crate::layout::{Batch, LayoutKind};
 use crate::mask::{Mask, Slice, SliceKind};
 use crate::ops::attention::AttentionShape;
 use crate::oracle;
-use crate::strategy::{DynStrategy, Kernel};
+use crate::strategy::DynStrategy;
 
 /// Batches for `ranks` ranks, the one with most in it first: edges of what divides by two chunks per rank, padding
 /// where the layout has any, fewer tokens than ranks, and nothing at all.

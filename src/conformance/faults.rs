@@ -8,13 +8,13 @@ use super::attention::{Problem, attend};
 use super::cases::{shapes, two_batches};
 use super::{Check, Failure, Kit, placement};
 use crate::comm::clock::ManualClock;
-use crate::comm::faults::{Fault, Faulty};
+use crate::comm::decorate::faults::{Fault, Faulty};
 use crate::comm::{Communicator, threads};
 use crate::error::{CommError, Error, PlacementError, Result};
+use crate::kernel::{Kernel, kernel_object};
 use crate::layout::Batch;
 use crate::mask::Mask;
 use crate::order::laid_out;
-use crate::strategy::{Kernel, kernel_object};
 use crate::tensor::Cpu;
 
 /// The deadline on a clock that is turned while a rank is silent, and how many turns make one.

@@ -11,7 +11,8 @@
 //! use context_parallel::conformance::{self, Options};
 //! use context_parallel::degree::Runtime;
 //! use context_parallel::layout::Thd;
-//! use context_parallel::strategy::{Flash, Ring};
+//! use context_parallel::kernel::Flash;
+//! use context_parallel::strategy::Ring;
 //!
 //! let options = Options { degrees: vec![2, 3], ..Options::default() };
 //! let report = conformance::check::<Ring, Thd, Flash>(|ranks| Some(Ring::new(Runtime(ranks))), &options)?;
@@ -40,8 +41,9 @@ use std::time::Duration;
 use crate::comm::{Communicator, threads};
 use crate::error::Result;
 use crate::handler::DynHandler;
+use crate::kernel::Kernel;
 use crate::layout::{Layout, LayoutKind};
-use crate::strategy::{DynStrategy, Kernel, Supports, object};
+use crate::strategy::{DynStrategy, Supports, object};
 
 /// What a rank of the kit talks through.
 type Comm = Box<dyn Communicator>;

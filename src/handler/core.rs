@@ -5,6 +5,7 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use crate::attention::{RankPlan, expect_groups};
 use crate::error::{LayoutError, PlacementError, PlanError, Result, SupportError};
 use crate::handler::cache::Recent;
 use crate::layout::{Batch, LayoutKind};
@@ -15,7 +16,6 @@ use crate::order::{Deal, DynPlacement, DynShard};
 use crate::plan::Wire;
 use crate::rope::Rope;
 use crate::strategy::DynStrategy;
-use crate::strategy::executor::{RankPlan, expect_groups};
 use crate::tensor::{Device, ElemMatrix, Element, Matrix};
 
 /// Batch and masks, if the order depends on them, that a placement is made for.

@@ -20,16 +20,17 @@ pub use rotary::{Rotary, RotaryTable};
 use std::marker::PhantomData;
 use std::sync::Arc;
 
+use crate::attention::{AttentionPlan, AttentionSaved};
 use crate::comm::Communicator;
 use crate::error::{PlacementError, Result};
+use crate::kernel::{Kernel, kernel_object};
 use crate::layout::{Batch, Layout};
 use crate::mask::Mask;
 use crate::ops::Ops;
 use crate::ops::attention::AttentionShape;
 use crate::order::{DealOf, DynPlacement, Placement, Shard, TokenOrder};
 use crate::plan::Wire;
-use crate::strategy::executor::{AttentionPlan, AttentionSaved};
-use crate::strategy::{CpStrategy, Kernel, Supports, kernel_object, object};
+use crate::strategy::{CpStrategy, Supports, object};
 use crate::tensor::{Device, Storage};
 
 /// A shard of `D`'s storage type in the order of strategy `H`.

@@ -3,17 +3,18 @@
 use std::ops::Deref;
 use std::sync::Arc;
 
+use crate::attention::{self, RankPlan};
 use crate::comm::{Communicator, Operation, reduce};
 use crate::error::Result;
 use crate::handler::DynCoreAttention;
 use crate::handler::core::{HandlerCore, expect_features, expect_plan};
+use crate::kernel::DynKernel;
 use crate::layout::LayoutKind;
 use crate::ops::Ops;
 use crate::ops::attention::AttentionShape;
 use crate::order::DynShard;
 use crate::plan::Wire;
-use crate::strategy::executor::{self, RankPlan};
-use crate::strategy::{DynKernel, DynStrategy};
+use crate::strategy::DynStrategy;
 use crate::tensor::{Buffer, Device, Host, Real, Storage};
 
 /// A shard of `D`'s storage type.
@@ -128,7 +129,7 @@ impl<'a, S: Storage> HandlerRef<'a, S> {
         qkv: [&DynElemShard<D>; 3],
     ) -> Result<(DynElemShard<D>, DynCoreAttention<D>)> {
         let qkv = self.core.operands::<D>(plan, shape, qkv)?;
-        let (out, saved) = executor::forward(device, self.comm, kernel, plan, shape, qkv)?;
+        let (out, saved) = attention::forward(device, self.comm, kernel, plan, shape, qkv)?;
         self.core.attends(plan);
         let out = DynShard::new(out, plan.placement().clone())?;
         Ok((out, DynCoreAttention { shape: *shape, plan: plan.hash(), saved }))
@@ -151,7 +152,7 @@ impl<'a, S: Storage> HandlerRef<'a, S> {
         let qkv = self.core.operands::<D>(plan, shape, qkv)?;
         plan.placement().expect_same("the plan", dout.placement(), "the output gradient")?;
         expect_features("the output gradient", shape.out_width(), dout.matrix().cols())?;
-        let gradients = executor::backward(device, self.comm, plan, shape, qkv, &forward.saved, dout.matrix())?;
+        let gradients = attention::backward(device, self.comm, plan, shape, qkv, &forward.saved, dout.matrix())?;
         let [dq, dk, dv] = gradients.map(|gradient| DynShard::new(gradient, plan.placement().clone()));
         Ok([dq?, dk?, dv?])
     }

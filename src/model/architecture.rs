@@ -4,8 +4,9 @@ use std::fmt;
 
 use crate::degree::{Divides, Fixed};
 use crate::error::{ModelError, Result};
+use crate::heads::SharesHeads;
 use crate::model::Config;
-use crate::strategy::{CpStrategy, SharesHeads};
+use crate::strategy::CpStrategy;
 
 /// What the type of a model says about its heads.
 ///

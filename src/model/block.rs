@@ -1,5 +1,6 @@
 //! One block over a shard: what [`Layer`] computes, with the handler's rotation and attention in between.
 
+use crate::attention::RankPlan;
 use crate::error::Result;
 use crate::handler::{DynCoreAttention, DynElemShard, HandlerRef, RotaryTable};
 use crate::model::layer::{Layer, Mixed, Projected};
@@ -7,7 +8,6 @@ use crate::model::network::DynModel;
 use crate::model::parameters::{Gradients, LayerIds};
 use crate::ops::Ops;
 use crate::order::DynShard;
-use crate::strategy::executor::RankPlan;
 use crate::tensor::ElemMatrix;
 
 /// A block's input, and its inside unless that is recomputed.

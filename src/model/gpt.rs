@@ -4,9 +4,12 @@ use std::marker::PhantomData;
 use std::path::Path;
 use std::sync::Arc;
 
+use crate::attention::RankPlan;
 use crate::comm::Communicator;
 use crate::error::Result;
 use crate::handler::CpHandler;
+use crate::heads::HeadExchange;
+use crate::kernel::{Flash, Kernel, kernel_object};
 use crate::layout::Layout;
 use crate::mask::Mask;
 use crate::model::architecture::{Architecture, FromConfig, HeadsFit};
@@ -17,8 +20,7 @@ use crate::model::{Config, init, weights};
 use crate::ops::Ops;
 use crate::ops::attention::AttentionShape;
 use crate::order::{Placement, Shard};
-use crate::strategy::executor::RankPlan;
-use crate::strategy::{CpStrategy, Flash, HeadExchange, Kernel, Supports, kernel_object};
+use crate::strategy::{CpStrategy, Supports};
 use crate::tensor::{Cpu, Device, ElemMatrix};
 
 /// A GPT for strategy `H`, layout `L`, attention kernel `K`, device (with storage type) `D` and architecture `A`.

@@ -13,6 +13,7 @@
 
 use std::ops::Range;
 
+use crate::attention::RankPlan;
 use crate::error::Result;
 use crate::handler::HandlerRef;
 use crate::layout::Batch;
@@ -23,7 +24,6 @@ use crate::model::network::{DynActivations, DynModel};
 use crate::model::parameters::{Gradients, MtpIds};
 use crate::ops::Ops;
 use crate::order::DynShard;
-use crate::strategy::executor::RankPlan;
 use crate::tensor::{AccMatrix, Buffer, Device, ElemMatrix};
 
 /// Weight of the mean of the depths' losses beside the main loss; Megatron's `mtp_loss_scaling_factor`.

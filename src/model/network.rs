@@ -3,8 +3,10 @@
 
 use std::sync::Arc;
 
+use crate::attention::RankPlan;
 use crate::error::{ModelError, Result};
 use crate::handler::{HandlerRef, RotaryTable};
+use crate::kernel::DynKernel;
 use crate::mask::Mask;
 use crate::model::Config;
 use crate::model::block::BlockActivations;
@@ -13,8 +15,6 @@ use crate::ops::Ops;
 use crate::ops::attention::AttentionShape;
 use crate::order::{DynPlacement, DynShard};
 use crate::rope::Rope;
-use crate::strategy::DynKernel;
-use crate::strategy::executor::RankPlan;
 use crate::tensor::{AccMatrix, Buffer, ElemMatrix};
 
 /// A [`GptModel`](crate::model::GptModel) whose strategy and layout are those of the handler that it is run with.

@@ -95,13 +95,13 @@ impl Dealt {
     }
 }
 
-/// Token ranges as a solver found them for what is attended ([`crate::plan::dispatch`]).
+/// Token ranges as a solver found them for what is attended ([`crate::solve::dispatch`]).
 ///
 /// Made without a strategy, it deals out one block of rows per rank.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Solved;
 
-/// A block of neighbouring ranks for each document, zigzag inside it ([`crate::plan::schedule`]).
+/// A block of neighbouring ranks for each document, zigzag inside it ([`crate::solve::schedule`]).
 ///
 /// Made without a strategy, it deals out one block of rows per rank.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]

@@ -4,12 +4,9 @@
 //! program can be printed, counted ([`Program::rows_sent`]) and checked ([`check`]) before anything runs.
 
 mod check;
-pub mod dispatch;
 mod piece;
 mod program;
 mod rows;
-pub mod schedule;
-pub mod stages;
 mod tile;
 mod view;
 

@@ -1,9 +1,10 @@
 //! All-gather attention (Llama 3, section 3.3.2): every rank gathers all keys and values, then attends once.
 
 use crate::degree::{Degree, Runtime};
+use crate::heads::KeepHeads;
 use crate::order::{TokenOrder, Zigzag};
 use crate::plan::{Content, Program, Step, Transfer, View};
-use crate::strategy::{CpStrategy, KeepHeads, KvExchange};
+use crate::strategy::{CpStrategy, KvExchange};
 
 /// All-gather attention over `N` ranks with token order `O`. Megatron calls it `all_gather`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

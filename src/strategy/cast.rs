@@ -4,17 +4,17 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use crate::error::SupportError;
-use crate::plan::stages::{Atom, Merging, StageCosts, Stages, Staging, Work, best};
 use crate::plan::{Content, Piece, Program, RowSet, Step, Transfer, View, area_by_keys};
+use crate::solve::stages::{Atom, Merging, StageCosts, Stages, Staging, Work, best};
 use crate::strategy::KvExchange;
 
 /// Every owner sends each rank the rows that it needs, packed, straight.
 ///
-/// A rank cuts its remote rows into [`stages`](crate::plan::stages): while it attends one, the next is under way. Its own
+/// A rank cuts its remote rows into [`stages`](crate::solve::stages): while it attends one, the next is under way. Its own
 /// keys come first, or in a backward pass last where that is quicker. Gradients of a stage go home while the next one is
 /// attended, and are added there in a fixed order. Forward and backward passes are cut by themselves.
 ///
-/// A stage is attended, merged and sent home at once, or in [parts](crate::plan::stages::Merging) that do not depend on
+/// A stage is attended, merged and sent home at once, or in [parts](crate::solve::stages::Merging) that do not depend on
 /// the stages.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct CastKv {

@@ -2,19 +2,20 @@
 
 use crate::degree::{Degree, Runtime};
 use crate::error::Result;
+use crate::heads::KeepHeads;
 use crate::layout::Batch;
 use crate::mask::Mask;
 use crate::order::{Dealt, Grouped};
-use crate::plan::schedule::{Group, assign};
-use crate::plan::stages::Staging;
-use crate::strategy::{CastKv, CpStrategy, KeepHeads};
+use crate::solve::schedule::{Group, assign};
+use crate::solve::stages::Staging;
+use crate::strategy::{CastKv, CpStrategy};
 
 /// A block of 1 to `N` ranks for each document of a packed batch; a document on one rank needs no communication.
 /// Megatron calls it `dynamic_cp` or hybrid context parallelism.
 ///
 /// A pack is placed as one micro-batch. To cut documents into micro-batches first, train with
 /// [`GptLearner::with_schedule`](crate::train::learner::GptLearner::with_schedule), or make them with
-/// [`crate::plan::schedule`] and place each by [`crate::handler::CpHandler::place_with`].
+/// [`crate::solve::schedule`] and place each by [`crate::handler::CpHandler::place_with`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Dynamic<N = Runtime> {
     degree: N,

@@ -5,12 +5,13 @@ use std::ops::Range;
 
 use crate::degree::{Degree, Runtime};
 use crate::error::{Result, SupportError};
+use crate::heads::KeepHeads;
 use crate::layout::Batch;
 use crate::mask::Mask;
 use crate::order::{Dealt, Solved};
-use crate::plan::dispatch::{Options, Problem, solve};
-use crate::plan::stages::Staging;
-use crate::strategy::{CastKv, CpStrategy, KeepHeads, KvExchange};
+use crate::solve::dispatch::{Options, Problem, solve};
+use crate::solve::stages::Staging;
+use crate::strategy::{CastKv, CpStrategy, KvExchange};
 
 /// Solved placement and group-cast over `N` ranks, for packed batches under any mask. Megatron calls it `magi`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

@@ -7,33 +7,24 @@
 //! | [`KvExchange`] | how keys and values reach the queries | [`LocalKv`], [`RingKv`], [`GatherKv`], [`CastKv`] |
 //!
 //! An exchange type differs from another only in the [`Program`]s that it writes; one executor
-//! ([`executor`]) runs them all. To add a strategy, implement [`CpStrategy`] for a type of your own with existing or
+//! ([`crate::attention`]) runs them all. To add a strategy, implement [`CpStrategy`] for a type of your own with existing or
 //! new parts, and [`Row`] for the layouts and kernels that it works with.
 
 mod all_gather;
 mod cast;
 mod dynamic;
-mod encoding;
-pub mod executor;
-mod heads;
-mod kernel;
-mod kernel_object;
 mod magi;
 mod object;
-mod planned;
 mod ring;
 mod ring_ulysses;
+pub mod select;
 mod single;
-pub mod support;
+mod support;
 mod ulysses;
-mod walk;
 
 pub use all_gather::{AllGather, GatherKv};
 pub use cast::CastKv;
 pub use dynamic::Dynamic;
-pub use heads::{HeadExchange, KeepHeads, SharesHeads, SwapHeads};
-pub use kernel::{Flash, Kernel, LogSumExp, TileOperands, Unfused};
-pub use kernel_object::{DynKernel, KernelKind, TileGradients, kernel_object};
 pub use magi::Magi;
 pub use object::{DynStrategy, object};
 pub use ring::{Ring, RingKv};
@@ -47,6 +38,9 @@ use std::hash::Hash;
 
 use crate::degree::Grid;
 use crate::error::{Result, SupportError};
+use crate::heads::HeadExchange;
+#[cfg(doc)]
+use crate::heads::{KeepHeads, SwapHeads};
 use crate::layout::Batch;
 use crate::mask::Mask;
 use crate::order::TokenOrder;
@@ -129,4 +123,4 @@ pub trait KvExchange: Copy + Default + fmt::Debug + Hash + Send + Sync + 'static
     fn backward(&self, view: &View) -> Program;
 }
 
-static_assertions::assert_eq_size!(KeepHeads, SwapHeads, LocalKv, RingKv, GatherKv, Single, ());
+static_assertions::assert_eq_size!(LocalKv, RingKv, GatherKv, Single, ());

@@ -6,11 +6,12 @@ use std::sync::Arc;
 
 use crate::degree::Grid;
 use crate::error::{Result, SupportError};
+use crate::heads::HeadExchange;
 use crate::layout::Batch;
 use crate::mask::Mask;
 use crate::order::{Deal, DealOf, TokenOrder};
 use crate::plan::{Program, View};
-use crate::strategy::{CpStrategy, HeadExchange, KvExchange};
+use crate::strategy::{CpStrategy, KvExchange};
 
 /// A [`CpStrategy`] without its types.
 pub trait DynStrategy: fmt::Debug + Send + Sync {

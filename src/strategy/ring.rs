@@ -1,9 +1,10 @@
 //! Ring attention (Liu, Zaharia and Abbeel 2023): keys and values travel from rank to rank while queries stay.
 
 use crate::degree::{Degree, Runtime};
+use crate::heads::KeepHeads;
 use crate::order::{TokenOrder, Zigzag};
 use crate::plan::{Content, Program, RowSet, Step, Transfer, View};
-use crate::strategy::{CpStrategy, KeepHeads, KvExchange};
+use crate::strategy::{CpStrategy, KvExchange};
 
 /// Ring attention over `N` ranks with token order `O`. Megatron and Transformer Engine call it `p2p`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

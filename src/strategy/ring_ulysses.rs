@@ -2,8 +2,9 @@
 //! them.
 
 use crate::degree::{Degree, Grid, Runtime};
+use crate::heads::SwapHeads;
 use crate::order::{TokenOrder, Zigzag};
-use crate::strategy::{CpStrategy, RingKv, SwapHeads};
+use crate::strategy::{CpStrategy, RingKv};
 
 /// Head exchange within groups of `Inner` ranks, and a ring over `Outer` groups, with token order `O`. Megatron and
 /// Transformer Engine call it `a2a+p2p`.

@@ -1,8 +1,9 @@
 //! One rank holds every token; nothing is exchanged.
 
+use crate::heads::KeepHeads;
 use crate::order::Natural;
 use crate::plan::{Program, RowSet, Step, View};
-use crate::strategy::{CpStrategy, KeepHeads, KvExchange};
+use crate::strategy::{CpStrategy, KvExchange};
 
 /// No context parallelism: one rank, natural order. Megatron's context-parallel size 1.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]

@@ -1,8 +1,9 @@
 //! Ulysses (Jacobs et al. 2023): ranks exchange tokens for heads, attend to whole sequences, and exchange back.
 
 use crate::degree::{Degree, Grid, Runtime};
+use crate::heads::SwapHeads;
 use crate::order::{TokenOrder, Zigzag};
-use crate::strategy::{CpStrategy, LocalKv, SwapHeads};
+use crate::strategy::{CpStrategy, LocalKv};
 
 /// Head exchange over `N` ranks with token order `O`. Megatron and Transformer Engine call it `a2a`.
 ///

@@ -3,13 +3,14 @@
 use crate::comm::{Collectives, Communicator};
 use crate::error::{Result, SupportError};
 use crate::handler::{CpHandler, DynHandler};
+use crate::kernel::{DynKernel, Kernel};
 use crate::layout::Layout;
 use crate::model::inputs::{DynInputs, Inputs};
 use crate::model::{Config, DynModel, GptModel, Gradients, Master};
 use crate::ops::Ops;
 use crate::order::{Grouped, TokenOrder};
-use crate::plan::schedule::Scheduler;
-use crate::strategy::{CpStrategy, DynKernel, Kernel, Supports};
+use crate::solve::schedule::Scheduler;
+use crate::strategy::{CpStrategy, Supports};
 use crate::tensor::Device;
 use crate::train::data::TokenBatch;
 use crate::train::state::State;
@@ -73,7 +74,7 @@ where
         Ok(GptLearner { state: State::new(model.data(), master, options), model, handler })
     }
 
-    /// Cuts every batch into the scheduler's micro-batches ([`crate::plan::schedule`]): each document on ranks of its
+    /// Cuts every batch into the scheduler's micro-batches ([`crate::solve::schedule`]): each document on ranks of its
     /// own, none of which gets more tokens at once than it may. Every rank passes a scheduler of the same limit, and
     /// finds the same without communication. Losses and gradients are those of the whole batch.
     pub fn with_schedule(mut self, scheduler: &Scheduler) -> Self

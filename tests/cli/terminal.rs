@@ -67,7 +67,7 @@ fn help_lists_names_under_headings() {
     let [help, _] = shown(folder.path(), "eval --help", &[("COLUMNS", "120")]);
     let words_of_eval = help.split_whitespace().collect::<Vec<_>>().join(" ");
     assert!(words_of_eval.contains("[possible values: f32, bf16, f16, f64]"), "{help}");
-    let strategies = format!("[possible values: {}]", support::strategies().join(", "));
+    let strategies = format!("[possible values: {}]", select::strategies().join(", "));
     assert!(words.contains(&strategies), "\"{strategies}\" is not in\n{help}");
 }
 
@@ -117,8 +117,8 @@ fn bash_completes_options_and_names() {
 #[test]
 fn names_of_other_systems_are_known() {
     let folder = tempfile::tempdir().unwrap();
-    for strategy in support::strategies() {
-        for alias in support::aliases(strategy) {
+    for strategy in select::strategies() {
+        for alias in select::aliases(strategy) {
             let report = json(folder.path(), &format!("inspect --lengths 16 --strategy {alias} --json"));
             assert_eq!(report["strategy"], strategy, "{alias}");
         }

@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use context_parallel::layout::{Batch, Dense, Packed};
 use context_parallel::mask::{Bands, Mask, Slice, SliceKind};
-use context_parallel::plan::dispatch::Problem;
+use context_parallel::solve::dispatch::Problem;
 use rand::RngExt;
 use rand::SeedableRng;
 use rand_xoshiro::Xoshiro256PlusPlus;

@@ -4,7 +4,9 @@
 
 use context_parallel::layout::Bshd;
 use context_parallel::order::Zigzag;
-use context_parallel::strategy::{CastKv, CpStrategy, KeepHeads, Row, Unfused};
+use context_parallel::strategy::{CastKv, CpStrategy, Row};
+use context_parallel::heads::KeepHeads;
+use context_parallel::kernel::Unfused;
 
 #[derive(Clone, Copy, Debug, PartialEq)]
 struct Cast;

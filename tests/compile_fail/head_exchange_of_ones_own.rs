@@ -3,7 +3,7 @@
 // Head exchanges are a closed set: the executor knows how each of them moves heads.
 
 use context_parallel::error::SupportError;
-use context_parallel::strategy::HeadExchange;
+use context_parallel::heads::HeadExchange;
 
 #[derive(Clone, Copy, Debug)]
 struct Uneven;

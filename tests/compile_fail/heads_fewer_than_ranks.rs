@@ -5,7 +5,8 @@
 use context_parallel::degree::Fixed;
 use context_parallel::layout::Sbhd;
 use context_parallel::model::{Config, FixedHeads, GptModel, Master};
-use context_parallel::strategy::{Ulysses, Unfused};
+use context_parallel::strategy::Ulysses;
+use context_parallel::kernel::Unfused;
 use context_parallel::tensor::Cpu;
 
 fn model(config: &Config, master: &Master<Cpu>) {

@@ -6,7 +6,9 @@ use context_parallel::degree::{Fixed, Grid};
 use context_parallel::layout::Thd;
 use context_parallel::model::{Config, FixedHeads, GptModel, Parameters};
 use context_parallel::order::Contiguous;
-use context_parallel::strategy::{CpStrategy, Flash, LocalKv, Row, SwapHeads};
+use context_parallel::strategy::{CpStrategy, LocalKv, Row};
+use context_parallel::kernel::Flash;
+use context_parallel::heads::SwapHeads;
 use context_parallel::tensor::Cpu;
 
 #[derive(Clone, Copy, Debug, PartialEq)]

@@ -7,7 +7,8 @@ use std::path::Path;
 use context_parallel::degree::Fixed;
 use context_parallel::layout::Thd;
 use context_parallel::model::{FixedHeads, GptModel};
-use context_parallel::strategy::{Flash, RingUlysses};
+use context_parallel::kernel::Flash;
+use context_parallel::strategy::RingUlysses;
 use context_parallel::tensor::Cpu;
 
 fn model(folder: &Path) {

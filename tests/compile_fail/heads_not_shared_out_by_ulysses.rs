@@ -5,7 +5,8 @@
 use context_parallel::degree::Fixed;
 use context_parallel::layout::Bshd;
 use context_parallel::model::{Config, FixedHeads, GptModel};
-use context_parallel::strategy::{Flash, Ulysses};
+use context_parallel::kernel::Flash;
+use context_parallel::strategy::Ulysses;
 use context_parallel::tensor::Cpu;
 
 fn model(config: &Config) {

@@ -6,7 +6,8 @@
 use context_parallel::degree::Fixed;
 use context_parallel::layout::Thd;
 use context_parallel::model::{FixedHeads, GptModel};
-use context_parallel::strategy::{Flash, Ring};
+use context_parallel::kernel::Flash;
+use context_parallel::strategy::Ring;
 use context_parallel::tensor::Cpu;
 
 type Model<A> = GptModel<Ring<Fixed<4>>, Thd, Flash, Cpu, A>;

@@ -7,7 +7,8 @@ use context_parallel::error::Result;
 use context_parallel::layout::Thd;
 use context_parallel::ops::Ops;
 use context_parallel::ops::attention::AttentionShape;
-use context_parallel::strategy::{Kernel, Ring, Row, TileOperands, Unfused};
+use context_parallel::kernel::{Kernel, TileOperands, Unfused};
+use context_parallel::strategy::{Ring, Row};
 use context_parallel::tensor::{AccMatrix, Device, ElemMatrix};
 
 #[derive(Clone, Copy, Debug, Default, PartialEq)]

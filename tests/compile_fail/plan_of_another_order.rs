@@ -9,8 +9,9 @@ use context_parallel::handler::CpHandler;
 use context_parallel::layout::Bshd;
 use context_parallel::ops::attention::AttentionShape;
 use context_parallel::order::{Contiguous, Shard, Zigzag};
-use context_parallel::strategy::executor::AttentionPlan;
-use context_parallel::strategy::{Flash, Ring};
+use context_parallel::attention::AttentionPlan;
+use context_parallel::kernel::Flash;
+use context_parallel::strategy::Ring;
 use context_parallel::tensor::Cpu;
 
 fn step(

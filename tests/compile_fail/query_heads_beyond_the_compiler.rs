@@ -4,7 +4,8 @@
 
 use context_parallel::layout::Thd;
 use context_parallel::model::{Config, FixedHeads, GptModel};
-use context_parallel::strategy::{Flash, Ring};
+use context_parallel::kernel::Flash;
+use context_parallel::strategy::Ring;
 use context_parallel::tensor::Cpu;
 
 fn model(config: &Config) {

@@ -8,8 +8,9 @@ use context_parallel::handler::CpHandler;
 use context_parallel::layout::Bshd;
 use context_parallel::ops::attention::AttentionShape;
 use context_parallel::order::{Shard, Zigzag};
-use context_parallel::strategy::executor::AttentionPlan;
-use context_parallel::strategy::{Ring, Unfused};
+use context_parallel::attention::AttentionPlan;
+use context_parallel::strategy::Ring;
+use context_parallel::kernel::Unfused;
 use context_parallel::tensor::Cpu;
 
 fn step(

@@ -5,7 +5,8 @@
 use context_parallel::degree::Fixed;
 use context_parallel::layout::Thd;
 use context_parallel::model::{Config, GptModel};
-use context_parallel::strategy::{Magi, Unfused};
+use context_parallel::strategy::Magi;
+use context_parallel::kernel::Unfused;
 use context_parallel::tensor::Cpu;
 
 fn model(config: &Config) {

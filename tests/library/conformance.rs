@@ -4,13 +4,12 @@ use std::collections::BTreeSet;
 
 use context_parallel::conformance::{self, Check, Options, Report};
 use context_parallel::degree::Runtime;
+use context_parallel::kernel::{Flash, Kernel, Unfused};
 use context_parallel::layout::{Bshd, Layout, Sbhd, Thd};
 use context_parallel::order::{Contiguous, Striped, TokenOrder, Zigzag};
-use context_parallel::plan::stages::{Merging, StageCosts, StageCount, Staging};
-use context_parallel::strategy::support::TABLE;
-use context_parallel::strategy::{
-    AllGather, CpStrategy, Dynamic, Flash, Kernel, Magi, Ring, RingUlysses, Single, Supports, Ulysses, Unfused,
-};
+use context_parallel::solve::stages::{Merging, StageCosts, StageCount, Staging};
+use context_parallel::strategy::select::TABLE;
+use context_parallel::strategy::{AllGather, CpStrategy, Dynamic, Magi, Ring, RingUlysses, Single, Supports, Ulysses};
 
 /// What was run, as (order, layout, kernel).
 type Passed = BTreeSet<(&'static str, &'static str, &'static str)>;

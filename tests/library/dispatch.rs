@@ -7,7 +7,7 @@ use context_parallel::degree::Runtime;
 use context_parallel::layout::{Batch, Packed};
 use context_parallel::mask::{Bands, Mask, Slice, SliceKind};
 use context_parallel::order::Dealt;
-use context_parallel::plan::dispatch::{
+use context_parallel::solve::dispatch::{
     Dispatch, Options, Problem, Remainder, Report, Start, chunk_size, heap, heap_partition, improve, measure, padding,
     remote, solve,
 };

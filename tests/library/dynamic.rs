@@ -4,15 +4,16 @@
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
-use context_parallel::comm::traffic::Counted;
+use context_parallel::comm::decorate::traffic::Counted;
 use context_parallel::comm::{Communicator, threads};
 use context_parallel::degree::Runtime;
 use context_parallel::error::{Error, Result, ScheduleError};
 use context_parallel::handler::CpHandler;
+use context_parallel::kernel::Flash;
 use context_parallel::layout::{Packed, Thd};
 use context_parallel::model::{Config, Master, ParameterList, Sizes, init};
-use context_parallel::plan::schedule::{Schedule, Scheduler, schedule};
-use context_parallel::strategy::{Dynamic, Flash, Single, Supports};
+use context_parallel::solve::schedule::{Schedule, Scheduler, schedule};
+use context_parallel::strategy::{Dynamic, Single, Supports};
 use context_parallel::tensor::{Cpu, Host};
 use context_parallel::train::data::{Source, Text, TokenBatch};
 use context_parallel::train::documents::Separator;

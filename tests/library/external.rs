@@ -22,17 +22,18 @@ mod transformer_engine;
 use std::env;
 use std::sync::Arc;
 
+use context_parallel::attention::AttentionPlan;
 use context_parallel::comm::threads;
 use context_parallel::degree::Runtime;
 use context_parallel::error::Result;
 use context_parallel::handler::CpHandler;
+use context_parallel::kernel::Flash;
 use context_parallel::layout::{Bshd, Dense, Layout, Packed, Sbhd, Thd};
 use context_parallel::mask::Mask;
 use context_parallel::order::{Contiguous, Full, Placement, Striped, TokenOrder, Zigzag};
 use context_parallel::plan::{Program, Step};
-use context_parallel::strategy::executor::AttentionPlan;
-use context_parallel::strategy::support::Visitor;
-use context_parallel::strategy::{AllGather, CpStrategy, Flash, Magi, Ring};
+use context_parallel::strategy::select::Visitor;
+use context_parallel::strategy::{AllGather, CpStrategy, Magi, Ring};
 use context_parallel::tensor::Cpu;
 
 use problem::{Attend, Case, Judged, Problem};

@@ -7,6 +7,8 @@ use context_parallel::comm::threads;
 use context_parallel::degree::{Fixed, Grid, Runtime};
 use context_parallel::error::{Error, PlacementError, SupportError};
 use context_parallel::handler::CpHandler;
+use context_parallel::heads::SwapHeads;
+use context_parallel::kernel::{Flash, Kernel, Unfused};
 use context_parallel::layout::{Bshd, Layout, Packed, Thd};
 use context_parallel::model::inputs::Inputs;
 use context_parallel::model::{
@@ -14,8 +16,7 @@ use context_parallel::model::{
 };
 use context_parallel::order::{Contiguous, Striped, Zigzag};
 use context_parallel::strategy::{
-    AllGather, CpStrategy, Dynamic, Flash, Kernel, LocalKv, Magi, Ring, RingUlysses, Row, Supports, SwapHeads, Ulysses,
-    Unfused,
+    AllGather, CpStrategy, Dynamic, LocalKv, Magi, Ring, RingUlysses, Row, Supports, Ulysses,
 };
 use context_parallel::tensor::Cpu;
 use context_parallel::train::learner::{AdamwOptions, GptLearner};

@@ -6,6 +6,7 @@ use context_parallel::comm::threads;
 use context_parallel::degree::Runtime;
 use context_parallel::error::Result;
 use context_parallel::handler::{CpHandler, DynHandler};
+use context_parallel::kernel::{Flash, Kernel, KernelKind};
 use context_parallel::layout::{Batch, Layout, Packed, Thd};
 use context_parallel::model::init::{self, Normal};
 use context_parallel::model::inputs::{DynInputs, Inputs};
@@ -14,10 +15,8 @@ use context_parallel::model::parameters::ParameterSet;
 use context_parallel::model::{Config, DynModel, GptModel, Master, ParameterList, Sizes, weights};
 use context_parallel::oracle::{norm, relative_error};
 use context_parallel::order::{Striped, Zigzag};
-use context_parallel::strategy::support::{self, Choice, Chosen};
-use context_parallel::strategy::{
-    AllGather, CpStrategy, Flash, Kernel, KernelKind, Ring, Single, Supports, Ulysses, object,
-};
+use context_parallel::strategy::select::{self, Choice, Chosen};
+use context_parallel::strategy::{AllGather, CpStrategy, Ring, Single, Supports, Ulysses, object};
 use context_parallel::tensor::{Cpu, DType, Float};
 use context_parallel::train::data::{IGNORED, Recall, Source, TokenBatch};
 use context_parallel::train::learner::{AdamwOptions, GptLearner, global_sum};
@@ -270,7 +269,7 @@ fn heads_cannot_be_shared_out(strategy: &str, ranks: usize) -> bool {
 
 fn every_combination<T: Float>(bound: f64) {
     let mut compared = 0;
-    for (strategy, layout, kernel) in support::combinations().filter(|(strategy, ..)| *strategy != Single::NAME) {
+    for (strategy, layout, kernel) in select::combinations().filter(|(strategy, ..)| *strategy != Single::NAME) {
         let packed: &[usize] = &[0, 1, 2, 3, 0, 23, 4, 7];
         let dense: [&[usize]; 2] = [&[11, 11, 11], &[2]];
         for lengths in if layout == Thd::NAME { [packed, &[2, 1]] } else { dense } {
@@ -279,11 +278,11 @@ fn every_combination<T: Float>(bound: f64) {
                 let [strategy, order, layout, kernel] = [strategy, order, layout, kernel].map(str::to_string);
                 let choice = Choice { strategy, order, layout, kernel, degree, ..Choice::default() };
                 // Ring x Ulysses in groups that the heads go into.
-                let chosen = support::chosen(&support::fit_heads(choice, config(2, 2).heads).unwrap()).unwrap();
+                let chosen = select::chosen(&select::fit_heads(choice, config(2, 2).heads).unwrap()).unwrap();
                 case.chosen::<T>(&chosen, chosen.layout.batch_of(lengths).unwrap())
             };
             let single = select(Single::NAME, "natural", 1);
-            for order in support::orders(strategy) {
+            for order in select::orders(strategy) {
                 for ranks in [2, 3] {
                     if heads_cannot_be_shared_out(strategy, ranks) {
                         continue;

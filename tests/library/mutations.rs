@@ -8,14 +8,14 @@ use context_parallel::conformance::{self, Check, Failure, Options};
 use context_parallel::degree::Runtime;
 use context_parallel::error::Result;
 use context_parallel::handler::CpHandler;
+use context_parallel::heads::KeepHeads;
+use context_parallel::kernel::{Flash, Kernel, LogSumExp};
 use context_parallel::layout::{Batch, Layout, Thd};
 use context_parallel::model::inputs::Inputs;
 use context_parallel::model::{Config, ParameterList, Sizes, init};
 use context_parallel::order::{Run, TokenOrder, Zigzag};
 use context_parallel::plan::{Content, Piece, Program, Step, View};
-use context_parallel::strategy::{
-    CastKv, CpStrategy, Flash, GatherKv, KeepHeads, Kernel, KvExchange, LogSumExp, Ring, RingKv, Row, RunsOn, Single,
-};
+use context_parallel::strategy::{CastKv, CpStrategy, GatherKv, KvExchange, Ring, RingKv, Row, RunsOn, Single};
 use context_parallel::tensor::Cpu;
 use context_parallel::train::conformance::check_learner;
 use context_parallel::train::data::{IGNORED, TokenBatch};

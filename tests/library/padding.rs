@@ -5,11 +5,12 @@ use std::sync::Arc;
 
 use context_parallel::comm::threads;
 use context_parallel::handler::CpHandler;
+use context_parallel::kernel::Flash;
 use context_parallel::layout::{Layout, Thd};
 use context_parallel::model::inputs::Inputs;
 use context_parallel::model::parameters::Master;
 use context_parallel::model::{Config, GptModel, ParameterList, Sizes, init};
-use context_parallel::strategy::{Flash, Single};
+use context_parallel::strategy::Single;
 use context_parallel::tensor::Cpu;
 
 const PAD: usize = 3;

@@ -5,8 +5,8 @@ use std::sync::Arc;
 use context_parallel::layout::{Bshd, Dense, Layout, Packed, Thd};
 use context_parallel::mask::{Mask, Slice, SliceKind};
 use context_parallel::order::{Contiguous, Placement, Striped, TokenOrder, Zigzag};
-use context_parallel::plan::stages::{Merging, StageCount, Staging};
 use context_parallel::plan::{Content, Program, RowSet, Step, Transfer, View, check};
+use context_parallel::solve::stages::{Merging, StageCount, Staging};
 use context_parallel::strategy::{CastKv, GatherKv, KvExchange, LocalKv, RingKv};
 
 fn masks(documents: usize, tokens: usize) -> Vec<Mask> {

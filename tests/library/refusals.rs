@@ -2,12 +2,15 @@
 
 use std::sync::Arc;
 
+use context_parallel::attention::RankPlan;
 use context_parallel::comm::{Collectives, Communicator, threads};
 use context_parallel::degree::{Grid, Runtime};
 use context_parallel::error::{
     CommError, Error, MaskError, ModelError, PlacementError, PlanError, Result, SupportError,
 };
 use context_parallel::handler::{CpHandler, DynHandler};
+use context_parallel::heads::KeepHeads;
+use context_parallel::kernel::{Flash, Kernel, Unfused};
 use context_parallel::layout::{Bshd, Dense, Layout, LayoutKind, Packed, Thd};
 use context_parallel::mask::{Mask, named};
 use context_parallel::model::{Config, ParameterList, init};
@@ -16,10 +19,8 @@ use context_parallel::oracle;
 use context_parallel::order::{Contiguous, DynPlacement, Full, Placement, Shard, Zigzag};
 use context_parallel::plan::{Program, View};
 use context_parallel::rope::{Rope, RopeConfig};
-use context_parallel::strategy::executor::RankPlan;
 use context_parallel::strategy::{
-    AllGather, CpStrategy, Dynamic, Flash, GatherKv, KeepHeads, Kernel, KvExchange, Magi, Ring, RingKv, RingUlysses,
-    Row, RunsOn, Ulysses, Unfused, object,
+    AllGather, CpStrategy, Dynamic, GatherKv, KvExchange, Magi, Ring, RingKv, RingUlysses, Row, RunsOn, Ulysses, object,
 };
 use context_parallel::tensor::{Buffer, Cpu, Device};
 use context_parallel::train::data::TokenBatch;
@@ -411,7 +412,7 @@ fn head_counts_and_widths_that_make_no_sense_are_refused() {
 
 #[test]
 fn stages_out_of_their_bounds_are_refused() {
-    use context_parallel::plan::stages::{MOST_PARTS, Merging, StageCount};
+    use context_parallel::solve::stages::{MOST_PARTS, Merging, StageCount};
     for count in [0, MOST_PARTS + 1] {
         let outcome = threads::run(1, |comm| {
             let exactly = Magi::new(Runtime(1)).with_stages(StageCount::Exactly(count));
@@ -428,7 +429,7 @@ fn stages_out_of_their_bounds_are_refused() {
 
 #[test]
 fn placements_on_pieces_of_nothing_are_refused() {
-    use context_parallel::plan::dispatch::{Options, Remainder};
+    use context_parallel::solve::dispatch::{Options, Remainder};
     let wrong = [
         Options { grain: Some(0), ..Options::default() },
         Options { heap: Some((0, Remainder::Padded)), ..Options::default() },

@@ -7,6 +7,7 @@ use context_parallel::comm::threads::{self, ThreadComm};
 use context_parallel::degree::Runtime;
 use context_parallel::error::{Error, PlacementError, Result};
 use context_parallel::handler::{CpHandler, DynHandler, HandlerRef, Partial, Replicated, WholeBatch};
+use context_parallel::kernel::{Flash, Kernel, Unfused, kernel_object};
 use context_parallel::layout::{Batch, Bshd, Layout, LayoutKind, Packed, Sbhd, Thd};
 use context_parallel::mask::Mask;
 use context_parallel::model::init::{self, Normal};
@@ -15,10 +16,7 @@ use context_parallel::model::{Config, DynModel, GptModel, ParameterList, Sizes};
 use context_parallel::ops::attention::AttentionShape;
 use context_parallel::order::{DynPlacement, DynShard, Full, Natural, Placement, Striped, Zigzag, laid_out};
 use context_parallel::rope::{Rope, RopeConfig};
-use context_parallel::strategy::{
-    AllGather, Dynamic, Flash, Kernel, Magi, Ring, RingUlysses, Single, Supports, Ulysses, Unfused, kernel_object,
-    object,
-};
+use context_parallel::strategy::{AllGather, Dynamic, Magi, Ring, RingUlysses, Single, Supports, Ulysses, object};
 use context_parallel::tensor::{Cpu, Host, Matrix};
 use context_parallel::train::data::TokenBatch;
 use context_parallel::train::learner::{AdamwOptions, DynLearner, GptLearner};
@@ -177,7 +175,7 @@ where
 fn handled(
     handler: HandlerRef<'_, Host>,
     batch: Arc<dyn Batch>,
-    kernel: &'static dyn context_parallel::strategy::DynKernel<Cpu<f32>>,
+    kernel: &'static dyn context_parallel::kernel::DynKernel<Cpu<f32>>,
 ) -> Result<Found> {
     let (device, tokens, layout) = (Cpu::<f32>::default(), batch.tokens(), handler.layout());
     let placement = handler.place_for(batch.clone(), &[(Mask::Causal, 1)])?;

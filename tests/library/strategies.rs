@@ -3,11 +3,13 @@
 
 use std::sync::Arc;
 
-use context_parallel::comm::traffic::Counted;
+use context_parallel::comm::decorate::traffic::Counted;
 use context_parallel::comm::{Communicator, threads};
 use context_parallel::degree::Runtime;
 use context_parallel::error::Result;
 use context_parallel::handler::CpHandler;
+use context_parallel::heads::KeepHeads;
+use context_parallel::kernel::{Flash, Kernel, LogSumExp, TileOperands, Unfused};
 use context_parallel::layout::{Batch, Bshd, Layout, Packed, Sbhd, Thd};
 use context_parallel::mask::{Mask, Slice, SliceKind};
 use context_parallel::model::init::Normal;
@@ -17,11 +19,10 @@ use context_parallel::ops::Ops;
 use context_parallel::ops::attention::AttentionShape;
 use context_parallel::oracle;
 use context_parallel::order::{Contiguous, Full, Shard, Striped, Zigzag};
-use context_parallel::plan::stages::{Merging, StageCosts, StageCount, Staging};
 use context_parallel::plan::{Program, Wire};
+use context_parallel::solve::stages::{Merging, StageCosts, StageCount, Staging};
 use context_parallel::strategy::{
-    AllGather, CastKv, CpStrategy, Dynamic, Flash, KeepHeads, Kernel, LocalKv, LogSumExp, Magi, Ring, RingUlysses, Row,
-    Single, Supports, TileOperands, Ulysses, Unfused,
+    AllGather, CastKv, CpStrategy, Dynamic, LocalKv, Magi, Ring, RingUlysses, Row, Single, Supports, Ulysses,
 };
 use context_parallel::tensor::{AccMatrix, Cpu, Device, ElemMatrix};
 use context_parallel::train::data::{IGNORED, Recall, Source, TokenBatch};

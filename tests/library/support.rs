@@ -4,13 +4,11 @@ use context_parallel::comm::threads::ThreadComm;
 use context_parallel::degree::{Fixed, Grid};
 use context_parallel::error::{Result, SupportError};
 use context_parallel::handler::CpHandler;
+use context_parallel::kernel::{Flash, Kernel, LogSumExp, Unfused};
 use context_parallel::layout::{Bshd, Layout, Sbhd, Thd};
 use context_parallel::order::{Natural, Striped, Zigzag};
-use context_parallel::strategy::support::{self, Choice, TABLE, Visitor};
-use context_parallel::strategy::{
-    AllGather, Flash, GatherKv, Kernel, LocalKv, LogSumExp, Ring, RingKv, Row, RunsOn, Single, Supports, Ulysses,
-    Unfused,
-};
+use context_parallel::strategy::select::{self, Choice, TABLE, Visitor};
+use context_parallel::strategy::{AllGather, GatherKv, LocalKv, Ring, RingKv, Row, RunsOn, Single, Supports, Ulysses};
 use static_assertions::{assert_eq_size, assert_impl_all, assert_not_impl_any};
 
 // Markers and strategies of fixed degree take no space.
@@ -64,7 +62,7 @@ fn every_line_is_selected_by_its_names() {
         for order in line.orders {
             for (layout, kernel) in line.works {
                 let degree = if line.strategy == "single" { 1 } else { 3 };
-                let found = support::select(&choice(line.strategy, order, layout, kernel, degree), Names).unwrap();
+                let found = select::select(&choice(line.strategy, order, layout, kernel, degree), Names).unwrap();
                 assert_eq!(found, (format!("{} {order} {layout} {kernel}", line.strategy), degree));
                 selected += 1;
             }
@@ -75,7 +73,7 @@ fn every_line_is_selected_by_its_names() {
 
 #[test]
 fn names_of_other_systems_are_known() {
-    let names = |strategy| support::select(&choice(strategy, "zigzag", "thd", "flash", 2), Names).unwrap().0;
+    let names = |strategy| select::select(&choice(strategy, "zigzag", "thd", "flash", 2), Names).unwrap().0;
     assert_eq!(names("p2p"), "ring zigzag thd flash");
     assert_eq!(names("all_gather"), "all-gather zigzag thd flash");
     assert_eq!(names("All-Gather"), "all-gather zigzag thd flash");
@@ -85,17 +83,17 @@ fn names_of_other_systems_are_known() {
 
 #[test]
 fn what_is_not_in_the_table_is_refused_with_the_nearest_that_works() {
-    for strategy in support::strategies() {
-        for layout in support::layouts() {
-            for kernel in support::kernels() {
+    for strategy in select::strategies() {
+        for layout in select::layouts() {
+            for kernel in select::kernels() {
                 let degree = if strategy == "single" { 1 } else { 2 };
-                let order = support::orders(strategy)[0];
-                let found = support::select(&choice(strategy, order, layout, kernel, degree), Names);
-                match support::works(strategy, layout, kernel) {
+                let order = select::orders(strategy)[0];
+                let found = select::select(&choice(strategy, order, layout, kernel, degree), Names);
+                match select::works(strategy, layout, kernel) {
                     true => assert!(found.is_ok(), "{strategy} {layout} {kernel}"),
                     false => {
                         let message = found.unwrap_err().to_string();
-                        let layout = if support::works(strategy, layout, "flash") { layout } else { "thd" };
+                        let layout = if select::works(strategy, layout, "flash") { layout } else { "thd" };
                         let nearest = format!("{strategy} with layout {layout} and kernel flash works");
                         assert!(message.ends_with(&nearest), "{message}");
                     }
@@ -107,7 +105,7 @@ fn what_is_not_in_the_table_is_refused_with_the_nearest_that_works() {
 
 #[test]
 fn unknown_names_list_what_exists() {
-    let message = |choice: Choice| support::select(&choice, Names).unwrap_err().to_string();
+    let message = |choice: Choice| select::select(&choice, Names).unwrap_err().to_string();
     assert!(message(choice("mesh", "zigzag", "thd", "flash", 2)).contains("single, ring, all-gather"));
     assert!(message(choice("ring", "zigzag", "bhsd", "flash", 2)).contains("bshd, sbhd, thd"));
     assert!(message(choice("ring", "spiral", "thd", "flash", 2)).contains("zigzag, striped, contiguous"));
@@ -129,7 +127,7 @@ fn rule(sentence: &str) -> &str {
 fn a_grid_is_for_ring_ulysses_and_has_all_ranks() {
     let wrong = |strategy: &str, grid: Grid| {
         let choice = Choice { grid: Some(grid), ..choice(strategy, "", "thd", "flash", 12) };
-        support::checked(&choice).unwrap_err().to_string()
+        select::checked(&choice).unwrap_err().to_string()
     };
     let grid = Grid { outer: 4, inner: 3, inner_adjacent: true };
     assert!(wrong("ring", grid).contains("4x3 ranks for ring, which has one degree"));
@@ -146,7 +144,7 @@ fn compiler_and_constructor_refuse_heads_with_the_same_sentence() {
     ];
     let error = |strategy: &str, grid| {
         let choice = Choice { grid, ..choice(strategy, "", "thd", "flash", 12) };
-        support::fit_heads(support::checked(&choice).unwrap(), 8).unwrap_err()
+        select::fit_heads(select::checked(&choice).unwrap(), 8).unwrap_err()
     };
     let grid = Grid { outer: 4, inner: 3, inner_adjacent: true };
     let (ulysses, ring_ulysses) = (error("ulysses", None), error("ring-ulysses", Some(grid)));
@@ -165,6 +163,6 @@ fn compiler_and_constructor_refuse_heads_with_the_same_sentence() {
 #[test]
 fn the_readme_has_the_table() {
     let readme = include_str!("../../README.md");
-    let table = support::markdown();
+    let table = select::markdown();
     assert!(readme.contains(&table), "put this table into README.md:\n\n{table}");
 }

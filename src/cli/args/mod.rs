@@ -5,8 +5,8 @@ use context_parallel::degree::Grid;
 use context_parallel::error::{Result, SupportError};
 use context_parallel::layout::{Layout, Thd};
 use context_parallel::plan::Wire;
-use context_parallel::plan::schedule::check_fits;
-use context_parallel::strategy::support::{self, Choice};
+use context_parallel::solve::schedule::check_fits;
+use context_parallel::strategy::select::{self, Choice};
 use context_parallel::strategy::{CpStrategy, Dynamic, Ring, RingUlysses, Single};
 use context_parallel::tensor::DType;
 use context_parallel::train::documents::Separator;
@@ -164,7 +164,7 @@ impl Combination {
             Some(Degree::Grid(outer, inner)) => (outer * inner, Some(Grid { outer, inner, inner_adjacent: true })),
             None => (1, None),
         };
-        let mut choice = support::checked(&Choice {
+        let mut choice = select::checked(&Choice {
             strategy: strategy.to_string(),
             order: self.order.clone().unwrap_or_default(),
             layout: self.layout.clone(),
@@ -220,7 +220,7 @@ impl Settings {
 
     /// Chooses how `ring-ulysses` groups the ranks where the user has not, and refuses heads that cannot be shared out.
     pub fn fit_heads(&mut self, q_heads: usize) -> Result<()> {
-        self.choice = support::fit_heads(self.choice.clone(), q_heads)?;
+        self.choice = select::fit_heads(self.choice.clone(), q_heads)?;
         if let Some(grid) = &mut self.choice.grid {
             grid.inner_adjacent = self.inner_adjacent;
         }

@@ -7,7 +7,7 @@ use clap::builder::{PossibleValue, StringValueParser, TypedValueParser};
 use clap::{Arg, Command};
 use context_parallel::error::{Result, SupportError};
 use context_parallel::model::Config;
-use context_parallel::strategy::support;
+use context_parallel::strategy::select;
 use context_parallel::tensor::DType;
 
 use super::not_available;
@@ -31,12 +31,12 @@ pub struct Names(fn() -> Vec<PossibleValue>);
 
 impl Names {
     pub const STRATEGIES: Names = Names(|| {
-        let named = |name| PossibleValue::new(name).aliases(support::aliases(name));
-        support::strategies().into_iter().map(named).collect()
+        let named = |name| PossibleValue::new(name).aliases(select::aliases(name));
+        select::strategies().into_iter().map(named).collect()
     });
-    pub const LAYOUTS: Names = Names(|| plain(support::layouts()));
-    pub const ORDERS: Names = Names(|| plain(support::all_orders()));
-    pub const KERNELS: Names = Names(|| plain(support::kernels()));
+    pub const LAYOUTS: Names = Names(|| plain(select::layouts()));
+    pub const ORDERS: Names = Names(|| plain(select::all_orders()));
+    pub const KERNELS: Names = Names(|| plain(select::kernels()));
     pub const PRESETS: Names = Names(|| plain(Config::PRESETS));
     pub const DTYPES: Names = Names(|| of(DTYPES));
     pub const TRANSPORTS: Names = Names(|| of(TRANSPORTS));
@@ -106,8 +106,8 @@ mod tests {
         assert!(strategies.contains(&"ring".to_string()) && strategies.contains(&"a2a+p2p".to_string()));
         for strategy in strategies {
             let choice =
-                support::Choice { strategy, layout: "thd".into(), kernel: "flash".into(), ..Default::default() };
-            assert!(support::checked(&support::Choice { degree: 1, ..choice.clone() }).is_ok(), "{}", choice.strategy);
+                select::Choice { strategy, layout: "thd".into(), kernel: "flash".into(), ..Default::default() };
+            assert!(select::checked(&select::Choice { degree: 1, ..choice.clone() }).is_ok(), "{}", choice.strategy);
         }
         for dtype in names(&Names::DTYPES) {
             assert!(pick("dtype", &dtype, DTYPES, &[]).is_ok());

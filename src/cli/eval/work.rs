@@ -8,7 +8,7 @@ use context_parallel::model::inputs::DynInputs;
 use context_parallel::model::parameters::WorkingRole;
 use context_parallel::model::{DynModel, ParameterList, weights};
 use context_parallel::order::{DynShard, token_by_token};
-use context_parallel::strategy::support::{self, Chosen};
+use context_parallel::strategy::select::{self, Chosen};
 use context_parallel::tensor::{Cpu, Float};
 use indicatif::ProgressBar;
 
@@ -54,7 +54,7 @@ fn run_as<T: Float>(job: &Job, cluster: &Cluster) -> Result<Option<f64>> {
     let file = job.logits.as_ref().filter(|_| cluster.speaks()).map(create).transpose()?;
     let file = Mutex::new(file);
     let bar = cluster.bar(job.input.sequences() as u64, "evaluating");
-    let chosen = support::chosen(&job.settings.choice)?;
+    let chosen = select::chosen(&job.settings.choice)?;
     let evaluation = Evaluation::<T> { job, ranks: &ranks, file: &file, bar: &bar };
     let sum = cluster.on_ranks(chosen.strategy.degree(), &|comm| evaluation.rank(&chosen, comm))?;
     bar.finish_and_clear();

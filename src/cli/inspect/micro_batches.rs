@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use context_parallel::error::Result;
 use context_parallel::order::{DealOf, Grouped};
-use context_parallel::plan::schedule::{self, Group, schedule};
-use context_parallel::strategy::support;
+use context_parallel::solve::schedule::{self, Group, schedule};
+use context_parallel::strategy::select;
 use serde::Serialize;
 
 use super::{Job, Report};
@@ -43,7 +43,7 @@ pub fn compute(job: &Job, tokens_per_rank: usize) -> Result<Scheduled> {
     let scheduling = output::phase(format!("scheduling {documents} on {on}"));
     let schedule = schedule(lengths, ranks, Some(tokens_per_rank))?;
     drop(scheduling);
-    let chosen = support::chosen(&job.settings.choice)?;
+    let chosen = select::chosen(&job.settings.choice)?;
     let mut micro_batches = Vec::with_capacity(schedule.micro_batches.len());
     for micro in schedule.micro_batches {
         let own: Vec<usize> = micro.documents().map(|document| lengths[document]).collect();

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use context_parallel::error::Result;
-use context_parallel::plan::schedule::{Schedule, Scheduler, default_tokens_per_rank};
+use context_parallel::solve::schedule::{Schedule, Scheduler, default_tokens_per_rank};
 
 use super::super::output;
 use super::Job;
@@ -79,7 +79,7 @@ fn relative_makespan(schedule: &Schedule) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use context_parallel::plan::schedule::schedule;
+    use context_parallel::solve::schedule::schedule;
 
     #[test]
     fn a_schedule_is_one_line() {

@@ -9,8 +9,8 @@ use context_parallel::error::Result;
 use context_parallel::handler::DynHandler;
 use context_parallel::model::parameters::MasterRole;
 use context_parallel::model::{ParameterList, init, weights};
-use context_parallel::plan::schedule::Scheduler;
-use context_parallel::strategy::support::{self, Chosen};
+use context_parallel::solve::schedule::Scheduler;
+use context_parallel::strategy::select::{self, Chosen};
 use context_parallel::tensor::{Cpu, DType, Device, Float};
 use context_parallel::train::data::Source;
 use context_parallel::train::learner::DynLearner;
@@ -123,7 +123,7 @@ fn run_as<T: Float>(job: &Job, cluster: &Cluster, json: bool) -> Result<Finished
     let progress =
         Progress { folder, records, peak: 0, bar, steps, log_every, throughput, json, validate_every, waits };
     let progress = Mutex::new(progress);
-    let chosen = support::chosen(choice)?;
+    let chosen = select::chosen(choice)?;
     let scheduler = job.settings.is_dynamic().then_some(&scheduler);
     let cut_short = AtomicBool::new(false);
     let training = Training { job, ranks: &ranks, scheduler, stop, cut_short: &cut_short, progress: &progress };

@@ -1,6 +1,6 @@
 //! One combination's attention against the float64 oracle, and its bytes against the plan.
 
-use context_parallel::comm::traffic::Counted;
+use context_parallel::comm::decorate::traffic::Counted;
 use context_parallel::comm::{Collectives, Communicator};
 use context_parallel::error::Result;
 use context_parallel::handler::DynHandler;
@@ -9,7 +9,7 @@ use context_parallel::model::init::Normal;
 use context_parallel::ops::attention::AttentionShape;
 use context_parallel::oracle::{self, Answer};
 use context_parallel::order::{DynPlacement, laid_out, token_by_token};
-use context_parallel::strategy::support::{self, Choice, Chosen};
+use context_parallel::strategy::select::{self, Choice, Chosen};
 use context_parallel::strategy::{CpStrategy, Single};
 use context_parallel::tensor::{Cpu, DType, Device, Float, Matrix};
 
@@ -68,10 +68,10 @@ pub fn check(cluster: &Cluster, choice: &Choice, dtype: DType, threads: usize) -
 
 fn check_as<T: Float>(cluster: &Cluster, choice: &Choice, threads: usize) -> Result<Option<Checked>> {
     let cp = choice.degree;
-    let chosen = support::chosen(choice)?;
+    let chosen = select::chosen(choice)?;
     let (layout, kernel) = (choice.layout.clone(), choice.kernel.clone());
     let single = Choice { strategy: Single::NAME.to_string(), degree: 1, layout, kernel, ..Choice::default() };
-    let single = support::chosen(&single)?;
+    let single = select::chosen(&single)?;
     let measured = matches!(T::DTYPE, DType::Bf16 | DType::F16);
     let (q_heads, kv_heads) = heads(cp);
     let shape = AttentionShape { q_heads, kv_heads, qk_dim: 16, v_dim: 24, scale: 0.25 };

@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use context_parallel::degree::Grid;
 use context_parallel::error::Result;
-use context_parallel::strategy::support::{self, Choice};
+use context_parallel::strategy::select::{self, Choice};
 use context_parallel::strategy::{CpStrategy, RingUlysses, Single};
 use context_parallel::tensor::DType;
 use serde::Serialize;
@@ -140,12 +140,12 @@ fn print(report: &Report) {
 fn compute(job: &Job, cluster: &Cluster) -> Result<Vec<Row>> {
     let mut choices: Vec<Choice> = Vec::new();
     for &degree in &job.cp {
-        for (strategy, layout, kernel) in support::combinations() {
+        for (strategy, layout, kernel) in select::combinations() {
             if strategy == Single::NAME && degree != 1 {
                 continue;
             }
             let grids = grids(strategy, degree);
-            for &order in support::orders(strategy) {
+            for &order in select::orders(strategy) {
                 let [strategy, order, layout, kernel] = [strategy, order, layout, kernel].map(str::to_string);
                 let choice = Choice { strategy, order, layout, kernel, degree, ..Choice::default() };
                 choices.extend(grids.iter().map(|&grid| Choice { grid, ..choice.clone() }));

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use context_parallel::error::Result;
 use context_parallel::model::{Config, Sizes};
-use context_parallel::strategy::support::Choice;
+use context_parallel::strategy::select::Choice;
 use context_parallel::strategy::{CpStrategy, Single};
 use context_parallel::tensor::DType;
 use context_parallel::train::data::{IGNORED, TokenBatch};

@@ -10,7 +10,7 @@ use context_parallel::handler::{DynHandler, HandlerRef};
 use context_parallel::mask::Mask;
 use context_parallel::ops::rows::Rows as MovesRows;
 use context_parallel::order::{DynPlacement, DynShard, laid_out, token_by_token};
-use context_parallel::strategy::support::{self, Choice};
+use context_parallel::strategy::select::{self, Choice};
 use context_parallel::tensor::{Cpu, Element, Host};
 
 use super::report::Report;
@@ -24,7 +24,7 @@ pub const RANKS: [usize; 6] = [1, 2, 3, 4, 5, 8];
 pub fn choices(dense: bool, ranks: Option<usize>, kernels: bool) -> Vec<Choice> {
     let mut choices: Vec<Choice> = Vec::new();
     let ranks: BTreeSet<usize> = RANKS.into_iter().chain(ranks).collect();
-    for line in support::TABLE {
+    for line in select::TABLE {
         for &(layout, kernel) in line.works.iter().filter(|(layout, _)| dense || *layout == "thd") {
             for &order in line.orders {
                 for &degree in ranks.iter().filter(|&&degree| line.strategy != "single" || degree == 1) {
@@ -106,7 +106,7 @@ pub fn run(case: &TokenCase, job: &dyn Job, report: &mut Report) {
 
 /// Runs a job on every rank.
 fn on_ranks(choice: &Choice, lengths: &[usize], job: &dyn Job) -> Result<Given> {
-    let chosen = support::chosen(choice)?;
+    let chosen = select::chosen(choice)?;
     let batch = chosen.layout.batch_of(lengths)?;
     let by_rank = threads::run(choice.degree, |comm| {
         let handler = DynHandler::new(chosen.strategy.clone(), chosen.layout, Box::new(comm))?;

@@ -9,7 +9,7 @@ use context_parallel::handler::DynHandler;
 use context_parallel::model::inputs::DynInputs;
 use context_parallel::model::{Config, DynModel, ParameterList, weights};
 use context_parallel::order::{DynShard, token_by_token};
-use context_parallel::strategy::support::{self, Choice};
+use context_parallel::strategy::select::{self, Choice};
 use context_parallel::tensor::Cpu;
 use context_parallel::train::data::TokenBatch;
 use context_parallel::train::learner::{AdamwOptions, DynLearner, global_sum};
@@ -42,13 +42,13 @@ pub fn run(case: &ModelCase, report: &mut Report) {
 /// The combinations that can share out the model's heads.
 fn fitting(case: &ModelCase, dense: bool) -> Vec<Choice> {
     let Ok(config) = Config::read(&case.folder) else { return choices(dense, None, true) };
-    let fit = |choice| support::fit_heads(choice, config.heads).ok();
+    let fit = |choice| select::fit_heads(choice, config.heads).ok();
     choices(dense, None, true).into_iter().filter_map(fit).collect()
 }
 
 /// One forward and backward pass; gives what each rank gets.
 fn pass(folder: &Path, choice: &Choice, Tokens { lengths, tokens, labels, .. }: &Tokens) -> Result<Vec<Step>> {
-    let (chosen, config) = (support::chosen(choice)?, Config::read(folder)?);
+    let (chosen, config) = (select::chosen(choice)?, Config::read(folder)?);
     let batch = chosen.layout.batch_of(lengths)?;
     let counted = labels.iter().filter(|&&label| label != -100).count() as f64;
     threads::run(choice.degree, |comm| {
@@ -87,7 +87,7 @@ fn pass(folder: &Path, choice: &Choice, Tokens { lengths, tokens, labels, .. }: 
 fn training(folder: &Path, choice: &Choice, batches: &[Tokens], adamw: &AdamW) -> Result<Vec<Curve>> {
     let AdamW { learning_rate, beta1, beta2, epsilon, weight_decay, clip } = *adamw;
     let options = AdamwOptions { beta1, beta2, eps: epsilon, weight_decay, clip };
-    let (chosen, config) = (support::chosen(choice)?, Config::read(folder)?);
+    let (chosen, config) = (select::chosen(choice)?, Config::read(folder)?);
     threads::run(choice.degree, |comm| {
         let device = Cpu::<f32>::default();
         let handler = DynHandler::new(chosen.strategy.clone(), chosen.layout, Box::new(comm))?;

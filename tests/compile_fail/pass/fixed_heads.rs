@@ -3,9 +3,8 @@
 use context_parallel::degree::Fixed;
 use context_parallel::layout::{Bshd, Layout, Thd};
 use context_parallel::model::{Architecture, Config, FixedHeads, FromConfig, GptModel, HeadsFit};
-use context_parallel::strategy::{
-    AllGather, CpStrategy, Dynamic, Flash, Kernel, Magi, Ring, RingUlysses, Single, Supports, Ulysses, Unfused,
-};
+use context_parallel::strategy::{AllGather, CpStrategy, Dynamic, Magi, Ring, RingUlysses, Single, Supports, Ulysses};
+use context_parallel::kernel::{Flash, Kernel, Unfused};
 use context_parallel::tensor::Cpu;
 
 /// More heads than the compiler divides.

@@ -10,8 +10,9 @@ use context_parallel::layout::Thd;
 use context_parallel::model::{GptModel, Master};
 use context_parallel::ops::attention::AttentionShape;
 use context_parallel::order::{Full, Placement, Shard, Zigzag};
-use context_parallel::strategy::executor::AttentionPlan;
-use context_parallel::strategy::{Flash, Ring};
+use context_parallel::attention::AttentionPlan;
+use context_parallel::kernel::Flash;
+use context_parallel::strategy::Ring;
 use context_parallel::tensor::Cpu;
 
 type Handler = CpHandler<Ring, Thd, ThreadComm>;

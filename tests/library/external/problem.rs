@@ -9,14 +9,15 @@ use std::thread;
 use context_parallel::comm::threads;
 use context_parallel::error::Result;
 use context_parallel::handler::CpHandler;
+use context_parallel::kernel::Kernel;
 use context_parallel::layout::{Batch, Layout, Packed};
 use context_parallel::mask::{Mask, SliceKind};
 use context_parallel::model::init::Normal;
 use context_parallel::ops::attention::AttentionShape;
 use context_parallel::oracle::{self, Rectangle, relative_error};
 use context_parallel::order::Full;
-use context_parallel::strategy::support::Visitor;
-use context_parallel::strategy::{Kernel, Supports};
+use context_parallel::strategy::Supports;
+use context_parallel::strategy::select::Visitor;
 use context_parallel::tensor::{Cpu, Float, Matrix};
 
 /// Rows that documents have beyond their tokens.

@@ -4,10 +4,11 @@ use std::collections::HashMap;
 
 use context_parallel::degree::{Grid, Runtime};
 use context_parallel::error::Result;
+use context_parallel::kernel::Flash;
 use context_parallel::layout::{Bshd, Layout, Sbhd, Thd};
 use context_parallel::order::Striped;
-use context_parallel::strategy::support::{self, Choice, TABLE, Visitor};
-use context_parallel::strategy::{AllGather, CpStrategy, Flash, Ring, RingUlysses, Single, Supports, Ulysses};
+use context_parallel::strategy::select::{self, Choice, TABLE, Visitor};
+use context_parallel::strategy::{AllGather, CpStrategy, Ring, RingUlysses, Single, Supports, Ulysses};
 
 use super::problem::{Attend, Problem, TENSORS};
 
@@ -61,7 +62,7 @@ impl Runner {
             for &(layout, kernel) in line.works {
                 let Some(place) = layouts.iter().position(|other| *other == layout) else { continue };
                 if line.strategy == Single::NAME {
-                    let errors = support::select(
+                    let errors = select::select(
                         &choice(line.strategy, "", layout, kernel, 1, None),
                         Attend::<f32>::new(problem),
                     );
@@ -98,7 +99,7 @@ impl Runner {
         let heads = problem.shape.q_heads;
         // The one reason for which a combination of the table cannot run. The library must give it, too.
         let divides = choice.strategy != <Ulysses>::NAME || heads.is_multiple_of(choice.degree);
-        let fits = support::fit_heads(choice.clone(), heads);
+        let fits = select::fit_heads(choice.clone(), heads);
         assert_eq!(fits.is_ok(), divides, "{}: {heads} query heads, {choice:?}: {fits:?}", problem.case.name);
         if !divides {
             self.tally.skipped += 1;
@@ -109,7 +110,7 @@ impl Runner {
             let grid = grid.map_or_else(String::new, |grid| format!(" as {grid}"));
             format!("{}: {strategy} {order} {layout} {kernel} on {degree}{grid}", problem.case.name)
         };
-        match support::select(choice, Attend::<f32>::new(problem)) {
+        match select::select(choice, Attend::<f32>::new(problem)) {
             Ok(errors) => self.judge(&what(), &errors, alone),
             Err(error) => self.wrong.push(format!("{}: {error}", what())),
         }

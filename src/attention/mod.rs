@@ -1,0 +1,12 @@
+//! Attention over ranks: a plan of one rank's programs, and the one executor that runs the programs of any strategy.
+
+mod plan;
+mod rehearse;
+mod run;
+mod slots;
+mod swap;
+mod wire;
+
+pub(crate) use plan::expect_groups;
+pub use plan::{AttentionPlan, RankPlan};
+pub use run::{AttentionSaved, backward, forward};

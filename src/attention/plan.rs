@@ -1,0 +1,307 @@
+//! Attention plans: everything that one rank needs to attend under one mask, made once and used by many layers.
+
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::ops::{Deref, Range};
+use std::sync::Arc;
+
+use crate::comm::Operation;
+use crate::error::{PlacementError, PlanError, Result, SupportError};
+use crate::heads::HeadSwap;
+use crate::kernel::DynKernel;
+use crate::layout::Layout;
+use crate::mask::{Bands, Mask};
+use crate::ops::Ops;
+use crate::ops::attention::AttentionShape;
+use crate::ops::unfused::Block;
+use crate::order::{DynPlacement, Placement, TokenOrder};
+use crate::plan::{Content, Piece, Program, View, Wire, check};
+use crate::strategy::CpStrategy;
+use crate::strategy::{DynStrategy, object};
+use crate::tensor::{DType, Device, DryRun};
+
+/// What the exchange of `strategy` plans from, and the rows of this rank's group if its ranks exchange heads.
+fn view_of(strategy: &dyn DynStrategy, placement: &DynPlacement, bands: Bands) -> (View, Option<Vec<Vec<usize>>>) {
+    match strategy.swaps_heads() && placement.grid().inner > 1 {
+        false => (View::new(placement, bands), None),
+        true => {
+            let (view, rows) = View::grouped(placement, bands);
+            (view, Some(rows))
+        }
+    }
+}
+
+/// Refuses a placement whose ranks are grouped or numbered otherwise than the strategy's.
+pub(crate) fn expect_groups(strategy: &dyn DynStrategy, placement: &DynPlacement) -> Result<(), PlacementError> {
+    let (expected, found) = (strategy.grid(), placement.grid());
+    match expected.same_groups(found) {
+        true => Ok(()),
+        false => Err(PlacementError::OtherGrid { strategy: strategy.name(), expected, found }),
+    }
+}
+
+/// How one rank attends under one mask: made once per batch and mask, used by every layer with that mask.
+///
+/// The types keep plans of different orders and layouts apart; everything else is a [`RankPlan`], to which it
+/// dereferences.
+#[derive(Debug)]
+pub struct AttentionPlan<O: TokenOrder, L: Layout> {
+    placement: Arc<Placement<O, L>>,
+    rank_plan: Arc<RankPlan>,
+}
+
+impl<O: TokenOrder, L: Layout> AttentionPlan<O, L> {
+    /// The plan of `strategy` for the placement's rank.
+    ///
+    /// # Errors
+    /// Those of [`RankPlan::new`].
+    pub fn new<H: CpStrategy<Order = O>>(strategy: &H, placement: &Arc<Placement<O, L>>, mask: &Mask) -> Result<Self> {
+        let rank_plan = RankPlan::new(&*object(*strategy), placement.data(), mask)?;
+        Ok(Self::typed(placement.clone(), Arc::new(rank_plan)))
+    }
+
+    /// A plan for this placement, with its types.
+    pub(crate) fn typed(placement: Arc<Placement<O, L>>, rank_plan: Arc<RankPlan>) -> Self {
+        AttentionPlan { placement, rank_plan }
+    }
+
+    /// [`RankPlan::check`].
+    ///
+    /// # Errors
+    /// Those of [`RankPlan::check`].
+    pub fn check<H: CpStrategy<Order = O>>(strategy: &H, placement: &Placement<O, L>, mask: &Mask) -> Result<()> {
+        RankPlan::check(&*object(*strategy), placement, mask)
+    }
+
+    /// Where the tokens are.
+    pub fn placement(&self) -> &Arc<Placement<O, L>> {
+        &self.placement
+    }
+
+    /// The plan without its types.
+    pub fn rank_plan(&self) -> &Arc<RankPlan> {
+        &self.rank_plan
+    }
+}
+
+impl<O: TokenOrder, L: Layout> Deref for AttentionPlan<O, L> {
+    type Target = RankPlan;
+
+    fn deref(&self) -> &RankPlan {
+        &self.rank_plan
+    }
+}
+
+/// An [`AttentionPlan`] without its types: what the executor reads.
+#[derive(Debug)]
+pub struct RankPlan {
+    placement: Arc<DynPlacement>,
+    strategy: &'static str,
+    /// Hash of strategy, its groups, placement, mask and exchange.
+    made_of: u64,
+    /// The same with the wire.
+    hash: u64,
+    pub(super) rank: usize,
+    pub(super) forward: Program,
+    pub(super) backward: Program,
+    /// The head exchange around the programs, whose rows are then those of the rank's group.
+    pub(super) swap: Option<HeadSwap>,
+    /// Rows of the rank, padding included.
+    pub(super) stored: usize,
+    /// Memory row of each valid row.
+    pub(super) rows: Vec<usize>,
+    /// Whether memory rows are just the valid rows, so that queries need no packing.
+    pub(super) in_place: bool,
+    pub(super) blocks: Vec<Block>,
+    /// Whether a query of one sequence of a dense batch attends keys of another.
+    pub(super) across_sequences: bool,
+    /// Whether each pass attends once, to keys that are in the rows of their tokens, sequence by sequence.
+    natural_keys: bool,
+    pub(super) wire: Wire,
+}
+
+/// The hash of a plan whose gradients travel like this.
+fn with_wire(made_of: u64, wire: Wire) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    (made_of, wire).hash(&mut hasher);
+    hasher.finish()
+}
+
+/// Whether each pass attends once, to keys that are in the rows of their tokens, sequence by sequence.
+fn natural_keys(programs: &[&Program], blocks: &[Block]) -> bool {
+    let inside = |outer: &Range<usize>, inner: Range<usize>| outer.start <= inner.start && inner.end <= outer.end;
+    let natural = |piece: &Piece| {
+        let Piece { q, k, k_row, .. } = *piece;
+        let block = blocks.iter().find(|(queries, _)| inside(queries, piece.q_rows()));
+        let in_block = |(_, keys): &Block| inside(keys, piece.k_rows()) && inside(keys, q.start..q.end());
+        k.start == k_row && (k.step == 1 || k.len <= 1) && block.is_some_and(in_block)
+    };
+    programs.iter().all(|program| {
+        let mut tiles = program.tiles();
+        matches!((tiles.next(), tiles.next()), (Some((_, pieces)), None) if pieces.iter().all(natural))
+    })
+}
+
+impl RankPlan {
+    /// The plan of `strategy` for the placement's rank.
+    ///
+    /// # Errors
+    /// If a setting of the strategy is out of its bounds, the placement's ranks are not grouped as the strategy's, or the
+    /// mask does not fit the batch.
+    pub fn new(strategy: &dyn DynStrategy, placement: &Arc<DynPlacement>, mask: &Mask) -> Result<Self> {
+        strategy.check()?;
+        expect_groups(strategy, placement)?;
+        let batch = &**placement.batch();
+        let (rank, stored, grid) = (placement.rank(), placement.rows(), placement.grid());
+        let bands = mask.lower(batch)?;
+        let across_sequences = batch.uniform().is_some_and(|seq| bands.cross_sequences(seq));
+        let (view, group) = view_of(strategy, placement, bands);
+        let swap = group.map(|rows| {
+            let (outer, place) = grid.place(rank);
+            let members = (0..grid.inner).map(|inner| grid.rank(outer, inner)).collect();
+            HeadSwap { strategy: strategy.name(), members, place, rows }
+        });
+        let held = placement.valid_runs_of(rank);
+        let rows = held.iter().flat_map(|(local, run)| (*local..local + run.len).map(|at| placement.row_of(rank, at)));
+        let rows: Vec<usize> = rows.collect();
+        let blocks = match batch.uniform() {
+            Some(_) => {
+                let own = swap.as_ref().map_or(rows.len(), HeadSwap::group_rows) / batch.documents().max(1);
+                (0..batch.documents()).map(|b| (b * own..(b + 1) * own, batch.document(b).stored_range())).collect()
+            }
+            None => Vec::new(),
+        };
+        let (mut forward, mut backward) = (strategy.forward(&view), strategy.backward(&view));
+        if swap.is_some() {
+            // Programs speak of groups; this rank talks to the members in its own place.
+            let inner = grid.place(rank).1;
+            forward.rename_peers(|outer| grid.rank(outer, inner));
+            backward.rename_peers(|outer| grid.rank(outer, inner));
+        }
+        let in_place = placement.layout().is_token_major() && rows.len() == stored;
+        let mut hasher = DefaultHasher::new();
+        (strategy.name(), grid.outer, grid.inner, placement.hash(), mask).hash(&mut hasher);
+        strategy.hash_exchange(&mut hasher);
+        let (made_of, wire) = (hasher.finish(), Wire::default());
+        let natural_keys = natural_keys(&[&forward, &backward], &blocks);
+        Ok(RankPlan {
+            placement: placement.clone(),
+            strategy: strategy.name(),
+            made_of,
+            hash: with_wire(made_of, wire),
+            rank,
+            forward,
+            backward,
+            swap,
+            stored,
+            rows,
+            in_place,
+            blocks,
+            across_sequences,
+            natural_keys,
+            wire,
+        })
+    }
+
+    /// An operation of attention under this plan: messages of other plans are refused.
+    pub(super) fn operation(&self, name: &'static str) -> Operation {
+        Operation::under(name, self.hash)
+    }
+
+    /// The plan with gradients that travel in other numbers.
+    pub fn with_wire(mut self, wire: Wire) -> Self {
+        (self.wire, self.hash) = (wire, with_wire(self.made_of, wire));
+        self
+    }
+
+    /// Rehearses the programs of all ranks, as [`crate::plan::check`] says. One rank's rehearsal speaks for all.
+    ///
+    /// # Errors
+    /// [`PlacementError::OtherGrid`] if the placement's ranks are not grouped as the strategy's,
+    /// [`PlanError::Unsound`](crate::error::PlanError::Unsound) if anything does not hold.
+    pub fn check(strategy: &dyn DynStrategy, placement: &DynPlacement, mask: &Mask) -> Result<()> {
+        strategy.check()?;
+        expect_groups(strategy, placement)?;
+        let bands = mask.lower(&**placement.batch())?;
+        let mut view = view_of(strategy, placement, bands).0;
+        let mut programs = Vec::with_capacity(view.ranks());
+        for rank in 0..view.ranks() {
+            view = view.turned_to(rank);
+            programs.push((strategy.forward(&view), strategy.backward(&view)));
+        }
+        check(strategy.name(), &view, &programs)
+    }
+
+    /// Identifies strategy, placement, mask, exchange and wire, the same on every rank.
+    pub fn hash(&self) -> u64 {
+        self.hash
+    }
+
+    /// Name of the strategy.
+    pub fn strategy(&self) -> &'static str {
+        self.strategy
+    }
+
+    /// Where the tokens are.
+    pub fn placement(&self) -> &Arc<DynPlacement> {
+        &self.placement
+    }
+
+    /// The forward steps.
+    pub fn forward(&self) -> &Program {
+        &self.forward
+    }
+
+    /// The backward steps.
+    pub fn backward(&self) -> &Program {
+        &self.backward
+    }
+
+    /// Bytes that one forward and one backward pass hand to other ranks.
+    ///
+    /// # Errors
+    /// If the ranks of a group cannot share the heads out.
+    pub fn bytes_sent<D: Device>(&self, shape: &AttentionShape) -> Result<(usize, usize)> {
+        let elem = size_of::<D::Elem>();
+        let acc = self.wire.bytes(elem, size_of::<D::Acc>());
+        let width = self.shape(shape)?.kv_width();
+        let bytes = |program: &Program| {
+            let keys = program.rows_sent(self.rank, Content::Keys) * elem;
+            (keys + program.rows_sent(self.rank, Content::Gradients) * acc) * width
+        };
+        let heads = self.swap.as_ref().map_or(Ok((0, 0)), |swap| swap.bytes_sent(shape, elem, acc))?;
+        Ok((bytes(&self.forward) + heads.0, bytes(&self.backward) + heads.1))
+    }
+
+    /// [`RankPlan::bytes_sent`] of a storage type that is chosen at run time.
+    ///
+    /// # Errors
+    /// Those of [`RankPlan::bytes_sent`].
+    pub fn bytes_sent_of(&self, dtype: DType, shape: &AttentionShape) -> Result<(usize, usize)> {
+        match dtype {
+            DType::F64 => self.bytes_sent::<DryRun<f64>>(shape),
+            DType::Bf16 | DType::F16 => self.bytes_sent::<DryRun<half::bf16>>(shape),
+            _ => self.bytes_sent::<DryRun<f32>>(shape),
+        }
+    }
+
+    /// Refuses a kernel that cannot attend what the mask says, or not the keys that the exchange brings.
+    pub(super) fn expect<D: Ops>(&self, kernel: &dyn DynKernel<D>) -> Result<()> {
+        if self.across_sequences && !kernel.across_sequences() {
+            return Err(SupportError::AcrossSequences { kernel: kernel.name() }.into());
+        }
+        if kernel.natural_keys() && !self.natural_keys {
+            let (strategy, kernel) = (self.strategy, kernel.name());
+            let what = format!(
+                "the kernel {kernel} needs all keys in one tile, in natural order, and the exchange brings them otherwise: \
+                 use another kernel, or let the exchange put them in the order of View::natural"
+            );
+            return Err(PlanError::Unsound { strategy, what }.into());
+        }
+        Ok(())
+    }
+
+    /// What the rank attends with: all heads, or its share of them.
+    pub(super) fn shape(&self, shape: &AttentionShape) -> Result<AttentionShape> {
+        self.swap.as_ref().map_or(Ok(*shape), |swap| Ok(swap.share(shape)?.shape))
+    }
+}

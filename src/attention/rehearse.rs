@@ -1,0 +1,52 @@
+//! What a plan takes of memory: both passes gone through on a device that only counts.
+
+use crate::attention::plan::RankPlan;
+use crate::attention::run;
+use crate::comm::dry::DryComm;
+use crate::error::Result;
+use crate::kernel::{DynKernel, Kernel, KernelKind, kernel_object};
+use crate::ops::attention::AttentionShape;
+use crate::tensor::{DType, Device, DryRun, Float};
+
+impl RankPlan {
+    /// Most bytes that a forward and a backward pass hold at a time on this rank, beyond what is there when they start:
+    /// copies, messages, partial results, and what they leave. Just what [`Device::ledger`] counts; an op's scratch is
+    /// not in it. Nothing is computed, but the steps are all gone through.
+    ///
+    /// # Errors
+    /// If the programs cannot be run with this kernel.
+    pub fn peak_bytes<K: Kernel, D: Device>(&self, shape: &AttentionShape) -> Result<(usize, usize)> {
+        self.rehearsed(kernel_object::<K, DryRun<D::Elem>>(), shape)
+    }
+
+    /// [`RankPlan::peak_bytes`] with a kernel and a storage type that are chosen at run time.
+    ///
+    /// # Errors
+    /// If the programs cannot be run with this kernel.
+    pub fn peak_bytes_of(&self, kernel: KernelKind, dtype: DType, shape: &AttentionShape) -> Result<(usize, usize)> {
+        match dtype {
+            DType::F64 => self.rehearsed::<f64>(kernel.object(), shape),
+            // What is counted depends on the sizes of storage and accumulation type alone.
+            DType::Bf16 | DType::F16 => self.rehearsed::<half::bf16>(kernel.object(), shape),
+            _ => self.rehearsed::<f32>(kernel.object(), shape),
+        }
+    }
+
+    /// Rehearses both passes on a device that only counts.
+    fn rehearsed<T: Float>(
+        &self,
+        kernel: &'static dyn DynKernel<DryRun<T>>,
+        shape: &AttentionShape,
+    ) -> Result<(usize, usize)> {
+        let (device, comm) = (DryRun::<T>::default(), DryComm::new(self.rank, self.placement().ranks()));
+        let operand = |width| device.matrix::<T>(self.stored, width);
+        let [q, k, v] = [shape.q_width(), shape.k_width(), shape.v_width()].map(operand);
+        let held = device.ledger().mark();
+        let (out, saved) = run::forward(&device, &comm, kernel, self, shape, [&q, &k, &v])?;
+        let forward = device.ledger().peak() - held;
+        let held = device.ledger().mark();
+        let gradients = run::backward(&device, &comm, self, shape, [&q, &k, &v], &saved, &out)?;
+        drop(gradients);
+        Ok((forward, device.ledger().peak() - held))
+    }
+}

@@ -1,0 +1,313 @@
+//! A decorator that gives messages the travel time of a real link, so that overlap can be shown in one process.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use crate::comm::clock::{Clock, SystemClock};
+use crate::comm::groups::Groups;
+use crate::comm::{Communicator, Completion, Operation, Pending, Receive, Received, Send};
+use crate::error::Result;
+use crate::tensor::Storage;
+
+/// The links between all ranks of a process. Make one, and give every rank a clone of the `Arc`.
+#[derive(Debug)]
+pub struct Link {
+    latency: Duration,
+    bytes_per_second: f64,
+    clock: Arc<dyn Clock>,
+    groups: Groups,
+    /// When messages arrive, by (group, sender, receiver).
+    arrivals: Mutex<BTreeMap<Way, Arrivals>>,
+}
+
+/// Group, sender, receiver.
+type Way = (u64, usize, usize);
+
+/// When the messages of one way arrive: the n-th that is sent is the n-th that is expected.
+#[derive(Debug, Default)]
+struct Arrivals {
+    sent: u64,
+    expected: u64,
+    due: BTreeMap<u64, Duration>,
+    /// Given up before they were sent.
+    unwanted: BTreeSet<u64>,
+}
+
+impl Arrivals {
+    /// The next message will arrive at `due`.
+    fn announce(&mut self, due: Duration) {
+        if !self.unwanted.remove(&self.sent) {
+            self.due.insert(self.sent, due);
+        }
+        self.sent += 1;
+    }
+
+    /// The message announced last is not sent.
+    fn withdraw(&mut self) {
+        self.sent -= 1;
+        if self.due.remove(&self.sent).is_none() {
+            self.unwanted.insert(self.sent);
+        }
+    }
+
+    /// The number of the next message that nobody expects yet.
+    fn expect(&mut self) -> u64 {
+        self.expected += 1;
+        self.expected - 1
+    }
+
+    /// When the message of this number arrives, if it is sent.
+    fn take(&mut self, number: u64) -> Option<Duration> {
+        self.due.remove(&number)
+    }
+
+    /// Nobody asks for an expected message any more.
+    fn discard(&mut self, number: u64) {
+        if self.due.remove(&number).is_none() && number >= self.sent {
+            self.unwanted.insert(number);
+        }
+    }
+}
+
+impl Link {
+    /// A message posted at time t can be taken out at t + `latency` + bytes / `bytes_per_second`. Messages do not
+    /// slow each other down. A rate of 0 or less, or NaN, is taken as without limit.
+    pub fn new(latency: Duration, bytes_per_second: f64) -> Arc<Self> {
+        Self::with_clock(latency, bytes_per_second, Arc::new(SystemClock::default()))
+    }
+
+    /// A link in the time of `clock`.
+    pub fn with_clock(latency: Duration, bytes_per_second: f64, clock: Arc<dyn Clock>) -> Arc<Self> {
+        let (groups, arrivals) = (Groups::default(), Mutex::default());
+        Arc::new(Link { latency, bytes_per_second, clock, groups, arrivals })
+    }
+
+    /// Time that a message of so many bytes is under way.
+    pub fn travel(&self, bytes: usize) -> Duration {
+        let seconds = if self.bytes_per_second > 0.0 { bytes as f64 / self.bytes_per_second } else { 0.0 };
+        self.latency.saturating_add(Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX))
+    }
+
+    fn arrivals(&self) -> MutexGuard<'_, BTreeMap<Way, Arrivals>> {
+        self.arrivals.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Sleeps until the clock shows `due`.
+    fn sleep_until(&self, due: Duration) {
+        while let Some(left) = due.checked_sub(self.clock.now()).filter(|left| !left.is_zero()) {
+            std::thread::sleep(self.clock.nap(left));
+        }
+    }
+}
+
+/// A communicator whose messages take the time of a [`Link`]. Every rank must be wrapped, with the same link.
+#[derive(Debug)]
+pub struct SimulatedLink<C> {
+    inner: C,
+    link: Arc<Link>,
+    group: u64,
+    splits: AtomicU64,
+}
+
+impl<C> SimulatedLink<C> {
+    /// Puts `link` between the ranks of `inner`.
+    pub fn new(inner: C, link: Arc<Link>) -> Self {
+        SimulatedLink { inner, link, group: Groups::ALL, splits: AtomicU64::new(0) }
+    }
+}
+
+impl<S: Storage, C: Communicator<S>> Communicator<S> for SimulatedLink<C> {
+    fn rank(&self) -> usize {
+        self.inner.rank()
+    }
+
+    fn size(&self) -> usize {
+        self.inner.size()
+    }
+
+    fn global_rank(&self, rank: usize) -> usize {
+        self.inner.global_rank(rank)
+    }
+
+    fn exchange(&self, operation: Operation, sends: Vec<Send<S>>, receives: Vec<Receive>) -> Result<Pending<S>> {
+        let me = self.inner.rank();
+        let now = self.link.clock.now();
+        let sent: Vec<Way> = sends.iter().map(|send| (self.group, me, send.to)).collect();
+        let expected: Vec<Way> = receives.iter().map(|receive| (self.group, receive.from, me)).collect();
+        {
+            // Arrival times go ahead of the messages, so a message that has come has its time.
+            let mut arrivals = self.link.arrivals();
+            for (send, &way) in sends.iter().zip(&sent) {
+                let due = now.saturating_add(self.link.travel(send.parcel.bytes()));
+                arrivals.entry(way).or_default().announce(due);
+            }
+        }
+        let posted = self.inner.exchange(operation, sends, receives);
+        let mut arrivals = self.link.arrivals();
+        let pending = posted.inspect_err(|_| {
+            sent.iter().for_each(|&way| arrivals.entry(way).or_default().withdraw());
+        })?;
+        let messages = expected.into_iter().map(|way| (way, arrivals.entry(way).or_default().expect())).collect();
+        let expected = Expected { link: self.link.clone(), messages };
+        Ok(Pending::new(Delayed { pending, expected }))
+    }
+
+    fn barrier(&self) -> Result<()> {
+        self.inner.barrier()
+    }
+
+    fn split(&self, color: usize, key: usize) -> Result<Box<dyn Communicator<S>>> {
+        let inner = self.inner.split(color, key)?;
+        let group = self.link.groups.number(self.group, self.splits.fetch_add(1, Ordering::Relaxed), color);
+        Ok(Box::new(SimulatedLink { inner, link: self.link.clone(), group, splits: AtomicU64::new(0) }))
+    }
+
+    fn abort(&self, reason: &str) {
+        self.inner.abort(reason);
+    }
+}
+
+/// Messages whose arrival times this rank has not read yet.
+struct Expected {
+    link: Arc<Link>,
+    messages: Vec<(Way, u64)>,
+}
+
+impl Drop for Expected {
+    fn drop(&mut self) {
+        let mut arrivals = self.link.arrivals();
+        for (way, number) in self.messages.drain(..) {
+            arrivals.entry(way).or_default().discard(number);
+        }
+    }
+}
+
+struct Delayed<S> {
+    pending: Pending<S>,
+    expected: Expected,
+}
+
+impl<S: Storage> Completion<S> for Delayed<S> {
+    fn complete(self: Box<Self>) -> Result<Received<S>> {
+        let Delayed { pending, mut expected } = *self;
+        let received = pending.wait()?;
+        let due = {
+            let mut arrivals = expected.link.arrivals();
+            let messages = std::mem::take(&mut expected.messages).into_iter();
+            messages.filter_map(|(way, number)| arrivals.entry(way).or_default().take(number)).max()
+        };
+        if let Some(due) = due {
+            expected.link.sleep_until(due);
+        }
+        Ok(received)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::comm::clock::ManualClock;
+    use crate::comm::threads::run;
+    use crate::tensor::Buffer;
+
+    /// Sends 1000 bytes to the other of two ranks.
+    fn swap(comm: &impl Communicator) -> Result<Pending> {
+        let peer = 1 - comm.rank();
+        let sends = vec![Send { to: peer, parcel: Buffer::from_slice(&[7u8; 1000]).into() }];
+        comm.exchange("swap".into(), sends, vec![Receive::of::<u8>(peer, 1000)])
+    }
+
+    #[test]
+    fn travel_time_is_latency_plus_size_over_rate() {
+        let link = Link::new(Duration::from_millis(5), 1e6);
+        assert_eq!(link.travel(0), Duration::from_millis(5));
+        assert_eq!(link.travel(1000), Duration::from_millis(6));
+        assert_eq!(Link::new(Duration::ZERO, 0.0).travel(1 << 40), Duration::ZERO);
+    }
+
+    #[test]
+    fn a_message_comes_when_its_time_has_come() {
+        let clock = ManualClock::default();
+        let link = Link::with_clock(Duration::from_secs(2), 1000.0, Arc::new(clock.clone()));
+        let times = run(2, |comm| {
+            let comm = SimulatedLink::new(comm, link.clone());
+            // One exchange is given up, one goes through a group of its own: neither moves the times of the others.
+            drop(swap(&comm)?);
+            let group = comm.split(0, 0)?;
+            let (here, there) = (swap(&comm)?, swap(&group)?);
+            comm.barrier()?;
+            if comm.rank() == 0 {
+                clock.advance(Duration::from_millis(2999));
+            }
+            comm.barrier()?;
+            let early = clock.now();
+            std::thread::scope(|scope| {
+                let waiting = scope.spawn(|| here.wait().and_then(|_| there.wait()).map(|_| clock.now()));
+                std::thread::sleep(Duration::from_millis(10));
+                let held = !waiting.is_finished();
+                comm.barrier()?;
+                if comm.rank() == 0 {
+                    clock.advance(Duration::from_millis(1));
+                }
+                let arrived = waiting.join().expect("waiting does not panic")?;
+                Ok((early, held, arrived))
+            })
+        });
+        let expected = (Duration::from_millis(2999), true, Duration::from_secs(3));
+        assert_eq!(times, Ok(vec![expected; 2]));
+    }
+
+    #[test]
+    fn an_exchange_that_fails_does_not_move_the_times_of_the_next() {
+        let clock = ManualClock::default();
+        let link = Link::with_clock(Duration::ZERO, 1000.0, Arc::new(clock.clone()));
+        let held = run(2, |comm| {
+            let comm = SimulatedLink::new(comm, link.clone());
+            if comm.rank() == 0 {
+                // The first would have been there at once.
+                let send = |to| Send { to, parcel: Buffer::from_slice(&[0u8; 0]).into() };
+                let failed = comm.exchange("swap".into(), vec![send(1), send(2)], vec![Receive::of::<u8>(1, 0)]);
+                assert!(failed.is_err(), "there are two ranks");
+            }
+            comm.barrier()?;
+            let pending = swap(&comm)?;
+            comm.barrier()?;
+            std::thread::scope(|scope| {
+                let waiting = scope.spawn(|| pending.wait().map(|_| ()));
+                std::thread::sleep(Duration::from_millis(10));
+                let held = !waiting.is_finished();
+                comm.barrier()?;
+                if comm.rank() == 0 {
+                    clock.advance(Duration::from_secs(1));
+                }
+                waiting.join().expect("waiting does not panic")?;
+                Ok(held)
+            })
+        });
+        assert_eq!(held, Ok(vec![true; 2]), "1000 bytes take a second, both ways");
+        let arrivals = link.arrivals();
+        assert!(arrivals.values().all(|way| way.due.is_empty() && way.unwanted.is_empty()), "{arrivals:?}");
+    }
+
+    #[test]
+    fn work_hides_the_link() {
+        let clock = ManualClock::default();
+        let link = Link::with_clock(Duration::from_millis(200), 0.0, Arc::new(clock.clone()));
+        let times = run(2, |comm| {
+            let comm = SimulatedLink::new(comm, link.clone());
+            let pending = swap(&comm)?;
+            comm.barrier()?;
+            // As long as the message is on its way, both ranks have something else to do.
+            if comm.rank() == 0 {
+                clock.advance(Duration::from_millis(200));
+            }
+            comm.barrier()?;
+            // The time does not go on any more: a message that was not there yet would never be.
+            pending.wait()?;
+            Ok(clock.now())
+        });
+        assert_eq!(times, Ok(vec![Duration::from_millis(200); 2]));
+    }
+}

@@ -1,0 +1,188 @@
+//! A decorator that counts what a rank sends.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use crate::comm::{Communicator, Operation, Pending, Receive, Send};
+use crate::error::Result;
+use crate::tensor::Storage;
+
+/// What one rank sent: payload handed to the communicator for other ranks, a block once per rank that receives it.
+/// What an engine does inside (barriers, splits) is not counted.
+#[derive(Debug)]
+pub struct Traffic {
+    /// By receiver.
+    links: Vec<(AtomicU64, AtomicU64)>,
+    operations: Mutex<BTreeMap<&'static str, u64>>,
+}
+
+impl Traffic {
+    fn new(size: usize) -> Self {
+        Traffic { links: (0..size).map(|_| Default::default()).collect(), operations: Mutex::default() }
+    }
+
+    /// Bytes to all other ranks.
+    pub fn bytes(&self) -> u64 {
+        self.links.iter().map(|(bytes, _)| bytes.load(Ordering::Relaxed)).sum()
+    }
+
+    /// Messages to all other ranks.
+    pub fn messages(&self) -> u64 {
+        self.links.iter().map(|(_, messages)| messages.load(Ordering::Relaxed)).sum()
+    }
+
+    /// Bytes to rank `to` of the communicator that was wrapped first; 0 for a rank that does not exist.
+    pub fn bytes_to(&self, to: usize) -> u64 {
+        self.links.get(to).map_or(0, |(bytes, _)| bytes.load(Ordering::Relaxed))
+    }
+
+    /// Messages to rank `to` of the communicator that was wrapped first; 0 for a rank that does not exist.
+    pub fn messages_to(&self, to: usize) -> u64 {
+        self.links.get(to).map_or(0, |(_, messages)| messages.load(Ordering::Relaxed))
+    }
+
+    /// Bytes sent by exchanges of this name.
+    pub fn bytes_in(&self, operation: &str) -> u64 {
+        self.operations.lock().unwrap_or_else(PoisonError::into_inner).get(operation).copied().unwrap_or(0)
+    }
+
+    /// Starts again from zero.
+    pub fn reset(&self) {
+        for (bytes, messages) in &self.links {
+            bytes.store(0, Ordering::Relaxed);
+            messages.store(0, Ordering::Relaxed);
+        }
+        self.operations.lock().unwrap_or_else(PoisonError::into_inner).clear();
+    }
+
+    fn add(&self, operation: &'static str, to: usize, sent: u64) {
+        if let Some((bytes, messages)) = self.links.get(to) {
+            bytes.fetch_add(sent, Ordering::Relaxed);
+            messages.fetch_add(1, Ordering::Relaxed);
+        }
+        *self.operations.lock().unwrap_or_else(PoisonError::into_inner).entry(operation).or_default() += sent;
+    }
+}
+
+/// Counts what goes through a communicator and through those split from it.
+#[derive(Debug)]
+pub struct Counted<C> {
+    inner: C,
+    /// By rank of `inner`: the rank of the communicator that was wrapped first; `None` if this is the one.
+    ranks: Option<Vec<usize>>,
+    traffic: Arc<Traffic>,
+}
+
+impl<C> Counted<C> {
+    /// Counts from zero.
+    pub fn new<S: Storage>(inner: C) -> Self
+    where
+        C: Communicator<S>,
+    {
+        let traffic = Arc::new(Traffic::new(inner.size()));
+        Counted { inner, ranks: None, traffic }
+    }
+
+    /// The counters; they may be read while the ranks run and after they have ended.
+    pub fn traffic(&self) -> Arc<Traffic> {
+        self.traffic.clone()
+    }
+}
+
+impl<S: Storage, C: Communicator<S>> Communicator<S> for Counted<C> {
+    fn rank(&self) -> usize {
+        self.inner.rank()
+    }
+
+    fn size(&self) -> usize {
+        self.inner.size()
+    }
+
+    fn global_rank(&self, rank: usize) -> usize {
+        self.inner.global_rank(rank)
+    }
+
+    fn exchange(&self, operation: Operation, sends: Vec<Send<S>>, receives: Vec<Receive>) -> Result<Pending<S>> {
+        let sent: Vec<_> = sends.iter().map(|send| (send.to, send.parcel.bytes() as u64)).collect();
+        let pending = self.inner.exchange(operation, sends, receives)?;
+        for (to, bytes) in sent {
+            self.traffic.add(operation.name, self.ranks.as_ref().map_or(to, |ranks| ranks[to]), bytes);
+        }
+        Ok(pending)
+    }
+
+    fn barrier(&self) -> Result<()> {
+        self.inner.barrier()
+    }
+
+    fn split(&self, color: usize, key: usize) -> Result<Box<dyn Communicator<S>>> {
+        let inner = self.inner.split(color, key)?;
+        // Global ranks lead from the new numbers to those of `self`, and from there to the first.
+        let here: Vec<usize> = (0..self.size()).map(|rank| self.inner.global_rank(rank)).collect();
+        let first = |at: usize| self.ranks.as_ref().map_or(at, |ranks| ranks[at]);
+        let place = |global: usize| here.iter().position(|&other| other == global).map_or(global, first);
+        let ranks = (0..inner.size()).map(|rank| place(inner.global_rank(rank))).collect();
+        Ok(Box::new(Counted { inner, ranks: Some(ranks), traffic: self.traffic.clone() }))
+    }
+
+    fn abort(&self, reason: &str) {
+        self.inner.abort(reason);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::comm::{Collectives, threads::run};
+    use crate::tensor::Buffer;
+
+    #[test]
+    fn counts_are_exact() {
+        let counts = [3, 0, 5];
+        let traffic = run(3, |comm| {
+            let comm = Counted::new(comm);
+            comm.barrier()?;
+            let mine = Buffer::from_slice(&vec![0f32; counts[comm.rank()]]);
+            comm.all_gather_v(mine, &counts)?;
+            Ok(comm.traffic())
+        });
+        let traffic = traffic.expect("no rank fails");
+        let seen: Vec<_> = traffic.iter().map(|t| (t.bytes(), t.messages(), t.bytes_to(1), t.messages_to(1))).collect();
+        assert_eq!(seen, [(24, 2, 12, 1), (0, 0, 0, 0), (40, 2, 20, 1)], "rank 1 has nothing to send");
+        assert_eq!((traffic[0].bytes_in("all_gather"), traffic[0].bytes_in("barrier")), (24, 0));
+    }
+
+    #[test]
+    fn splits_count_into_the_same_totals() {
+        let traffic = run(4, |comm| {
+            // Wrapped after a split: ranks are those of the first half, 3 and 1.
+            let halves = comm.split(comm.rank() % 2, 4 - comm.rank())?;
+            let comm = Counted::new(halves);
+            comm.exchange(
+                "outer".into(),
+                vec![Send { to: 1 - comm.rank(), parcel: Buffer::from_slice(&[1f64]).into() }],
+                vec![],
+            )?
+            .wait()?;
+            let turned = comm.split(0, 1 - comm.rank())?;
+            turned
+                .exchange(
+                    "inner".into(),
+                    vec![Send { to: 1 - turned.rank(), parcel: Buffer::from_slice(&[1u8]).into() }],
+                    vec![],
+                )?
+                .wait()?;
+            // Nobody leaves before all have sent.
+            turned.barrier()?;
+            Ok((comm.rank(), comm.traffic()))
+        });
+        for (rank, traffic) in traffic.expect("no rank fails") {
+            assert_eq!((traffic.bytes(), traffic.messages()), (9, 2));
+            assert_eq!((traffic.bytes_to(1 - rank), traffic.bytes_to(rank)), (9, 0));
+            assert_eq!((traffic.bytes_in("outer"), traffic.bytes_in("inner")), (8, 1));
+            traffic.reset();
+            assert_eq!((traffic.bytes(), traffic.messages(), traffic.bytes_in("inner")), (0, 0, 0));
+        }
+    }
+}

@@ -1,0 +1,185 @@
+//! A kernel as an object: its type ends here, and what runs it is compiled once per device.
+
+use std::any::Any;
+use std::fmt;
+use std::marker::PhantomData;
+
+use crate::error::{PlanError, Result};
+use crate::kernel::{Flash, Kernel, TileOperands, Unfused};
+use crate::ops::Ops;
+use crate::ops::attention::AttentionShape;
+use crate::tensor::{AccMatrix, Device, ElemMatrix};
+
+/// What a kernel keeps of a tile for the backward pass: [`Kernel::Saved`].
+pub type Saved = Box<dyn Any + Send>;
+
+/// Operands of a tile's backward pass besides the tile itself, and where it adds.
+pub struct TileGradients<'a, D: Device> {
+    /// Output of the forward pass, all tiles merged.
+    pub out: &'a AccMatrix<D>,
+    /// Its log-sum-exp.
+    pub lse: &'a AccMatrix<D>,
+    /// Product of output and its gradient, by row and head.
+    pub delta: &'a AccMatrix<D>,
+    /// Gradient of the output.
+    pub dout: &'a ElemMatrix<D>,
+    /// Gradient of the queries, added to.
+    pub dq: &'a mut AccMatrix<D>,
+    /// Gradient of keys and values, added to.
+    pub dkv: &'a mut AccMatrix<D>,
+}
+
+/// A [`Kernel`] without its type, on device `D`.
+pub trait DynKernel<D: Ops>: fmt::Debug + Send + Sync {
+    /// [`Kernel::NAME`].
+    fn name(&self) -> &'static str;
+
+    /// [`Kernel::ACROSS_SEQUENCES`].
+    fn across_sequences(&self) -> bool;
+
+    /// [`Kernel::NATURAL_KEYS`].
+    fn natural_keys(&self) -> bool;
+
+    /// Whether the backward pass needs what the forward pass saved of each tile ([`Kernel::nothing_saved`]).
+    fn saves(&self) -> bool;
+
+    /// [`Kernel::forward`]; something to keep if [`DynKernel::saves`].
+    fn forward(
+        &self,
+        device: &D,
+        tile: TileOperands<'_, D>,
+        out: &mut AccMatrix<D>,
+        lse: &mut AccMatrix<D>,
+    ) -> Option<Saved>;
+
+    /// [`Kernel::backward`], with what the forward pass saved of the same tile.
+    ///
+    /// # Errors
+    /// If the kernel saves something, and this is nothing or of another kernel.
+    fn backward(
+        &self,
+        device: &D,
+        tile: TileOperands<'_, D>,
+        saved: Option<&Saved>,
+        gradients: TileGradients<'_, D>,
+    ) -> Result<()>;
+
+    /// [`Kernel::merge`].
+    ///
+    /// # Errors
+    /// For kernels that keep no log-sum-exp.
+    fn merge(
+        &self,
+        device: &D,
+        shape: &AttentionShape,
+        out: &mut AccMatrix<D>,
+        lse: &mut AccMatrix<D>,
+        part: (&AccMatrix<D>, &AccMatrix<D>),
+    ) -> Result<()>;
+}
+
+struct Object<K>(PhantomData<K>);
+
+/// Kernel `K` as an object.
+pub fn kernel_object<K: Kernel, D: Ops>() -> &'static dyn DynKernel<D> {
+    &Object::<K>(PhantomData)
+}
+
+impl<K: Kernel> fmt::Debug for Object<K> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(K::NAME)
+    }
+}
+
+impl<K: Kernel, D: Ops> DynKernel<D> for Object<K> {
+    fn name(&self) -> &'static str {
+        K::NAME
+    }
+
+    fn across_sequences(&self) -> bool {
+        K::ACROSS_SEQUENCES
+    }
+
+    fn natural_keys(&self) -> bool {
+        K::NATURAL_KEYS
+    }
+
+    fn saves(&self) -> bool {
+        K::nothing_saved::<D>().is_none()
+    }
+
+    fn forward(
+        &self,
+        device: &D,
+        tile: TileOperands<'_, D>,
+        out: &mut AccMatrix<D>,
+        lse: &mut AccMatrix<D>,
+    ) -> Option<Saved> {
+        let saved = K::forward(device, tile, out, lse);
+        match K::nothing_saved::<D>() {
+            Some(_) => None,
+            None => Some(Box::new(saved)),
+        }
+    }
+
+    fn backward(
+        &self,
+        device: &D,
+        tile: TileOperands<'_, D>,
+        saved: Option<&Saved>,
+        gradients: TileGradients<'_, D>,
+    ) -> Result<()> {
+        let nothing = K::nothing_saved::<D>();
+        let saved = nothing.as_ref().or_else(|| saved?.downcast_ref::<K::Saved<D>>());
+        let Some(saved) = saved else {
+            let what = "a tile's backward pass without what the forward pass saved of it".to_string();
+            return Err(PlanError::Unsound { strategy: K::NAME, what }.into());
+        };
+        let TileGradients { out, lse, delta, dout, dq, dkv } = gradients;
+        K::backward(device, tile, saved, out, lse, delta, dout, dq, dkv);
+        Ok(())
+    }
+
+    fn merge(
+        &self,
+        device: &D,
+        shape: &AttentionShape,
+        out: &mut AccMatrix<D>,
+        lse: &mut AccMatrix<D>,
+        part: (&AccMatrix<D>, &AccMatrix<D>),
+    ) -> Result<()> {
+        K::merge(device, shape, out, lse, part)
+    }
+}
+
+/// The crate's kernels as values.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum KernelKind {
+    /// [`Flash`].
+    Flash,
+    /// [`Unfused`].
+    Unfused,
+}
+
+impl KernelKind {
+    /// [`Kernel::NAME`].
+    pub fn name(self) -> &'static str {
+        match self {
+            KernelKind::Flash => Flash::NAME,
+            KernelKind::Unfused => Unfused::NAME,
+        }
+    }
+
+    /// The kernel of this name.
+    pub fn named(name: &str) -> Option<Self> {
+        [KernelKind::Flash, KernelKind::Unfused].into_iter().find(|kind| kind.name() == name)
+    }
+
+    /// The kernel as an object for device `D`.
+    pub fn object<D: Ops>(self) -> &'static dyn DynKernel<D> {
+        match self {
+            KernelKind::Flash => kernel_object::<Flash, D>(),
+            KernelKind::Unfused => kernel_object::<Unfused, D>(),
+        }
+    }
+}
