@@ -45,7 +45,13 @@ fn plain() -> Plain {
         [Step::Tile { pieces, .. }] => pieces.clone(),
         steps => panic!("one rank has one tile, not {steps:?}"),
     };
-    Plain { device, shape, pieces, rows: (0..TOKENS).collect(), qkv: qkv.map(|shard| shard.into_matrix()) }
+    Plain {
+        device,
+        shape,
+        pieces: pieces.to_vec(),
+        rows: (0..TOKENS).collect(),
+        qkv: qkv.map(|shard| shard.into_matrix()),
+    }
 }
 
 #[library_benchmark]

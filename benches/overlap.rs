@@ -30,7 +30,7 @@ fn measure<H: Supports<Thd, Flash>>(strategy: H, link: &Arc<Link>) -> Result<[Du
     let values: Vec<f32> = (0..TOKENS * SHAPE.q_width()).map(|i| (i % 97) as f32 / 97.0 - 0.5).collect();
     let times = threads::run(2, |comm| {
         let device = Cpu::<f32>::new(1);
-        let handler = CpHandler::<H, Thd, _>::new(strategy, SimulatedLink::new(comm, link.clone()))?;
+        let handler = CpHandler::<H, Thd, _>::new(strategy.clone(), SimulatedLink::new(comm, link.clone()))?;
         let batch = Arc::new(Packed::from_lengths(&[TOKENS])?);
         let placement = handler.place_for(batch.clone(), &[(Mask::Full, 1)])?;
         let x = Full::<Thd, f32>::from_batch_first(&values, SHAPE.q_width(), batch)?;

@@ -96,7 +96,7 @@ fn unknown_names_list_what_exists() {
     refused("eval --data recall --model none --cp 2 --stages 2", &["2 stages", "not for ring", "leave --stages out"]);
     refused("train --data recall --strategy magi --stages 0", &["--stages is 0", "1 to 16"]);
     refused("inspect --lengths 8 --strategy dynamic --stages 17", &["--stages is 17", "1 to 16"]);
-    refused("inspect --lengths 8 --strategy ulysses --cp 3", &["8 query heads on 3 ranks"]);
+    refused("inspect --lengths 8 --strategy ulysses --cp 3 --heads 8", &["8 query heads on 3 ranks"]);
     refused("inspect --lengths 8 --transport threads", &["--transport"]);
     refused("inspect --lengths 8 --deadline 0", &["--deadline"]);
     refused("inspect --lengths 4611686018427387904", &["--lengths has more than", "shorter documents"]);

@@ -13,14 +13,14 @@ use crate::mask::{Bands, Mask};
 use crate::ops::Ops;
 use crate::ops::attention::AttentionShape;
 use crate::ops::unfused::Block;
-use crate::order::{DynPlacement, Placement, TokenOrder};
-use crate::plan::{Content, Piece, Program, View, Wire, check};
+use crate::order::{DynPlacement, Placement, Rows, TokenOrder};
+use crate::plan::{Content, Piece, Program, View, Wire, check, check_rank};
 use crate::strategy::CpStrategy;
 use crate::strategy::{DynStrategy, object};
 use crate::tensor::{DType, Device, DryRun};
 
 /// What the exchange of `strategy` plans from, and the rows of this rank's group if its ranks exchange heads.
-fn view_of(strategy: &dyn DynStrategy, placement: &DynPlacement, bands: Bands) -> (View, Option<Vec<Vec<usize>>>) {
+fn view_of(strategy: &dyn DynStrategy, placement: &DynPlacement, bands: Bands) -> (View, Option<Vec<Rows>>) {
     match strategy.swaps_heads() && placement.grid().inner > 1 {
         false => (View::new(placement, bands), None),
         true => {
@@ -55,7 +55,7 @@ impl<O: TokenOrder, L: Layout> AttentionPlan<O, L> {
     /// # Errors
     /// Those of [`RankPlan::new`].
     pub fn new<H: CpStrategy<Order = O>>(strategy: &H, placement: &Arc<Placement<O, L>>, mask: &Mask) -> Result<Self> {
-        let rank_plan = RankPlan::new(&*object(*strategy), placement.data(), mask)?;
+        let rank_plan = RankPlan::new(&*object(strategy.clone()), placement.data(), mask)?;
         Ok(Self::typed(placement.clone(), Arc::new(rank_plan)))
     }
 
@@ -69,7 +69,7 @@ impl<O: TokenOrder, L: Layout> AttentionPlan<O, L> {
     /// # Errors
     /// Those of [`RankPlan::check`].
     pub fn check<H: CpStrategy<Order = O>>(strategy: &H, placement: &Placement<O, L>, mask: &Mask) -> Result<()> {
-        RankPlan::check(&*object(*strategy), placement, mask)
+        RankPlan::check(&*object(strategy.clone()), placement, mask)
     }
 
     /// Where the tokens are.
@@ -108,7 +108,7 @@ pub struct RankPlan {
     /// Rows of the rank, padding included.
     pub(super) stored: usize,
     /// Memory row of each valid row.
-    pub(super) rows: Vec<usize>,
+    pub(super) rows: Rows,
     /// Whether memory rows are just the valid rows, so that queries need no packing.
     pub(super) in_place: bool,
     pub(super) blocks: Vec<Block>,
@@ -145,8 +145,8 @@ impl RankPlan {
     /// The plan of `strategy` for the placement's rank.
     ///
     /// # Errors
-    /// If a setting of the strategy is out of its bounds, the placement's ranks are not grouped as the strategy's, or the
-    /// mask does not fit the batch.
+    /// If a setting of the strategy is out of its bounds, the placement's ranks are not grouped as the strategy's, the mask
+    /// does not fit the batch, or a program names what there is not ([`check_rank`]).
     pub fn new(strategy: &dyn DynStrategy, placement: &Arc<DynPlacement>, mask: &Mask) -> Result<Self> {
         strategy.check()?;
         expect_groups(strategy, placement)?;
@@ -160,9 +160,7 @@ impl RankPlan {
             let members = (0..grid.inner).map(|inner| grid.rank(outer, inner)).collect();
             HeadSwap { strategy: strategy.name(), members, place, rows }
         });
-        let held = placement.valid_runs_of(rank);
-        let rows = held.iter().flat_map(|(local, run)| (*local..local + run.len).map(|at| placement.row_of(rank, at)));
-        let rows: Vec<usize> = rows.collect();
+        let rows = placement.valid_rows();
         let blocks = match batch.uniform() {
             Some(_) => {
                 let own = swap.as_ref().map_or(rows.len(), HeadSwap::group_rows) / batch.documents().max(1);
@@ -171,6 +169,7 @@ impl RankPlan {
             None => Vec::new(),
         };
         let (mut forward, mut backward) = (strategy.forward(&view), strategy.backward(&view));
+        check_rank(strategy.name(), &view, [&forward, &backward])?;
         if swap.is_some() {
             // Programs speak of groups; this rank talks to the members in its own place.
             let inner = grid.place(rank).1;
@@ -207,6 +206,13 @@ impl RankPlan {
         Operation::under(name, self.hash)
     }
 
+    /// An exchange of the programs: messages of other exchanges are refused too.
+    pub(super) fn exchange(&self, name: &'static str, exchange: usize) -> Operation {
+        let mut hasher = DefaultHasher::new();
+        (self.hash, exchange).hash(&mut hasher);
+        Operation::under(name, hasher.finish())
+    }
+
     /// The plan with gradients that travel in other numbers.
     pub fn with_wire(mut self, wire: Wire) -> Self {
         (self.wire, self.hash) = (wire, with_wire(self.made_of, wire));
@@ -225,7 +231,7 @@ impl RankPlan {
         let mut view = view_of(strategy, placement, bands).0;
         let mut programs = Vec::with_capacity(view.ranks());
         for rank in 0..view.ranks() {
-            view = view.turned_to(rank);
+            view = view.seen_from(rank);
             programs.push((strategy.forward(&view), strategy.backward(&view)));
         }
         check(strategy.name(), &view, &programs)

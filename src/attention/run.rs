@@ -146,7 +146,7 @@ pub fn backward<D: Ops>(
     let home = device.to_elem_matrix(&home);
     let spread = |columns: usize, first: usize| {
         let mut whole: ElemMatrix<D> = blank(device, plan, columns);
-        device.scatter_rows(&home, &plan.rows, &mut whole, first);
+        device.scatter_rows(&home, &plan.rows.to_vec(), &mut whole, first);
         whole
     };
     let (dk, dv) = (spread(whole.k_width(), 0), spread(whole.v_width(), whole.k_width()));
@@ -158,7 +158,7 @@ fn packed<'a, D: Ops>(device: &D, plan: &RankPlan, x: &'a ElemMatrix<D>) -> Pack
         return Packed::Original(x);
     }
     let mut copy = device.matrix(plan.rows.len(), x.cols());
-    device.gather_rows(x, &plan.rows, &mut copy, 0);
+    device.gather_rows(x, &plan.rows.to_vec(), &mut copy, 0);
     Packed::Copy(copy)
 }
 
@@ -170,8 +170,8 @@ fn packed_kv<D: Ops>(
     v: &ElemMatrix<D>,
 ) -> ElemMatrix<D> {
     let mut kv = device.matrix(plan.rows.len(), shape.kv_width());
-    device.gather_rows(k, &plan.rows, &mut kv, 0);
-    device.gather_rows(v, &plan.rows, &mut kv, shape.k_width());
+    device.gather_rows(k, &plan.rows.to_vec(), &mut kv, 0);
+    device.gather_rows(v, &plan.rows.to_vec(), &mut kv, shape.k_width());
     kv
 }
 
@@ -188,6 +188,6 @@ fn unpacked<D: Ops>(device: &D, plan: &RankPlan, x: ElemMatrix<D>) -> ElemMatrix
         return x;
     }
     let mut whole = blank(device, plan, x.cols());
-    device.scatter_rows(&x, &plan.rows, &mut whole, 0);
+    device.scatter_rows(&x, &plan.rows.to_vec(), &mut whole, 0);
     whole
 }

@@ -18,6 +18,11 @@ pub(super) fn unsound(what: &str) -> PlanError {
     PlanError::Unsound { strategy: "executor", what: what.to_string() }
 }
 
+/// Where a receive comes from.
+fn sender(receive: &Transfer) -> Result<usize, PlanError> {
+    receive.peer().ok_or_else(|| unsound("a receive from other than one rank"))
+}
+
 /// A matrix of valid rows: packed, or the original where nothing needs moving.
 pub(super) enum Packed<'a, D: Device> {
     Original(&'a ElemMatrix<D>),
@@ -107,14 +112,14 @@ impl<'a, D: Ops> Walk<'a, D> {
             &Step::Post { exchange, content: content @ Content::Keys, ref sends, ref receives } => {
                 let slot = |slot: usize| self.keys[slot].as_ref().map(Packed::matrix);
                 let (messages, own_keys) = self.pack(content, AsIs, sends, slot)?;
-                let pending = self.post::<D::Elem>(KEYS, AsIs, messages, receives)?;
+                let pending = self.post::<D::Elem>((KEYS, exchange), AsIs, messages, receives)?;
                 let own_gradients = VecDeque::new();
                 self.open.insert(exchange, Open { content, receives, pending, own_keys, own_gradients });
             }
             &Step::Post { exchange, content: content @ Content::Gradients, ref sends, ref receives } => {
                 let slot = |slot: usize| self.gradients[slot].as_ref();
                 let (messages, own_gradients) = self.pack(content, self.wire, sends, slot)?;
-                let pending = self.post::<D::Acc>(GRADIENTS, self.wire, messages, receives)?;
+                let pending = self.post::<D::Acc>((GRADIENTS, exchange), self.wire, messages, receives)?;
                 let own_keys = VecDeque::new();
                 self.open.insert(exchange, Open { content, receives, pending, own_keys, own_gradients });
             }
@@ -141,21 +146,24 @@ impl<'a, D: Ops> Walk<'a, D> {
     ) -> Result<(Vec<Send<D::Storage>>, VecDeque<Matrix<T, D::Storage>>)> {
         let (mut messages, mut own) = (Vec::new(), VecDeque::new());
         for send in sends.iter().filter(|send| !send.rows.is_empty()) {
-            let rows = match slot(send.slot) {
-                Some(source) => {
-                    let mut rows = self.device.matrix(send.rows.len(), self.width);
-                    self.device.gather_rows(source, &send.rows, &mut rows, 0);
-                    rows
+            let list = send.rows.to_vec();
+            for &peer in send.peers.as_slice() {
+                let rows = match slot(send.slot) {
+                    Some(source) => {
+                        let mut rows = self.device.matrix(list.len(), self.width);
+                        self.device.gather_rows(source, &list, &mut rows, 0);
+                        rows
+                    }
+                    None if content == Content::Keys => {
+                        return Err(unsound("keys sent out of a slot that holds none").into());
+                    }
+                    // Nothing was ever added to these gradients.
+                    None => self.device.zero_matrix(list.len(), self.width),
+                };
+                match peer == self.rank {
+                    true => own.push_back(rows),
+                    false => messages.push(Send { to: peer, parcel: encoding.encode(self.device, rows) }),
                 }
-                None if content == Content::Keys => {
-                    return Err(unsound("keys sent out of a slot that holds none").into());
-                }
-                // Nothing was ever added to these gradients.
-                None => self.device.zero_matrix(send.rows.len(), self.width),
-            };
-            match send.peer == self.rank {
-                true => own.push_back(rows),
-                false => messages.push(Send { to: send.peer, parcel: encoding.encode(self.device, rows) }),
             }
         }
         Ok((messages, own))
@@ -163,14 +171,19 @@ impl<'a, D: Ops> Walk<'a, D> {
 
     fn post<T: Element>(
         &self,
-        operation: &'static str,
+        (name, exchange): (&'static str, usize),
         encoding: impl Encoding<T, D>,
         messages: Vec<Send<D::Storage>>,
         receives: &[Transfer],
     ) -> Result<Accounted<D::Storage>> {
-        let expected = receives.iter().filter(|receive| receive.peer != self.rank && !receive.rows.is_empty());
-        let expected = expected.map(|receive| encoding.expect(receive.peer, receive.rows.len() * self.width));
-        Accounted::post(self.device, self.comm, self.plan.operation(operation), messages, expected.collect())
+        let mut expected = Vec::with_capacity(receives.len());
+        for receive in receives.iter().filter(|receive| !receive.rows.is_empty()) {
+            let peer = sender(receive)?;
+            if peer != self.rank {
+                expected.push(encoding.expect(peer, receive.rows.len() * self.width));
+            }
+        }
+        Accounted::post(self.device, self.comm, self.plan.exchange(name, exchange), messages, expected)
     }
 
     fn wait(&mut self, exchange: usize) -> Result<()> {
@@ -178,7 +191,8 @@ impl<'a, D: Ops> Walk<'a, D> {
         let mut parcels = exchange.pending.wait()?.parcels.into_iter();
         for receive in exchange.receives.iter().filter(|receive| !receive.rows.is_empty()) {
             let (rows, slot) = (receive.rows.len(), receive.slot);
-            let own = receive.peer == self.rank;
+            let peer = sender(receive)?;
+            let own = peer == self.rank;
             let missing = || unsound("a receive without a message");
             match exchange.content {
                 Content::Keys => {
@@ -186,10 +200,10 @@ impl<'a, D: Ops> Walk<'a, D> {
                         true => exchange.own_keys.pop_front().ok_or_else(missing)?,
                         false => {
                             let parcel = parcels.next().ok_or_else(missing)?;
-                            AsIs.decode(self.device, parcel, (receive.peer, KEYS), (rows, self.width))?
+                            AsIs.decode(self.device, parcel, (peer, KEYS), (rows, self.width))?
                         }
                     };
-                    let whole = receive.rows.iter().copied().eq(0..self.program.slots[slot]);
+                    let whole = receive.rows.are_all(self.program.slots[slot]);
                     if whole && self.keys[slot].is_none() {
                         self.keys[slot] = Some(Packed::Copy(matrix));
                         continue;
@@ -197,18 +211,18 @@ impl<'a, D: Ops> Walk<'a, D> {
                     self.key_slot(slot);
                     let target = self.keys[slot].as_mut().and_then(Packed::copy_mut);
                     let target = target.ok_or_else(|| unsound("keys received into a slot that is borrowed"))?;
-                    self.device.scatter_rows(&matrix, &receive.rows, target, 0);
+                    self.device.scatter_rows(&matrix, &receive.rows.to_vec(), target, 0);
                 }
                 Content::Gradients => {
                     let matrix = match own {
                         true => exchange.own_gradients.pop_front().ok_or_else(missing)?,
                         false => {
                             let parcel = parcels.next().ok_or_else(missing)?;
-                            self.wire.decode(self.device, parcel, (receive.peer, GRADIENTS), (rows, self.width))?
+                            self.wire.decode(self.device, parcel, (peer, GRADIENTS), (rows, self.width))?
                         }
                     };
                     let mut target = self.take_gradients(slot);
-                    self.device.scatter_add_rows(&matrix, &receive.rows, &mut target);
+                    self.device.scatter_add_rows(&matrix, &receive.rows.to_vec(), &mut target);
                     self.gradients[slot] = Some(target);
                 }
             }

@@ -26,14 +26,14 @@ impl HeadSwap {
         [q, k, v]: [&ElemMatrix<D>; 3],
     ) -> Result<Swapped<D>> {
         let AttentionShape { qk_dim, v_dim, .. } = *shape;
-        let (shares, rows) = (self.shares(shape)?, &plan.rows[..]);
+        let (shares, rows) = (self.shares(shape)?, plan.rows.to_vec());
         let message = |member: usize| {
             let share = &shares[member];
             let mut message: ElemMatrix<D> = device.matrix(rows.len(), share.qkv_width());
             let (keys, values) = (share.shape.q_width(), share.shape.q_width() + share.kv.len() * qk_dim);
-            device.gather_block(q, rows, share.q_columns(qk_dim), &mut message, 0);
-            device.gather_block(k, rows, share.kv_columns(qk_dim), &mut message, keys);
-            device.gather_block(v, rows, share.kv_columns(v_dim), &mut message, values);
+            device.gather_block(q, &rows, share.q_columns(qk_dim), &mut message, 0);
+            device.gather_block(k, &rows, share.kv_columns(qk_dim), &mut message, keys);
+            device.gather_block(v, &rows, share.kv_columns(v_dim), &mut message, values);
             message
         };
         let share = &shares[self.place];
@@ -52,6 +52,7 @@ impl HeadSwap {
             kv: device.matrix(self.group_rows(), share.shape.kv_width()),
         };
         for (part, rows) in parts.iter().zip(&self.rows) {
+            let rows = &rows.to_vec();
             device.scatter_block(part, 0..queries, rows, &mut swapped.q, 0);
             for (from, to, columns) in share.blocks() {
                 let from = queries + from;
@@ -74,7 +75,7 @@ impl HeadSwap {
         let (shares, own) = (self.shares(shape)?, self.rows[self.place].len());
         let message = |member: usize| {
             let mut message = device.matrix(self.rows[member].len(), x.cols());
-            device.gather_rows(x, &self.rows[member], &mut message, 0);
+            device.gather_rows(x, &self.rows[member].to_vec(), &mut message, 0);
             message
         };
         let columns = |member: usize| shares[member].q_columns(dim);
@@ -103,11 +104,11 @@ impl HeadSwap {
         shape: &AttentionShape,
         dout: &ElemMatrix<D>,
     ) -> Result<ElemMatrix<D>> {
-        let (shares, rows) = (self.shares(shape)?, &plan.rows[..]);
+        let (shares, rows) = (self.shares(shape)?, plan.rows.to_vec());
         let message = |member: usize| {
             let columns = shares[member].q_columns(shape.v_dim);
             let mut message: ElemMatrix<D> = device.matrix(rows.len(), columns.len());
-            device.gather_block(dout, rows, columns, &mut message, 0);
+            device.gather_block(dout, &rows, columns, &mut message, 0);
             message
         };
         let width = shares[self.place].shape.out_width();
@@ -121,7 +122,7 @@ impl HeadSwap {
         )?;
         let mut whole = device.matrix(self.group_rows(), width);
         for (part, rows) in parts.iter().zip(&self.rows) {
-            device.scatter_rows(part, rows, &mut whole, 0);
+            device.scatter_rows(part, &rows.to_vec(), &mut whole, 0);
         }
         Ok(whole)
     }
@@ -145,7 +146,7 @@ impl HeadSwap {
         }
         let message = |member: usize| {
             let mut message = device.matrix(self.rows[member].len(), once.cols());
-            device.gather_rows(&once, &self.rows[member], &mut message, 0);
+            device.gather_rows(&once, &self.rows[member].to_vec(), &mut message, 0);
             message
         };
         let width = |member: usize| shares[member].kv_width();

@@ -196,7 +196,7 @@ pub(super) fn attend<K: Kernel, T: Float>(
     let counted = Counted::new(comm);
     let traffic = counted.traffic();
     // Rehearsed already, where that is asked for.
-    let handler = subject.handler(Box::new(counted))?.with_plan_checks(false);
+    let handler = subject.handler(Box::new(counted))?;
     let batch = placement.batch();
     let placement = handler.place_with(batch.clone(), placement.deal().clone())?;
     let mut shards: Vec<DynShard<T>> = Vec::new();

@@ -131,7 +131,7 @@ fn foreign_operands<K: Kernel>(kit: &mut Kit) -> Result<(), Failure> {
     let case = kit.case.on(&*batches[0]);
     let refused = kit.on_ranks(Check::ForeignOperand, &case, &|comm| {
         let (device, kernel) = (Cpu::<f64>::new(1), kernel_object::<K, Cpu<f64>>());
-        let handler = subject.handler(comm)?.with_plan_checks(false);
+        let handler = subject.handler(comm)?;
         let widths = [shape.q_width(), shape.k_width(), shape.v_width(), shape.out_width()];
         let mut shards = Vec::new();
         for batch in &batches {

@@ -37,7 +37,6 @@ pub struct HandlerCore {
     layout: LayoutKind,
     rank: usize,
     ranks: usize,
-    checks: bool,
     wire: Wire,
     placements: Recent<Placed, Arc<DynPlacement>>,
     /// By hash of the placement.
@@ -89,7 +88,6 @@ impl HandlerCore {
             layout,
             rank,
             ranks,
-            checks: true,
             wire: Wire::default(),
             placements: Recent::new(),
             plans: Recent::new(),
@@ -125,10 +123,6 @@ impl HandlerCore {
     pub(super) fn attends(&self, plan: &RankPlan) {
         let before = self.attended.load(Ordering::Relaxed);
         self.attended.store(digest_of((before, plan.hash())), Ordering::Relaxed);
-    }
-
-    pub(super) fn set_plan_checks(&mut self, checks: bool) {
-        self.checks = checks;
     }
 
     pub(super) fn set_gradient_wire(&mut self, wire: Wire) {
@@ -177,17 +171,12 @@ impl HandlerCore {
     /// [`CpHandler::plan`](crate::handler::CpHandler::plan).
     ///
     /// # Errors
-    /// If the placement is not this handler's, the mask does not fit the batch, or the plans of all ranks do not fit
-    /// together.
+    /// If the placement is not this handler's, or the mask does not fit the batch.
     pub fn plan(&self, placement: &Arc<DynPlacement>, mask: &Mask) -> Result<Arc<RankPlan>> {
         self.expect_own(placement)?;
         // Before the cache is asked: placements of other groups have the same hash.
         expect_groups(&*self.strategy, placement)?;
         self.plans.get_or_make((placement.hash(), mask.clone(), self.wire), |_| {
-            // One rank's rehearsal speaks for all; where it fails, the others hear of it.
-            if self.checks && self.rank == 0 && self.ranks > 1 {
-                RankPlan::check(&*self.strategy, placement, mask)?;
-            }
             Ok(Arc::new(RankPlan::new(&*self.strategy, placement, mask)?.with_wire(self.wire)))
         })
     }
@@ -226,7 +215,7 @@ impl HandlerCore {
             return Err(LayoutError::Rows { expected, found }.into());
         }
         let mut matrix = device.matrix(placement.rows(), full.cols());
-        device.gather_rows(full, &placement.full_rows_of(placement.rank()), &mut matrix, 0);
+        device.gather_rows(full, &placement.full_rows_of(placement.rank()).to_vec(), &mut matrix, 0);
         DynShard::new(matrix, placement.clone())
     }
 

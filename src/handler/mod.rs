@@ -78,15 +78,8 @@ impl<H: CpStrategy, L: Layout, C> CpHandler<H, L, C> {
     where
         C: Communicator<S>,
     {
-        let core = HandlerCore::new(object(strategy), L::KIND, comm.rank(), comm.size())?;
+        let core = HandlerCore::new(object(strategy.clone()), L::KIND, comm.rank(), comm.size())?;
         Ok(CpHandler { strategy, core, comm, layout: PhantomData })
-    }
-
-    /// Whether the first rank rehearses every new plan of all ranks before it is used ([`crate::plan::check`]), which is
-    /// the default. An exchange that leaves something out on purpose passes no check.
-    pub fn with_plan_checks(mut self, checks: bool) -> Self {
-        self.core.set_plan_checks(checks);
-        self
     }
 
     /// In what numbers gradients of keys and values travel in attention. Every rank must use the same.

@@ -38,12 +38,6 @@ impl<S: Storage> DynHandler<S> {
         Ok(DynHandler { core: HandlerCore::new(strategy, layout, comm.rank(), comm.size())?, comm })
     }
 
-    /// [`CpHandler::with_plan_checks`](crate::handler::CpHandler::with_plan_checks).
-    pub fn with_plan_checks(mut self, checks: bool) -> Self {
-        self.core.set_plan_checks(checks);
-        self
-    }
-
     /// [`CpHandler::with_gradient_wire`](crate::handler::CpHandler::with_gradient_wire).
     pub fn with_gradient_wire(mut self, wire: Wire) -> Self {
         self.core.set_gradient_wire(wire);

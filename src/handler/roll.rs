@@ -7,42 +7,38 @@ use crate::error::Result;
 use crate::handler::core::MadeOf;
 use crate::handler::{CpHandler, HandlerRef};
 use crate::layout::Layout;
-use crate::ops::rows::Rows;
-use crate::order::{DynPlacement, DynShard, Placement, Shard, TokenOrder};
+use crate::ops::rows::Rows as MoveRows;
+use crate::order::{DynPlacement, DynShard, Placement, Rows, Shard, TokenOrder};
 use crate::strategy::CpStrategy;
 use crate::tensor::{Element, Matrix, Storage};
 
-/// Where the rows of a rolled shard come from.
+/// Where the rows of a rolled shard come from, and who else takes this rank's.
 #[derive(Debug)]
 pub(super) struct Moves {
-    /// Pairs of (source row, target row) on this rank.
-    own: (Vec<usize>, Vec<usize>),
-    /// Rows that go to each rank, in the order of its target rows.
-    send: Vec<Vec<usize>>,
-    /// Target rows of what comes from each rank.
-    receive: Vec<Vec<usize>>,
+    /// Source rows and target rows on this rank.
+    own: (Rows, Rows),
+    /// Rows that go to other ranks, in the order of the tokens that they become.
+    send: Vec<(usize, Rows)>,
+    /// Target rows of what comes from other ranks.
+    receive: Vec<(usize, Rows)>,
 }
 
 impl Moves {
     fn new(placement: &DynPlacement, offset: i64) -> Self {
-        let (rank, ranks) = (placement.rank(), placement.ranks());
-        let mut moves =
-            Moves { own: (Vec::new(), Vec::new()), send: vec![Vec::new(); ranks], receive: vec![Vec::new(); ranks] };
-        for reader in 0..ranks {
-            for (row, source) in placement.rolled_sources(reader, offset).into_iter().enumerate() {
-                let Some((owner, local)) = source.map(|token| placement.locate(token)) else { continue };
-                match (owner == rank, reader == rank) {
-                    (true, true) => {
-                        moves.own.0.push(placement.row_of(rank, local));
-                        moves.own.1.push(row);
-                    }
-                    (true, false) => moves.send[reader].push(placement.row_of(rank, local)),
-                    (false, true) => moves.receive[owner].push(row),
-                    (false, false) => {}
-                }
+        let (mut send, mut receive, mut own) = (Vec::new(), Vec::new(), (Rows::default(), Rows::default()));
+        for (owner, targets, sources) in placement.rolled(offset) {
+            match owner == placement.rank() {
+                true => own = (sources, targets),
+                false => receive.push((owner, targets)),
             }
         }
-        moves
+        // Nothing goes farther back than the smallest number.
+        for (reader, sources, _) in placement.rolled(offset.saturating_neg()) {
+            if reader != placement.rank() {
+                send.push((reader, sources));
+            }
+        }
+        Moves { own, send, receive }
     }
 
     /// What undoes it: every row goes back to where it came from.
@@ -52,17 +48,17 @@ impl Moves {
 }
 
 /// A tensor to roll, whatever its elements; [`DynRoll`] is the one implementation.
-pub trait DynRollable<D: Rows> {
+pub trait DynRollable<D: MoveRows> {
     /// Where the rows belong.
     fn placement(&self) -> &Arc<DynPlacement>;
     /// Rows that go to another rank.
-    fn pack(&self, device: &D, rows: &[usize]) -> Parcel<D::Storage>;
+    fn pack(&self, device: &D, rows: &Rows) -> Parcel<D::Storage>;
     /// What is expected from another rank.
     fn expect(&self, from: usize, rows: usize) -> Receive;
     /// Starts the result: the fill value, and the rows that stay on this rank.
-    fn start(&mut self, device: &D, sources: &[usize], targets: &[usize]);
+    fn start(&mut self, device: &D, sources: &Rows, targets: &Rows);
     /// Puts rows of another rank in their place.
-    fn place(&mut self, device: &D, from: usize, parcel: Parcel<D::Storage>, targets: &[usize]) -> Result<()>;
+    fn place(&mut self, device: &D, from: usize, parcel: Parcel<D::Storage>, targets: &Rows) -> Result<()>;
 }
 
 /// A shard to roll, the value for rows that nothing is rolled into, and the result.
@@ -82,22 +78,22 @@ impl<'a, T: Element, S: Storage> DynRoll<'a, T, S> {
     ///
     /// # Errors
     /// Never, if it was rolled by a handler.
-    pub fn finish<D: Rows<Storage = S>>(self, device: &D) -> Result<DynShard<T, S>> {
+    pub fn finish<D: MoveRows<Storage = S>>(self, device: &D) -> Result<DynShard<T, S>> {
         let source = self.shard.matrix();
         let copy = || Matrix::new(device.duplicate(source.buffer()), source.rows(), source.cols());
         DynShard::new(self.rolled.unwrap_or_else(copy), self.shard.placement().clone())
     }
 }
 
-impl<T: Element, D: Rows> DynRollable<D> for DynRoll<'_, T, D::Storage> {
+impl<T: Element, D: MoveRows> DynRollable<D> for DynRoll<'_, T, D::Storage> {
     fn placement(&self) -> &Arc<DynPlacement> {
         self.shard.placement()
     }
 
-    fn pack(&self, device: &D, rows: &[usize]) -> Parcel<D::Storage> {
+    fn pack(&self, device: &D, rows: &Rows) -> Parcel<D::Storage> {
         let source = self.shard.matrix();
         let mut packed = device.matrix(rows.len(), source.cols());
-        device.gather_rows(source, rows, &mut packed, 0);
+        device.gather_rows(source, &rows.to_vec(), &mut packed, 0);
         packed.into_buffer().into()
     }
 
@@ -105,20 +101,20 @@ impl<T: Element, D: Rows> DynRollable<D> for DynRoll<'_, T, D::Storage> {
         Receive::of::<T>(from, rows * self.shard.matrix().cols())
     }
 
-    fn start(&mut self, device: &D, sources: &[usize], targets: &[usize]) {
+    fn start(&mut self, device: &D, sources: &Rows, targets: &Rows) {
         let source = self.shard.matrix();
         let (rows, cols) = (source.rows(), source.cols());
         let mut rolled = Matrix::new(device.upload(&vec![self.fill; rows * cols]), rows, cols);
         let mut kept = device.matrix(sources.len(), cols);
-        device.gather_rows(source, sources, &mut kept, 0);
-        device.scatter_rows(&kept, targets, &mut rolled, 0);
+        device.gather_rows(source, &sources.to_vec(), &mut kept, 0);
+        device.scatter_rows(&kept, &targets.to_vec(), &mut rolled, 0);
         self.rolled = Some(rolled);
     }
 
-    fn place(&mut self, device: &D, from: usize, parcel: Parcel<D::Storage>, targets: &[usize]) -> Result<()> {
+    fn place(&mut self, device: &D, from: usize, parcel: Parcel<D::Storage>, targets: &Rows) -> Result<()> {
         let rows = Matrix::new(open(parcel, from, "roll")?, targets.len(), self.shard.matrix().cols());
         if let Some(rolled) = &mut self.rolled {
-            device.scatter_rows(&rows, targets, rolled, 0);
+            device.scatter_rows(&rows, &targets.to_vec(), rolled, 0);
         }
         Ok(())
     }
@@ -129,7 +125,7 @@ impl<S: Storage> HandlerRef<'_, S> {
     ///
     /// # Errors
     /// Those of `CpHandler::roll_all`.
-    pub fn roll_all<D: Rows<Storage = S>>(
+    pub fn roll_all<D: MoveRows<Storage = S>>(
         self,
         device: &D,
         placement: &DynPlacement,
@@ -147,7 +143,7 @@ impl<S: Storage> HandlerRef<'_, S> {
     /// # Errors
     /// If the shard is not of this handler's ranks, or ranks roll otherwise or attended other things; failures of other
     /// ranks.
-    pub fn roll<T: Element, D: Rows<Storage = S>>(
+    pub fn roll<T: Element, D: MoveRows<Storage = S>>(
         self,
         device: &D,
         shard: &DynShard<T, S>,
@@ -164,7 +160,7 @@ impl<S: Storage> HandlerRef<'_, S> {
     /// # Errors
     /// If the shard is not of this handler's ranks, or ranks roll otherwise or attended other things; failures of other
     /// ranks.
-    pub fn roll_adjoint<T: Element, D: Rows<Storage = S>>(
+    pub fn roll_adjoint<T: Element, D: MoveRows<Storage = S>>(
         self,
         device: &D,
         gradient: &DynShard<T, S>,
@@ -182,22 +178,20 @@ impl<S: Storage> HandlerRef<'_, S> {
 }
 
 /// One exchange: of a placement by its hash, so many tokens, and whether they go back.
-fn run<D: Rows>(
+fn run<D: MoveRows>(
     handler: HandlerRef<'_, D::Storage>,
     device: &D,
     of: (u64, i64, bool),
     moves: &Moves,
     tensors: &mut [&mut dyn DynRollable<D>],
 ) -> Result<()> {
-    let peers =
-        |rows: &Vec<Vec<usize>>| -> Vec<usize> { (0..rows.len()).filter(|&peer| !rows[peer].is_empty()).collect() };
     let (mut sends, mut receives) = (Vec::new(), Vec::new());
     for tensor in tensors.iter() {
-        for to in peers(&moves.send) {
-            sends.push(Send { to, parcel: tensor.pack(device, &moves.send[to]) });
+        for (to, rows) in &moves.send {
+            sends.push(Send { to: *to, parcel: tensor.pack(device, rows) });
         }
-        for from in peers(&moves.receive) {
-            receives.push(tensor.expect(from, moves.receive[from].len()));
+        for (from, rows) in &moves.receive {
+            receives.push(tensor.expect(*from, rows.len()));
         }
     }
     let operation = Operation::under("roll", handler.digest(of));
@@ -207,15 +201,15 @@ fn run<D: Rows>(
     }
     let mut parcels = pending.wait()?.parcels.into_iter();
     for tensor in tensors.iter_mut() {
-        for (from, parcel) in peers(&moves.receive).into_iter().zip(&mut parcels) {
-            tensor.place(device, from, parcel, &moves.receive[from])?;
+        for ((from, rows), parcel) in moves.receive.iter().zip(&mut parcels) {
+            tensor.place(device, *from, parcel, rows)?;
         }
     }
     Ok(())
 }
 
 /// A tensor to roll, of order `O` and layout `L`; [`Roll`] is the one implementation.
-pub trait Rollable<O: TokenOrder, L: Layout, D: Rows> {
+pub trait Rollable<O: TokenOrder, L: Layout, D: MoveRows> {
     /// The tensor without its types.
     fn data(&mut self) -> &mut dyn DynRollable<D>;
 }
@@ -236,12 +230,12 @@ impl<'a, O: TokenOrder, L: Layout, T: Element, S: Storage> Roll<'a, O, L, T, S> 
     ///
     /// # Errors
     /// Never, if it was rolled by a handler.
-    pub fn finish<D: Rows<Storage = S>>(self, device: &D) -> Result<Shard<O, L, T, S>> {
+    pub fn finish<D: MoveRows<Storage = S>>(self, device: &D) -> Result<Shard<O, L, T, S>> {
         Shard::typed(self.data.finish(device)?, self.placement)
     }
 }
 
-impl<O: TokenOrder, L: Layout, T: Element, D: Rows> Rollable<O, L, D> for Roll<'_, O, L, T, D::Storage> {
+impl<O: TokenOrder, L: Layout, T: Element, D: MoveRows> Rollable<O, L, D> for Roll<'_, O, L, T, D::Storage> {
     fn data(&mut self) -> &mut dyn DynRollable<D> {
         &mut self.data
     }
@@ -252,7 +246,7 @@ impl<H: CpStrategy, L: Layout, C> CpHandler<H, L, C> {
     ///
     /// An offset of 1 is Megatron's `roll_tensor` with `shifts=-1`: each token's row holds its successor.
     #[doc(alias = "roll_tensor")]
-    pub fn roll<T: Element, D: Rows>(
+    pub fn roll<T: Element, D: MoveRows>(
         &self,
         device: &D,
         shard: &Shard<H::Order, L, T, D::Storage>,
@@ -270,7 +264,7 @@ impl<H: CpStrategy, L: Layout, C> CpHandler<H, L, C> {
     /// # Errors
     /// [`PlacementError::Mismatch`](crate::error::PlacementError::Mismatch) where a tensor is placed otherwise, and
     /// failures of other ranks.
-    pub fn roll_all<D: Rows>(
+    pub fn roll_all<D: MoveRows>(
         &self,
         device: &D,
         placement: &Arc<Placement<H::Order, L>>,
@@ -286,7 +280,7 @@ impl<H: CpStrategy, L: Layout, C> CpHandler<H, L, C> {
 
     /// The adjoint of [`CpHandler::roll`]: every row's gradient goes back to the row that it was rolled from, 0 where
     /// a row was rolled nowhere.
-    pub fn roll_adjoint<T: Element, D: Rows>(
+    pub fn roll_adjoint<T: Element, D: MoveRows>(
         &self,
         device: &D,
         gradient: &Shard<H::Order, L, T, D::Storage>,

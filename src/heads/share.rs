@@ -5,6 +5,7 @@ use std::ops::Range;
 use crate::error::SupportError;
 use crate::heads::{HeadExchange, SwapHeads};
 use crate::ops::attention::AttentionShape;
+use crate::order::Rows;
 
 /// One member's share of the heads.
 #[derive(Clone, Debug, PartialEq)]
@@ -83,13 +84,13 @@ pub struct HeadSwap {
     /// This rank's place.
     pub(crate) place: usize,
     /// By member: the group's row of each of its valid rows.
-    pub(crate) rows: Vec<Vec<usize>>,
+    pub(crate) rows: Vec<Rows>,
 }
 
 impl HeadSwap {
     /// Rows of the whole group.
     pub(crate) fn group_rows(&self) -> usize {
-        self.rows.iter().map(Vec::len).sum()
+        self.rows.iter().map(Rows::len).sum()
     }
 
     /// This rank's share of the heads.
@@ -148,7 +149,7 @@ mod tests {
         let message = <SwapHeads>::heads_per_rank("ulysses", 8, 3).unwrap_err().to_string();
         assert!(message.contains("8 query heads on 3 ranks") && message.contains("must be a multiple"), "{message}");
         let shape = AttentionShape { q_heads: 8, kv_heads: 2, qk_dim: 2, v_dim: 3, scale: 1.0 };
-        let swap = HeadSwap { strategy: "ulysses", members: vec![0, 1, 2], place: 0, rows: vec![vec![]; 3] };
+        let swap = HeadSwap { strategy: "ulysses", members: vec![0, 1, 2], place: 0, rows: vec![Rows::default(); 3] };
         let refused = [swap.share(&shape).map(drop), swap.bytes_sent(&shape, 4, 4).map(drop)];
         for refused in refused {
             assert_eq!(refused, Err(SupportError::Heads { strategy: "ulysses", q_heads: 8, ranks: 3 }));

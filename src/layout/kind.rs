@@ -50,6 +50,11 @@ impl LayoutKind {
         }
     }
 
+    /// Distance between the rows of neighbouring tokens of a sequence.
+    pub fn stride(self, sequences: usize) -> usize {
+        if self.is_token_major() { 1 } else { sequences }
+    }
+
     /// [`Layout::batch_of`].
     ///
     /// # Errors

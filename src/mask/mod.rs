@@ -49,28 +49,39 @@ impl Mask {
 /// A mask applied to a batch: disjoint bands, sorted by first query, then by first key. Every band has cells and is
 /// shrunk to them.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Default)]
-pub struct Bands(Vec<Band>);
+pub struct Bands {
+    bands: Vec<Band>,
+    /// The largest end of queries among the first `i + 1` bands.
+    reach: Vec<i64>,
+}
 
 impl Bands {
     /// The bands.
     pub fn as_slice(&self) -> &[Band] {
-        &self.0
+        &self.bands
+    }
+
+    /// The bands with queries in `q`, found by a search.
+    pub fn meeting(&self, q: Range<i64>) -> impl Iterator<Item = &Band> {
+        let first = self.reach.partition_point(|&end| end <= q.start);
+        let last = self.bands.partition_point(|band| band.q.start < q.end);
+        self.bands[first.min(last)..last].iter().filter(move |band| band.q.end > q.start)
     }
 
     /// Attended cells in all.
     pub fn area(&self) -> u64 {
-        self.0.iter().map(Band::area).fold(0, u64::saturating_add)
+        self.bands.iter().map(Band::area).fold(0, u64::saturating_add)
     }
 
     /// Whether query `q` attends key `k`. Looks at every band.
     pub fn contains(&self, q: i64, k: i64) -> bool {
-        self.0.iter().any(|band| band.contains(q, k))
+        self.bands.iter().any(|band| band.contains(q, k))
     }
 
     /// Whether a query of one sequence attends a key of another, where every `seq` tokens are a sequence.
     pub fn cross_sequences(&self, seq: usize) -> bool {
         let seq = seq.max(1) as i64;
-        self.0.iter().any(|band| {
+        self.bands.iter().any(|band| {
             let within = (band.q.start / seq..=(band.q.end - 1) / seq)
                 .map(|sequence| sequence * seq..(sequence + 1) * seq)
                 .filter_map(|tokens| band.intersect(tokens.clone(), tokens))
@@ -81,12 +92,17 @@ impl Bands {
 
     /// The part with queries in `q` and keys in `k`.
     pub fn intersect(&self, q: Range<i64>, k: Range<i64>) -> Bands {
-        Bands::sorted(self.0.iter().filter_map(|band| band.intersect(q.clone(), k.clone())).collect())
+        Bands::sorted(self.bands.iter().filter_map(|band| band.intersect(q.clone(), k.clone())).collect())
     }
 
     /// Bands that are shrunk and disjoint, put in order.
     fn sorted(mut bands: Vec<Band>) -> Bands {
         bands.sort_by_key(|band| (band.q.start, band.k.start, band.d_lo));
-        Bands(bands)
+        let mut largest = i64::MIN;
+        let reach = bands.iter().map(|band| {
+            largest = largest.max(band.q.end);
+            largest
+        });
+        Bands { reach: reach.collect(), bands }
     }
 }

@@ -13,33 +13,18 @@ pub(super) fn block_start(len: usize, ranks: usize, rank: usize) -> usize {
     len / ranks * rank + rank.min(len % ranks)
 }
 
-/// The block that holds `row`.
-pub(super) fn block_of(len: usize, ranks: usize, row: usize) -> usize {
-    let (rows, larger) = (len / ranks, len % ranks);
-    let in_larger = larger * (rows + 1);
-    if row < in_larger { row / (rows + 1) } else { larger + (row - in_larger) / rows }
+/// Rows of block `rank` of `len` rows.
+pub(super) fn block_len(len: usize, ranks: usize, rank: usize) -> usize {
+    len / ranks + usize::from(rank < len % ranks)
 }
 
 impl LineOrder for Contiguous {
     const NAME: &'static str = "contiguous";
 
-    fn rows(len: usize, ranks: usize, rank: usize) -> usize {
-        len / ranks + usize::from(rank < len % ranks)
-    }
-
     fn runs(len: usize, ranks: usize, rank: usize, each: &mut dyn FnMut(Run)) {
-        let rows = Self::rows(len, ranks, rank);
+        let rows = block_len(len, ranks, rank);
         if rows > 0 {
             each(Run { start: block_start(len, ranks, rank), step: 1, len: rows });
         }
-    }
-
-    fn row(len: usize, ranks: usize, rank: usize, local: usize) -> usize {
-        block_start(len, ranks, rank) + local
-    }
-
-    fn locate(len: usize, ranks: usize, row: usize) -> (usize, usize) {
-        let rank = block_of(len, ranks, row);
-        (rank, row - block_start(len, ranks, rank))
     }
 }

@@ -15,17 +15,8 @@ pub trait Deal: Any + fmt::Debug + Send + Sync {
     /// [`TokenOrder::fits`].
     fn fits(&self, batch: &dyn Batch, ranks: usize) -> bool;
 
-    /// [`TokenOrder::rows`].
-    fn rows(&self, batch: &dyn Batch, ranks: usize, rank: usize) -> usize;
-
     /// [`TokenOrder::runs`].
     fn runs(&self, batch: &dyn Batch, ranks: usize, rank: usize, each: &mut dyn FnMut(Run));
-
-    /// [`TokenOrder::token`].
-    fn token(&self, batch: &dyn Batch, ranks: usize, rank: usize, local: usize) -> usize;
-
-    /// [`TokenOrder::locate`].
-    fn locate(&self, batch: &dyn Batch, ranks: usize, token: usize) -> (usize, usize);
 
     /// Hashes the order and the table.
     fn hash_into(&self, state: &mut dyn Hasher);
@@ -44,20 +35,8 @@ impl<O: TokenOrder> Deal for DealOf<O> {
         O::fits(batch, &self.0, ranks)
     }
 
-    fn rows(&self, batch: &dyn Batch, ranks: usize, rank: usize) -> usize {
-        O::rows(batch, &self.0, ranks, rank)
-    }
-
     fn runs(&self, batch: &dyn Batch, ranks: usize, rank: usize, each: &mut dyn FnMut(Run)) {
         O::runs(batch, &self.0, ranks, rank, each);
-    }
-
-    fn token(&self, batch: &dyn Batch, ranks: usize, rank: usize, local: usize) -> usize {
-        O::token(batch, &self.0, ranks, rank, local)
-    }
-
-    fn locate(&self, batch: &dyn Batch, ranks: usize, token: usize) -> (usize, usize) {
-        O::locate(batch, &self.0, ranks, token)
     }
 
     fn hash_into(&self, mut state: &mut dyn Hasher) {

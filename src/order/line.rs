@@ -16,17 +16,8 @@ pub trait LineOrder: Copy + Default + fmt::Debug + PartialEq + Eq + Send + Sync 
     /// What tells orders of the same name apart (the stripe of [`Striped`](crate::order::Striped)).
     const VARIANT: usize = 0;
 
-    /// Rows of the rank, of a line of `len`.
-    fn rows(len: usize, ranks: usize, rank: usize) -> usize;
-
     /// Hands the rank's rows to `each`, in ascending order, in runs that are not empty.
     fn runs(len: usize, ranks: usize, rank: usize, each: &mut dyn FnMut(Run));
-
-    /// The row at index `local` of the rank.
-    fn row(len: usize, ranks: usize, rank: usize, local: usize) -> usize;
-
-    /// The rank that holds `row`, and its index there.
-    fn locate(len: usize, ranks: usize, row: usize) -> (usize, usize);
 }
 
 impl<X: LineOrder> TokenOrder for X {
@@ -35,13 +26,6 @@ impl<X: LineOrder> TokenOrder for X {
     type Table = ();
 
     fn table(_batch: &dyn Batch, _ranks: usize) {}
-
-    fn rows(batch: &dyn Batch, _table: &(), ranks: usize, rank: usize) -> usize {
-        match batch.uniform() {
-            Some(seq) => batch.documents() * X::rows(seq, ranks, rank),
-            None => X::rows(batch.tokens(), ranks, rank),
-        }
-    }
 
     fn runs(batch: &dyn Batch, _table: &(), ranks: usize, rank: usize, each: &mut dyn FnMut(Run)) {
         match batch.uniform() {
@@ -55,26 +39,6 @@ impl<X: LineOrder> TokenOrder for X {
                 let mut document = 0;
                 X::runs(batch.tokens(), ranks, rank, &mut |run| cut(batch, &mut document, run, each));
             }
-        }
-    }
-
-    fn token(batch: &dyn Batch, _table: &(), ranks: usize, rank: usize, local: usize) -> usize {
-        match batch.uniform() {
-            Some(seq) => {
-                let rows = X::rows(seq, ranks, rank);
-                local / rows * seq + X::row(seq, ranks, rank, local % rows)
-            }
-            None => X::row(batch.tokens(), ranks, rank, local),
-        }
-    }
-
-    fn locate(batch: &dyn Batch, _table: &(), ranks: usize, token: usize) -> (usize, usize) {
-        match batch.uniform() {
-            Some(seq) => {
-                let (rank, local) = X::locate(seq, ranks, token % seq);
-                (rank, token / seq * X::rows(seq, ranks, rank) + local)
-            }
-            None => X::locate(batch.tokens(), ranks, token),
         }
     }
 }

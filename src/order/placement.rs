@@ -1,15 +1,17 @@
 //! Placements: a batch, dealt out to a number of ranks by an order, seen from one rank.
 
 use std::any::Any;
+use std::collections::BTreeMap;
 use std::fmt;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::ops::Deref;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use crate::degree::Grid;
 use crate::error::{CommError, PlacementError, Result};
 use crate::layout::{Batch, Document, Layout, LayoutKind};
-use crate::order::{Deal, DealOf, Run, TokenOrder};
+use crate::order::owners::Owners;
+use crate::order::{Deal, DealOf, Rows, Run, TokenOrder};
 
 /// Where the tokens of one batch are: made by a handler, shared by every tensor of the batch.
 ///
@@ -107,15 +109,24 @@ impl<O: TokenOrder, L: Layout> fmt::Display for Placement<O, L> {
 }
 
 /// A [`Placement`] without its types: who holds which token, in which row.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct DynPlacement {
     batch: Arc<dyn Batch>,
     layout: LayoutKind,
     grid: Grid,
     rank: usize,
     deal: Arc<dyn Deal>,
+    held: Arc<Held>,
     rows: usize,
     hash: u64,
+}
+
+/// What was asked of the order so far, for all ranks that a placement is seen from.
+#[derive(Debug)]
+struct Held {
+    /// By rank.
+    runs: Vec<OnceLock<Vec<(usize, Run)>>>,
+    owners: OnceLock<Owners>,
 }
 
 impl DynPlacement {
@@ -137,13 +148,16 @@ impl DynPlacement {
         if !deal.fits(&*batch, ranks) {
             return Err(PlacementError::Table { order: deal.name(), tokens: batch.tokens(), ranks }.into());
         }
-        let rows = deal.rows(&*batch, ranks, grid.logical(rank));
         // A hasher with fixed keys: ranks that run the same program agree.
         let mut hasher = DefaultHasher::new();
         // Not the grid itself: how ranks are grouped moves no token, how they are numbered does.
         (layout.name(), &*batch, ranks, grid.renumbering()).hash(&mut hasher);
         deal.hash_into(&mut hasher);
-        Ok(Arc::new(DynPlacement { batch, layout, grid, rank, deal, rows, hash: hasher.finish() }))
+        let held = Held { runs: (0..ranks).map(|_| OnceLock::new()).collect(), owners: OnceLock::new() };
+        let mut placement =
+            DynPlacement { batch, layout, grid, rank, deal, held: Arc::new(held), rows: 0, hash: hasher.finish() };
+        placement.rows = placement.rows_of(rank);
+        Ok(Arc::new(placement))
     }
 
     /// The same, seen from another rank.
@@ -151,7 +165,17 @@ impl DynPlacement {
     /// # Errors
     /// [`CommError::NoSuchRank`] where `rank` is not one of the placement's.
     pub fn seen_from(&self, rank: usize) -> Result<Arc<Self>> {
-        Self::new(self.batch.clone(), self.layout, self.grid, rank, self.deal.clone())
+        if rank >= self.ranks() {
+            return Err(CommError::NoSuchRank { rank, size: self.ranks() }.into());
+        }
+        Ok(Arc::new(DynPlacement {
+            batch: self.batch.clone(),
+            deal: self.deal.clone(),
+            held: self.held.clone(),
+            rows: self.rows_of(rank),
+            rank,
+            ..*self
+        }))
     }
 
     /// The batch.
@@ -191,7 +215,7 @@ impl DynPlacement {
 
     /// Rows of any rank.
     pub fn rows_of(&self, rank: usize) -> usize {
-        self.deal.rows(&*self.batch, self.ranks(), self.grid.logical(rank))
+        self.placed(rank).last().map_or(0, |(local, run)| local + run.len)
     }
 
     /// Identifies which rank holds which token in which row, the same on every rank: batch, layout, order with its data,
@@ -202,9 +226,23 @@ impl DynPlacement {
 
     /// The tokens of any rank, in local order. No run crosses a document.
     pub fn runs_of(&self, rank: usize) -> Vec<Run> {
-        let mut runs = Vec::new();
-        self.deal.runs(&*self.batch, self.ranks(), self.grid.logical(rank), &mut |run| runs.push(run));
-        runs
+        self.placed(rank).iter().map(|(_, run)| *run).collect()
+    }
+
+    /// The same, each run with the local index of its first token.
+    fn placed(&self, rank: usize) -> &[(usize, Run)] {
+        self.held.runs[rank].get_or_init(|| {
+            let (mut placed, mut local) = (Vec::new(), 0);
+            self.deal.runs(&*self.batch, self.ranks(), self.grid.logical(rank), &mut |run| {
+                placed.push((local, run));
+                local += run.len;
+            });
+            placed
+        })
+    }
+
+    fn owners(&self) -> &Owners {
+        self.held.owners.get_or_init(|| Owners::new((0..self.ranks()).map(|rank| self.placed(rank))))
     }
 
     /// The same, without padding: each run with the local index of its first token.
@@ -221,15 +259,13 @@ impl DynPlacement {
 
     /// Each run of `rank` with the local index of its first token and the document that it lies in.
     fn for_each_run(&self, rank: usize, mut each: impl FnMut(usize, Document, Run)) {
-        let batch = &*self.batch;
-        let (mut local, mut index) = (0, 0);
-        self.deal.runs(batch, self.ranks(), self.grid.logical(rank), &mut |run| {
-            while batch.document(index).stored_range().end <= run.start {
+        let mut index = 0;
+        for &(local, run) in self.placed(rank) {
+            while self.batch.document(index).stored_range().end <= run.start {
                 index += 1;
             }
-            each(local, batch.document(index), run);
-            local += run.len;
-        });
+            each(local, self.batch.document(index), run);
+        }
     }
 
     /// One value per memory row of `rank`: `value(document, token)`.
@@ -245,19 +281,43 @@ impl DynPlacement {
     }
 
     /// The rank that holds `token`, and its index there.
+    ///
+    /// # Panics
+    /// If the batch has no such token.
     pub fn locate(&self, token: usize) -> (usize, usize) {
-        let (logical, local) = self.deal.locate(&*self.batch, self.ranks(), token);
-        (self.grid.of_logical(logical), local)
+        let mut found = None;
+        let one = Run { start: token, step: 1, len: 1 };
+        self.owners().shares(one, |share| found = Some((share.rank, share.local.start)));
+        found.unwrap_or_else(|| panic!("token {token} of a batch of {}", self.batch.tokens()))
     }
 
     /// The token at local index `local` of any rank.
+    ///
+    /// # Panics
+    /// If the rank has no such row.
     pub fn token_of(&self, rank: usize, local: usize) -> usize {
-        self.deal.token(&*self.batch, self.ranks(), self.grid.logical(rank), local)
+        let placed = self.placed(rank);
+        let (first, run) = placed[placed.partition_point(|&(first, _)| first <= local) - 1];
+        assert!(local - first < run.len, "row {local} of rank {rank}, which has {}", self.rows_of(rank));
+        run.token(local - first)
     }
 
     /// The memory row of local index `local` of any rank, as the layout says.
     pub fn row_of(&self, rank: usize, local: usize) -> usize {
         self.layout.row(self.batch.documents(), self.rows_of(rank), local)
+    }
+
+    /// The memory rows of some local indices of any rank, all in one sequence of a dense batch.
+    fn memory_rows(&self, rank: usize, local: Run) -> Run {
+        let step = local.step * self.layout.stride(self.batch.documents());
+        Run { start: if local.len == 0 { 0 } else { self.row_of(rank, local.start) }, step, len: local.len }
+    }
+
+    /// The memory rows of this rank's valid tokens, in local order.
+    pub fn valid_rows(&self) -> Rows {
+        let rows =
+            |(local, run): (usize, Run)| self.memory_rows(self.rank, Run { start: local, step: 1, len: run.len });
+        self.valid_runs_of(self.rank).into_iter().map(rows).collect()
     }
 
     /// The memory row of `token` in the whole batch, as the layout says.
@@ -272,21 +332,51 @@ impl DynPlacement {
 
     /// For each memory row of `rank`, the memory row of the same token in the whole batch. The one map behind
     /// dispatch, combine and batch slices.
-    pub fn full_rows_of(&self, rank: usize) -> Vec<usize> {
-        self.by_row(rank, 0, |_, token| self.full_row(token))
+    pub fn full_rows_of(&self, rank: usize) -> Rows {
+        let (sequences, tokens) = (self.batch.documents(), self.batch.tokens());
+        if self.layout.is_token_major() {
+            return self.placed(rank).iter().map(|(_, run)| *run).collect();
+        }
+        // All sequences are dealt out alike, and their rows alternate: those of the first say where the others are.
+        let Some(seq) = self.batch.uniform().filter(|seq| seq * sequences == tokens) else { return Rows::default() };
+        let first = self.placed(rank).iter().map(|(_, run)| run).take_while(|run| run.start < seq);
+        let rows =
+            first.flat_map(|run| run.iter()).map(|token| Run { start: self.full_row(token), step: 1, len: sequences });
+        rows.collect()
     }
 
-    /// For each memory row of `rank`, the token whose value a tensor rolled by `shift` has there: with `p` the token
-    /// of the row, `y[p] = x[p + shift]`. Nothing where `p` is padding or `p + shift` is not a valid token of the
-    /// same document: nothing is rolled across documents, around their ends, or out of padding.
-    pub fn rolled_sources(&self, rank: usize, shift: i64) -> Vec<Option<usize>> {
+    /// What a tensor rolled by `shift` has in this rank's rows, `y[p] = x[p + shift]` with `p` the token of a row: each
+    /// rank that holds some `p + shift`, the rows of this rank that take them, and its rows that give them, both by
+    /// memory row and ascending in `p`.
+    ///
+    /// Not among them are rows where `p` is padding or `p + shift` is no valid token of the same document: nothing is
+    /// rolled across documents, around their ends, or out of padding. By the same rule, with `-shift`: the rows of this
+    /// rank that give, and who takes them.
+    pub fn rolled(&self, shift: i64) -> Vec<(usize, Rows, Rows)> {
         // A shift that does not fit goes past every document.
         let shift = isize::try_from(shift).unwrap_or(if shift < 0 { isize::MIN } else { isize::MAX });
-        self.by_row(rank, None, |document, token| {
+        let mut by_rank: BTreeMap<usize, (Rows, Rows)> = BTreeMap::new();
+        self.for_each_run(self.rank, |local, document, run| {
             let valid = document.valid_range();
-            let source = token.checked_add_signed(shift)?;
-            (valid.contains(&token) && valid.contains(&source)).then_some(source)
-        })
+            let from = |bound: usize| run.index_from(bound);
+            // The bounds of p, moved where p + shift would leave the document.
+            let (start, end) = match shift.unsigned_abs() {
+                far if shift < 0 => (valid.start.saturating_add(far), valid.end),
+                far => (valid.start, valid.end.saturating_sub(far)),
+            };
+            let (first, last) = (from(start), from(end));
+            if first >= last {
+                return;
+            }
+            let moved = Run { start: run.token(first).wrapping_add_signed(shift), step: run.step, len: last - first };
+            self.owners().shares(moved, |share| {
+                let (mine, theirs) = by_rank.entry(share.rank).or_default();
+                let indices = Run { start: local + first + share.indices.start, ..share.indices };
+                mine.push(self.memory_rows(self.rank, indices));
+                theirs.push(self.memory_rows(share.rank, share.local));
+            });
+        });
+        by_rank.into_iter().map(|(rank, (mine, theirs))| (rank, mine, theirs)).collect()
     }
 
     /// Refuses a placement that is not the same as `other` (pointer first, then hash and rank).

@@ -1,6 +1,6 @@
 //! The striped order: stripes of rows dealt out in turn.
 
-use crate::order::contiguous::{Contiguous, block_of, block_start};
+use crate::order::contiguous::{Contiguous, block_len};
 use crate::order::{LineOrder, Run};
 
 /// Stripes of `STRIPE` rows dealt out in turn: rank `r` holds stripes `r`, `r + W`, `r + 2W`, ... of the whole
@@ -37,15 +37,10 @@ impl<const STRIPE: usize> LineOrder for Striped<STRIPE> {
     const NAME: &'static str = "striped";
     const VARIANT: usize = STRIPE;
 
-    fn rows(len: usize, ranks: usize, rank: usize) -> usize {
-        let line = Self::line(len, ranks);
-        line.rounds * STRIPE + Contiguous::rows(line.tail, ranks, rank)
-    }
-
     fn runs(len: usize, ranks: usize, rank: usize, each: &mut dyn FnMut(Run)) {
         if STRIPE == 1 || ranks == 1 {
             // One run: with stripes of one row, the tail continues the rounds.
-            let rows = Self::rows(len, ranks, rank);
+            let rows = block_len(len, ranks, rank);
             if rows > 0 {
                 each(Run { start: rank, step: ranks, len: rows });
             }
@@ -56,27 +51,5 @@ impl<const STRIPE: usize> LineOrder for Striped<STRIPE> {
             each(Run { start: round * line.round + rank * STRIPE, step: 1, len: STRIPE });
         }
         Contiguous::runs(line.tail, ranks, rank, &mut |run| each(Run { start: line.whole + run.start, ..run }));
-    }
-
-    fn row(len: usize, ranks: usize, rank: usize, local: usize) -> usize {
-        let line = Self::line(len, ranks);
-        let (round, at) = (local / STRIPE, local % STRIPE);
-        if round < line.rounds {
-            round * line.round + rank * STRIPE + at
-        } else {
-            line.whole + block_start(line.tail, ranks, rank) + local - line.rounds * STRIPE
-        }
-    }
-
-    fn locate(len: usize, ranks: usize, row: usize) -> (usize, usize) {
-        let line = Self::line(len, ranks);
-        if row < line.whole {
-            let at = row % line.round;
-            (at / STRIPE, row / line.round * STRIPE + at % STRIPE)
-        } else {
-            let at = row - line.whole;
-            let rank = block_of(line.tail, ranks, at);
-            (rank, line.rounds * STRIPE + at - block_start(line.tail, ranks, rank))
-        }
     }
 }

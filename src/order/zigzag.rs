@@ -13,36 +13,9 @@ use crate::order::{Run, TokenOrder};
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Zigzag;
 
-/// What the documents before one have used up.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-pub struct Before {
-    /// Sum of their `q`.
-    whole: usize,
-    /// Sum of their `m`.
-    spare: usize,
-}
-
-/// Spare rows in slot `slot` after `spare` of them were dealt out over `slots`.
-fn dealt(spare: usize, slots: usize, slot: usize) -> usize {
-    spare / slots + usize::from(slot < spare % slots)
-}
-
 /// Spare rows in the slots before `slot` after `spare` of them were dealt out over `slots`.
 fn dealt_before(spare: usize, slots: usize, slot: usize) -> usize {
     spare / slots * slot + slot.min(spare % slots)
-}
-
-impl Before {
-    /// Only spare rows count, where rows are counted elsewhere.
-    pub(super) fn with_spare(spare: usize) -> Self {
-        Before { whole: 0, spare }
-    }
-
-    /// Rows of `rank` before the document.
-    fn rows(self, ranks: usize, rank: usize) -> usize {
-        let slots = 2 * ranks;
-        2 * self.whole + dealt(self.spare, slots, rank) + dealt(self.spare, slots, ranks + rank)
-    }
 }
 
 /// How one document is cut.
@@ -58,8 +31,9 @@ pub(super) struct Chunks {
 }
 
 impl Chunks {
-    pub(super) fn new(ranks: usize, stored: usize, before: Before) -> Self {
-        Chunks { ranks, whole: stored / (2 * ranks), spare: stored % (2 * ranks), dealt: before.spare }
+    /// A document of `stored` rows, before which `dealt` spare rows were dealt out.
+    pub(super) fn new(ranks: usize, stored: usize, dealt: usize) -> Self {
+        Chunks { ranks, whole: stored / (2 * ranks), spare: stored % (2 * ranks), dealt }
     }
 
     /// The document's spare rows in the slots before `slot`.
@@ -86,83 +60,31 @@ impl Chunks {
             (start, self.start(chunk + 1) - start)
         })
     }
-
-    /// The chunk that holds `position`.
-    fn chunk_of(self, position: usize) -> usize {
-        // Starts ascend: the last chunk that starts at or before the position is not empty and holds it. It starts
-        // at least chunk * q and at most chunk * (q + 1), which leaves few to search where chunks are long.
-        let first = position / (self.whole + 1);
-        let last = position.checked_div(self.whole).unwrap_or(usize::MAX).min(2 * self.ranks - 1);
-        let (mut low, mut high) = (first, last);
-        while low < high {
-            let middle = low + (high - low).div_ceil(2);
-            if self.start(middle) <= position {
-                low = middle;
-            } else {
-                high = middle - 1;
-            }
-        }
-        low
-    }
-
-    /// The position of the rank's row `local` of this document.
-    fn position(self, rank: usize, local: usize) -> usize {
-        let [(first, len), (second, _)] = self.of(rank);
-        if local < len { first + local } else { second + local - len }
-    }
-
-    /// The rank that holds `position`, and its index among that rank's rows of this document.
-    fn locate(self, position: usize) -> (usize, usize) {
-        let chunk = self.chunk_of(position);
-        let at = position - self.start(chunk);
-        if chunk < self.ranks {
-            (chunk, at)
-        } else {
-            let rank = 2 * self.ranks - 1 - chunk;
-            (rank, self.of(rank)[0].1 + at)
-        }
-    }
-}
-
-/// Rows of `rank` of each sequence of a dense batch.
-fn dense_rows(seq: usize, ranks: usize, rank: usize) -> usize {
-    Chunks::new(ranks, seq, Before::default()).of(rank).iter().map(|&(_, len)| len).sum()
 }
 
 impl TokenOrder for Zigzag {
     const NAME: &'static str = "zigzag";
 
-    /// For a pack, what was used up before each document and in all; nothing for a dense batch.
-    type Table = Vec<Before>;
+    /// For a pack, how many spare rows are dealt out before each document; nothing for a dense batch.
+    type Table = Vec<usize>;
 
-    fn table(batch: &dyn Batch, ranks: usize) -> Vec<Before> {
+    fn table(batch: &dyn Batch, ranks: usize) -> Vec<usize> {
         if batch.uniform().is_some() {
             return Vec::new();
         }
-        let mut before = Before::default();
-        let mut table = Vec::with_capacity(batch.documents() + 1);
-        table.push(before);
-        for document in 0..batch.documents() {
-            let stored = batch.document(document).stored;
-            before.whole += stored / (2 * ranks);
-            before.spare += stored % (2 * ranks);
-            table.push(before);
-        }
-        table
+        let spare = (0..batch.documents()).scan(0, |dealt, index| {
+            let before = *dealt;
+            *dealt += batch.document(index).stored % (2 * ranks);
+            Some(before)
+        });
+        spare.collect()
     }
 
-    fn rows(batch: &dyn Batch, table: &Vec<Before>, ranks: usize, rank: usize) -> usize {
-        match batch.uniform() {
-            Some(seq) => batch.documents() * dense_rows(seq, ranks, rank),
-            None => table[batch.documents()].rows(ranks, rank),
-        }
-    }
-
-    fn runs(batch: &dyn Batch, table: &Vec<Before>, ranks: usize, rank: usize, each: &mut dyn FnMut(Run)) {
+    fn runs(batch: &dyn Batch, table: &Vec<usize>, ranks: usize, rank: usize, each: &mut dyn FnMut(Run)) {
         for index in 0..batch.documents() {
             let document = batch.document(index);
-            let before = table.get(index).copied().unwrap_or_default();
-            let [first, second] = Chunks::new(ranks, document.stored, before).of(rank);
+            let dealt = table.get(index).copied().unwrap_or_default();
+            let [first, second] = Chunks::new(ranks, document.stored, dealt).of(rank);
             let start = document.start;
             // Chunks that touch (the last rank's) are one run.
             if first.1 == 0 || first.0 + first.1 == second.0 {
@@ -177,37 +99,6 @@ impl TokenOrder for Zigzag {
                 if len > 0 {
                     each(Run { start: start + from, step: 1, len });
                 }
-            }
-        }
-    }
-
-    fn token(batch: &dyn Batch, table: &Vec<Before>, ranks: usize, rank: usize, local: usize) -> usize {
-        match batch.uniform() {
-            Some(seq) => {
-                let rows = dense_rows(seq, ranks, rank);
-                let chunks = Chunks::new(ranks, seq, Before::default());
-                local / rows * seq + chunks.position(rank, local % rows)
-            }
-            None => {
-                let index = table.partition_point(|before| before.rows(ranks, rank) <= local) - 1;
-                let (document, before) = (batch.document(index), table[index]);
-                let chunks = Chunks::new(ranks, document.stored, before);
-                document.start + chunks.position(rank, local - before.rows(ranks, rank))
-            }
-        }
-    }
-
-    fn locate(batch: &dyn Batch, table: &Vec<Before>, ranks: usize, token: usize) -> (usize, usize) {
-        match batch.uniform() {
-            Some(seq) => {
-                let (rank, local) = Chunks::new(ranks, seq, Before::default()).locate(token % seq);
-                (rank, token / seq * dense_rows(seq, ranks, rank) + local)
-            }
-            None => {
-                let index = batch.document_of(token);
-                let (document, before) = (batch.document(index), table[index]);
-                let (rank, local) = Chunks::new(ranks, document.stored, before).locate(token - document.start);
-                (rank, before.rows(ranks, rank) + local)
             }
         }
     }

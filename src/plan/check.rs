@@ -14,7 +14,7 @@ use crate::plan::{Content, Program, Step, Transfer, View};
 /// Rehearses the forward and backward programs of all ranks (`programs[rank]`), and refuses them unless
 ///
 /// - every step names slots, rows and ranks that there are, and forward every tile after the first is merged once;
-/// - no rank waits for ever, and every send has its receive;
+/// - no rank waits for ever, and every send has its receive, under the same number of the exchange;
 /// - every tile reads the tokens that it says it reads;
 /// - every attended token is held by one rank;
 /// - every attended cell is computed exactly once, over all ranks and tiles, forward and backward;
@@ -60,6 +60,17 @@ pub fn check(strategy: &'static str, view: &View, programs: &[(Program, Program)
     Ok(())
 }
 
+/// Refuses the programs of the view's rank where they name slots, rows or ranks that there are not, or leave results
+/// unmerged: what can be said without the other ranks, in the time that it takes to read them.
+pub fn check_rank(strategy: &'static str, view: &View, [forward, backward]: [&Program; 2]) -> Result<()> {
+    for (direction, program, is_backward) in [("forward", forward, false), ("backward", backward, true)] {
+        let rank = view.rank();
+        shape::check(view, rank, program, is_backward)
+            .map_err(|what| PlanError::Unsound { strategy, what: format!("{direction}, rank {rank}: {what}") })?;
+    }
+    Ok(())
+}
+
 /// Messages by (sender, receiver).
 type Mail = HashMap<(usize, usize), Way>;
 
@@ -74,6 +85,7 @@ struct Way {
 }
 
 struct Message {
+    exchange: usize,
     content: Content,
     values: Vec<u64>,
 }
@@ -88,9 +100,9 @@ struct Actor<'a> {
     rank: usize,
     program: &'a Program,
     at: usize,
-    /// Hash of the token in each row of each slot; 0 where nothing is.
+    /// Hash of the token in each row of each slot; 0 where nothing is. Empty for a slot that holds nothing.
     tokens: Vec<Vec<u64>>,
-    /// Sum of the hashes of the queries whose gradient is in each row.
+    /// Sum of the hashes of the queries whose gradient is in each row. Empty for a slot without gradients.
     gradients: Vec<Vec<u64>>,
     /// Sum of the hashes of the keys that each query has met.
     met: Vec<u64>,
@@ -98,15 +110,20 @@ struct Actor<'a> {
     open: HashMap<usize, (Content, Receives<'a>)>,
 }
 
-/// Receives, each with its message's number.
-type Receives<'a> = Vec<(&'a Transfer, usize)>;
+/// A receive with its sender and its message's number.
+struct Numbered<'a> {
+    receive: &'a Transfer,
+    peer: usize,
+    number: usize,
+}
+
+type Receives<'a> = Vec<Numbered<'a>>;
 
 impl<'a> Actor<'a> {
     fn new(view: &View, rank: usize, program: &'a Program) -> Self {
-        let mut tokens: Vec<Vec<u64>> = program.slots.iter().map(|&rows| vec![0; rows]).collect();
-        let own = view.held(rank).iter().flat_map(|(_, run)| (0..run.len).map(|i| hash(run.token(i))));
-        tokens[0] = own.collect();
-        let gradients = program.slots.iter().map(|&rows| vec![0; rows]).collect();
+        let mut tokens: Vec<Vec<u64>> = vec![Vec::new(); program.slots.len()];
+        tokens[0] = view.held(rank).iter().flat_map(|(_, run)| run.iter().map(hash)).collect();
+        let gradients = vec![Vec::new(); program.slots.len()];
         Actor { rank, at: 0, tokens, gradients, met: vec![0; view.rows(rank)], open: HashMap::new(), program }
     }
 
@@ -126,9 +143,9 @@ impl<'a> Actor<'a> {
                 }
                 Step::Tile { slot, pieces } => self.tile(*slot, pieces)?,
                 &Step::Free { slot } => {
-                    self.tokens[slot].fill(0);
+                    self.tokens[slot] = Vec::new();
                     if slot != self.program.home {
-                        self.gradients[slot].fill(0);
+                        self.gradients[slot] = Vec::new();
                     }
                 }
                 Step::Merge => {}
@@ -136,6 +153,16 @@ impl<'a> Actor<'a> {
             self.at += 1;
         }
         Ok(self.at > from)
+    }
+
+    /// Makes room for the keys of a slot.
+    fn hold(&mut self, slot: usize) {
+        self.tokens[slot].resize(self.program.slots[slot], 0);
+    }
+
+    /// Makes room for the gradients of a slot.
+    fn add_to(&mut self, slot: usize) {
+        self.gradients[slot].resize(self.program.slots[slot], 0);
     }
 
     fn post(
@@ -151,13 +178,18 @@ impl<'a> Actor<'a> {
                 Content::Keys => &self.tokens[send.slot],
                 Content::Gradients => &self.gradients[send.slot],
             };
-            let values = send.rows.iter().map(|&row| source[row]).collect();
-            mail.entry((self.rank, send.peer)).or_default().sent.push(Some(Message { content, values }));
+            for &peer in send.peers.as_slice() {
+                let values = send.rows.iter().map(|row| source.get(row).copied().unwrap_or(0)).collect();
+                mail.entry((self.rank, peer)).or_default().sent.push(Some(Message { exchange, content, values }));
+            }
         }
-        let numbered = receives.iter().filter(|receive| !receive.rows.is_empty()).map(|receive| {
-            let way = mail.entry((receive.peer, self.rank)).or_default();
+        // A receive without a sender was refused before.
+        let with_sender = receives.iter().filter(|receive| !receive.rows.is_empty());
+        let with_sender = with_sender.filter_map(|receive| Some((receive, receive.peer()?)));
+        let numbered = with_sender.map(|(receive, peer)| {
+            let way = mail.entry((peer, self.rank)).or_default();
             way.expected += 1;
-            (receive, way.expected - 1)
+            Numbered { receive, peer, number: way.expected - 1 }
         });
         self.open.insert(exchange, (content, numbered.collect()));
     }
@@ -166,31 +198,42 @@ impl<'a> Actor<'a> {
         let Some((content, receives)) = self.open.remove(&exchange) else {
             return Err(format!("rank {} waits for exchange {exchange}, which it has not posted", self.rank));
         };
-        let there = |(receive, number): &(&Transfer, usize)| {
-            mail.get(&(receive.peer, self.rank)).is_some_and(|way| way.sent.len() > *number)
+        let there = |receive: &Numbered| {
+            mail.get(&(receive.peer, self.rank)).is_some_and(|way| way.sent.len() > receive.number)
         };
         if !receives.iter().all(there) {
             self.open.insert(exchange, (content, receives));
             return Ok(false);
         }
-        for (receive, number) in receives {
-            let way = mail.get_mut(&(receive.peer, self.rank));
+        for Numbered { receive, peer, number } in receives {
+            let way = mail.get_mut(&(peer, self.rank));
             let Some(message) = way.and_then(|way| way.sent[number].take()) else { continue };
+            if message.exchange != exchange {
+                return Err(format!(
+                    "rank {} takes a message of exchange {} from rank {peer} for one of exchange {exchange}",
+                    self.rank, message.exchange
+                ));
+            }
             if message.content != content || message.values.len() != receive.rows.len() {
                 return Err(format!(
                     "rank {} expects {} rows of {content:?} from rank {} and gets {} of {:?}",
                     self.rank,
                     receive.rows.len(),
-                    receive.peer,
+                    peer,
                     message.values.len(),
                     message.content
                 ));
             }
-            for (&row, value) in receive.rows.iter().zip(message.values) {
+            let slot = receive.slot;
+            match content {
+                Content::Keys => self.hold(slot),
+                Content::Gradients => self.add_to(slot),
+            }
+            for (row, value) in receive.rows.iter().zip(message.values) {
                 match content {
-                    Content::Keys => self.tokens[receive.slot][row] = value,
+                    Content::Keys => self.tokens[slot][row] = value,
                     Content::Gradients => {
-                        let sum = &mut self.gradients[receive.slot][row];
+                        let sum = &mut self.gradients[slot][row];
                         *sum = sum.wrapping_add(value);
                     }
                 }
@@ -200,6 +243,7 @@ impl<'a> Actor<'a> {
     }
 
     fn tile(&mut self, slot: usize, pieces: &[crate::plan::Piece]) -> Result<(), String> {
+        self.add_to(slot);
         for piece in pieces {
             let rows = piece.k_rows();
             let held = self.tokens[slot].get(rows.clone()).unwrap_or_default();
@@ -259,7 +303,7 @@ struct Expected {
 
 impl Expected {
     fn new(view: &View) -> Self {
-        let tokens = |rank| view.held(rank).iter().flat_map(|(_, run)| (0..run.len).map(|i| run.token(i))).collect();
+        let tokens = |rank| view.held(rank).iter().flat_map(|(_, run)| run.iter()).collect();
         let tokens: Vec<Vec<usize>> = (0..view.ranks()).map(tokens).collect();
         let bands = view.bands().as_slice();
         let ends = bands.iter().map(|band| band.q.end.max(band.k.end) as usize);

@@ -10,9 +10,9 @@ mod rows;
 mod tile;
 mod view;
 
-pub use check::check;
+pub use check::{check, check_rank};
 pub use piece::Piece;
-pub use program::{Content, Program, Step, Transfer, Wire};
+pub use program::{Content, Peers, Program, Step, Transfer, Wire};
 pub use rows::RowSet;
 pub use tile::{area_by_keys, tile, touched};
 pub use view::View;

@@ -1,7 +1,10 @@
 //! Programs: the steps of one rank's attention, forward or backward.
 
+use std::sync::Arc;
+
 use serde::Serialize;
 
+use crate::order::Rows;
 use crate::plan::Piece;
 
 /// What an exchange carries.
@@ -36,26 +39,74 @@ impl Wire {
     }
 }
 
-/// Rows that one rank sends another, out of or into a slot.
+/// The ranks at the other side of a transfer.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(untagged)]
+pub enum Peers {
+    /// One rank, which receives or sends.
+    One(usize),
+    /// Several ranks that all receive the same rows.
+    Many(Vec<usize>),
+}
+
+impl Peers {
+    /// The ranks.
+    pub fn as_slice(&self) -> &[usize] {
+        match self {
+            Peers::One(rank) => std::slice::from_ref(rank),
+            Peers::Many(ranks) => ranks,
+        }
+    }
+}
+
+impl From<usize> for Peers {
+    fn from(rank: usize) -> Self {
+        Peers::One(rank)
+    }
+}
+
+impl From<Vec<usize>> for Peers {
+    fn from(ranks: Vec<usize>) -> Self {
+        Peers::Many(ranks)
+    }
+}
+
+/// Rows that one rank sends others, out of or into a slot. What is sent may have many receivers, what is received has one
+/// sender.
 ///
 /// A transfer to the rank itself is a copy. Where both sides list no rows, there is no message.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Transfer {
-    /// The other rank.
-    pub peer: usize,
+    /// The other ranks.
+    pub peers: Peers,
     /// Slot on this side.
     pub slot: usize,
     /// Rows of the slot, in the order in which they travel. No row of received keys is there twice.
-    pub rows: Vec<usize>,
+    pub rows: Rows,
+}
+
+impl Transfer {
+    /// Rows of `slot` to or from `peers`.
+    pub fn new(peers: impl Into<Peers>, slot: usize, rows: impl Into<Rows>) -> Self {
+        Transfer { peers: peers.into(), slot, rows: rows.into() }
+    }
+
+    /// The other rank, if there is one.
+    pub fn peer(&self) -> Option<usize> {
+        match self.peers.as_slice() {
+            &[peer] => Some(peer),
+            _ => None,
+        }
+    }
 }
 
 /// One step. Slots hold rows of keys and values, and in a backward program their gradients too.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Step {
     /// Hands rows to other ranks and says what is expected from them; does not wait.
     Post {
-        /// Number of the exchange, unique in the program.
+        /// Number of the exchange, unique in the program, and the same on all ranks that have a message in it.
         exchange: usize,
         /// Keys and values, or gradients.
         content: Content,
@@ -73,8 +124,8 @@ pub enum Step {
     Tile {
         /// The slot.
         slot: usize,
-        /// Which cells.
-        pieces: Vec<Piece>,
+        /// Which cells. Programs of both passes share them where they attend the same.
+        pieces: Arc<[Piece]>,
     },
     /// Merges the result of the last tile into the results before it. The first tile needs none.
     Merge,
@@ -86,7 +137,7 @@ pub enum Step {
 }
 
 /// The steps of one rank.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Program {
     /// Rows of each slot. Slot 0 holds this rank's own keys and values at the start.
     pub slots: Vec<usize>,
@@ -99,18 +150,23 @@ pub struct Program {
 impl Program {
     /// Gives every peer of a transfer another number.
     pub fn rename_peers(&mut self, name: impl Fn(usize) -> usize) {
+        let rename = |transfer: &mut Transfer| match &mut transfer.peers {
+            Peers::One(peer) => *peer = name(*peer),
+            Peers::Many(peers) => peers.iter_mut().for_each(|peer| *peer = name(*peer)),
+        };
         for step in &mut self.steps {
             if let Step::Post { sends, receives, .. } = step {
-                sends.iter_mut().chain(receives).for_each(|transfer| transfer.peer = name(transfer.peer));
+                sends.iter_mut().chain(receives).for_each(rename);
             }
         }
     }
 
     /// Rows that this rank hands to other ranks.
     pub fn rows_sent(&self, rank: usize, content: Content) -> usize {
+        let others = |send: &Transfer| send.peers.as_slice().iter().filter(|&&peer| peer != rank).count();
         let sent = |step: &Step| match step {
             Step::Post { content: c, sends, .. } if *c == content => {
-                sends.iter().filter(|send| send.peer != rank).map(|send| send.rows.len()).sum()
+                sends.iter().map(|send| send.rows.len() * others(send)).sum()
             }
             _ => 0,
         };
@@ -129,7 +185,7 @@ impl Program {
     pub fn stages(&self, rank: usize) -> usize {
         let brings = |step: &&Step| match step {
             Step::Post { content: Content::Keys, receives, .. } => {
-                receives.iter().any(|receive| receive.peer != rank && !receive.rows.is_empty())
+                receives.iter().any(|receive| receive.peer() != Some(rank) && !receive.rows.is_empty())
             }
             _ => false,
         };

@@ -2,6 +2,8 @@
 
 use std::ops::Range;
 
+use crate::order::{Rows, Run};
+
 /// A set of row indices: sorted, disjoint, non-empty ranges that do not touch.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct RowSet {
@@ -107,8 +109,8 @@ impl RowSet {
     ///
     /// # Panics
     /// If `part` has a row that this set has not.
-    pub fn places_of(&self, part: &RowSet) -> Vec<usize> {
-        let mut places = Vec::with_capacity(part.len());
+    pub fn places_of(&self, part: &RowSet) -> Rows {
+        let mut places = Rows::default();
         let (mut before, mut index) = (0, 0);
         for range in &part.ranges {
             while self.ranges[index].end <= range.start {
@@ -117,9 +119,21 @@ impl RowSet {
             }
             let own = &self.ranges[index];
             assert!(own.start <= range.start && range.end <= own.end, "rows {range:?} are not all in the set");
-            places.extend((range.start..range.end).map(|row| before + row - own.start));
+            places.push(Run { start: before + range.start - own.start, step: 1, len: range.len() });
         }
         places
+    }
+}
+
+impl From<&RowSet> for Rows {
+    fn from(set: &RowSet) -> Self {
+        set.ranges.iter().map(|range| Run { start: range.start, step: 1, len: range.len() }).collect()
+    }
+}
+
+impl From<RowSet> for Rows {
+    fn from(set: RowSet) -> Self {
+        (&set).into()
     }
 }
 
@@ -144,7 +158,7 @@ mod tests {
             prop_assert_eq!(x.len(), a.len());
             let both = x.intersection(&y);
             let places: Vec<usize> = both.iter().map(|row| a.range(..row).count()).collect();
-            prop_assert_eq!(x.places_of(&both), places);
+            prop_assert_eq!(x.places_of(&both).to_vec(), places);
             for (from, to) in [(0, 3), (2, 2), (1, 50), (40, 50)] {
                 let part: Vec<usize> = a.iter().copied().skip(from).take(to - from).collect();
                 prop_assert_eq!(x.at_places(from..to), set(&part));

@@ -14,12 +14,10 @@ use crate::plan::Piece;
 /// and pieces, times a logarithm, as long as runs of one buffer overlap little.
 pub fn tile(q: &[(usize, Run)], k: &[(usize, Run)], bands: &Bands) -> Vec<Piece> {
     let keys = Intervals::new(k.iter().map(|&(row, run)| (run.start as i64..run.end() as i64, (row, run))));
-    // Bands are sorted by their first query.
-    let bands = Intervals::new(bands.as_slice().iter().map(|band| (band.q.clone(), band)));
     let mut pieces = Vec::new();
     for &(q_row, q_run) in q {
         let queries = q_run.start as i64..q_run.end() as i64;
-        for band in bands.meeting(&queries) {
+        for band in bands.meeting(queries.clone()) {
             let Some(band) = band.intersect(queries.clone(), band.k.clone()) else { continue };
             for &(k_row, k_run) in keys.meeting(&band.k) {
                 pieces.extend(meet((q_row, q_run), (k_row, k_run), &band));
@@ -78,7 +76,8 @@ impl<V> Intervals<V> {
 
 /// The rows of the key buffer that at least one query attends: sorted ranges that neither overlap nor touch.
 ///
-/// Where the steps of a piece's runs are equal this takes constant time per piece, else time in its queries.
+/// Where the steps of a piece's runs are equal, or its keys have no gaps and every query attends as many as its step, this
+/// takes constant time per piece, else time in its queries.
 pub fn touched(pieces: &[Piece]) -> Vec<Range<usize>> {
     let mut ranges = Vec::new();
     for piece in pieces {
@@ -87,6 +86,10 @@ pub fn touched(pieces: &[Piece]) -> Vec<Range<usize>> {
             Some(band) => ranges.extend(
                 band.shrunk().map(|band| piece.k_row + band.k.start as usize..piece.k_row + band.k.end as usize),
             ),
+            // The keys of neighbouring queries overlap or touch.
+            None if piece.k.step == 1 && piece.d_hi - piece.d_lo + 1 >= piece.q.step as i64 => {
+                ranges.push(piece.keys(0).start..piece.keys(piece.q.len - 1).end);
+            }
             None => ranges.extend((0..piece.q.len).map(|i| piece.keys(i)).filter(|keys| !keys.is_empty())),
         }
     }

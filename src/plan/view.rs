@@ -1,62 +1,88 @@
 //! What a strategy plans from: who holds which valid tokens, and what is attended.
 
 use std::any::Any;
+use std::collections::HashMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use crate::mask::Bands;
-use crate::order::{DynPlacement, Run};
+use crate::order::{DynPlacement, Rows, Run};
 use crate::plan::{Piece, RowSet, tile, touched};
 
 /// What [`View::shared`] keeps, by its key.
 type Shared = Arc<dyn Any + Send + Sync>;
 
-/// Everything that the plan of one batch and mask depends on.
+/// Runs of tokens in a buffer, each with the row of its first token.
+type Placed = Vec<(usize, Run)>;
+
+/// Everything that the plan of one batch and mask depends on, seen from one rank.
 ///
 /// Rows here are a rank's *valid* rows: its tokens in local order without padding, counted from 0. Padding takes no
-/// part in attention and does not travel.
-#[derive(Debug)]
+/// part in attention and does not travel. A view answers for the ranks that it is asked about and remembers the answers,
+/// so a plan costs what its rank asks; views of the same batch seen from other ranks share what they remember.
+#[derive(Clone, Debug)]
 pub struct View {
     rank: usize,
-    held: Vec<Vec<(usize, Run)>>,
+    known: Arc<Known>,
+}
+
+/// What does not depend on the rank that a view is seen from.
+#[derive(Debug)]
+struct Known {
+    placement: DynPlacement,
+    /// Whether each group of the placement's grid counts as one rank.
+    grouped: bool,
     bands: Bands,
-    /// By rank: the rows of each owner that its queries attend.
-    needs: Vec<OnceLock<Vec<RowSet>>>,
-    shared: Mutex<Vec<(u64, Shared)>>,
+    /// By rank.
+    held: Vec<OnceLock<Placed>>,
+    /// By rank: the tokens that its queries attend.
+    attended: Vec<OnceLock<RowSet>>,
+    natural: OnceLock<Natural>,
+    shared: Mutex<HashMap<u64, Shared>>,
+}
+
+/// All valid tokens of a batch in natural order.
+#[derive(Debug)]
+struct Natural {
+    /// Documents that are not empty, as (first token, row of it).
+    documents: Vec<(usize, usize)>,
+    runs: Placed,
+    rows: usize,
 }
 
 impl View {
     /// The view of `placement`'s rank under a mask that was lowered on its batch.
     pub fn new(placement: &DynPlacement, bands: Bands) -> Self {
-        let valid_rows = |rank| {
-            let mut row = 0;
-            let place = |(_, run): (usize, Run)| {
-                row += run.len;
-                (row - run.len, run)
-            };
-            placement.valid_runs_of(rank).into_iter().map(place).collect()
-        };
-        Self::of(placement.rank(), (0..placement.ranks()).map(valid_rows).collect(), bands)
-    }
-
-    fn of(rank: usize, held: Vec<Vec<(usize, Run)>>, bands: Bands) -> Self {
-        let needs = held.iter().map(|_| OnceLock::new()).collect();
-        View { rank, held, bands, needs, shared: Mutex::default() }
+        Self::of(placement, bands, false)
     }
 
     /// The view in which each group of the placement's grid is one rank that holds the rows of all its members, seen
     /// from this rank's group, and for each member of it the group's row of each of its valid rows.
     ///
-    /// The group's rows are in natural order where that takes no more runs than one member after another.
-    pub fn grouped(placement: &DynPlacement, bands: Bands) -> (Self, Vec<Vec<usize>>) {
-        let (grid, by_rank) = (placement.grid(), View::new(placement, bands));
-        let group = |outer| {
-            let members = (0..grid.inner).map(|inner| by_rank.held(grid.rank(outer, inner)));
-            joined(&members.collect::<Vec<_>>())
+    /// The group's rows are in natural order where its members' tokens lie between one another without gaps, else one
+    /// member after another.
+    pub fn grouped(placement: &DynPlacement, bands: Bands) -> (Self, Vec<Rows>) {
+        let view = Self::of(placement, bands, true);
+        let (_, places) = joined(&members(placement, view.rank));
+        (view, places)
+    }
+
+    fn of(placement: &DynPlacement, bands: Bands, grouped: bool) -> Self {
+        let grid = placement.grid();
+        let (rank, ranks) = match grouped {
+            true => (grid.place(placement.rank()).0, grid.outer),
+            false => (placement.rank(), placement.ranks()),
         };
-        let (held, mut places): (Vec<_>, Vec<_>) = (0..grid.outer).map(group).unzip();
-        let rank = grid.place(placement.rank()).0;
-        (Self::of(rank, held, by_rank.bands), places.swap_remove(rank))
+        let known = Known {
+            placement: placement.clone(),
+            grouped,
+            bands,
+            held: (0..ranks).map(|_| OnceLock::new()).collect(),
+            attended: (0..ranks).map(|_| OnceLock::new()).collect(),
+            natural: OnceLock::new(),
+            shared: Mutex::default(),
+        };
+        View { rank, known: Arc::new(known) }
     }
 
     /// The rank that the plan is for.
@@ -66,83 +92,77 @@ impl View {
 
     /// Number of ranks.
     pub fn ranks(&self) -> usize {
-        self.held.len()
+        self.known.held.len()
     }
 
     /// The same view from another rank.
     pub fn seen_from(&self, rank: usize) -> View {
-        let shared = Mutex::new(self.shared.lock().unwrap_or_else(PoisonError::into_inner).clone());
-        View { rank, held: self.held.clone(), bands: self.bands.clone(), needs: self.needs.clone(), shared }
-    }
-
-    /// The same view from another rank, with all that was worked out so far.
-    pub fn turned_to(self, rank: usize) -> View {
-        View { rank, ..self }
+        View { rank, known: self.known.clone() }
     }
 
     /// What is attended.
     pub fn bands(&self) -> &Bands {
-        &self.bands
+        &self.known.bands
     }
 
     /// The valid tokens of a rank, each run with its first row.
     pub fn held(&self, rank: usize) -> &[(usize, Run)] {
-        &self.held[rank]
+        let known = &*self.known;
+        known.held[rank].get_or_init(|| match known.grouped {
+            true => joined(&members(&known.placement, rank)).0,
+            false => valid(&known.placement, rank),
+        })
     }
 
     /// Number of valid rows of a rank.
     pub fn rows(&self, rank: usize) -> usize {
-        rows_of(&self.held[rank])
+        rows_of(self.held(rank))
+    }
+
+    /// The tokens that queries of `rank` attend.
+    pub fn attended(&self, rank: usize) -> &RowSet {
+        self.known.attended[rank].get_or_init(|| {
+            let ends = self.bands().as_slice().iter().map(|band| band.k.end as usize);
+            let all = (0, Run { start: 0, step: 1, len: ends.max().unwrap_or(0) });
+            RowSet::from_sorted(touched(&tile(self.held(rank), &[all], self.bands())))
+        })
+    }
+
+    /// The rows of `owner` whose tokens are in a set.
+    pub fn rows_with(&self, owner: usize, tokens: &RowSet) -> RowSet {
+        rows_with(self.held(owner), tokens)
     }
 
     /// The rows of `owner` that queries of `rank` attend.
-    pub fn needs(&self, owner: usize, rank: usize) -> &RowSet {
-        &self.needs[rank].get_or_init(|| self.needs_of(rank))[owner]
+    pub fn needs(&self, owner: usize, rank: usize) -> RowSet {
+        self.rows_with(owner, self.attended(rank))
     }
 
-    fn needs_of(&self, rank: usize) -> Vec<RowSet> {
-        let queries = self.held(rank);
-        let owners = (0..self.ranks()).map(|owner| self.held(owner));
-        if queries.iter().any(|(_, run)| run.step > 1 && run.len > 1) {
-            // Keys of the same step are quicker to compare with than all tokens.
-            return owners.map(|held| RowSet::from_sorted(touched(&tile(queries, held, &self.bands)))).collect();
-        }
-        let ends = self.bands.as_slice().iter().map(|band| band.k.end as usize);
-        let all = (0, Run { start: 0, step: 1, len: ends.max().unwrap_or(0) });
-        let tokens = RowSet::from_sorted(touched(&tile(queries, &[all], &self.bands)));
-        owners.map(|held| rows_with(held, &tokens)).collect()
-    }
-
-    /// Something that the programs of several ranks are made from, worked out once for this view and those turned or
-    /// seen from it. The key says all that it depends on beside the view; another type under the same key is made
-    /// anew each time.
+    /// Something that the programs of several ranks are made from, worked out once for this view and those seen from
+    /// other ranks. The key says all that it depends on beside the view; another type under the same key is made anew
+    /// each time.
     pub fn shared<T: Any + Send + Sync>(&self, key: &impl Hash, make: impl FnOnce() -> T) -> Arc<T> {
         let mut hasher = DefaultHasher::new();
         key.hash(&mut hasher);
         let key = hasher.finish();
-        let lock = || self.shared.lock().unwrap_or_else(PoisonError::into_inner);
-        let found = lock().iter().find(|(other, _)| *other == key).map(|(_, value)| value.clone());
+        let lock = || self.known.shared.lock().unwrap_or_else(PoisonError::into_inner);
+        let found = lock().get(&key).cloned();
         if let Some(value) = found.and_then(|value| value.downcast::<T>().ok()) {
             return value;
         }
         let value = Arc::new(make());
-        lock().push((key, value.clone()));
+        lock().insert(key, value.clone());
         value
     }
 
     /// The pieces of this rank's queries against a buffer that holds the rows `rows` of `owner`.
-    pub fn tile(&self, owner: usize, rows: &RowSet) -> Vec<Piece> {
-        tile(self.held(self.rank), &kept(self.held(owner), rows), &self.bands)
+    pub fn tile(&self, owner: usize, rows: &RowSet) -> Arc<[Piece]> {
+        self.tile_runs(&kept(self.held(owner), rows))
     }
 
     /// The pieces of this rank's queries against a buffer with the given runs, each with its first row.
-    pub fn tile_runs(&self, keys: &[(usize, Run)]) -> Vec<Piece> {
-        tile(self.held(self.rank), keys, &self.bands)
-    }
-
-    /// The pieces of another rank's queries against a buffer with the given runs.
-    pub fn tile_of(&self, rank: usize, keys: &[(usize, Run)]) -> Vec<Piece> {
-        tile(self.held(rank), keys, &self.bands)
+    pub fn tile_runs(&self, keys: &[(usize, Run)]) -> Arc<[Piece]> {
+        tile(self.held(self.rank), keys, self.bands()).into()
     }
 
     /// The runs of a buffer that holds the rows `rows` of `owner`, from row `first` on.
@@ -150,48 +170,111 @@ impl View {
         kept(self.held(owner), rows).into_iter().map(|(row, run)| (first + row, run)).collect()
     }
 
-    /// All valid tokens of the batch in natural order, and for each rank where its rows are among them.
-    pub fn natural(&self) -> Arc<InOrder> {
-        self.shared(&"natural order", || in_natural_order(&self.held.iter().map(Vec::as_slice).collect::<Vec<_>>()))
+    /// All valid tokens of the batch in natural order, each run with its first row in a buffer of just them.
+    pub fn natural(&self) -> &[(usize, Run)] {
+        &self.in_order().runs
+    }
+
+    /// Number of valid tokens of the batch.
+    pub fn natural_rows(&self) -> usize {
+        self.in_order().rows
+    }
+
+    /// Where a rank's rows are among all valid tokens in natural order.
+    pub fn natural_places(&self, rank: usize) -> Rows {
+        let documents = &self.in_order().documents;
+        let place = |&(_, run): &(usize, Run)| {
+            let (first, row) = documents[documents.partition_point(|&(first, _)| first <= run.start) - 1];
+            Run { start: row + run.start - first, ..run }
+        };
+        self.held(rank).iter().map(place).collect()
+    }
+
+    fn in_order(&self) -> &Natural {
+        self.known.natural.get_or_init(|| {
+            let batch = self.known.placement.batch();
+            let (mut documents, mut runs, mut rows): (_, Placed, _) = (Vec::new(), Vec::new(), 0);
+            for index in 0..batch.documents() {
+                let document = batch.document(index);
+                if document.valid == 0 {
+                    continue;
+                }
+                documents.push((document.start, rows));
+                match runs.last_mut() {
+                    Some((_, run)) if run.end() == document.start => run.len += document.valid,
+                    _ => runs.push((rows, Run { start: document.start, step: 1, len: document.valid })),
+                }
+                rows += document.valid;
+            }
+            Natural { documents, runs, rows }
+        })
     }
 }
 
-/// Tokens of several ranks as runs, each with its first row, and for each rank where its rows are among them.
-pub type InOrder = (Vec<(usize, Run)>, Vec<Vec<usize>>);
-
-/// The tokens of several ranks in natural order.
-fn in_natural_order(held: &[&[(usize, Run)]]) -> InOrder {
-    let mut tokens: Vec<(usize, usize, usize)> = Vec::new();
-    for (rank, held) in held.iter().enumerate() {
-        tokens.extend(held.iter().flat_map(|(row, run)| (0..run.len).map(move |i| (run.token(i), rank, row + i))));
-    }
-    tokens.sort_unstable();
-    let mut places: Vec<Vec<usize>> = held.iter().map(|held| vec![0; rows_of(held)]).collect();
-    let mut runs: Vec<(usize, Run)> = Vec::new();
-    for (row, &(token, rank, local)) in tokens.iter().enumerate() {
-        places[rank][local] = row;
-        match runs.last_mut() {
-            Some((_, run)) if run.end() == token => run.len += 1,
-            _ => runs.push((row, Run { start: token, step: 1, len: 1 })),
-        }
-    }
-    (runs, places)
+/// The valid tokens of a rank, each run with its row among them.
+fn valid(placement: &DynPlacement, rank: usize) -> Placed {
+    let mut row = 0;
+    let place = |(_, run): (usize, Run)| {
+        row += run.len;
+        (row - run.len, run)
+    };
+    placement.valid_runs_of(rank).into_iter().map(place).collect()
 }
 
-/// The rows of several ranks as one buffer: in natural order where that takes no more runs, else one rank after
-/// another.
-fn joined(held: &[&[(usize, Run)]]) -> InOrder {
-    let natural = in_natural_order(held);
-    if natural.0.len() <= held.iter().map(|held| held.len()).sum() {
+/// The valid tokens of each member of a group.
+fn members(placement: &DynPlacement, group: usize) -> Vec<Placed> {
+    let grid = placement.grid();
+    (0..grid.inner).map(|inner| valid(placement, grid.rank(group, inner))).collect()
+}
+
+/// The rows of several ranks as one buffer: in natural order where their runs lie between one another without gaps, else
+/// one rank after another. And where the rows of each are.
+fn joined(held: &[Placed]) -> (Placed, Vec<Rows>) {
+    if let Some(natural) = without_gaps(held) {
         return natural;
     }
     let (mut runs, mut places, mut before) = (Vec::new(), Vec::new(), 0);
     for held in held {
         runs.extend(held.iter().map(|&(row, run)| (before + row, run)));
-        places.push((before..before + rows_of(held)).collect());
+        places.push((before..before + rows_of(held)).into());
         before += rows_of(held);
     }
     (runs, places)
+}
+
+/// Runs of several ranks in natural order, and for each rank where its rows are; nothing where runs overlap that leave
+/// tokens between them to others.
+fn without_gaps(held: &[Placed]) -> Option<(Placed, Vec<Rows>)> {
+    let of_rank = |(rank, held): (usize, &Placed)| held.iter().map(|&(_, run)| (run, rank)).collect::<Vec<_>>();
+    let mut all: Vec<(Run, usize)> = held.iter().enumerate().flat_map(of_rank).collect();
+    all.sort_unstable_by_key(|(run, _)| run.start);
+    let mut places = vec![Rows::default(); held.len()];
+    let (mut runs, mut row): (Placed, usize) = (Vec::new(), 0);
+    let mut rest = &all[..];
+    while let Some((first, _)) = rest.first() {
+        // Runs that overlap the one before them.
+        let (mut end, mut count, mut tokens) = (first.end(), 0, 0);
+        while let Some((run, _)) = rest.get(count).filter(|(run, _)| count == 0 || run.start < end) {
+            (end, count, tokens) = (end.max(run.end()), count + 1, tokens + run.len);
+        }
+        let start = first.start;
+        let alone = count == 1 && first.len > 1 && first.step > 1;
+        if !alone && tokens != end - start {
+            return None;
+        }
+        for (run, rank) in &rest[..count] {
+            let (at, step) = if alone { (row, 1) } else { (row + run.start - start, run.step) };
+            places[*rank].push(Run { start: at, step, len: run.len });
+        }
+        match runs.last_mut() {
+            _ if alone => runs.push((row, *first)),
+            Some((_, run)) if run.step == 1 && run.end() == start => run.len += tokens,
+            _ => runs.push((row, Run { start, step: 1, len: tokens })),
+        }
+        row += tokens;
+        rest = &rest[count..];
+    }
+    Some((runs, places))
 }
 
 /// The rows whose tokens are in a set.
@@ -249,7 +332,7 @@ mod tests {
                 for (owner, rank) in (0..ranks).flat_map(|owner| (0..ranks).map(move |rank| (owner, rank))) {
                     let pieces = tile(view.held(rank), view.held(owner), view.bands());
                     let expected = RowSet::from_sorted(touched(&pieces));
-                    assert_eq!(view.needs(owner, rank), &expected, "{mask:?}, {owner} to {rank} of {ranks}");
+                    assert_eq!(view.needs(owner, rank), expected, "{mask:?}, {owner} to {rank} of {ranks}");
                 }
             }
         }
@@ -270,6 +353,6 @@ mod tests {
         let view = View::new(&placement, Mask::Causal.lower(&*batch).unwrap());
         assert_eq!((*view.shared(&1, || 5u8), *view.shared(&1, || 6u8), *view.shared(&2, || 7u8)), (5, 5, 7));
         assert_eq!(*view.seen_from(1).shared(&1, || 8u8), 5);
-        assert_eq!(*view.turned_to(1).shared(&1, || "text"), "text");
+        assert_eq!(*view.seen_from(1).shared(&1, || "text"), "text");
     }
 }

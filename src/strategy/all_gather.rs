@@ -1,5 +1,7 @@
 //! All-gather attention (Llama 3, section 3.3.2): every rank gathers all keys and values, then attends once.
 
+use std::sync::Arc;
+
 use crate::degree::{Degree, Runtime};
 use crate::heads::KeepHeads;
 use crate::order::{TokenOrder, Zigzag};
@@ -51,21 +53,23 @@ const HOME: usize = 2;
 
 impl GatherKv {
     fn gather(view: &View) -> Program {
-        let rank = view.rank();
-        let in_order = view.natural();
-        let (runs, places) = &*in_order;
-        let own: Vec<usize> = (0..view.rows(rank)).collect();
-        let sends = (0..view.ranks()).map(|peer| Transfer { peer, slot: OWN, rows: own.clone() }).collect();
-        let receives = |(peer, rows): (usize, &Vec<usize>)| Transfer { peer, slot: ALL, rows: rows.clone() };
-        let receives = places.iter().enumerate().map(receives).collect();
-        let all = places.iter().map(Vec::len).sum();
+        let (rank, ranks) = (view.rank(), view.ranks());
+        let own = view.rows(rank);
+        let everyone: Vec<usize> = (0..ranks).collect();
+        let receive = |peer| Transfer::new(peer, ALL, view.natural_places(peer));
+        let pieces = Arc::<[_]>::clone(&view.shared(&(Self::NAME, rank), || view.tile_runs(view.natural())));
         let steps = vec![
-            Step::Post { exchange: 0, content: Content::Keys, sends, receives },
+            Step::Post {
+                exchange: 0,
+                content: Content::Keys,
+                sends: vec![Transfer::new(everyone, OWN, 0..own)],
+                receives: (0..ranks).map(receive).collect(),
+            },
             Step::Wait { exchange: 0 },
             Step::Free { slot: OWN },
-            Step::Tile { slot: ALL, pieces: view.tile_runs(runs) },
+            Step::Tile { slot: ALL, pieces },
         ];
-        Program { slots: vec![own.len(), all], home: OWN, steps }
+        Program { slots: vec![own, view.natural_rows()], home: OWN, steps }
     }
 }
 
@@ -79,15 +83,13 @@ impl KvExchange for GatherKv {
     fn backward(&self, view: &View) -> Program {
         let mut program = Self::gather(view);
         let own = view.rows(view.rank());
-        let send = |(peer, rows): (usize, &Vec<usize>)| Transfer { peer, slot: ALL, rows: rows.clone() };
-        let receive = |peer| Transfer { peer, slot: HOME, rows: (0..own).collect() };
         program.slots.push(own);
         program.home = HOME;
         program.steps.push(Step::Post {
             exchange: 1,
             content: Content::Gradients,
-            sends: view.natural().1.iter().enumerate().map(send).collect(),
-            receives: (0..view.ranks()).map(receive).collect(),
+            sends: (0..view.ranks()).map(|peer| Transfer::new(peer, ALL, view.natural_places(peer))).collect(),
+            receives: (0..view.ranks()).map(|peer| Transfer::new(peer, HOME, 0..own)).collect(),
         });
         program.steps.push(Step::Wait { exchange: 1 });
         program

@@ -1,5 +1,6 @@
 //! Group-cast: each rank receives just the rows of keys and values that its queries attend, in stages.
 
+use std::collections::HashSet;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -45,15 +46,20 @@ impl Fetches {
         self.parts[parts].iter().flatten().filter(move |(other, _)| *other == owner).map(|(_, rows)| rows)
     }
 
-    fn stage(&self, stage: usize) -> Range<usize> {
-        self.stages.get(stage).cloned().unwrap_or_default()
+    /// The parts whose keys come with an exchange: those of the stage after the one that begins with part `after`.
+    fn keys(&self, after: Option<usize>) -> Range<usize> {
+        let stage = match after {
+            None => Some(0),
+            Some(part) => self.stages.iter().position(|parts| parts.start == part).map(|stage| stage + 1),
+        };
+        stage.and_then(|stage| self.stages.get(stage)).cloned().unwrap_or_default()
     }
 }
 
 /// What a rank attends, before it is cut into stages.
 struct Remote {
-    /// Owners of remote rows, each with its first row in a buffer of all of them.
-    owners: Vec<(usize, usize)>,
+    /// Owners of remote rows, each with its first row in a buffer of all of them, and the rows.
+    owners: Vec<(usize, usize, RowSet)>,
     /// The buffer in equal parts.
     atoms: Vec<Atom>,
     own_area: u64,
@@ -67,18 +73,19 @@ impl Remote {
         for owner in (1..ranks).map(|i| (rank + i) % ranks) {
             let needs = view.needs(owner, rank);
             if !needs.is_empty() {
-                owners.push((owner, total));
-                runs.extend(view.runs(owner, needs, total));
+                runs.extend(view.runs(owner, &needs, total));
+                let first = total;
                 total += needs.len();
+                owners.push((owner, first, needs));
             }
         }
         let parts = parts.min(total);
         let ends: Vec<usize> = (1..=parts).map(|part| part * total / parts).collect();
-        let areas = area_by_keys(&view.tile_of(rank, &runs), &ends);
+        let areas = area_by_keys(&view.seen_from(rank).tile_runs(&runs), &ends);
         let mut start = 0;
         let atom = |(&end, area)| Atom { rows: end - std::mem::replace(&mut start, end), area };
         let atoms = ends.iter().zip(areas).map(atom).collect();
-        let own_area = view.tile_of(rank, view.held(rank)).iter().map(Piece::area).sum();
+        let own_area = view.seen_from(rank).tile_runs(view.held(rank)).iter().map(Piece::area).sum();
         Remote { owners, atoms, own_area }
     }
 }
@@ -89,13 +96,13 @@ impl CastKv {
         CastKv { staging: staging.into() }
     }
 
-    /// What every rank fetches.
-    fn fetches(&self, view: &View, backward: bool) -> Arc<Vec<Fetches>> {
+    /// What a rank fetches.
+    fn fetches(&self, view: &View, rank: usize, backward: bool) -> Arc<Fetches> {
         let parts = self.staging.merging.parts();
-        let every = || (0..view.ranks()).map(|rank| Remote::of(view, rank, parts)).collect::<Vec<_>>();
-        let remote = view.shared(&(Self::NAME, parts), every);
-        let cut = |(rank, remote): (usize, &Remote)| self.cut(view, rank, remote, backward);
-        view.shared(&(Self::NAME, self, backward), || remote.iter().enumerate().map(cut).collect())
+        view.shared(&(Self::NAME, self, backward, rank), || {
+            let remote = view.shared(&(Self::NAME, parts, rank), || Remote::of(view, rank, parts));
+            self.cut(view, rank, &remote, backward)
+        })
     }
 
     fn cut(&self, view: &View, rank: usize, remote: &Remote, backward: bool) -> Fetches {
@@ -112,10 +119,10 @@ impl CastKv {
         let part = |atoms: Range<usize>| {
             let end = start + remote.atoms[atoms].iter().map(|atom| atom.rows).sum::<usize>();
             let rows = std::mem::replace(&mut start, end)..end;
-            let of_owner = |&(owner, first): &(usize, usize)| {
-                let clip = |row: usize| row.saturating_sub(first);
-                let rows = view.needs(owner, rank).at_places(clip(rows.start)..clip(rows.end));
-                (!rows.is_empty()).then_some((owner, rows))
+            let of_owner = |(owner, first, needs): &(usize, usize, RowSet)| {
+                let clip = |row: usize| row.saturating_sub(*first);
+                let rows = needs.at_places(clip(rows.start)..clip(rows.end));
+                (!rows.is_empty()).then_some((*owner, rows))
             };
             remote.owners.iter().filter_map(of_owner).collect()
         };
@@ -123,58 +130,61 @@ impl CastKv {
     }
 
     fn program(&self, view: &View, backward: bool) -> Program {
-        let fetches = self.fetches(view, backward);
-        let posts = posts(&fetches, backward);
-        Writer { view, fetches: &fetches, backward, posts: &posts, posted: 0, steps: Vec::new() }.program()
+        let (rank, ranks) = (view.rank(), view.ranks());
+        let uses = |peer: &usize| *peer != rank && !view.needs(rank, *peer).is_empty();
+        // Starting with the rank before, which starts with this one.
+        let peers = (1..ranks).map(|i| (rank + ranks - i) % ranks).filter(uses);
+        let peers: Vec<_> = peers.map(|peer| (peer, self.fetches(view, peer, backward))).collect();
+        let mine = self.fetches(view, rank, backward);
+        let parts = peers.iter().map(|(_, fetches)| &**fetches).chain([&*mine]).map(|rank| rank.parts.len()).max();
+        let mut writer =
+            Writer { view, mine: &mine, peers: &peers, backward, posts: Vec::new(), posted: 0, steps: Vec::new() };
+        let events = std::iter::once(Post::Keys(None));
+        let of_part = |part| [Post::Keys(Some(part)), Post::Gradients(part)];
+        writer.posts =
+            events.chain((0..parts.unwrap_or(0)).flat_map(of_part)).filter(|&post| writer.takes_part(post)).collect();
+        writer.program()
     }
 }
 
-/// An exchange of all ranks: keys of a stage, or gradients of a part.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// An exchange of all ranks, in the order in which every rank posts those that it takes part in.
+///
+/// The keys of a stage are asked for when the stage before it begins, so they are named after its first part; a rank that
+/// serves them posts its side at the same place, whatever its own stages are. So the messages between any two ranks come
+/// in one order, though neither knows the stages of a third.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd)]
 enum Post {
-    Keys(usize),
+    /// Keys of the stage after the one that begins with this part; of the first stage.
+    Keys(Option<usize>),
+    /// Gradients of a part.
     Gradients(usize),
 }
 
-/// The order in which every rank posts all exchanges, whatever its own stages are: the keys of a stage, then those of
-/// the next one before the first gradients that a rank has of it.
-fn posts(fetches: &[Fetches], backward: bool) -> Vec<Post> {
-    let most = |of: fn(&Fetches) -> usize| fetches.iter().map(of).max().unwrap_or(0);
-    let (stages, parts) = (most(|rank| rank.stages.len()), most(|rank| rank.parts.len()));
-    let mut keys = (0..stages).map(Post::Keys).peekable();
-    let mut posts = Vec::new();
-    for part in if backward { 0..parts } else { 0..0 } {
-        // The last stage in which a rank has this part.
-        let stage_of = |rank: &Fetches| rank.stages.iter().position(|parts| parts.contains(&part));
-        let next = fetches.iter().filter_map(stage_of).max().map_or(0, |stage| stage + 1);
-        posts.extend(std::iter::from_fn(|| keys.next_if(|&post| matches!(post, Post::Keys(stage) if stage <= next))));
-        posts.push(Post::Gradients(part));
+impl Post {
+    /// Its number, which ascends.
+    fn exchange(self) -> usize {
+        match self {
+            Post::Keys(None) => 0,
+            Post::Keys(Some(part)) => 2 * part + 1,
+            Post::Gradients(part) => 2 * part + 2,
+        }
     }
-    posts.extend(keys);
-    posts
 }
 
 /// Writes one rank's program.
 struct Writer<'a> {
     view: &'a View,
-    fetches: &'a [Fetches],
+    mine: &'a Fetches,
+    /// What the ranks fetch that use this rank's rows.
+    peers: &'a [(usize, Arc<Fetches>)],
     backward: bool,
-    posts: &'a [Post],
+    posts: Vec<Post>,
     /// How many of them are written.
     posted: usize,
     steps: Vec<Step>,
 }
 
 impl<'a> Writer<'a> {
-    fn mine(&self) -> &'a Fetches {
-        &self.fetches[self.view.rank()]
-    }
-
-    /// The number of an exchange: its place in the order.
-    fn exchange(&self, post: Post) -> usize {
-        self.posts.iter().take_while(|&&other| other != post).count()
-    }
-
     /// Rows of the parts' slots by owner.
     fn places(&self, parts: Range<usize>) -> Vec<Transfer> {
         let place = |part: usize| {
@@ -182,55 +192,66 @@ impl<'a> Writer<'a> {
             let transfer = move |(owner, rows): &(usize, RowSet)| {
                 let start = first;
                 first += rows.len();
-                Transfer { peer: *owner, slot: part + 1, rows: (start..first).collect() }
+                Transfer::new(*owner, part + 1, start..first)
             };
-            self.mine().parts[part].iter().map(transfer)
+            self.mine.parts[part].iter().map(transfer)
         };
         parts.flat_map(place).collect()
     }
 
     /// Own rows that other ranks use, in parts that each of them says.
     fn used(&self, parts: impl Fn(&'a Fetches) -> Range<usize>) -> Vec<Transfer> {
-        let (rank, ranks) = (self.view.rank(), self.view.ranks());
-        let peers = (1..ranks).map(|i| (rank + ranks - i) % ranks);
-        let rows = |peer: usize| {
-            let fetches = &self.fetches[peer];
-            let transfer = move |rows: &RowSet| Transfer { peer, slot: OWN, rows: rows.iter().collect() };
-            fetches.rows_of(rank, parts(fetches)).map(transfer)
+        let rank = self.view.rank();
+        let rows = |(peer, fetches): &'a (usize, Arc<Fetches>)| {
+            fetches.rows_of(rank, parts(fetches)).map(|rows| Transfer::new(*peer, OWN, rows))
         };
-        peers.flat_map(rows).collect()
+        self.peers.iter().flat_map(rows).collect()
     }
 
     /// Whether the rank has a share of its own in an exchange, beside what others fetch from it.
     fn is_mine(&self, post: Post) -> bool {
         match post {
-            Post::Keys(stage) => stage < self.mine().stages.len(),
-            Post::Gradients(part) => part < self.mine().parts.len(),
+            Post::Keys(after) => !self.mine.keys(after).is_empty(),
+            Post::Gradients(part) => self.backward && part < self.mine.parts.len(),
         }
+    }
+
+    /// Whether the rank sends or receives anything.
+    fn takes_part(&self, post: Post) -> bool {
+        let uses = |parts: &dyn Fn(&Fetches) -> Range<usize>| {
+            let any = |(_, fetches): &(usize, Arc<Fetches>)| {
+                fetches.rows_of(self.view.rank(), parts(fetches)).next().is_some()
+            };
+            self.peers.iter().any(any)
+        };
+        self.is_mine(post)
+            || match post {
+                Post::Keys(after) => uses(&|peer| peer.keys(after)),
+                Post::Gradients(part) => self.backward && uses(&|_| part..part + 1),
+            }
     }
 
     /// Posts all exchanges up to this one, and those after it that wait for nothing that this rank has yet to do.
     fn post(&mut self, last: Post) {
-        let last = self.exchange(last);
-        while let Some(&post) = self.posts.get(self.posted).filter(|&&post| self.posted <= last || !self.is_mine(post))
+        while let Some(&post) =
+            self.posts.get(self.posted).filter(|post| post.exchange() <= last.exchange() || !self.is_mine(**post))
         {
             let (content, sends, receives) = match post {
-                Post::Keys(stage) => {
-                    (Content::Keys, self.used(|peer| peer.stage(stage)), self.places(self.mine().stage(stage)))
+                Post::Keys(after) => {
+                    (Content::Keys, self.used(|peer| peer.keys(after)), self.places(self.mine.keys(after)))
                 }
                 Post::Gradients(part) => {
                     let mine = if self.is_mine(post) { part..part + 1 } else { 0..0 };
                     (Content::Gradients, self.places(mine), self.used(|_| part..part + 1))
                 }
             };
-            self.steps.push(Step::Post { exchange: self.posted, content, sends, receives });
+            self.steps.push(Step::Post { exchange: post.exchange(), content, sends, receives });
             self.posted += 1;
         }
     }
 
     fn wait(&mut self, post: Post) {
-        let exchange = self.exchange(post);
-        self.steps.push(Step::Wait { exchange });
+        self.steps.push(Step::Wait { exchange: post.exchange() });
     }
 
     fn wait_for_gradients(&mut self, parts: Range<usize>) {
@@ -240,36 +261,39 @@ impl<'a> Writer<'a> {
     }
 
     fn program(mut self) -> Program {
-        let (view, mine) = (self.view, self.mine());
-        let stages = mine.stages.len();
-        let own = Step::Tile { slot: OWN, pieces: view.tile_runs(view.held(view.rank())) };
-        if let Some(&first) = self.posts.first() {
-            self.post(first);
-        }
+        let (view, mine) = (self.view, self.mine);
+        let pieces = view.shared(&(CastKv::NAME, "own", view.rank()), || view.tile_runs(view.held(view.rank())));
+        let own = Step::Tile { slot: OWN, pieces: Arc::<[_]>::clone(&pieces) };
+        self.post(Post::Keys(None));
         if !mine.own_last {
             self.steps.push(own.clone());
         }
-        for (stage, parts) in mine.stages.iter().enumerate() {
-            self.wait(Post::Keys(stage));
-            if stage + 1 < stages {
-                self.post(Post::Keys(stage + 1));
-            }
+        let (mut before, mut stages) = (None, mine.stages.iter().peekable());
+        let mut keys = Post::Keys(None);
+        while let Some(parts) = stages.next() {
+            self.wait(keys);
+            keys = Post::Keys(Some(parts.start));
+            self.post(keys);
             for part in parts.clone() {
                 self.attend(part);
             }
-            self.wait_for_gradients(stage.checked_sub(1).map_or(0..0, |before| mine.stage(before)));
+            self.wait_for_gradients(before.replace(parts.clone()).unwrap_or(0..0));
         }
         if mine.own_last {
             self.steps.push(own);
         }
         debug_assert_eq!(self.posted, self.posts.len());
-        // Others may have more stages and parts.
-        let last = mine.stages.last().map_or(0, |parts| parts.start);
-        let left = |&&post: &&Post| match post {
-            Post::Keys(stage) => stage >= stages,
-            Post::Gradients(part) => part >= last,
-        };
-        self.posts.iter().filter(left).for_each(|&post| self.wait(post));
+        // What is only served, and the last stage's own.
+        let waited: HashSet<usize> = self
+            .steps
+            .iter()
+            .filter_map(|step| match step {
+                Step::Wait { exchange } => Some(*exchange),
+                _ => None,
+            })
+            .collect();
+        let left: Vec<Post> = self.posts.iter().copied().filter(|post| !waited.contains(&post.exchange())).collect();
+        left.into_iter().for_each(|post| self.wait(post));
         let rows = |part: &Part| -> usize { part.iter().map(|(_, rows)| rows.len()).sum() };
         let slots = std::iter::once(view.rows(view.rank())).chain(mine.parts.iter().map(rows));
         Program { slots: slots.collect(), home: OWN, steps: self.steps }
@@ -278,7 +302,7 @@ impl<'a> Writer<'a> {
     /// Attends a part, merges it, and posts its gradients.
     fn attend(&mut self, part: usize) {
         let (slot, mut keys, mut rows) = (part + 1, Vec::new(), 0);
-        for (owner, of_owner) in &self.mine().parts[part] {
+        for (owner, of_owner) in &self.mine.parts[part] {
             keys.extend(self.view.runs(*owner, of_owner, rows));
             rows += of_owner.len();
         }

@@ -44,10 +44,12 @@ use crate::heads::{KeepHeads, SwapHeads};
 use crate::layout::Batch;
 use crate::mask::Mask;
 use crate::order::TokenOrder;
+#[cfg(doc)]
+use crate::plan::Step;
 use crate::plan::{Program, View};
 
 /// A way of splitting sequences over ranks.
-pub trait CpStrategy: Copy + fmt::Debug + PartialEq + Send + Sync + 'static {
+pub trait CpStrategy: Clone + fmt::Debug + PartialEq + Send + Sync + 'static {
     /// Which rank holds which token.
     type Order: TokenOrder;
     /// What happens to heads.
@@ -102,9 +104,10 @@ pub trait CpStrategy: Copy + fmt::Debug + PartialEq + Send + Sync + 'static {
 /// How keys and values reach the queries, and their gradients the way back.
 ///
 /// Both programs must pass [`crate::plan::check`] on every rank. Between two ranks, the n-th transfer that one posts to
-/// send is for the n-th that the other posts to receive, whenever they are waited for. The hash of an exchange's
-/// settings is part of its plans' hashes.
-pub trait KvExchange: Copy + Default + fmt::Debug + Hash + Send + Sync + 'static {
+/// send is for the n-th that the other posts to receive, whenever they are waited for; both posts have the same number
+/// ([`Step::Post`]), which every message carries with the plan's hash. The hash of an exchange's settings is part of its
+/// plans' hashes.
+pub trait KvExchange: Clone + Default + fmt::Debug + Hash + Send + Sync + 'static {
     /// Name in messages.
     const NAME: &'static str;
 

@@ -1,9 +1,11 @@
 //! Ring attention (Liu, Zaharia and Abbeel 2023): keys and values travel from rank to rank while queries stay.
 
+use std::sync::Arc;
+
 use crate::degree::{Degree, Runtime};
 use crate::heads::KeepHeads;
 use crate::order::{TokenOrder, Zigzag};
-use crate::plan::{Content, Program, RowSet, Step, Transfer, View};
+use crate::plan::{Content, Piece, Program, RowSet, Step, Transfer, View};
 use crate::strategy::{CpStrategy, KvExchange};
 
 /// Ring attention over `N` ranks with token order `O`. Megatron and Transformer Engine call it `p2p`.
@@ -46,75 +48,73 @@ impl<N: Degree, O: TokenOrder> CpStrategy for Ring<N, O> {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct RingKv;
 
-/// The travel of one rank's block.
-#[derive(Debug)]
-struct Travel {
-    /// `arrives[i]`: rows that are needed at hop `i` or later; all rows at hop 0.
-    arrives: Vec<RowSet>,
-    /// `carried[i]`: rows with a gradient from hops `1..=i` that a later hop adds to.
-    carried: Vec<RowSet>,
-    /// `returned[i]`: rows whose gradient is complete after hop `i`.
-    returned: Vec<RowSet>,
-}
-
-impl Travel {
-    fn new(view: &View, owner: usize) -> Self {
-        let ranks = view.ranks();
-        let needs = |hop: usize| view.needs(owner, (owner + hop) % ranks);
-        let mut later = RowSet::default();
-        let (mut arrives, mut after) = (vec![RowSet::default(); ranks], vec![RowSet::default(); ranks]);
-        for hop in (1..ranks).rev() {
-            after[hop] = later.clone();
-            later = later.union(needs(hop));
-            arrives[hop] = later.clone();
-        }
-        arrives[0] = RowSet::all(view.rows(owner));
-        let mut touched = RowSet::default();
-        let (mut carried, mut returned) = (vec![RowSet::default()], vec![RowSet::default()]);
-        for (hop, after) in after.iter().enumerate().skip(1) {
-            touched = touched.union(needs(hop));
-            carried.push(touched.intersection(after));
-            returned.push(needs(hop).difference(after));
-        }
-        Travel { arrives, carried, returned }
-    }
-
-    /// Places of `rows` in the buffer of hop `hop`.
-    fn places(&self, hop: usize, rows: &RowSet) -> Vec<usize> {
-        self.arrives[hop].places_of(rows)
-    }
+/// Rows of the block that a rank holds at one hop.
+#[derive(Debug, Default)]
+struct Hop {
+    /// Rows that come: those that this rank or a later one attends. All rows at hop 0.
+    arrives: RowSet,
+    /// Those of them that a later rank attends.
+    leaving: RowSet,
+    pieces: Arc<[Piece]>,
 }
 
 impl RingKv {
+    /// What this rank holds at each hop.
+    ///
+    /// The block of hop `i` has been at ranks before this one and goes on to `ranks - 1 - i` ranks after it, so what
+    /// leaves are its rows among the tokens that these attend. One running union of what they attend gives all hops.
+    fn hops(view: &View) -> Vec<Hop> {
+        let (rank, ranks) = (view.rank(), view.ranks());
+        let mut hops: Vec<Hop> = (0..ranks).map(|_| Hop::default()).collect();
+        let mut later = RowSet::default();
+        for (hop, at) in hops.iter_mut().enumerate().rev() {
+            let owner = (rank + ranks - hop) % ranks;
+            at.leaving = view.rows_with(owner, &later);
+            at.arrives = match hop {
+                0 => RowSet::all(view.rows(rank)),
+                _ => view.needs(owner, rank).union(&at.leaving),
+            };
+            at.pieces = view.tile(owner, &at.arrives);
+            later = later.union(view.attended((rank + ranks - hop) % ranks));
+        }
+        hops
+    }
+
+    /// By hop: the rows of this rank's own block whose gradient comes back after it, from the last rank that attends them.
+    fn homes(view: &View) -> Vec<RowSet> {
+        let (rank, ranks) = (view.rank(), view.ranks());
+        let (mut homes, mut later) = (vec![RowSet::default(); ranks], RowSet::default());
+        for (hop, home) in homes.iter_mut().enumerate().skip(1).rev() {
+            let used = view.needs(rank, (rank + hop) % ranks);
+            *home = used.difference(&later);
+            later = later.union(&used);
+        }
+        homes
+    }
+
     fn program(view: &View, backward: bool) -> Program {
         let (rank, ranks) = (view.rank(), view.ranks());
         let (next, previous) = ((rank + 1) % ranks, (rank + ranks - 1) % ranks);
         let owner = |hop: usize| (rank + ranks - hop) % ranks;
-        // By owner.
-        let travels = view.shared(&Self::NAME, || (0..ranks).map(|owner| Travel::new(view, owner)).collect::<Vec<_>>());
-        let travel_at = |hop: usize| &travels[owner(hop)];
+        let hops = view.shared(&(Self::NAME, rank), || Self::hops(view));
+        let homes = if backward { Self::homes(view) } else { Vec::new() };
         let keys = |hop: usize| hop;
         let gradients = |hop: usize| ranks + hop;
+        // What ranks before this one attend, as far as they have held the block of the hop; and they and this one.
+        let (mut before, mut so_far) = (RowSet::default(), RowSet::default());
         let mut steps = Vec::new();
-        for hop in 0..ranks {
-            let travel = travel_at(hop);
-            let coming = (hop + 1 < ranks).then(|| travel_at(hop + 1));
+        for (hop, at) in hops.iter().enumerate() {
+            let coming = hops.get(hop + 1);
             if let Some(coming) = coming {
-                let leaving = travel.places(hop, &travel.arrives[hop + 1]);
                 steps.push(Step::Post {
                     exchange: keys(hop + 1),
                     content: Content::Keys,
-                    sends: vec![Transfer { peer: next, slot: hop, rows: leaving }],
-                    receives: vec![Transfer {
-                        peer: previous,
-                        slot: hop + 1,
-                        rows: (0..coming.arrives[hop + 1].len()).collect(),
-                    }],
+                    sends: vec![Transfer::new(next, hop, at.arrives.places_of(&at.leaving))],
+                    receives: vec![Transfer::new(previous, hop + 1, 0..coming.arrives.len())],
                 });
             }
-            let pieces = view.tile(owner(hop), &travel.arrives[hop]);
-            if hop == 0 || !pieces.is_empty() {
-                steps.push(Step::Tile { slot: hop, pieces });
+            if hop == 0 || !at.pieces.is_empty() {
+                steps.push(Step::Tile { slot: hop, pieces: at.pieces.clone() });
                 if hop > 0 && !backward {
                     steps.push(Step::Merge);
                 }
@@ -123,18 +123,17 @@ impl RingKv {
                 if hop > 1 {
                     steps.push(Step::Wait { exchange: gradients(hop - 1) });
                 }
-                let mut sends =
-                    vec![Transfer { peer: owner(hop), slot: hop, rows: travel.places(hop, &travel.returned[hop]) }];
-                let mut receives = vec![Transfer {
-                    peer: (rank + hop) % ranks,
-                    slot: 0,
-                    rows: travel_at(0).places(0, &travel_at(0).returned[hop]),
-                }];
+                so_far = so_far.union(view.attended(owner(hop - 1)));
+                before = before.union(view.attended(owner(hop)));
+                let home = RowSet::all(view.rows(rank)).places_of(&homes[hop]);
+                let mut receives = vec![Transfer::new((rank + hop) % ranks, 0, home)];
+                let returned = view.needs(owner(hop), rank).difference(&at.leaving);
+                let mut sends = vec![Transfer::new(owner(hop), hop, at.arrives.places_of(&returned))];
                 if let Some(coming) = coming {
-                    let rows = travel.places(hop, &travel.carried[hop]);
-                    sends.push(Transfer { peer: next, slot: hop, rows });
-                    let rows = coming.places(hop + 1, &coming.carried[hop]);
-                    receives.push(Transfer { peer: previous, slot: hop + 1, rows });
+                    let carried = view.rows_with(owner(hop), &so_far).intersection(&at.leaving);
+                    sends.push(Transfer::new(next, hop, at.arrives.places_of(&carried)));
+                    let carried = view.rows_with(owner(hop + 1), &before).intersection(&coming.arrives);
+                    receives.push(Transfer::new(previous, hop + 1, coming.arrives.places_of(&carried)));
                 }
                 steps.push(Step::Post { exchange: gradients(hop), content: Content::Gradients, sends, receives });
             }
@@ -148,8 +147,7 @@ impl RingKv {
         if backward && ranks > 1 {
             steps.push(Step::Wait { exchange: gradients(ranks - 1) });
         }
-        let slots = (0..ranks).map(|hop| travel_at(hop).arrives[hop].len()).collect();
-        Program { slots, home: 0, steps }
+        Program { slots: hops.iter().map(|hop| hop.arrives.len()).collect(), home: 0, steps }
     }
 }
 

@@ -54,7 +54,7 @@ where
     C: Communicator<Host>,
 {
     let device = Cpu::<f64>::new(1);
-    let handler = CpHandler::<H, Thd, _>::new(strategy, comm)?;
+    let handler = CpHandler::<H, Thd, _>::new(strategy.clone(), comm)?;
     let weights = init::fresh(&device, config, &ParameterList::new(config), 0)?;
     GptLearner::new(device, config, weights, handler, AdamwOptions::default(), false)
 }

@@ -42,7 +42,7 @@ where
     let tokens: Vec<i64> = (0..total).map(|i| (i * i + 5 * i) % 41).collect();
     threads::run(strategy.degree(), |comm| {
         let device = Cpu::<f32>::new(1);
-        let handler = CpHandler::<H, L, _>::new(strategy, comm)?;
+        let handler = CpHandler::<H, L, _>::new(strategy.clone(), comm)?;
         let model = GptModel::<H, L, K, _, A>::new(device.clone(), &config(), 3)?;
         let inputs = Inputs::new(&handler, &device, Arc::new(L::batch_of(lengths)?), &tokens, &tokens)?;
         let activations = model.forward(&handler, &inputs.tokens)?;
@@ -64,8 +64,8 @@ where
     R: Supports<L, K>,
     FixedHeads<HEADS, 4>: HeadsFit<F>,
 {
-    let expected = step::<R, L, K, FromConfig>(of_run_time, lengths);
-    let found = step::<F, L, K, FixedHeads<HEADS, 4>>(fixed, lengths);
+    let expected = step::<R, L, K, FromConfig>(of_run_time.clone(), lengths);
+    let found = step::<F, L, K, FixedHeads<HEADS, 4>>(fixed.clone(), lengths);
     assert!(found == expected, "{fixed:?} differs from {of_run_time:?}");
     let moved = |(features, gradients): &(Vec<u32>, Vec<u32>)| {
         features.iter().chain(gradients).any(|&bits| f32::from_bits(bits) != 0.0)
@@ -115,7 +115,7 @@ fn dynamic_of_fixed_degree() {
 
 /// What a handler of this strategy says on `size` ranks.
 fn refused<H: CpStrategy>(strategy: H, size: usize) -> Error {
-    threads::run(size, |comm| CpHandler::<H, Thd, _>::new(strategy, comm).map(drop)).unwrap_err()
+    threads::run(size, |comm| CpHandler::<H, Thd, _>::new(strategy.clone(), comm).map(drop)).unwrap_err()
 }
 
 #[test]

@@ -93,12 +93,36 @@ fn gathered_chunks_are_undone_as_in_megatron() {
     }
 }
 
+/// By memory row: the token whose value a tensor rolled by `shift` has there. Checked against the view of the rank that
+/// holds it, on the way.
+fn rolled_sources<O: TokenOrder, L: Layout>(placement: &Placement<O, L>, shift: i64) -> Vec<Option<usize>> {
+    let mut sources = vec![None; placement.rows()];
+    let by_row = |rank: usize| -> Vec<usize> {
+        let locals = 0..placement.rows_of(rank);
+        let mut tokens = vec![0; locals.len()];
+        locals.for_each(|local| tokens[placement.row_of(rank, local)] = placement.token_of(rank, local));
+        tokens
+    };
+    for (owner, targets, given) in placement.rolled(shift) {
+        let tokens = by_row(owner);
+        for (target, source) in targets.iter().zip(given.iter()) {
+            assert_eq!(sources[target].replace(tokens[source]), None);
+        }
+        let its_view = placement.seen_from(owner).unwrap().rolled(shift.saturating_neg());
+        let back = its_view.into_iter().find(|(reader, _, _)| *reader == placement.rank()).unwrap();
+        if shift != i64::MIN {
+            assert_eq!((&back.1, &back.2), (&given, &targets), "both sides in one order");
+        }
+    }
+    sources
+}
+
 #[test]
 fn packed_left_roll_is_megatrons() {
     for rank in 0..2 {
         let placement = place::<Zigzag, Thd>(pack(&[0, 8, 24]), 2, rank);
         let value = |source: Option<usize>| source.map_or(0, |token| token + 1);
-        let rolled: Vec<_> = placement.rolled_sources(rank, 1).into_iter().map(value).collect();
+        let rolled: Vec<_> = rolled_sources(&placement, 1).into_iter().map(value).collect();
         let expected: Vec<_> = tokens(&placement, rank)
             .into_iter()
             .map(|token| if token == 7 || token == 23 { 0 } else { token + 2 })
@@ -111,7 +135,7 @@ fn packed_left_roll_is_megatrons() {
 fn sequence_first_shards_interleave_sequences() {
     let placement = place::<Zigzag, Sbhd>(Dense { batch: 2, seq: 8 }, 2, 0);
     // Tokens 0, 1, 6, 7 of both sequences; row of (b, s) in the whole batch is s * 2 + b.
-    assert_eq!(placement.full_rows_of(0), [0, 1, 2, 3, 12, 13, 14, 15]);
+    assert_eq!(placement.full_rows_of(0).to_vec(), [0, 1, 2, 3, 12, 13, 14, 15]);
     assert_eq!(placement.positions(), [0, 0, 1, 1, 6, 6, 7, 7]);
 }
 
@@ -144,7 +168,7 @@ fn spare_rows_of_a_pack_go_around() {
 fn rolled_sources_stay_in_valid_tokens() {
     let batch = Packed::new(&[3, 0, 2], &[4, 2, 2]).unwrap();
     let placement = place::<Natural, Thd>(batch, 1, 0);
-    let sources = |shift| placement.rolled_sources(0, shift);
+    let sources = |shift| rolled_sources(&placement, shift);
     assert_eq!(sources(1), [Some(1), Some(2), None, None, None, None, Some(7), None]);
     assert_eq!(sources(-1), [None, Some(0), Some(1), None, None, None, None, Some(6)]);
     assert_eq!(sources(0), [Some(0), Some(1), Some(2), None, None, None, Some(6), Some(7)]);
@@ -217,8 +241,8 @@ fn check<O: TokenOrder, L: Layout>(batch: &L::Batch, ranks: usize) {
         assert_eq!(valid, expected);
 
         // By memory row.
-        let (positions, full_rows) = (placement.positions(), placement.full_rows_of(rank));
-        let rolled: Vec<_> = [-2, 1, 3].map(|shift| (shift, placement.rolled_sources(rank, shift))).into();
+        let (positions, full_rows) = (placement.positions(), placement.full_rows_of(rank).to_vec());
+        let rolled: Vec<_> = [-2, 1, 3].map(|shift| (shift, rolled_sources(&placement, shift))).into();
         assert_eq!((positions.len(), full_rows.len()), (held.len(), held.len()));
         for (local, &token) in held.iter().enumerate() {
             let row = placement.row_of(rank, local);

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use context_parallel::layout::{Bshd, Dense, Layout, Packed, Thd};
 use context_parallel::mask::{Mask, Slice, SliceKind};
-use context_parallel::order::{Contiguous, Placement, Striped, TokenOrder, Zigzag};
+use context_parallel::order::{Contiguous, Placement, Run, Striped, TokenOrder, Zigzag};
 use context_parallel::plan::{Content, Program, RowSet, Step, Transfer, View, check};
 use context_parallel::solve::stages::{Merging, StageCount, Staging};
 use context_parallel::strategy::{CastKv, GatherKv, KvExchange, LocalKv, RingKv};
@@ -148,7 +148,7 @@ fn mutations<X: KvExchange>() {
         noticed::<X>("a window shifted by one", |programs| {
             steps(programs, 3, backward).iter_mut().any(|step| match step {
                 Step::Tile { pieces, .. } if !pieces.is_empty() => {
-                    let wide = pieces.iter_mut().find(|piece| piece.q.len > 1 && piece.d_hi == 0);
+                    let wide = Arc::make_mut(pieces).iter_mut().find(|piece| piece.q.len > 1 && piece.d_hi == 0);
                     wide.is_some_and(|piece| {
                         piece.d_hi -= 1;
                         true
@@ -160,14 +160,13 @@ fn mutations<X: KvExchange>() {
         noticed::<X>("two owners swapped", |programs| {
             steps(programs, 0, backward).iter_mut().any(|step| match step {
                 Step::Post { content: Content::Keys, receives, .. } if receives.len() > 1 => {
-                    let (first, last) = (receives[0].peer, receives[receives.len() - 1].peer);
-                    receives[0].peer = last;
                     let end = receives.len() - 1;
-                    receives[end].peer = first;
+                    let (first, last) = (receives[0].peers.clone(), receives[end].peers.clone());
+                    (receives[0].peers, receives[end].peers) = (last, first);
                     true
                 }
                 Step::Post { content: Content::Keys, receives, .. } => {
-                    receives.iter_mut().for_each(|receive| receive.peer = (receive.peer + 1) % 4);
+                    receives.iter_mut().for_each(|receive| receive.peers = ((receive.peer().unwrap() + 1) % 4).into());
                     true
                 }
                 _ => false,
@@ -183,7 +182,7 @@ fn mutations<X: KvExchange>() {
         noticed::<X>("rows that a slot has not", |programs| {
             steps(programs, 2, backward).iter_mut().any(|step| match step {
                 Step::Post { sends, .. } => sends.first_mut().is_some_and(|send| {
-                    send.rows.push(1 << 40);
+                    send.rows.extend([Run { start: 1 << 40, step: 1, len: 1 }]);
                     true
                 }),
                 _ => false,
@@ -196,15 +195,25 @@ fn mutations<X: KvExchange>() {
         noticed::<X>("a rank that is not there", |programs| {
             steps(programs, 3, backward).iter_mut().any(|step| match step {
                 Step::Post { receives, .. } => receives.first_mut().is_some_and(|receive| {
-                    receive.peer += 4;
+                    receive.peers = (receive.peer().unwrap() + 4).into();
                     true
                 }),
                 _ => false,
             })
         });
+        noticed::<X>("an exchange with another number on one rank", |programs| {
+            let mut changed = false;
+            for step in steps(programs, 2, backward) {
+                if let Step::Post { exchange, .. } | Step::Wait { exchange } = step {
+                    *exchange += 1000;
+                    changed = true;
+                }
+            }
+            changed
+        });
         noticed::<X>("a query that the rank has not", |programs| {
             steps(programs, 0, backward).iter_mut().any(|step| match step {
-                Step::Tile { pieces, .. } => pieces.first_mut().is_some_and(|piece| {
+                Step::Tile { pieces, .. } => Arc::make_mut(pieces).first_mut().is_some_and(|piece| {
                     piece.q_row += 8;
                     true
                 }),
@@ -319,7 +328,7 @@ fn waits_may_come_in_any_order() {
     let all = |view: &View| {
         let own = view.rows(view.rank());
         let (peer, rows) = (1 - view.rank(), [0..own / 2, own / 2..own]);
-        let part = |slot: usize, at: std::ops::Range<usize>| Transfer { peer, slot, rows: at.collect() };
+        let part = |slot: usize, at: std::ops::Range<usize>| Transfer::new(peer, slot, at);
         let post = |exchange: usize| Step::Post {
             exchange,
             content: Content::Keys,
@@ -384,7 +393,11 @@ fn the_rehearsal_refuses_what_the_executor_does_not_do() {
         let mut program = ring(view, backward);
         for step in &mut program.steps {
             if let Step::Post { receives, .. } = step {
-                receives.iter_mut().for_each(|receive| receive.rows[1] = receive.rows[0]);
+                receives.iter_mut().for_each(|receive| {
+                    let rows = receive.rows.to_vec();
+                    receive.rows =
+                        rows.iter().enumerate().map(|(i, row)| if i == 1 { rows[0] } else { *row }).collect();
+                });
             }
         }
         program

@@ -68,30 +68,28 @@ fn other_grid(result: Result<()>) -> bool {
 }
 
 #[test]
-fn a_placement_of_another_strategy_is_refused_whether_plans_are_checked_or_not() {
+fn a_placement_of_another_strategy_is_refused() {
     let refused = threads::run(4, |comm| {
         let ulysses = CpHandler::<Ulysses, Thd, _>::new(Ulysses::new(Runtime(4)), &comm)?;
         let ring = CpHandler::<Ring, Thd, _>::new(Ring::new(Runtime(4)), &comm)?;
         let batch = || Packed::from_lengths(&[64]);
         let (of_ulysses, of_ring) = (ulysses.place(batch()?)?, ring.place(batch()?)?);
         let mut refused = true;
-        for checks in [true, false] {
-            let mixed = RingUlysses::new(Runtime(2), Runtime(2));
-            let mixed = CpHandler::<RingUlysses, Thd, _>::new(mixed, &comm)?.with_plan_checks(checks);
-            let apart = RingUlysses::new(Runtime(2), Runtime(2)).with_inner_adjacent(false);
-            let apart = CpHandler::<RingUlysses, Thd, _>::new(apart, &comm)?.with_plan_checks(checks);
-            let alone = CpHandler::<Ulysses, Thd, _>::new(Ulysses::new(Runtime(4)), &comm)?.with_plan_checks(checks);
-            for placement in [&of_ulysses, &of_ring, &mixed.place(batch()?)?] {
-                refused &= other_grid(apart.plan(placement, &Mask::Causal).map(drop));
-            }
-            refused &= other_grid(mixed.plan(&of_ulysses, &Mask::Causal).map(drop));
-            refused &= other_grid(mixed.plan(&of_ring, &Mask::Causal).map(drop));
-            // Ranks are numbered alike: only their groups differ.
-            refused &= other_grid(alone.plan(&of_ring, &Mask::Causal).map(drop));
-            // Rows of ranks that are numbered otherwise are not this rank's.
-            let full = Full::<Thd, f32>::from_batch_first(&[0.0; 64], 1, of_ring.batch().clone())?;
-            refused &= other_grid(apart.dispatch(&Cpu::<f32>::new(1), &of_ring, &full).map(drop));
+        let mixed = RingUlysses::new(Runtime(2), Runtime(2));
+        let mixed = CpHandler::<RingUlysses, Thd, _>::new(mixed, &comm)?;
+        let apart = RingUlysses::new(Runtime(2), Runtime(2)).with_inner_adjacent(false);
+        let apart = CpHandler::<RingUlysses, Thd, _>::new(apart, &comm)?;
+        let alone = CpHandler::<Ulysses, Thd, _>::new(Ulysses::new(Runtime(4)), &comm)?;
+        for placement in [&of_ulysses, &of_ring, &mixed.place(batch()?)?] {
+            refused &= other_grid(apart.plan(placement, &Mask::Causal).map(drop));
         }
+        refused &= other_grid(mixed.plan(&of_ulysses, &Mask::Causal).map(drop));
+        refused &= other_grid(mixed.plan(&of_ring, &Mask::Causal).map(drop));
+        // Ranks are numbered alike: only their groups differ.
+        refused &= other_grid(alone.plan(&of_ring, &Mask::Causal).map(drop));
+        // Rows of ranks that are numbered otherwise are not this rank's.
+        let full = Full::<Thd, f32>::from_batch_first(&[0.0; 64], 1, of_ring.batch().clone())?;
+        refused &= other_grid(apart.dispatch(&Cpu::<f32>::new(1), &of_ring, &full).map(drop));
         Ok(refused)
     });
     assert_eq!(refused, Ok(vec![true; 4]));
@@ -100,7 +98,7 @@ fn a_placement_of_another_strategy_is_refused_whether_plans_are_checked_or_not()
 #[test]
 fn a_placement_of_another_rank_is_refused() {
     let refused = threads::run(2, |comm| {
-        let handler = CpHandler::<Ring, Thd, _>::new(Ring::new(Runtime(2)), &comm)?.with_plan_checks(false);
+        let handler = CpHandler::<Ring, Thd, _>::new(Ring::new(Runtime(2)), &comm)?;
         let batch = Arc::new(Packed::from_lengths(&[16])?);
         let (rope, device) = (Rope::new(RopeConfig::plain(4, 100.0))?, Cpu::<f32>::new(1));
         let mut refused = Vec::new();
@@ -169,8 +167,8 @@ impl ByRank {
             .collect();
         let renumber = |transfer: &mut Transfer| {
             if transfer.slot == 1 {
-                let first = before[transfer.peer];
-                transfer.rows = (first..first + view.rows(transfer.peer)).collect();
+                let peer = transfer.peer().unwrap();
+                transfer.rows = (before[peer]..before[peer] + view.rows(peer)).into();
             }
         };
         for step in &mut program.steps {
@@ -283,7 +281,7 @@ fn ranks_with_other_masks_are_told_with_the_first_message_that_they_exchange() {
     ) -> Error {
         let tokens = lengths.iter().sum();
         let outcome = threads::run(2, |comm| {
-            let handler = CpHandler::<H, Thd, _>::new(strategy, &comm)?;
+            let handler = CpHandler::<H, Thd, _>::new(strategy.clone(), &comm)?;
             let placement = handler.place(Packed::from_lengths(lengths)?)?;
             let [q, k, v] = shards(&handler, &placement, tokens)?;
             let mask = [Mask::Causal, Mask::Window { left: Some(9), right: Some(0) }][comm.rank()].clone();

@@ -40,10 +40,10 @@ where
     K: Kernel,
 {
     let batch = Arc::new(L::batch_of(lengths).unwrap());
-    let typed = threads::run(ranks, |comm| typed::<H, L, K>(strategy, comm, &batch)).unwrap();
+    let typed = threads::run(ranks, |comm| typed::<H, L, K>(strategy.clone(), comm, &batch)).unwrap();
     let kernel = kernel_object::<K, Cpu<f32>>();
     let bare = threads::run(ranks, |comm| {
-        let handler = DynHandler::new(object(strategy), L::KIND, Box::new(comm))?;
+        let handler = DynHandler::new(object(strategy.clone()), L::KIND, Box::new(comm))?;
         let mut found = handled(handler.by_ref(), batch.clone(), kernel)?;
         let (device, config) = (Cpu::<f32>::default(), config());
         let master = init::fresh(&device, &config, &ParameterList::new(&config), 3)?;
@@ -103,11 +103,11 @@ where
     K: Kernel,
 {
     let (device, config, tokens) = (Cpu::<f32>::default(), config(), batch.tokens());
-    let handler = CpHandler::<H, L, _>::new(strategy, comm)?;
+    let handler = CpHandler::<H, L, _>::new(strategy.clone(), comm)?;
     let placement = handler.place(batch.clone())?;
     let full = |seed, width| Full::<L, f32>::from_batch_first(&numbers(seed, tokens * width), width, batch.clone());
     let widths = [SHAPE.q_width(), SHAPE.k_width(), SHAPE.v_width(), SHAPE.out_width()];
-    let mut found: Found = vec![("rows", placement.full_rows_of(handler.rank()).iter().map(|&x| x as f64).collect())];
+    let mut found: Found = vec![("rows", placement.full_rows_of(handler.rank()).iter().map(|x| x as f64).collect())];
     let mut shards = Vec::new();
     for (seed, width) in widths.into_iter().enumerate() {
         shards.push(handler.dispatch(&device, &placement, &full(seed as u64, width)?)?);
@@ -181,7 +181,7 @@ fn handled(
     let placement = handler.place_for(batch.clone(), &[(Mask::Causal, 1)])?;
     let full = |seed, width| laid_out(&numbers(seed, tokens * width), width, &*batch, layout);
     let widths = [SHAPE.q_width(), SHAPE.k_width(), SHAPE.v_width(), SHAPE.out_width()];
-    let mut found: Found = vec![("rows", placement.full_rows_of(handler.rank()).iter().map(|&x| x as f64).collect())];
+    let mut found: Found = vec![("rows", placement.full_rows_of(handler.rank()).iter().map(|x| x as f64).collect())];
     let mut shards: Vec<DynShard<f32>> = Vec::new();
     for (seed, width) in widths.into_iter().enumerate() {
         shards.push(handler.dispatch(&device, &placement, &full(seed as u64, width)?)?);

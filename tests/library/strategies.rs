@@ -80,7 +80,7 @@ where
     let tokens: Vec<i64> = (0..total as i64).map(|i| (i * i + 5 * i) % 41).collect();
     let logits = threads::run(strategy.degree(), |comm| {
         let device = Cpu::<f32>::new(1);
-        let handler = CpHandler::<H, L, _>::new(strategy, comm)?;
+        let handler = CpHandler::<H, L, _>::new(strategy.clone(), comm)?;
         let model = GptModel::<H, L, K>::new(device.clone(), &config, 3)?;
         let batch = Arc::new(L::batch_of(lengths)?);
         let inputs = Inputs::new(&handler, &device, batch, &tokens, &tokens)?;
@@ -97,7 +97,7 @@ where
     H: Supports<L, K>,
 {
     let alone = logits::<Single, L, K>(Single, lengths);
-    let spread = logits::<H, L, K>(strategy, lengths);
+    let spread = logits::<H, L, K>(strategy.clone(), lengths);
     let differ = alone.iter().zip(&spread).filter(|(a, b)| a.to_bits() != b.to_bits()).count();
     assert_eq!(differ, 0, "{strategy:?} of {lengths:?}: {differ} of {} logits differ", alone.len());
 }
@@ -187,7 +187,7 @@ fn attention<H: Supports<Thd, Flash>>(
         let device = Cpu::<f32>::new(1);
         let comm = Counted::new(comm);
         let traffic = comm.traffic();
-        let handler = CpHandler::<H, Thd, _>::new(strategy, comm)?.with_plan_checks(H::NAME != NoExchange::NAME);
+        let handler = CpHandler::<H, Thd, _>::new(strategy.clone(), comm)?;
         let placement = handler.place(batch.clone())?;
         let widths = [shape.q_width(), shape.k_width(), shape.v_width(), shape.out_width()];
         let mut shards = Vec::new();
@@ -252,7 +252,7 @@ fn own_keys_last() -> Staging {
 fn own_keys_hide_the_return_of_gradients_where_that_is_quicker() {
     let plan = threads::run(2, |comm| {
         let strategy = Magi::new(Runtime(2)).with_stages(own_keys_last());
-        let handler = CpHandler::<Magi, Thd, _>::new(strategy, comm)?;
+        let handler = CpHandler::<Magi, Thd, _>::new(strategy.clone(), comm)?;
         let placement = handler.place(Packed::from_lengths(&[200])?)?;
         let plan = handler.plan(&placement, &Mask::Full)?;
         let slots = |program: &Program| program.tiles().map(|(slot, _)| slot).collect::<Vec<_>>();
@@ -310,7 +310,7 @@ fn a_kernel_that_saves_its_tiles_gets_them_back_or_an_error() {
         threads::run(2, |comm| {
             let device = Cpu::<f32>::new(1);
             let strategy = Magi::new(Runtime(2)).with_stages(staging);
-            let handler = CpHandler::<Magi, Thd, _>::new(strategy, comm)?;
+            let handler = CpHandler::<Magi, Thd, _>::new(strategy.clone(), comm)?;
             let batch = Arc::new(Packed::from_lengths(&[64])?);
             let placement = handler.place(batch.clone())?;
             let x = Full::<Thd, f32>::from_batch_first(&[0.5; 64 * 4], 4, batch)?;
@@ -377,7 +377,7 @@ fn ranks_with_other_stages_are_told_before_they_compute() {
     let error = threads::run(2, |comm| {
         let device = Cpu::<f32>::new(1);
         let strategy = Magi::new(Runtime(2)).with_stages(StageCount::Exactly(2 + comm.rank()));
-        let handler = CpHandler::<Magi, Thd, _>::new(strategy, comm)?;
+        let handler = CpHandler::<Magi, Thd, _>::new(strategy.clone(), comm)?;
         let placement = handler.place(Packed::from_lengths(&[64])?)?;
         let plan = handler.plan(&placement, &Mask::Causal)?;
         let shape = AttentionShape { q_heads: 2, kv_heads: 1, qk_dim: 4, v_dim: 4, scale: 0.5 };
@@ -401,7 +401,7 @@ fn gradients_travel_in_the_storage_type_if_asked() {
         let found = threads::run(strategy.degree(), |comm| {
             let (device, comm) = (Cpu::<bf16>::new(1), Counted::new(comm));
             let traffic = comm.traffic();
-            let handler = CpHandler::<H, Thd, _>::new(strategy, comm)?.with_gradient_wire(wire);
+            let handler = CpHandler::<H, Thd, _>::new(strategy.clone(), comm)?.with_gradient_wire(wire);
             let batch = Arc::new(Packed::from_lengths(&[40, 56])?);
             let placement = handler.place(batch.clone())?;
             let mut shards = Vec::new();
@@ -427,8 +427,8 @@ fn gradients_travel_in_the_storage_type_if_asked() {
         (found[0].0.clone(), found.iter().map(|rank| rank.1).sum())
     }
     fn compare<H: Supports<Thd, Flash>>(strategy: H) {
-        let (exact, bytes) = run(strategy, Wire::Accumulated);
-        let (rounded, half) = run(strategy, Wire::Stored);
+        let (exact, bytes) = run(strategy.clone(), Wire::Accumulated);
+        let (rounded, half) = run(strategy.clone(), Wire::Stored);
         assert_eq!(2 * half, bytes, "{strategy:?}");
         let error = oracle::relative_error(&rounded, &exact, 0.0);
         assert!(error > 0.0 && error < 1e-2, "{strategy:?}: {error:.1e}");
@@ -566,7 +566,7 @@ fn recall<H: Supports<Thd, Flash>>(strategy: H, steps: u64) -> f64 {
     let source = Source::Recall(Recall::new(VOCAB, SEQ).unwrap());
     let rights = threads::run(strategy.degree(), |comm| {
         let device = Cpu::<f32>::new(1);
-        let handler = CpHandler::<H, Thd, _>::new(strategy, comm)?.with_plan_checks(H::NAME != NoExchange::NAME);
+        let handler = CpHandler::<H, Thd, _>::new(strategy.clone(), comm)?;
         let weights = init::fresh(&device, &config, &ParameterList::new(&config), 0)?;
         let options = AdamwOptions { weight_decay: 0.0, ..AdamwOptions::default() };
         let mut learner = GptLearner::<H, Thd, Flash, _, _>::new(device, &config, weights, handler, options, false)?;

@@ -9,7 +9,8 @@ use context_parallel::solve::schedule::{self, Group, schedule};
 use context_parallel::strategy::select;
 use serde::Serialize;
 
-use super::{Job, Report};
+use super::job::Job;
+use super::report::{self, Report};
 use crate::cli::output;
 
 /// All micro-batches.
@@ -52,7 +53,7 @@ pub fn compute(job: &Job, tokens_per_rank: usize) -> Result<Scheduled> {
         micro_batches.push(MicroBatch {
             busiest: micro.busiest(lengths, ranks),
             rows_received: micro.rows_received(lengths),
-            plan: super::placed(job, &chosen, batch, deal)?,
+            plan: report::placed(job, &chosen, batch, deal)?,
             groups: micro.groups,
         });
     }
@@ -62,7 +63,7 @@ pub fn compute(job: &Job, tokens_per_rank: usize) -> Result<Scheduled> {
         cp: ranks,
         lengths: lengths.clone(),
         area: sum(|plan| plan.area),
-        bytes: sum(|plan| plan.bytes),
+        bytes: sum(|plan| plan.bytes.unwrap_or(0)),
         schedule: schedule.report,
         micro_batches,
     })

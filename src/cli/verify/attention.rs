@@ -1,5 +1,6 @@
 //! One combination's attention against the float64 oracle, and its bytes against the plan.
 
+use context_parallel::attention::RankPlan;
 use context_parallel::comm::decorate::traffic::Counted;
 use context_parallel::comm::{Collectives, Communicator};
 use context_parallel::error::Result;
@@ -8,7 +9,7 @@ use context_parallel::mask::Mask;
 use context_parallel::model::init::Normal;
 use context_parallel::ops::attention::AttentionShape;
 use context_parallel::oracle::{self, Answer};
-use context_parallel::order::{DynPlacement, laid_out, token_by_token};
+use context_parallel::order::{DynPlacement, Rows, laid_out, token_by_token};
 use context_parallel::strategy::select::{self, Choice, Chosen};
 use context_parallel::strategy::{CpStrategy, Single};
 use context_parallel::tensor::{Cpu, DType, Device, Float, Matrix};
@@ -186,6 +187,9 @@ fn attend<T: Float>(chosen: &Chosen, comm: Comm, problem: &Problem<T>, threads: 
         shards.push(handler.dispatch(&device, &placement, &laid_out(values, width, &*batch, chosen.layout)?)?);
     }
     let (qkv, dout) = ([&shards[0], &shards[1], &shards[2]], &shards[3]);
+    if handler.rank() == 0 {
+        RankPlan::check(&**handler.strategy(), &placement, mask)?;
+    }
     let plan = handler.plan(&placement, mask)?;
     let held = device.ledger().mark();
     let (out, core) = handler.by_ref().core_attn(&device, kernel, &plan, shape, qkv)?;
@@ -217,7 +221,7 @@ fn attend<T: Float>(chosen: &Chosen, comm: Comm, problem: &Problem<T>, threads: 
 fn together<T: Float>(
     comm: &dyn Communicator,
     part: Matrix<T>,
-    rows: &[Vec<usize>],
+    rows: &[Rows],
     placement: &DynPlacement,
 ) -> Result<Vec<f64>> {
     let (width, batch) = (part.cols(), placement.batch());
@@ -226,7 +230,7 @@ fn together<T: Float>(
     let blank = vec![T::default(); batch.tokens() * width];
     let mut whole: Matrix<T> = Matrix::from_slice(&blank, batch.tokens(), width);
     for (part, rows) in parts.iter().zip(rows) {
-        for (i, &row) in rows.iter().enumerate() {
+        for (i, row) in rows.iter().enumerate() {
             whole.row_mut(row).copy_from_slice(&part[i * width..][..width]);
         }
     }

@@ -2,6 +2,7 @@
 
 use std::collections::HashSet;
 
+use crate::order::{Rows, Run};
 use crate::plan::{Content, Piece, Program, Step, Transfer, View};
 
 /// Refuses a program whose steps name slots, rows or ranks that there are not, that posts an exchange twice, receives
@@ -34,6 +35,9 @@ pub fn check(view: &View, rank: usize, program: &Program, backward: bool) -> Res
                 if let (Content::Keys, Some(row)) = (content, repeated.next()) {
                     return Err(format!("exchange {exchange} receives keys into row {row} of a slot twice"));
                 }
+                if let Some(several) = receives.iter().find(|receive| receive.peer().is_none()) {
+                    return Err(format!("a receive from ranks {:?}: one rank sends it", several.peers.as_slice()));
+                }
                 sends.iter().chain(receives).try_for_each(|transfer| transferred(transfer, slots, view.ranks()))?;
             }
             Step::Wait { .. } => {}
@@ -63,10 +67,16 @@ pub fn check(view: &View, rank: usize, program: &Program, backward: bool) -> Res
 }
 
 /// A row that a transfer lists more than once.
-fn repeated(rows: &[usize]) -> Option<usize> {
-    let mut sorted = rows.to_vec();
-    sorted.sort_unstable();
-    sorted.windows(2).find(|pair| pair[0] == pair[1]).map(|pair| pair[0])
+fn repeated(rows: &Rows) -> Option<usize> {
+    let runs = rows.runs();
+    let common = |(index, run): (usize, &Run)| {
+        runs[..index].iter().find_map(|before| before.common(run)).map(|(_, indices)| run.token(indices.start))
+    };
+    // Ascending runs, as nearly all are, share nothing.
+    match runs.windows(2).all(|pair| pair[0].end() <= pair[1].start) {
+        true => None,
+        false => runs.iter().enumerate().find_map(common),
+    }
 }
 
 fn slot_rows(slots: &[usize], slot: usize) -> Result<usize, String> {
@@ -74,14 +84,14 @@ fn slot_rows(slots: &[usize], slot: usize) -> Result<usize, String> {
 }
 
 fn transferred(transfer: &Transfer, slots: &[usize], ranks: usize) -> Result<(), String> {
-    let Transfer { peer, slot, rows } = transfer;
+    let Transfer { peers, slot, rows } = transfer;
     let limit = slot_rows(slots, *slot)?;
-    if *peer >= ranks {
+    if let Some(peer) = peers.as_slice().iter().find(|&&peer| peer >= ranks) {
         return Err(format!("a message for rank {peer} of {ranks} ranks"));
     }
-    match rows.iter().find(|&&row| row >= limit) {
-        Some(row) => Err(format!("row {row} of slot {slot}, which has {limit} rows")),
-        None => Ok(()),
+    match rows.end() > limit {
+        true => Err(format!("row {} of slot {slot}, which has {limit} rows", rows.end() - 1)),
+        false => Ok(()),
     }
 }
 

@@ -266,7 +266,7 @@ impl<T: Float> Visitor for Attend<'_, T> {
         let widths = [shape.q_width(), shape.k_width(), shape.v_width(), shape.out_width()];
         let parts = threads::run(strategy.degree(), |comm| {
             let device = Cpu::<T>::new(1);
-            let handler = CpHandler::<H, L, _>::new(strategy, comm)?;
+            let handler = CpHandler::<H, L, _>::new(strategy.clone(), comm)?;
             let placement = handler.place_with(batch.clone(), table.clone())?;
             let mut shards = Vec::new();
             for (values, width) in operands.iter().zip(widths) {
@@ -282,7 +282,7 @@ impl<T: Float> Visitor for Attend<'_, T> {
             for (tensor, (values, matrix)) in values.iter_mut().zip(&tensors).enumerate() {
                 (0..matrix.rows()).for_each(|row| problem.judged_part(tensor, matrix.row(row), values));
             }
-            Ok(Part { rows: placement.full_rows_of(placement.rank()), values })
+            Ok(Part { rows: placement.full_rows_of(placement.rank()).to_vec(), values })
         })?;
         Ok(problem.errors::<L>(&batch, &parts))
     }
