@@ -1,17 +1,19 @@
 //! One rank's plan: how long it takes, and how it grows with ranks, tokens and documents.
 //!
-//! `cargo bench --bench plans` measures times; `cargo bench --bench plans -- table` prints the table of
-//! `results/plans.md`.
+//! `cargo bench --bench plans` measures times; `cargo bench --bench plans -- table` and `.. -- first-tile` print the tables
+//! of `results/plans.md`.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use context_parallel::attention::RankPlan;
+use context_parallel::comm::threads;
+use context_parallel::handler::DynHandler;
 use context_parallel::layout::LayoutKind;
 use context_parallel::mask::Mask;
 use context_parallel::order::DynPlacement;
 use context_parallel::plan::{Program, Step};
-use context_parallel::strategy::select::{self, Choice};
+use context_parallel::strategy::select::{self, Choice, Chosen};
 use criterion::{BenchmarkId, Criterion};
 
 #[path = "../tests/common/packs.rs"]
@@ -26,21 +28,23 @@ const STRATEGIES: [(&str, &str); 5] = [
     ("ulysses", "zigzag"),
 ];
 
-/// A token of 4 million, and as many ranks as are planned for.
 const RANKS: [usize; 4] = [64, 256, 1024, 4096];
 const TOKENS: [usize; 4] = [1 << 16, 1 << 18, 1 << 20, 1 << 22];
 
-/// The plan of rank 7, from the lengths of the documents on.
-fn plan(strategy: &str, order: &str, ranks: usize, lengths: &[usize]) -> RankPlan {
-    let choice = Choice {
+fn choice(strategy: &str, order: &str, ranks: usize) -> Choice {
+    Choice {
         strategy: strategy.into(),
         order: order.into(),
         layout: "thd".into(),
         kernel: "flash".into(),
         degree: ranks,
         ..Choice::default()
-    };
-    let chosen = select::chosen(&choice).expect("a combination of the table");
+    }
+}
+
+/// The plan of rank 7, from the lengths of the documents on.
+fn plan(strategy: &str, order: &str, ranks: usize, lengths: &[usize]) -> RankPlan {
+    let chosen = select::chosen(&choice(strategy, order, ranks)).expect("a combination of the table");
     let batch = LayoutKind::Thd.batch_of(lengths).expect("lengths of documents");
     let deal = chosen.strategy.deal(&*batch, &[(Mask::Causal, 1)]).expect("a deal of the batch");
     let placement: Arc<DynPlacement> =
@@ -111,13 +115,56 @@ fn table() {
     }
 }
 
-fn main() {
-    match std::env::args().any(|argument| argument == "table") {
-        true => table(),
-        false => {
-            let mut criterion = Criterion::default().configure_from_args();
-            times(&mut criterion);
-            criterion.final_summary();
+/// Milliseconds from a new batch to where the first tile can be attended, on the rank that takes longest: placing and
+/// planning, as in a step of training. The median of several batches.
+fn first_tile(strategy: &str, lengths: &[usize]) -> f64 {
+    const RANKS: usize = 8;
+    const BATCHES: usize = 15;
+    let choice = choice(strategy, "", RANKS);
+    let times = threads::run(RANKS, |comm| {
+        let Chosen { strategy, layout, .. } = select::chosen(&choice)?;
+        let handler = DynHandler::new(strategy, layout, Box::new(comm))?;
+        let mut times = Vec::new();
+        for batch in 0..BATCHES {
+            // Another batch each time: what is kept of the one before does not help.
+            let mut lengths = lengths.to_vec();
+            lengths[0] -= batch;
+            let batch = layout.batch_of(&lengths)?;
+            handler.comm().barrier()?;
+            let start = Instant::now();
+            let placement = handler.place_for(batch, &[(Mask::Causal, 1)])?;
+            let plan = handler.plan(&placement, &Mask::Causal)?;
+            let elapsed = start.elapsed().as_secs_f64();
+            assert!(plan.forward().tiles().next().is_some());
+            times.push(elapsed);
+            handler.comm().barrier()?;
         }
+        Ok(times)
+    });
+    let times = times.expect("all ranks plan");
+    let mut slowest: Vec<f64> =
+        (0..BATCHES).map(|batch| times.iter().map(|rank| rank[batch]).fold(0.0, f64::max)).collect();
+    slowest.sort_by(f64::total_cmp);
+    1e3 * slowest[BATCHES / 2]
+}
+
+fn first_tiles() {
+    println!("| strategy | 1 document, ms | {} documents, ms |\n|---|---|---|", packs::log_normal(8, 0).len());
+    for strategy in ["ring", "all-gather", "ulysses", "magi", "dynamic"] {
+        let (one, many) = (first_tile(strategy, &[1 << 16]), first_tile(strategy, &packs::log_normal(8, 0)));
+        println!("| {strategy} | {one:.2} | {many:.2} |");
+    }
+}
+
+fn main() {
+    let asked = |what: &str| std::env::args().any(|argument| argument == what);
+    if asked("table") {
+        table();
+    } else if asked("first-tile") {
+        first_tiles();
+    } else {
+        let mut criterion = Criterion::default().configure_from_args();
+        times(&mut criterion);
+        criterion.final_summary();
     }
 }

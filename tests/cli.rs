@@ -617,6 +617,25 @@ fn plans_are_printed() {
             assert_eq!(rank["stages"], serde_json::json!([stages, stages]), "{arguments}");
         }
     }
+    // One rank's plan is that of all ranks' plans.
+    for strategy in ["ring", "ring --order striped", "all-gather", "ulysses", "ring-ulysses", "magi", "dynamic"] {
+        let arguments = format!("inspect --strategy {strategy} --cp 4 --lengths 40,0,24 --json");
+        let (all, one) = (json(folder.path(), &arguments), json(folder.path(), &format!("{arguments} --rank 2")));
+        assert_eq!((&one["ranks"][0], &one["hash"]), (&all["ranks"][2], &all["hash"]), "{strategy}");
+        assert_eq!(one["ranks"].as_array().unwrap().len(), 1);
+        assert!(one["bytes"].is_null() && one["balance"].is_null() && one["placement"].is_null());
+    }
+    refused("inspect --lengths 8 --cp 2 --rank 2", &["--rank is 2 of 2 ranks", "0 to 1"]);
+    refused(
+        "inspect --strategy dynamic --lengths 8 --cp 2 --rank 1 --tokens-per-rank 8",
+        &["--rank 1", "--tokens-per-rank", "leave one of them out"],
+    );
+    // As many ranks as there may ever be: at once, and with heads that they can share out.
+    for strategy in ["ring", "all-gather", "ulysses"] {
+        let arguments = format!("inspect --strategy {strategy} --cp 4096 --lengths 4194304 --rank 7 --json");
+        let report = json(folder.path(), &arguments);
+        assert_eq!(report["ranks"][0]["rows"], 1024, "{strategy}");
+    }
     // Moves are bounded.
     refused("inspect --lengths 8 --strategy magi --effort 99999999999", &["--effort is 99999999999", "or less"]);
 }

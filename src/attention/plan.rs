@@ -14,7 +14,7 @@ use crate::ops::Ops;
 use crate::ops::attention::AttentionShape;
 use crate::ops::unfused::Block;
 use crate::order::{DynPlacement, Placement, Rows, TokenOrder};
-use crate::plan::{Content, Piece, Program, View, Wire, check, check_rank};
+use crate::plan::{Content, Piece, Program, Step, View, Wire, check, check_rank};
 use crate::strategy::CpStrategy;
 use crate::strategy::{DynStrategy, object};
 use crate::tensor::{DType, Device, DryRun};
@@ -46,6 +46,7 @@ pub(crate) fn expect_groups(strategy: &dyn DynStrategy, placement: &DynPlacement
 #[derive(Debug)]
 pub struct AttentionPlan<O: TokenOrder, L: Layout> {
     placement: Arc<Placement<O, L>>,
+    keys: Arc<Placement<O, L>>,
     rank_plan: Arc<RankPlan>,
 }
 
@@ -56,12 +57,12 @@ impl<O: TokenOrder, L: Layout> AttentionPlan<O, L> {
     /// Those of [`RankPlan::new`].
     pub fn new<H: CpStrategy<Order = O>>(strategy: &H, placement: &Arc<Placement<O, L>>, mask: &Mask) -> Result<Self> {
         let rank_plan = RankPlan::new(&*object(strategy.clone()), placement.data(), mask)?;
-        Ok(Self::typed(placement.clone(), Arc::new(rank_plan)))
+        Ok(Self::typed([placement, placement], Arc::new(rank_plan)))
     }
 
-    /// A plan for this placement, with its types.
-    pub(crate) fn typed(placement: Arc<Placement<O, L>>, rank_plan: Arc<RankPlan>) -> Self {
-        AttentionPlan { placement, rank_plan }
+    /// A plan for these placements of queries and keys, with its types.
+    pub(crate) fn typed([queries, keys]: [&Arc<Placement<O, L>>; 2], rank_plan: Arc<RankPlan>) -> Self {
+        AttentionPlan { placement: queries.clone(), keys: keys.clone(), rank_plan }
     }
 
     /// [`RankPlan::check`].
@@ -75,6 +76,11 @@ impl<O: TokenOrder, L: Layout> AttentionPlan<O, L> {
     /// Where the tokens are.
     pub fn placement(&self) -> &Arc<Placement<O, L>> {
         &self.placement
+    }
+
+    /// Where the keys are: with the queries, unless they were placed apart.
+    pub fn keys(&self) -> &Arc<Placement<O, L>> {
+        &self.keys
     }
 
     /// The plan without its types.
@@ -94,7 +100,10 @@ impl<O: TokenOrder, L: Layout> Deref for AttentionPlan<O, L> {
 /// An [`AttentionPlan`] without its types: what the executor reads.
 #[derive(Debug)]
 pub struct RankPlan {
+    /// Of the queries.
     placement: Arc<DynPlacement>,
+    /// Of the keys.
+    pub(super) keys: Arc<DynPlacement>,
     strategy: &'static str,
     /// Hash of strategy, its groups, placement, mask and exchange.
     made_of: u64,
@@ -105,10 +114,11 @@ pub struct RankPlan {
     pub(super) backward: Program,
     /// The head exchange around the programs, whose rows are then those of the rank's group.
     pub(super) swap: Option<HeadSwap>,
-    /// Rows of the rank, padding included.
+    /// Rows of the rank's queries, padding included.
     pub(super) stored: usize,
-    /// Memory row of each valid row.
+    /// Memory row of each valid row of queries, and of keys.
     pub(super) rows: Rows,
+    pub(super) key_rows: Rows,
     /// Whether memory rows are just the valid rows, so that queries need no packing.
     pub(super) in_place: bool,
     pub(super) blocks: Vec<Block>,
@@ -148,13 +158,48 @@ impl RankPlan {
     /// If a setting of the strategy is out of its bounds, the placement's ranks are not grouped as the strategy's, the mask
     /// does not fit the batch, or a program names what there is not ([`check_rank`]).
     pub fn new(strategy: &dyn DynStrategy, placement: &Arc<DynPlacement>, mask: &Mask) -> Result<Self> {
+        Self::between(strategy, placement, placement, mask)
+    }
+
+    /// The plan by which `queries` attend `keys` that are placed apart, such as those of tokens that ranks already hold.
+    /// The mask is put on both batches as [`Mask::lower_onto`] says.
+    ///
+    /// # Errors
+    /// Those of [`RankPlan::new`]; [`PlacementError::Rank`] for placements of other ranks, and [`SupportError::Numbers`] for a
+    /// strategy whose ranks exchange heads, which moves queries and keys together.
+    pub fn between(
+        strategy: &dyn DynStrategy,
+        queries: &Arc<DynPlacement>,
+        keys: &Arc<DynPlacement>,
+        mask: &Mask,
+    ) -> Result<Self> {
         strategy.check()?;
-        expect_groups(strategy, placement)?;
+        let placement = queries;
+        expect_groups(strategy, queries)?;
+        expect_groups(strategy, keys)?;
+        let (rank, ranks) = (queries.rank(), queries.ranks());
+        if (rank, ranks) != (keys.rank(), keys.ranks()) {
+            let (found, found_ranks) = (keys.rank(), keys.ranks());
+            return Err(PlacementError::Rank { rank, ranks, found, found_ranks }.into());
+        }
+        let apart = !queries.is_same(keys);
         let batch = &**placement.batch();
-        let (rank, stored, grid) = (placement.rank(), placement.rows(), placement.grid());
-        let bands = mask.lower(batch)?;
-        let across_sequences = batch.uniform().is_some_and(|seq| bands.cross_sequences(seq));
-        let (view, group) = view_of(strategy, placement, bands);
+        let (stored, grid) = (placement.rows(), placement.grid());
+        let bands = mask.lower_onto(batch, &**keys.batch())?;
+        // Sequences have no common coordinates where queries are batches of their own.
+        let across_sequences = apart || batch.uniform().is_some_and(|seq| bands.cross_sequences(seq));
+        let (view, group) = match apart {
+            false => view_of(strategy, placement, bands),
+            true if strategy.swaps_heads() && grid.inner > 1 => {
+                return Err(SupportError::Numbers(format!(
+                    "{} exchanges heads for the tokens of queries and keys together: place them together, or use a strategy \
+                     that keeps heads",
+                    strategy.name()
+                ))
+                .into());
+            }
+            true => (View::between(queries, keys, bands), None),
+        };
         let swap = group.map(|rows| {
             let (outer, place) = grid.place(rank);
             let members = (0..grid.inner).map(|inner| grid.rank(outer, inner)).collect();
@@ -178,12 +223,14 @@ impl RankPlan {
         }
         let in_place = placement.layout().is_token_major() && rows.len() == stored;
         let mut hasher = DefaultHasher::new();
-        (strategy.name(), grid.outer, grid.inner, placement.hash(), mask).hash(&mut hasher);
+        (strategy.name(), grid.outer, grid.inner, placement.hash(), apart.then(|| keys.hash()), mask).hash(&mut hasher);
         strategy.hash_exchange(&mut hasher);
         let (made_of, wire) = (hasher.finish(), Wire::default());
         let natural_keys = natural_keys(&[&forward, &backward], &blocks);
         Ok(RankPlan {
             placement: placement.clone(),
+            keys: keys.clone(),
+            key_rows: keys.valid_rows(),
             strategy: strategy.name(),
             made_of,
             hash: with_wire(made_of, wire),
@@ -247,9 +294,14 @@ impl RankPlan {
         self.strategy
     }
 
-    /// Where the tokens are.
+    /// Where the queries are.
     pub fn placement(&self) -> &Arc<DynPlacement> {
         &self.placement
+    }
+
+    /// Where the keys are: with the queries, unless they were placed apart.
+    pub fn keys(&self) -> &Arc<DynPlacement> {
+        &self.keys
     }
 
     /// The forward steps.
@@ -269,10 +321,12 @@ impl RankPlan {
     pub fn bytes_sent<D: Device>(&self, shape: &AttentionShape) -> Result<(usize, usize)> {
         let elem = size_of::<D::Elem>();
         let acc = self.wire.bytes(elem, size_of::<D::Acc>());
-        let width = self.shape(shape)?.kv_width();
+        let shared = self.shape(shape)?;
         let bytes = |program: &Program| {
-            let keys = program.rows_sent(self.rank, Content::Keys) * elem;
-            (keys + program.rows_sent(self.rank, Content::Gradients) * acc) * width
+            let sent = |content| program.rows_sent(self.rank, content);
+            let results = sent(Content::Results) * (shared.out_width() + shared.q_heads) * size_of::<D::Acc>();
+            let keys = (sent(Content::Keys) * elem + sent(Content::Gradients) * acc) * shared.kv_width();
+            keys + sent(Content::Queries) * shared.q_width() * elem + results
         };
         let heads = self.swap.as_ref().map_or(Ok((0, 0)), |swap| swap.bytes_sent(shape, elem, acc))?;
         Ok((bytes(&self.forward) + heads.0, bytes(&self.backward) + heads.1))
@@ -294,6 +348,11 @@ impl RankPlan {
     pub(super) fn expect<D: Ops>(&self, kernel: &dyn DynKernel<D>) -> Result<()> {
         if self.across_sequences && !kernel.across_sequences() {
             return Err(SupportError::AcrossSequences { kernel: kernel.name() }.into());
+        }
+        if kernel.saves() && self.forward.steps.iter().any(|step| matches!(step, Step::Serve { .. })) {
+            let what =
+                format!("the kernel {} keeps what it needs of each tile, which served queries have not", kernel.name());
+            return Err(PlanError::Unsound { strategy: self.strategy, what }.into());
         }
         if kernel.natural_keys() && !self.natural_keys {
             let (strategy, kernel) = (self.strategy, kernel.name());

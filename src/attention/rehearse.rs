@@ -39,8 +39,9 @@ impl RankPlan {
         shape: &AttentionShape,
     ) -> Result<(usize, usize)> {
         let (device, comm) = (DryRun::<T>::default(), DryComm::new(self.rank, self.placement().ranks()));
-        let operand = |width| device.matrix::<T>(self.stored, width);
-        let [q, k, v] = [shape.q_width(), shape.k_width(), shape.v_width()].map(operand);
+        let keys = self.keys.rows();
+        let operands = [(self.stored, shape.q_width()), (keys, shape.k_width()), (keys, shape.v_width())];
+        let [q, k, v] = operands.map(|(rows, width)| device.matrix::<T>(rows, width));
         let held = device.ledger().mark();
         let (out, saved) = run::forward(&device, &comm, kernel, self, shape, [&q, &k, &v])?;
         let forward = device.ledger().peak() - held;

@@ -56,7 +56,7 @@ pub fn forward<D: Ops>(
         None => (packed(device, plan, q), Packed::Copy(packed_kv(device, plan, shape, k, v))),
     };
     let rows = queries.matrix().rows();
-    let mut walk = Walk::new(device, comm, plan, &plan.forward, kv, shape.kv_width());
+    let mut walk = Walk::new(device, comm, plan, &plan.forward, kv, queries.matrix(), shape);
     let result = || (device.matrix(rows, shape.out_width()), device.zero_matrix(rows, shape.q_heads));
     let (mut out, mut lse): (AccMatrix<D>, AccMatrix<D>) = result();
     let mut part: Option<(AccMatrix<D>, AccMatrix<D>)> = None;
@@ -80,10 +80,26 @@ pub fn forward<D: Ops>(
                 let (part_out, part_lse) = part.as_ref().ok_or_else(|| unsound("a merge before a second tile"))?;
                 kernel.merge(device, shape, &mut out, &mut lse, (part_out, part_lse))?;
             }
-            step => walk.step(step)?,
+            Step::Serve { queries, slot, pieces } => {
+                let rows = walk.asked(*queries)?.rows();
+                let (mut out, mut lse) =
+                    (device.matrix(rows, shape.out_width()), device.zero_matrix(rows, shape.q_heads));
+                walk.key_slot(*slot);
+                let (q, kv) = (walk.asked(*queries)?, walk.held(*slot)?);
+                let tile = TileOperands { shape, q, kv, pieces, blocks: &[] };
+                kernel.forward(device, tile, &mut out, &mut lse);
+                walk.answer(*queries, &out, &lse);
+            }
+            step => {
+                walk.step(step)?;
+                for (part_out, part_lse) in walk.arrived() {
+                    kernel.merge(device, shape, &mut out, &mut lse, (&part_out, &part_lse))?;
+                }
+            }
         }
     }
-    drop((walk, queries));
+    drop(walk);
+    drop(queries);
     let mut elem = device.to_elem_matrix(&out);
     if let Some(swap) = &plan.swap {
         elem = swap.give_back(device, comm, plan, whole, whole.v_dim, &elem)?;
@@ -117,7 +133,7 @@ pub fn backward<D: Ops>(
     };
     let delta = device.attention_delta(shape, &saved.out, dout.matrix());
     let mut dq: AccMatrix<D> = device.zero_matrix(queries.matrix().rows(), shape.q_width());
-    let mut walk = Walk::new(device, comm, plan, &plan.backward, kv, shape.kv_width());
+    let mut walk = Walk::new(device, comm, plan, &plan.backward, kv, queries.matrix(), shape);
     let mut tiles = saved.tiles.iter();
     if kernel.saves() && !plan.forward.tiles().eq(plan.backward.tiles()) {
         return Err(unsound("other tiles backward than forward, for a kernel that saves what it needs of each").into());
@@ -133,7 +149,7 @@ pub fn backward<D: Ops>(
                 kernel.backward(device, tile, tiles.next(), gradients)?;
                 walk.put_gradients(*slot, dkv);
             }
-            Step::Merge => {}
+            Step::Merge | Step::Serve { .. } => {}
             step => walk.step(step)?,
         }
     }
@@ -145,8 +161,8 @@ pub fn backward<D: Ops>(
     }
     let home = device.to_elem_matrix(&home);
     let spread = |columns: usize, first: usize| {
-        let mut whole: ElemMatrix<D> = blank(device, plan, columns);
-        device.scatter_rows(&home, &plan.rows.to_vec(), &mut whole, first);
+        let mut whole: ElemMatrix<D> = blank(device, plan.key_rows.len(), plan.keys.rows(), columns);
+        device.scatter_block(&home, first..first + columns, &plan.key_rows.to_vec(), &mut whole, 0);
         whole
     };
     let (dk, dv) = (spread(whole.k_width(), 0), spread(whole.v_width(), whole.k_width()));
@@ -169,17 +185,18 @@ fn packed_kv<D: Ops>(
     k: &ElemMatrix<D>,
     v: &ElemMatrix<D>,
 ) -> ElemMatrix<D> {
-    let mut kv = device.matrix(plan.rows.len(), shape.kv_width());
-    device.gather_rows(k, &plan.rows.to_vec(), &mut kv, 0);
-    device.gather_rows(v, &plan.rows.to_vec(), &mut kv, shape.k_width());
+    let rows = plan.key_rows.to_vec();
+    let mut kv = device.matrix(rows.len(), shape.kv_width());
+    device.gather_rows(k, &rows, &mut kv, 0);
+    device.gather_rows(v, &rows, &mut kv, shape.k_width());
     kv
 }
 
 /// A matrix of all rows that [`unpacked`] rows are written into: zero where there is padding.
-fn blank<D: Ops>(device: &D, plan: &RankPlan, cols: usize) -> ElemMatrix<D> {
-    match plan.rows.len() == plan.stored {
-        true => device.matrix(plan.stored, cols),
-        false => device.zero_matrix(plan.stored, cols),
+fn blank<D: Ops>(device: &D, valid: usize, stored: usize, cols: usize) -> ElemMatrix<D> {
+    match valid == stored {
+        true => device.matrix(stored, cols),
+        false => device.zero_matrix(stored, cols),
     }
 }
 
@@ -187,7 +204,7 @@ fn unpacked<D: Ops>(device: &D, plan: &RankPlan, x: ElemMatrix<D>) -> ElemMatrix
     if plan.in_place {
         return x;
     }
-    let mut whole = blank(device, plan, x.cols());
+    let mut whole = blank(device, plan.rows.len(), plan.stored, x.cols());
     device.scatter_rows(&x, &plan.rows.to_vec(), &mut whole, 0);
     whole
 }

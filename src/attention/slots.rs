@@ -7,12 +7,16 @@ use crate::attention::wire::{AsIs, Encoding};
 use crate::comm::{Accounted, Communicator, Send};
 use crate::error::{PlanError, Result};
 use crate::ops::Ops;
+use crate::ops::attention::AttentionShape;
+use crate::order::Rows;
 use crate::plan::{Content, Program, Step, Transfer, Wire};
 use crate::tensor::{AccMatrix, Device, ElemMatrix, Element, Matrix};
 
 /// Names of the exchanges in errors and counters.
 const KEYS: &str = "attention keys";
 const GRADIENTS: &str = "attention gradients";
+const QUERIES: &str = "attention queries";
+const RESULTS: &str = "attention results";
 
 pub(super) fn unsound(what: &str) -> PlanError {
     PlanError::Unsound { strategy: "executor", what: what.to_string() }
@@ -55,7 +59,14 @@ pub(super) struct Walk<'a, D: Device> {
     /// How gradients travel.
     wire: Wire,
     plan: &'a RankPlan,
-    width: usize,
+    shape: &'a AttentionShape,
+    /// This rank's own queries.
+    own_queries: &'a ElemMatrix<D>,
+    /// By slot: queries of other ranks, and what they attended: output, then log-sum-exp.
+    asked: Vec<Option<ElemMatrix<D>>>,
+    answers: Vec<Option<AccMatrix<D>>>,
+    /// Results of other ranks for this rank's queries, to be merged.
+    arrived: Vec<(&'a Rows, AccMatrix<D>)>,
     /// Slot 0 may be borrowed; it is never written into.
     keys: Vec<Option<Packed<'a, D>>>,
     gradients: Vec<Option<AccMatrix<D>>>,
@@ -80,24 +91,95 @@ impl<'a, D: Ops> Walk<'a, D> {
         plan: &'a RankPlan,
         program: &'a Program,
         own: Packed<'a, D>,
-        width: usize,
+        own_queries: &'a ElemMatrix<D>,
+        shape: &'a AttentionShape,
     ) -> Self {
         let slots = program.slots.len();
         let keys = std::iter::once(Some(own)).chain((1..slots).map(|_| None)).collect();
         let gradients = (0..slots).map(|_| None).collect();
         let RankPlan { rank, wire, .. } = *plan;
-        Walk { device, comm, program, rank, wire, plan, width, keys, gradients, open: HashMap::new() }
+        let served = 1 + program.queries.len();
+        let (asked, answers) = ((0..served).map(|_| None).collect(), (0..served).map(|_| None).collect());
+        let (arrived, open) = (Vec::new(), HashMap::new());
+        Walk {
+            device,
+            comm,
+            program,
+            rank,
+            wire,
+            plan,
+            shape,
+            own_queries,
+            asked,
+            answers,
+            arrived,
+            keys,
+            gradients,
+            open,
+        }
+    }
+
+    /// Columns of a row of some content.
+    fn width(&self, content: Content) -> usize {
+        match content {
+            Content::Keys | Content::Gradients => self.shape.kv_width(),
+            Content::Queries => self.shape.q_width(),
+            Content::Results => self.shape.out_width() + self.shape.q_heads,
+        }
+    }
+
+    /// Queries of other ranks.
+    ///
+    /// # Errors
+    /// If none have come.
+    pub(super) fn asked(&self, slot: usize) -> Result<&ElemMatrix<D>> {
+        let asked = self.asked.get(slot).and_then(Option::as_ref);
+        asked.ok_or_else(|| unsound("queries served that have not come").into())
+    }
+
+    /// Keeps what queries of other ranks attended, until it is sent.
+    pub(super) fn answer(&mut self, slot: usize, out: &AccMatrix<D>, lse: &AccMatrix<D>) {
+        let every: Vec<usize> = (0..out.rows()).collect();
+        let mut answer = self.device.matrix(out.rows(), self.width(Content::Results));
+        self.device.gather_rows(out, &every, &mut answer, 0);
+        self.device.gather_rows(lse, &every, &mut answer, out.cols());
+        self.answers[slot] = Some(answer);
+    }
+
+    /// Results that have come since the last time: the queries' rows, output and log-sum-exp of all own queries, those
+    /// that are not among them with nothing attended.
+    pub(super) fn arrived(&mut self) -> Vec<(AccMatrix<D>, AccMatrix<D>)> {
+        let (rows, heads) = (self.own_queries.rows(), self.shape.q_heads);
+        let columns = self.shape.out_width();
+        let spread = |(places, part): (&Rows, AccMatrix<D>)| {
+            let mut out = self.device.zero_matrix(rows, columns);
+            let nothing = vec![num_traits::Float::neg_infinity(); rows * heads];
+            let mut lse: AccMatrix<D> = Matrix::new(self.device.upload::<D::Acc>(&nothing), rows, heads);
+            self.device.scatter_block(&part, 0..columns, &places.to_vec(), &mut out, 0);
+            self.device.scatter_block(&part, columns..columns + heads, &places.to_vec(), &mut lse, 0);
+            (out, lse)
+        };
+        std::mem::take(&mut self.arrived).into_iter().map(spread).collect()
     }
 
     /// The keys and values of a slot.
     pub(super) fn key_slot(&mut self, slot: usize) -> &ElemMatrix<D> {
-        let new = || Packed::Copy(self.device.matrix(self.program.slots[slot], self.width));
+        let new = || Packed::Copy(self.device.matrix(self.program.slots[slot], self.shape.kv_width()));
         self.keys[slot].get_or_insert_with(new).matrix()
+    }
+
+    /// The keys and values of a slot that holds some.
+    ///
+    /// # Errors
+    /// If it holds none.
+    pub(super) fn held(&self, slot: usize) -> Result<&ElemMatrix<D>> {
+        let held = self.keys.get(slot).and_then(Option::as_ref);
+        held.map(Packed::matrix).ok_or_else(|| unsound("queries served from a slot that holds no keys").into())
     }
 
     /// The gradients of a slot, to be put back; zero where nothing was added yet.
     pub(super) fn take_gradients(&mut self, slot: usize) -> AccMatrix<D> {
-        let new = || self.device.zero_matrix(self.program.slots[slot], self.width);
+        let new = || self.device.zero_matrix(self.program.slots[slot], self.shape.kv_width());
         self.gradients[slot].take().unwrap_or_else(new)
     }
 
@@ -112,14 +194,31 @@ impl<'a, D: Ops> Walk<'a, D> {
             &Step::Post { exchange, content: content @ Content::Keys, ref sends, ref receives } => {
                 let slot = |slot: usize| self.keys[slot].as_ref().map(Packed::matrix);
                 let (messages, own_keys) = self.pack(content, AsIs, sends, slot)?;
-                let pending = self.post::<D::Elem>((KEYS, exchange), AsIs, messages, receives)?;
+                let pending = self.post::<D::Elem>((KEYS, exchange, content), AsIs, messages, receives)?;
                 let own_gradients = VecDeque::new();
                 self.open.insert(exchange, Open { content, receives, pending, own_keys, own_gradients });
             }
             &Step::Post { exchange, content: content @ Content::Gradients, ref sends, ref receives } => {
                 let slot = |slot: usize| self.gradients[slot].as_ref();
                 let (messages, own_gradients) = self.pack(content, self.wire, sends, slot)?;
-                let pending = self.post::<D::Acc>((GRADIENTS, exchange), self.wire, messages, receives)?;
+                let pending = self.post::<D::Acc>((GRADIENTS, exchange, content), self.wire, messages, receives)?;
+                let own_keys = VecDeque::new();
+                self.open.insert(exchange, Open { content, receives, pending, own_keys, own_gradients });
+            }
+            &Step::Post { exchange, content: content @ Content::Queries, ref sends, ref receives } => {
+                let slot = |slot: usize| if slot == 0 { Some(self.own_queries) } else { self.asked[slot].as_ref() };
+                let (messages, own_keys) = self.pack(content, AsIs, sends, slot)?;
+                let pending = self.post::<D::Elem>((QUERIES, exchange, content), AsIs, messages, receives)?;
+                let own_gradients = VecDeque::new();
+                self.open.insert(exchange, Open { content, receives, pending, own_keys, own_gradients });
+            }
+            &Step::Post { exchange, content: content @ Content::Results, ref sends, ref receives } => {
+                let slot = |slot: usize| self.answers[slot].as_ref();
+                let (messages, own_gradients) = self.pack(content, AsIs, sends, slot)?;
+                let pending = self.post::<D::Acc>((RESULTS, exchange, content), AsIs, messages, receives)?;
+                sends.iter().for_each(|send| {
+                    (self.asked[send.slot], self.answers[send.slot]) = (None, None);
+                });
                 let own_keys = VecDeque::new();
                 self.open.insert(exchange, Open { content, receives, pending, own_keys, own_gradients });
             }
@@ -130,7 +229,7 @@ impl<'a, D: Ops> Walk<'a, D> {
                     self.gradients[*slot] = None;
                 }
             }
-            Step::Tile { .. } | Step::Merge => {}
+            Step::Tile { .. } | Step::Serve { .. } | Step::Merge => {}
         }
         Ok(())
     }
@@ -150,15 +249,13 @@ impl<'a, D: Ops> Walk<'a, D> {
             for &peer in send.peers.as_slice() {
                 let rows = match slot(send.slot) {
                     Some(source) => {
-                        let mut rows = self.device.matrix(list.len(), self.width);
+                        let mut rows = self.device.matrix(list.len(), self.width(content));
                         self.device.gather_rows(source, &list, &mut rows, 0);
                         rows
                     }
-                    None if content == Content::Keys => {
-                        return Err(unsound("keys sent out of a slot that holds none").into());
-                    }
                     // Nothing was ever added to these gradients.
-                    None => self.device.zero_matrix(list.len(), self.width),
+                    None if content == Content::Gradients => self.device.zero_matrix(list.len(), self.width(content)),
+                    None => return Err(unsound("rows sent out of a slot that holds none").into()),
                 };
                 match peer == self.rank {
                     true => own.push_back(rows),
@@ -171,7 +268,7 @@ impl<'a, D: Ops> Walk<'a, D> {
 
     fn post<T: Element>(
         &self,
-        (name, exchange): (&'static str, usize),
+        (name, exchange, content): (&'static str, usize, Content),
         encoding: impl Encoding<T, D>,
         messages: Vec<Send<D::Storage>>,
         receives: &[Transfer],
@@ -180,7 +277,7 @@ impl<'a, D: Ops> Walk<'a, D> {
         for receive in receives.iter().filter(|receive| !receive.rows.is_empty()) {
             let peer = sender(receive)?;
             if peer != self.rank {
-                expected.push(encoding.expect(peer, receive.rows.len() * self.width));
+                expected.push(encoding.expect(peer, receive.rows.len() * self.width(content)));
             }
         }
         Accounted::post(self.device, self.comm, self.plan.exchange(name, exchange), messages, expected)
@@ -194,13 +291,14 @@ impl<'a, D: Ops> Walk<'a, D> {
             let peer = sender(receive)?;
             let own = peer == self.rank;
             let missing = || unsound("a receive without a message");
+            let width = self.width(exchange.content);
             match exchange.content {
                 Content::Keys => {
                     let matrix = match own {
                         true => exchange.own_keys.pop_front().ok_or_else(missing)?,
                         false => {
                             let parcel = parcels.next().ok_or_else(missing)?;
-                            AsIs.decode(self.device, parcel, (peer, KEYS), (rows, self.width))?
+                            AsIs.decode(self.device, parcel, (peer, KEYS), (rows, width))?
                         }
                     };
                     let whole = receive.rows.are_all(self.program.slots[slot]);
@@ -218,12 +316,35 @@ impl<'a, D: Ops> Walk<'a, D> {
                         true => exchange.own_gradients.pop_front().ok_or_else(missing)?,
                         false => {
                             let parcel = parcels.next().ok_or_else(missing)?;
-                            self.wire.decode(self.device, parcel, (peer, GRADIENTS), (rows, self.width))?
+                            self.wire.decode(self.device, parcel, (peer, GRADIENTS), (rows, width))?
                         }
                     };
                     let mut target = self.take_gradients(slot);
                     self.device.scatter_add_rows(&matrix, &receive.rows.to_vec(), &mut target);
                     self.gradients[slot] = Some(target);
+                }
+                Content::Queries => {
+                    let matrix = match own {
+                        true => exchange.own_keys.pop_front().ok_or_else(missing)?,
+                        false => {
+                            let parcel = parcels.next().ok_or_else(missing)?;
+                            AsIs.decode(self.device, parcel, (peer, QUERIES), (rows, width))?
+                        }
+                    };
+                    let total = self.program.queries[slot - 1];
+                    let mut asked = self.asked[slot].take().unwrap_or_else(|| self.device.matrix(total, width));
+                    self.device.scatter_rows(&matrix, &receive.rows.to_vec(), &mut asked, 0);
+                    self.asked[slot] = Some(asked);
+                }
+                Content::Results => {
+                    let matrix = match own {
+                        true => exchange.own_gradients.pop_front().ok_or_else(missing)?,
+                        false => {
+                            let parcel = parcels.next().ok_or_else(missing)?;
+                            AsIs.decode(self.device, parcel, (peer, RESULTS), (rows, width))?
+                        }
+                    };
+                    self.arrived.push((&receive.rows, matrix));
                 }
             }
         }

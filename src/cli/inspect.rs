@@ -1,5 +1,6 @@
 //! `inspect`: the plan of a strategy for given lengths, mask and ranks, as a table or as JSON; nothing is run.
 
+mod cost;
 mod job;
 mod micro_batches;
 mod print;
@@ -14,6 +15,7 @@ use super::output;
 
 pub fn run(arguments: Arguments) -> Result<ExitCode> {
     let job = job::prepare(&arguments)?;
+    cost::announce(&job)?;
     if let Some(tokens) = job.tokens_per_rank {
         let report = micro_batches::compute(&job, tokens)?;
         match arguments.json {

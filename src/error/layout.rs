@@ -134,6 +134,17 @@ pub enum MaskError {
         /// Its end.
         end: i64,
     },
+    /// Queries and keys of other documents.
+    #[error(
+        "queries of {queries} documents and keys of {keys}: a mask that goes by documents needs both of each, use a length of \
+         0 where there are none"
+    )]
+    Documents {
+        /// Documents of the queries.
+        queries: usize,
+        /// Documents of the keys.
+        keys: usize,
+    },
     /// A window of no tokens.
     #[error("a window of 0 tokens: use at least 1, the token itself")]
     EmptyWindow,

@@ -181,6 +181,21 @@ impl HandlerCore {
         })
     }
 
+    /// [`CpHandler::plan_between`](crate::handler::CpHandler::plan_between).
+    ///
+    /// # Errors
+    /// If a placement is not this handler's; those of [`RankPlan::between`].
+    pub fn plan_between(
+        &self,
+        queries: &Arc<DynPlacement>,
+        keys: &Arc<DynPlacement>,
+        mask: &Mask,
+    ) -> Result<Arc<RankPlan>> {
+        self.expect_own(queries)?;
+        self.expect_own(keys)?;
+        Ok(Arc::new(RankPlan::between(&*self.strategy, queries, keys, mask)?.with_wire(self.wire)))
+    }
+
     /// Something else that belongs to a placement and is made of it and `made_of` alone.
     pub(super) fn other<V: Any + Send + Sync>(
         &self,
@@ -235,8 +250,11 @@ impl HandlerCore {
         }
         self.strategy.heads_per_rank(shape.q_heads)?;
         let widths = [shape.q_width(), shape.k_width(), shape.v_width()];
-        for ((name, shard), width) in ["queries", "keys", "values"].into_iter().zip(qkv).zip(widths) {
-            plan.placement().expect_same("the plan", shard.placement(), name)?;
+        let placements = [plan.placement(), plan.keys(), plan.keys()];
+        for (((name, shard), width), placement) in
+            ["queries", "keys", "values"].into_iter().zip(qkv).zip(widths).zip(placements)
+        {
+            placement.expect_same("the plan", shard.placement(), name)?;
             expect_features(name, width, shard.matrix().cols())?;
         }
         Ok(qkv.map(DynShard::matrix))

@@ -160,14 +160,30 @@ impl<H: CpStrategy, L: Layout, C> CpHandler<H, L, C> {
     /// carries its hash, so that ranks with other plans are told.
     ///
     /// # Errors
-    /// If the placement is not this handler's, the mask does not fit the batch, or the plans of all ranks do not fit
-    /// together.
+    /// If the placement is not this handler's, or the mask does not fit the batch.
     pub fn plan(
         &self,
         placement: &Arc<Placement<H::Order, L>>,
         mask: &Mask,
     ) -> Result<Arc<AttentionPlan<H::Order, L>>> {
-        Ok(Arc::new(AttentionPlan::typed(placement.clone(), self.core.plan(placement.data(), mask)?)))
+        Ok(Arc::new(AttentionPlan::typed([placement, placement], self.core.plan(placement.data(), mask)?)))
+    }
+
+    /// How queries attend under `mask` where keys are placed apart from them: new tokens, and what ranks hold of those
+    /// before them. Queries and keys are batches of as many documents; each document's last valid query is at the position
+    /// of its last valid key ([`Mask::lower_onto`]). Attention takes queries of the one placement, keys and values of the
+    /// other. Not kept: every call makes a plan.
+    ///
+    /// # Errors
+    /// If a placement is not this handler's, the mask does not fit the batches, or the ranks exchange heads.
+    pub fn plan_between(
+        &self,
+        queries: &Arc<Placement<H::Order, L>>,
+        keys: &Arc<Placement<H::Order, L>>,
+        mask: &Mask,
+    ) -> Result<Arc<AttentionPlan<H::Order, L>>> {
+        let rank_plan = self.core.plan_between(queries.data(), keys.data(), mask)?;
+        Ok(Arc::new(AttentionPlan::typed([queries, keys], rank_plan)))
     }
 
     /// Attention of this rank's queries to the keys of all ranks.
@@ -226,11 +242,7 @@ impl<H: CpStrategy, L: Layout, C> CpHandler<H, L, C> {
     {
         let (plan_data, qkv) = (plan.rank_plan(), [q.data(), k.data(), v.data()]);
         let [dq, dk, dv] = self.by_ref().core_attn_backward(device, plan_data, qkv, &forward.data, dout.data())?;
-        Ok([
-            Shard::typed(dq, plan.placement())?,
-            Shard::typed(dk, plan.placement())?,
-            Shard::typed(dv, plan.placement())?,
-        ])
+        Ok([Shard::typed(dq, plan.placement())?, Shard::typed(dk, plan.keys())?, Shard::typed(dv, plan.keys())?])
     }
 }
 

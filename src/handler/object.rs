@@ -147,7 +147,9 @@ impl<'a, S: Storage> HandlerRef<'a, S> {
         plan.placement().expect_same("the plan", dout.placement(), "the output gradient")?;
         expect_features("the output gradient", shape.out_width(), dout.matrix().cols())?;
         let gradients = attention::backward(device, self.comm, plan, shape, qkv, &forward.saved, dout.matrix())?;
-        let [dq, dk, dv] = gradients.map(|gradient| DynShard::new(gradient, plan.placement().clone()));
+        let [dq, dk, dv] = gradients;
+        let dq = DynShard::new(dq, plan.placement().clone());
+        let [dk, dv] = [dk, dv].map(|gradient| DynShard::new(gradient, plan.keys().clone()));
         Ok([dq?, dk?, dv?])
     }
 }

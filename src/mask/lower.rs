@@ -18,42 +18,66 @@ impl Mask {
     /// [`MaskError`] for slices that reach past the batch or overlap in a cell of valid tokens, and for a number of
     /// prefixes that is not that of documents.
     pub fn lower(&self, batch: &dyn Batch) -> Result<Bands> {
+        self.lower_onto(batch, batch)
+    }
+
+    /// The same where queries and keys are batches of their own, document by document: each document's last valid query is
+    /// at the position of its last valid key (as in Flash Attention), so that queries of new tokens attend keys that are
+    /// there already. Bands have the tokens of `queries` as queries and those of `keys` as keys.
+    ///
+    /// # Errors
+    /// Those of [`Mask::lower`], and [`MaskError::Documents`] for other numbers of documents.
+    pub fn lower_onto(&self, queries: &dyn Batch, keys: &dyn Batch) -> Result<Bands> {
         let bands = match self {
-            Mask::Full => per_document(batch, |_, valid| vec![Band::full(valid.clone(), valid)]),
-            Mask::Causal => per_document(batch, |_, valid| vec![causal(valid.clone(), valid)]),
-            Mask::Window { left, right } => per_document(batch, |_, valid| {
-                // On a square the bottom right corner is on the main diagonal.
-                Band::sliding(valid.clone(), valid, *left, *right).into_iter().collect()
-            }),
+            Mask::Full => per_document(queries, keys, |_, q, k| vec![Band::full(q, k)])?,
+            Mask::Causal => per_document(queries, keys, |_, q, k| vec![causal(q, k)])?,
+            Mask::Window { left, right } => {
+                per_document(queries, keys, |_, q, k| Band::sliding(q, k, *left, *right).into_iter().collect())?
+            }
             Mask::Prefix(prefix) => {
-                if prefix.len() != batch.documents() {
-                    let (expected, found) = (batch.documents(), prefix.len());
+                if prefix.len() != keys.documents() {
+                    let (expected, found) = (keys.documents(), prefix.len());
                     return Err(MaskError::PrefixCount { expected, found }.into());
                 }
-                per_document(batch, |document, valid| {
-                    let seen = i64::try_from(prefix[document]).unwrap_or(i64::MAX).min(valid.end - valid.start);
-                    let end = valid.start + seen;
-                    vec![Band::full(valid.start..end, valid.start..end), causal(end..valid.end, valid)]
-                })
+                per_document(queries, keys, |document, q, k| {
+                    let seen = i64::try_from(prefix[document]).unwrap_or(i64::MAX).min(k.end - k.start);
+                    // Queries within the prefix attend all of it, those after it what comes before them.
+                    let end = k.start + seen;
+                    let within = (end - (k.end - q.end)).clamp(q.start, q.end);
+                    vec![Band::full(q.start..within, k.start..end), causal_at(within..q.end, k.clone(), k.end - q.end)]
+                })?
             }
-            Mask::Slices(slices) => explicit(slices, batch)?,
+            Mask::Slices(slices) => explicit(slices, queries, keys)?,
         };
         Ok(Bands::sorted(bands.into_iter().filter_map(Band::shrunk).collect()))
     }
 }
 
+/// A query attends the key at its own position and those before it; the last of both are at one position.
 fn causal(q: Range<i64>, k: Range<i64>) -> Band {
-    Band { d_hi: 0, ..Band::full(q, k) }
+    let diagonal = k.end - q.end;
+    causal_at(q, k, diagonal)
 }
 
-/// Bands of each document's valid tokens.
-fn per_document(batch: &dyn Batch, bands: impl Fn(usize, Range<i64>) -> Vec<Band>) -> Vec<Band> {
-    (0..batch.documents())
-        .flat_map(|document| {
-            let valid = batch.document(document).valid_range();
-            bands(document, valid.start as i64..valid.end as i64)
-        })
-        .collect()
+fn causal_at(q: Range<i64>, k: Range<i64>, diagonal: i64) -> Band {
+    Band { d_hi: diagonal, ..Band::full(q, k) }
+}
+
+/// Bands of each document's valid tokens, from those of its queries and of its keys.
+fn per_document(
+    queries: &dyn Batch,
+    keys: &dyn Batch,
+    bands: impl Fn(usize, Range<i64>, Range<i64>) -> Vec<Band>,
+) -> Result<Vec<Band>, MaskError> {
+    if queries.documents() != keys.documents() {
+        return Err(MaskError::Documents { queries: queries.documents(), keys: keys.documents() });
+    }
+    let valid = |batch: &dyn Batch, document| {
+        let valid = batch.document(document).valid_range();
+        valid.start as i64..valid.end as i64
+    };
+    let of = |document| bands(document, valid(queries, document), valid(keys, document));
+    Ok((0..keys.documents()).flat_map(of).collect())
 }
 
 /// Ranges of valid tokens, those that touch made one.
@@ -70,10 +94,9 @@ fn valid_ranges(batch: &dyn Batch) -> Vec<Range<i64>> {
 }
 
 /// The slices' bands, checked, cut to valid tokens, and fused.
-fn explicit(slices: &[Slice], batch: &dyn Batch) -> Result<Vec<Band>> {
-    let tokens = batch.tokens();
+fn explicit(slices: &[Slice], queries: &dyn Batch, keys: &dyn Batch) -> Result<Vec<Band>> {
     for (slice, Slice { q, k, .. }) in slices.iter().enumerate() {
-        for (what, range) in [("queries", q), ("keys", k)] {
+        for (what, range, tokens) in [("queries", q, queries.tokens()), ("keys", k, keys.tokens())] {
             let number = |n: usize| i64::try_from(n).unwrap_or(i64::MAX);
             let (start, end) = (number(range.start), number(range.end));
             if range.start > range.end {
@@ -84,13 +107,13 @@ fn explicit(slices: &[Slice], batch: &dyn Batch) -> Result<Vec<Band>> {
             }
         }
     }
-    let valid = valid_ranges(batch);
+    let (valid, valid_keys) = (valid_ranges(queries), valid_ranges(keys));
     let mut bands = Vec::new();
     for (slice, band) in slices.iter().enumerate() {
         let Some(band) = band.band() else { continue };
         for q in overlapping(&valid, &band.q) {
             let Some(row) = band.intersect(q.clone(), band.k.clone()) else { continue };
-            let parts = overlapping(&valid, &row.k).iter();
+            let parts = overlapping(&valid_keys, &row.k).iter();
             bands.extend(parts.filter_map(|k| row.intersect(q.clone(), k.clone())).map(|part| (slice, part)));
         }
     }

@@ -379,13 +379,17 @@ impl DynPlacement {
         by_rank.into_iter().map(|(rank, (mine, theirs))| (rank, mine, theirs)).collect()
     }
 
+    /// Whether both are one placement, seen from one rank (pointer first, then hash and rank).
+    pub fn is_same(&self, other: &Self) -> bool {
+        std::ptr::eq(self, other) || (self.hash, self.rank) == (other.hash, other.rank)
+    }
+
     /// Refuses a placement that is not the same as `other` (pointer first, then hash and rank).
     ///
     /// # Errors
     /// [`PlacementError::Mismatch`] with both names and placements.
     pub fn expect_same(&self, name: &'static str, other: &Self, other_name: &'static str) -> Result<()> {
-        let same = (self.hash, self.rank) == (other.hash, other.rank);
-        if std::ptr::eq(self, other) || same {
+        if self.is_same(other) {
             return Ok(());
         }
         let (mut left, mut right) = (self.to_string(), other.to_string());

@@ -9,6 +9,7 @@ use rand_xoshiro::SplitMix64;
 use rand_xoshiro::rand_core::{Rng, SeedableRng};
 
 use crate::error::{PlanError, Result};
+use crate::order::Run;
 use crate::plan::{Content, Program, Step, Transfer, View};
 
 /// Rehearses the forward and backward programs of all ranks (`programs[rank]`), and refuses them unless
@@ -104,8 +105,10 @@ struct Actor<'a> {
     tokens: Vec<Vec<u64>>,
     /// Sum of the hashes of the queries whose gradient is in each row. Empty for a slot without gradients.
     gradients: Vec<Vec<u64>>,
-    /// Sum of the hashes of the keys that each query has met.
-    met: Vec<u64>,
+    /// Hash of the token of each query of other ranks, by slot; slot 0, the rank's own, is not used.
+    queries: Vec<Vec<u64>>,
+    /// Sum of the hashes of the keys that each query has met, by slot of queries.
+    met: Vec<Vec<u64>>,
     /// Exchanges under way.
     open: HashMap<usize, (Content, Receives<'a>)>,
 }
@@ -124,7 +127,11 @@ impl<'a> Actor<'a> {
         let mut tokens: Vec<Vec<u64>> = vec![Vec::new(); program.slots.len()];
         tokens[0] = view.held(rank).iter().flat_map(|(_, run)| run.iter().map(hash)).collect();
         let gradients = vec![Vec::new(); program.slots.len()];
-        Actor { rank, at: 0, tokens, gradients, met: vec![0; view.rows(rank)], open: HashMap::new(), program }
+        let own = view.queries(rank).iter().flat_map(|(_, run)| run.iter().map(hash)).collect();
+        let of_others = |rows: &usize| vec![0; *rows];
+        let queries: Vec<Vec<u64>> = std::iter::once(own).chain(program.queries.iter().map(of_others)).collect();
+        let met = queries.iter().map(|queries| vec![0; queries.len()]).collect();
+        Actor { rank, at: 0, tokens, gradients, queries, met, open: HashMap::new(), program }
     }
 
     /// Runs until it has to wait or is done; whether it got anywhere.
@@ -141,7 +148,8 @@ impl<'a> Actor<'a> {
                         break;
                     }
                 }
-                Step::Tile { slot, pieces } => self.tile(*slot, pieces)?,
+                Step::Tile { slot, pieces } => self.tile(0, *slot, pieces)?,
+                Step::Serve { queries, slot, pieces } => self.tile(*queries, *slot, pieces)?,
                 &Step::Free { slot } => {
                     self.tokens[slot] = Vec::new();
                     if slot != self.program.home {
@@ -177,6 +185,8 @@ impl<'a> Actor<'a> {
             let source = match content {
                 Content::Keys => &self.tokens[send.slot],
                 Content::Gradients => &self.gradients[send.slot],
+                Content::Queries => &self.queries[send.slot],
+                Content::Results => &self.met[send.slot],
             };
             for &peer in send.peers.as_slice() {
                 let values = send.rows.iter().map(|row| source.get(row).copied().unwrap_or(0)).collect();
@@ -228,12 +238,15 @@ impl<'a> Actor<'a> {
             match content {
                 Content::Keys => self.hold(slot),
                 Content::Gradients => self.add_to(slot),
+                Content::Queries | Content::Results => {}
             }
             for (row, value) in receive.rows.iter().zip(message.values) {
                 match content {
                     Content::Keys => self.tokens[slot][row] = value,
-                    Content::Gradients => {
-                        let sum = &mut self.gradients[slot][row];
+                    Content::Queries => self.queries[slot][row] = value,
+                    Content::Gradients | Content::Results => {
+                        let sums = if content == Content::Results { &mut self.met } else { &mut self.gradients };
+                        let sum = &mut sums[slot][row];
                         *sum = sum.wrapping_add(value);
                     }
                 }
@@ -242,7 +255,7 @@ impl<'a> Actor<'a> {
         Ok(true)
     }
 
-    fn tile(&mut self, slot: usize, pieces: &[crate::plan::Piece]) -> Result<(), String> {
+    fn tile(&mut self, queries: usize, slot: usize, pieces: &[crate::plan::Piece]) -> Result<(), String> {
         self.add_to(slot);
         for piece in pieces {
             let rows = piece.k_rows();
@@ -258,9 +271,13 @@ impl<'a> Actor<'a> {
             for i in 0..piece.q.len {
                 let keys = piece.keys(i);
                 let (from, to) = (keys.start - rows.start, keys.end - rows.start);
-                let met = &mut self.met[piece.q_row + i];
+                let met = &mut self.met[queries][piece.q_row + i];
                 *met = met.wrapping_add(before.of(from..to));
                 let query = hash(piece.q.token(i));
+                if self.queries[queries][piece.q_row + i] != query {
+                    let (token, row) = (piece.q.token(i), piece.q_row + i);
+                    return Err(format!("rank {}: query {token} is not in row {row} of slot {queries}", self.rank));
+                }
                 changes[from] = changes[from].wrapping_add(query);
                 changes[to] = changes[to].wrapping_sub(query);
             }
@@ -298,16 +315,20 @@ struct Expected {
     /// By token; as many as are attended or held.
     met: Vec<u64>,
     gradients: Vec<u64>,
+    /// Tokens of keys, by rank.
     tokens: Vec<Vec<usize>>,
+    /// Tokens of queries, by rank.
+    queries: Vec<Vec<usize>>,
 }
 
 impl Expected {
     fn new(view: &View) -> Self {
-        let tokens = |rank| view.held(rank).iter().flat_map(|(_, run)| run.iter()).collect();
-        let tokens: Vec<Vec<usize>> = (0..view.ranks()).map(tokens).collect();
+        let listed = |held: &[(usize, Run)]| held.iter().flat_map(|(_, run)| run.iter()).collect();
+        let tokens: Vec<Vec<usize>> = (0..view.ranks()).map(|rank| listed(view.held(rank))).collect();
+        let queries: Vec<Vec<usize>> = (0..view.ranks()).map(|rank| listed(view.queries(rank))).collect();
         let bands = view.bands().as_slice();
         let ends = bands.iter().map(|band| band.q.end.max(band.k.end) as usize);
-        let end = ends.chain(tokens.iter().flatten().map(|token| token + 1)).max().unwrap_or(0);
+        let end = ends.chain(tokens.iter().chain(&queries).flatten().map(|token| token + 1)).max().unwrap_or(0);
         let before = Sums::new(&(0..end).map(hash).collect::<Vec<_>>());
         let (mut met, mut changes) = (vec![0u64; end], vec![0u64; end + 1]);
         for band in bands {
@@ -325,26 +346,29 @@ impl Expected {
             sum
         };
         let gradients = changes.into_iter().map(running).collect();
-        Expected { met, gradients, tokens }
+        Expected { met, gradients, tokens, queries }
     }
 
-    /// Every token that attends or is attended is held once.
+    /// Every token that attends is held once by the queries, and every token that is attended by the keys.
     fn check_holders(&self) -> Result<(), String> {
-        let mut holders = vec![0; self.met.len()];
-        self.tokens.iter().flatten().for_each(|&token| holders[token] += 1);
-        let wrong = |&token: &usize| holders[token] != 1 && (self.met[token], self.gradients[token]) != (0, 0);
-        match (0..holders.len()).find(wrong) {
-            Some(token) => Err(format!("token {token} is held by {} ranks, not by one", holders[token])),
-            None => Ok(()),
+        for (held, counts) in [(&self.queries, &self.met), (&self.tokens, &self.gradients)] {
+            let mut holders = vec![0; counts.len()];
+            held.iter().flatten().for_each(|&token| holders[token] += 1);
+            if let Some(token) = (0..holders.len()).find(|&token| holders[token] != 1 && counts[token] != 0) {
+                return Err(format!("token {token} is held by {} ranks, not by one", holders[token]));
+            }
         }
+        Ok(())
     }
 
     fn check(&self, actor: &Actor, backward: bool) -> Result<(), String> {
         let home = &actor.gradients[actor.program.home];
-        for (row, &token) in self.tokens[actor.rank].iter().enumerate() {
-            if actor.met[row] != self.met[token] {
+        for (row, &token) in self.queries[actor.rank].iter().enumerate() {
+            if actor.met[0][row] != self.met[token] {
                 return Err(format!("query {token} on rank {} does not meet each of its keys once", actor.rank));
             }
+        }
+        for (row, &token) in self.tokens[actor.rank].iter().enumerate() {
             if backward && home.get(row).copied().unwrap_or(0) != self.gradients[token] {
                 return Err(format!("key {token} on rank {} does not get each of its gradients once", actor.rank));
             }

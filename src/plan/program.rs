@@ -15,6 +15,11 @@ pub enum Content {
     Keys,
     /// Rows of their gradients, in the accumulation type; they are added where they arrive.
     Gradients,
+    /// Rows of queries, in the storage type; in forward programs only.
+    Queries,
+    /// Rows of partial results, output and log-sum-exp, in the accumulation type; they are merged into this rank's where
+    /// they arrive. In forward programs only.
+    Results,
 }
 
 /// In what numbers gradients of keys and values travel. Sums are always held in the accumulation type, and what a rank
@@ -79,7 +84,7 @@ impl From<Vec<usize>> for Peers {
 pub struct Transfer {
     /// The other ranks.
     pub peers: Peers,
-    /// Slot on this side.
+    /// Slot on this side: of queries for queries and results, else of keys. Results arrive in slot 0.
     pub slot: usize,
     /// Rows of the slot, in the order in which they travel. No row of received keys is there twice.
     pub rows: Rows,
@@ -112,7 +117,7 @@ pub enum Step {
         content: Content,
         /// Outgoing rows.
         sends: Vec<Transfer>,
-        /// Incoming rows. Keys are written, gradients are added, in the order of this list.
+        /// Incoming rows. Keys and queries are written, gradients are added and results merged, in the order of this list.
         receives: Vec<Transfer>,
     },
     /// Waits for an exchange and puts what came where the post said.
@@ -125,6 +130,16 @@ pub enum Step {
         /// The slot.
         slot: usize,
         /// Which cells. Programs of both passes share them where they attend the same.
+        pieces: Arc<[Piece]>,
+    },
+    /// Attends from queries of other ranks, in a slot of queries, to the keys of a slot. The result stays with the queries
+    /// until it is sent back.
+    Serve {
+        /// The slot of queries, at least 1.
+        queries: usize,
+        /// The slot of keys.
+        slot: usize,
+        /// Which cells. The queries are of other ranks.
         pieces: Arc<[Piece]>,
     },
     /// Merges the result of the last tile into the results before it. The first tile needs none.
@@ -141,6 +156,8 @@ pub enum Step {
 pub struct Program {
     /// Rows of each slot. Slot 0 holds this rank's own keys and values at the start.
     pub slots: Vec<usize>,
+    /// Rows of each slot of queries of other ranks, from slot 1 on; slot 0, this rank's own queries, is not listed.
+    pub queries: Vec<usize>,
     /// The slot whose gradients are those of this rank's own keys and values at the end of a backward program.
     pub home: usize,
     /// What to do, in order.
@@ -148,6 +165,11 @@ pub struct Program {
 }
 
 impl Program {
+    /// Steps over key slots with so many rows, whose gradients come home to slot 0.
+    pub fn new(slots: Vec<usize>, steps: Vec<Step>) -> Self {
+        Program { slots, steps, ..Program::default() }
+    }
+
     /// Gives every peer of a transfer another number.
     pub fn rename_peers(&mut self, name: impl Fn(usize) -> usize) {
         let rename = |transfer: &mut Transfer| match &mut transfer.peers {
@@ -173,7 +195,7 @@ impl Program {
         self.steps.iter().map(sent).sum()
     }
 
-    /// The tiles in order: slots and cells.
+    /// The tiles of own queries in order: slots and cells.
     pub fn tiles(&self) -> impl Iterator<Item = (usize, &[Piece])> {
         self.steps.iter().filter_map(|step| match step {
             Step::Tile { slot, pieces } => Some((*slot, &pieces[..])),
@@ -192,9 +214,13 @@ impl Program {
         self.steps.iter().filter(brings).count()
     }
 
-    /// Attended cells of all tiles.
+    /// Attended cells of all tiles, those of other ranks' queries among them.
     pub fn area(&self) -> u64 {
-        self.tiles().flat_map(|(_, pieces)| pieces).map(Piece::area).sum()
+        let served = self.steps.iter().filter_map(|step| match step {
+            Step::Serve { pieces, .. } => Some(&pieces[..]),
+            _ => None,
+        });
+        self.tiles().map(|(_, pieces)| pieces).chain(served).flatten().map(Piece::area).sum()
     }
 
     /// Most rows of keys and values that are held at one time, messages under way to this rank included.

@@ -3,6 +3,7 @@
 use std::any::Any;
 use std::collections::HashMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
+use std::ops::Range;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use crate::mask::Bands;
@@ -30,11 +31,15 @@ pub struct View {
 #[derive(Debug)]
 struct Known {
     placement: DynPlacement,
+    /// Where the queries are, if not with the keys.
+    apart: Option<DynPlacement>,
     /// Whether each group of the placement's grid counts as one rank.
     grouped: bool,
     bands: Bands,
     /// By rank.
     held: Vec<OnceLock<Placed>>,
+    /// By rank, if they are not with the keys.
+    queries: Vec<OnceLock<Placed>>,
     /// By rank: the tokens that its queries attend.
     attended: Vec<OnceLock<RowSet>>,
     natural: OnceLock<Natural>,
@@ -53,7 +58,13 @@ struct Natural {
 impl View {
     /// The view of `placement`'s rank under a mask that was lowered on its batch.
     pub fn new(placement: &DynPlacement, bands: Bands) -> Self {
-        Self::of(placement, bands, false)
+        Self::of(placement, None, bands, false)
+    }
+
+    /// The view of queries and keys that are placed apart, under a mask that was lowered on both of their batches. The
+    /// ranks are the same.
+    pub fn between(queries: &DynPlacement, keys: &DynPlacement, bands: Bands) -> Self {
+        Self::of(keys, Some(queries), bands, false)
     }
 
     /// The view in which each group of the placement's grid is one rank that holds the rows of all its members, seen
@@ -62,12 +73,12 @@ impl View {
     /// The group's rows are in natural order where its members' tokens lie between one another without gaps, else one
     /// member after another.
     pub fn grouped(placement: &DynPlacement, bands: Bands) -> (Self, Vec<Rows>) {
-        let view = Self::of(placement, bands, true);
+        let view = Self::of(placement, None, bands, true);
         let (_, places) = joined(&members(placement, view.rank));
         (view, places)
     }
 
-    fn of(placement: &DynPlacement, bands: Bands, grouped: bool) -> Self {
+    fn of(placement: &DynPlacement, apart: Option<&DynPlacement>, bands: Bands, grouped: bool) -> Self {
         let grid = placement.grid();
         let (rank, ranks) = match grouped {
             true => (grid.place(placement.rank()).0, grid.outer),
@@ -75,9 +86,11 @@ impl View {
         };
         let known = Known {
             placement: placement.clone(),
+            apart: apart.cloned(),
             grouped,
             bands,
             held: (0..ranks).map(|_| OnceLock::new()).collect(),
+            queries: (0..if apart.is_some() { ranks } else { 0 }).map(|_| OnceLock::new()).collect(),
             attended: (0..ranks).map(|_| OnceLock::new()).collect(),
             natural: OnceLock::new(),
             shared: Mutex::default(),
@@ -105,7 +118,20 @@ impl View {
         &self.known.bands
     }
 
-    /// The valid tokens of a rank, each run with its first row.
+    /// The queries of a rank, each run with its first row: those of its tokens, where keys are not placed apart.
+    pub fn queries(&self, rank: usize) -> &[(usize, Run)] {
+        match &self.known.apart {
+            Some(placement) => self.known.queries[rank].get_or_init(|| valid(placement, rank)),
+            None => self.held(rank),
+        }
+    }
+
+    /// Number of queries of a rank.
+    pub fn query_rows(&self, rank: usize) -> usize {
+        rows_of(self.queries(rank))
+    }
+
+    /// The valid tokens of a rank whose keys it holds, each run with its first row.
     pub fn held(&self, rank: usize) -> &[(usize, Run)] {
         let known = &*self.known;
         known.held[rank].get_or_init(|| match known.grouped {
@@ -114,7 +140,7 @@ impl View {
         })
     }
 
-    /// Number of valid rows of a rank.
+    /// Number of valid rows of keys of a rank.
     pub fn rows(&self, rank: usize) -> usize {
         rows_of(self.held(rank))
     }
@@ -124,7 +150,7 @@ impl View {
         self.known.attended[rank].get_or_init(|| {
             let ends = self.bands().as_slice().iter().map(|band| band.k.end as usize);
             let all = (0, Run { start: 0, step: 1, len: ends.max().unwrap_or(0) });
-            RowSet::from_sorted(touched(&tile(self.held(rank), &[all], self.bands())))
+            RowSet::from_sorted(touched(&tile(self.queries(rank), &[all], self.bands())))
         })
     }
 
@@ -162,7 +188,18 @@ impl View {
 
     /// The pieces of this rank's queries against a buffer with the given runs, each with its first row.
     pub fn tile_runs(&self, keys: &[(usize, Run)]) -> Arc<[Piece]> {
-        tile(self.held(self.rank), keys, self.bands()).into()
+        tile(self.queries(self.rank), keys, self.bands()).into()
+    }
+
+    /// The rows of `rank`'s queries that attend keys of `owner`, and their pieces, in a buffer of just these queries,
+    /// against the owner's own keys.
+    pub fn tile_queries(&self, rank: usize, owner: usize) -> (RowSet, Arc<[Piece]>) {
+        let (queries, keys) = (self.queries(rank), self.held(owner));
+        let mut rows: Vec<Range<usize>> = tile(queries, keys, self.bands()).iter().map(Piece::q_rows).collect();
+        rows.sort_unstable_by_key(|rows| rows.start);
+        let rows = RowSet::from_sorted(rows);
+        let pieces = tile(&kept(queries, &rows), keys, self.bands()).into();
+        (rows, pieces)
     }
 
     /// The runs of a buffer that holds the rows `rows` of `owner`, from row `first` on.

@@ -69,7 +69,7 @@ impl GatherKv {
             Step::Free { slot: OWN },
             Step::Tile { slot: ALL, pieces },
         ];
-        Program { slots: vec![own, view.natural_rows()], home: OWN, steps }
+        Program::new(vec![own, view.natural_rows()], steps)
     }
 }
 

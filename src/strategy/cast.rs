@@ -109,7 +109,7 @@ impl CastKv {
         let Staging { count, merging, forward, backward: of_backward } = &self.staging;
         // Nothing returns in a forward pass, whose first tile is that of the own keys.
         let costs = if backward { *of_backward } else { StageCosts { returned: 0, ..*forward } };
-        let work = Work { queries: view.rows(rank), own_area: remote.own_area, atoms: &remote.atoms };
+        let work = Work { queries: view.query_rows(rank), own_area: remote.own_area, atoms: &remote.atoms };
         let Stages { cuts, own_last, .. } = best(&work, &costs, *count, *merging);
         let (atoms, stages) = match merging {
             Merging::Stages => (cuts.clone(), (0..cuts.len()).map(|stage| stage..stage + 1).collect()),
@@ -296,7 +296,7 @@ impl<'a> Writer<'a> {
         left.into_iter().for_each(|post| self.wait(post));
         let rows = |part: &Part| -> usize { part.iter().map(|(_, rows)| rows.len()).sum() };
         let slots = std::iter::once(view.rows(view.rank())).chain(mine.parts.iter().map(rows));
-        Program { slots: slots.collect(), home: OWN, steps: self.steps }
+        Program::new(slots.collect(), self.steps)
     }
 
     /// Attends a part, merges it, and posts its gradients.

@@ -4,7 +4,7 @@
 //! |---|---|---|
 //! | [`TokenOrder`] | which rank holds which token | [`Zigzag`](crate::order::Zigzag) |
 //! | [`HeadExchange`] | whether heads are exchanged for tokens around attention | [`KeepHeads`], [`SwapHeads`] |
-//! | [`KvExchange`] | how keys and values reach the queries | [`LocalKv`], [`RingKv`], [`GatherKv`], [`CastKv`] |
+//! | [`KvExchange`] | how keys and values reach the queries | [`LocalKv`], [`RingKv`], [`GatherKv`], [`CastKv`], [`CastQueries`] |
 //!
 //! An exchange type differs from another only in the [`Program`]s that it writes; one executor
 //! ([`crate::attention`]) runs them all. To add a strategy, implement [`CpStrategy`] for a type of your own with existing or
@@ -12,6 +12,7 @@
 
 mod all_gather;
 mod cast;
+mod cast_queries;
 mod dynamic;
 mod magi;
 mod object;
@@ -24,6 +25,7 @@ mod ulysses;
 
 pub use all_gather::{AllGather, GatherKv};
 pub use cast::CastKv;
+pub use cast_queries::CastQueries;
 pub use dynamic::Dynamic;
 pub use magi::Magi;
 pub use object::{DynStrategy, object};

@@ -147,7 +147,7 @@ impl RingKv {
         if backward && ranks > 1 {
             steps.push(Step::Wait { exchange: gradients(ranks - 1) });
         }
-        Program { slots: hops.iter().map(|hop| hop.arrives.len()).collect(), home: 0, steps }
+        Program::new(hops.iter().map(|hop| hop.arrives.len()).collect(), steps)
     }
 }
 

@@ -33,7 +33,7 @@ impl KvExchange for LocalKv {
     fn forward(&self, view: &View) -> Program {
         let rows = view.rows(view.rank());
         let pieces = view.tile(view.rank(), &RowSet::all(rows));
-        Program { slots: vec![rows], home: 0, steps: vec![Step::Tile { slot: 0, pieces }] }
+        Program::new(vec![rows], vec![Step::Tile { slot: 0, pieces }])
     }
 
     fn backward(&self, view: &View) -> Program {

@@ -228,7 +228,7 @@ fn every_command_refuses_what_does_not_fit_the_machine() {
     refused(path, arguments, &["--batch 1 times --accumulate 1048576", "this machine has", "smaller --batch, --acc"]);
     // So are plans.
     let arguments = "inspect --lengths 60000000 --cp 4096";
-    refused(path, arguments, &["60000000 tokens on 4096 ranks", "this machine has", "shorter --lengths"]);
+    refused(path, arguments, &["60,000,000 tokens on 4,096 ranks", "this machine has", "shorter --lengths"]);
     // A small model with a large vocabulary: its logits are some terabytes too.
     let sizes = Sizes { vocab_size: 1_000_000, hidden_size: 8, intermediate_size: 8, layers: 1, heads: 1, kv_heads: 1 };
     hollow(&path.join("wide"), &Config::llama(sizes).unwrap());

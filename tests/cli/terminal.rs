@@ -194,7 +194,7 @@ fn a_long_wait_says_what_it_is_for() {
                 "fresh weights ..",
                 "copying the weights for 2 more ranks ..",
                 "starting 3 ranks ..",
-                "the first step on 3 ranks: planning, checking the plans of all, then micro-batches of up to 32 tokens ..",
+                "the first step on 3 ranks: planning, then micro-batches of up to 32 tokens ..",
                 "weights into run ..",
                 "drawing the chart ..",
             ][..],

@@ -2,6 +2,7 @@
 //!
 //! `cargo test --test library NAME` runs the tests of one file, or one test.
 
+mod apart;
 mod configs;
 mod conformance;
 mod dispatch;

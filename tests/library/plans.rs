@@ -350,7 +350,7 @@ fn waits_may_come_in_any_order() {
             tile(0),
             Step::Merge,
         ]);
-        Program { slots: vec![own, rows[0].len(), rows[1].len()], home: 0, steps }
+        Program::new(vec![own, rows[0].len(), rows[1].len()], steps)
     };
     let pair = |rank| {
         let view = view.seen_from(rank);

@@ -86,9 +86,7 @@ impl<T: Float> Evaluation<'_, T> {
             // What is long the first time is long for every batch: the first rank speaks for all.
             let on = || output::many(job.settings.choice.degree, "rank");
             let tokens = || output::many(batch.tokens.len(), "token");
-            let planning = (rank == 0).then(|| {
-                output::phase_beside(bar, format!("planning {} on {}, and checking the plans of all", tokens(), on()))
-            });
+            let planning = (rank == 0).then(|| output::phase_beside(bar, format!("planning {} on {}", tokens(), on())));
             let shape = chosen.layout.batch_of(&batch.lengths)?;
             let placement = handler.place_for(shape, &model.mask_weights())?;
             for mask in model.masks() {

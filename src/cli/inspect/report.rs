@@ -72,8 +72,9 @@ pub struct Rank {
 pub fn compute(job: &Job) -> Result<Report> {
     let chosen = select::chosen(&job.settings.choice)?;
     let batch = chosen.layout.batch_of(&job.lengths)?;
-    let _placing = output::phase(format!("placing {}", size(&*batch, job.settings.choice.degree)));
+    let placing = output::phase(format!("placing {}", size(&*batch, job.settings.choice.degree)));
     let deal = chosen.strategy.deal(&*batch, &[(job.mask.clone(), 1)])?;
+    drop(placing);
     placed(job, &chosen, batch, deal)
 }
 

@@ -223,7 +223,7 @@ impl<T: Float> Training<'_, T> {
         if rank == 0 {
             let (ranks, tokens) = (settings.choice.degree, options.batch.saturating_mul(options.seq_len));
             let what = format!(
-                "the first step on {}: planning, checking the plans of all, then micro-batches of up to {}",
+                "the first step on {}: planning, then micro-batches of up to {}",
                 output::many(ranks, "rank"),
                 output::many(tokens, "token")
             );

@@ -9,7 +9,7 @@ use crate::plan::{Content, Piece, Program, Step, Transfer, View};
 /// keys into slot 0 while this rank's own are there or into a row twice at once, that leaves its queries without a
 /// result, or, forward, that does not merge every tile after the first just once before the next.
 pub fn check(view: &View, rank: usize, program: &Program, backward: bool) -> Result<(), String> {
-    let Program { slots, home, steps } = program;
+    let Program { slots, home, steps, .. } = program;
     if slots.first() != Some(&view.rows(rank)) {
         return Err(format!("slot 0 has {:?} rows and the rank {} of its own", slots.first(), view.rows(rank)));
     }
@@ -38,7 +38,12 @@ pub fn check(view: &View, rank: usize, program: &Program, backward: bool) -> Res
                 if let Some(several) = receives.iter().find(|receive| receive.peer().is_none()) {
                     return Err(format!("a receive from ranks {:?}: one rank sends it", several.peers.as_slice()));
                 }
-                sends.iter().chain(receives).try_for_each(|transfer| transferred(transfer, slots, view.ranks()))?;
+                if backward && matches!(content, Content::Queries | Content::Results) {
+                    return Err(format!("{content:?} in a backward program: only keys and gradients travel there"));
+                }
+                let limits = |sent: bool| limits(view, rank, program, *content, sent);
+                sends.iter().try_for_each(|send| transferred(send, &limits(true), view.ranks()))?;
+                receives.iter().try_for_each(|receive| transferred(receive, &limits(false), view.ranks()))?;
             }
             Step::Wait { .. } => {}
             Step::Free { slot } => {
@@ -47,12 +52,24 @@ pub fn check(view: &View, rank: usize, program: &Program, backward: bool) -> Res
             }
             Step::Tile { slot, pieces } => {
                 let rows = slot_rows(slots, *slot)?;
-                pieces.iter().try_for_each(|piece| attended(piece, view.rows(rank), rows))?;
+                pieces.iter().try_for_each(|piece| attended(piece, view.query_rows(rank), rows))?;
                 if !backward && unmerged {
                     return Err(format!("tile {tiles} comes before the result of the one before it is merged"));
                 }
                 unmerged = tiles > 0;
                 tiles += 1;
+            }
+            Step::Serve { queries, .. } if *queries == 0 || backward => {
+                return Err(format!(
+                    "queries of slot {queries} served: those of other ranks, in a forward program, are"
+                ));
+            }
+            Step::Serve { queries, slot, pieces } => {
+                let (queries, rows) = (
+                    slot_rows(&limits(view, rank, program, Content::Queries, true), *queries)?,
+                    slot_rows(slots, *slot)?,
+                );
+                pieces.iter().try_for_each(|piece| attended(piece, queries, rows))?;
             }
             Step::Merge if backward => {}
             Step::Merge if unmerged => unmerged = false,
@@ -76,6 +93,19 @@ fn repeated(rows: &Rows) -> Option<usize> {
     match runs.windows(2).all(|pair| pair[0].end() <= pair[1].start) {
         true => None,
         false => runs.iter().enumerate().find_map(common),
+    }
+}
+
+/// Rows of the slots that a transfer may name: results arrive in the rank's own, whose queries nothing is written into.
+fn limits(view: &View, rank: usize, program: &Program, content: Content, sent: bool) -> Vec<usize> {
+    let own = view.query_rows(rank);
+    match (content, sent) {
+        (Content::Keys | Content::Gradients, _) => program.slots.clone(),
+        (Content::Queries, false) => std::iter::once(0).chain(program.queries.iter().copied()).collect(),
+        (Content::Queries | Content::Results, true) => {
+            std::iter::once(own).chain(program.queries.iter().copied()).collect()
+        }
+        (Content::Results, false) => vec![own],
     }
 }
 
