@@ -203,7 +203,7 @@ fn a_long_wait_says_what_it_is_for() {
             "train --data text --seq-len 16 --threads 1 --steps 3 --validation 0.1 --validate-every 2 --out evaluated",
             &["step 2 and the evaluation of what is held out ..", "step 3 and the evaluation of what is held out .."],
         ),
-        (eval, &["reading run (", "planning 400 tokens on 3 ranks, and checking", "evaluating 400 tokens on 3 ranks"]),
+        (eval, &["reading run (", "planning 400 tokens on 3 ranks ..", "evaluating 400 tokens on 3 ranks"]),
         (
             inspect,
             &[
