@@ -4,7 +4,7 @@ use std::collections::{HashMap, VecDeque};
 
 use crate::attention::plan::RankPlan;
 use crate::attention::wire::{AsIs, Encoding};
-use crate::comm::{Accounted, Communicator, Send};
+use crate::comm::{Accounted, Communicator, Message};
 use crate::error::{PlanError, Result};
 use crate::ops::Ops;
 use crate::plan::{Content, Program, Step, Transfer, Wire};
@@ -138,7 +138,7 @@ impl<'a, D: Ops> Walk<'a, D> {
         encoding: impl Encoding<T, D>,
         sends: &[Transfer],
         slot: impl Fn(usize) -> Option<&'b Matrix<T, D::Storage>>,
-    ) -> Result<(Vec<Send<D::Storage>>, VecDeque<Matrix<T, D::Storage>>)> {
+    ) -> Result<(Vec<Message<D::Storage>>, VecDeque<Matrix<T, D::Storage>>)> {
         let (mut messages, mut own) = (Vec::new(), VecDeque::new());
         for send in sends.iter().filter(|send| !send.rows.is_empty()) {
             let rows = match slot(send.slot) {
@@ -155,7 +155,7 @@ impl<'a, D: Ops> Walk<'a, D> {
             };
             match send.peer == self.rank {
                 true => own.push_back(rows),
-                false => messages.push(Send { to: send.peer, parcel: encoding.encode(self.device, rows) }),
+                false => messages.push(Message::new(send.peer, encoding.encode(self.device, rows))),
             }
         }
         Ok((messages, own))
@@ -165,7 +165,7 @@ impl<'a, D: Ops> Walk<'a, D> {
         &self,
         operation: &'static str,
         encoding: impl Encoding<T, D>,
-        messages: Vec<Send<D::Storage>>,
+        messages: Vec<Message<D::Storage>>,
         receives: &[Transfer],
     ) -> Result<Accounted<D::Storage>> {
         let expected = receives.iter().filter(|receive| receive.peer != self.rank && !receive.rows.is_empty());

@@ -1,11 +1,13 @@
 //! Exchanges whose memory is on a device's account.
 
-use super::{Communicator, Operation, Pending, Receive, Received, Send};
+use super::communicator::Communicator;
+use super::parcel::{Message, Operation, Receive};
+use super::pending::{Pending, Received};
 use crate::error::Result;
 use crate::tensor::{Charge, Device, Host, Storage};
 
 /// An exchange under way whose memory is on the account of a device: what it expects counts from the post on, what it
-/// sends until then.
+/// sends until then, once however many ranks it is for.
 #[must_use = "an exchange that is not waited for is lost"]
 pub struct Accounted<S = Host> {
     pending: Pending<S>,
@@ -21,12 +23,12 @@ impl<S: Storage> Accounted<S> {
         device: &D,
         comm: &dyn Communicator<S>,
         operation: Operation,
-        sends: Vec<Send<S>>,
+        messages: Vec<Message<S>>,
         receives: Vec<Receive>,
     ) -> Result<Self> {
         let charges = receives.iter().map(|receive| device.ledger().charge(receive.bytes())).collect();
-        let _sent = device.ledger().charge(sends.iter().map(|send| send.parcel.bytes()).sum());
-        Ok(Accounted { pending: comm.exchange(operation, sends, receives)?, charges })
+        let _sent = device.ledger().charge(messages.iter().map(|message| message.parcel.bytes()).sum());
+        Ok(Accounted { pending: comm.exchange(operation, messages, receives)?, charges })
     }
 
     /// Waits; what came is on the device's account.

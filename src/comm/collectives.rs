@@ -1,17 +1,31 @@
-//! Collectives, written once on [`Communicator::exchange`] for every engine and device.
+//! Collectives, written once for every engine and device.
 //!
 //! Sums are taken in rank order, rank 0's contribution first and one's own at its place, so every rank and every
-//! engine gives the same bits. Both sides know the counts, so a part without elements costs no message.
+//! engine gives the same bits, unless a caller asks for the engine's own sum. Both sides know the counts, so a part
+//! without elements costs no message.
 
-use super::{Communicator, Operation, Receive, Send, open};
-use crate::error::{CommError, Result};
+use super::communicator::Communicator;
+use super::movement::{check, is_relayed};
+use super::parcel::{Operation, Parcel, Receive, open};
+use crate::error::Result;
 use crate::tensor::{Buffer, Element, Real, Storage};
 
-/// Collectives, written on [`Communicator::exchange`]; sums are taken in rank order on every engine.
+/// In which order ranks are summed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Sum {
+    /// From rank 0 on: the same bits on every rank and with every engine.
+    #[default]
+    Ranks,
+    /// As the engine likes, if it has a sum of its own ([`Communicator::sum_parcel`]); else from rank 0 on. Faster
+    /// where the network adds; bits depend on the engine, and may differ from run to run.
+    Engine,
+}
+
+/// Collectives; sums are taken in rank order on every engine.
 ///
 /// Every rank of the communicator calls the same collective with counts that agree; counts that do not fit the
-/// buffers are [`CommError::Counts`], counts that do not fit the peers' are [`CommError::Protocol`] or a deadline.
-/// One rank alone communicates nothing.
+/// buffers are [`CommError::Counts`](crate::error::CommError::Counts), counts that do not fit the peers' are
+/// [`CommError::Protocol`](crate::error::CommError::Protocol) or a deadline. One rank alone communicates nothing.
 pub trait Collectives<S: Storage>: Communicator<S> {
     /// Everyone's buffer, by rank. `counts[r]` is the number of elements of rank `r`.
     fn all_gather_v<T: Element>(&self, mine: Buffer<T, S>, counts: &[usize]) -> Result<Vec<Buffer<T, S>>> {
@@ -24,8 +38,24 @@ pub trait Collectives<S: Storage>: Communicator<S> {
         trade(self, "all_to_all".into(), parts, counts)
     }
 
+    /// Replaces `values` by those of rank `root`. Every rank passes as many.
+    fn broadcast<T: Element>(&self, root: usize, values: &mut Buffer<T, S>) -> Result<()> {
+        let (name, of) = ("broadcast", Receive::of::<T>(root, values.len()));
+        if self.rank() != root {
+            let parcel = self.broadcast_parcel(name.into(), None, of)?;
+            S::write(values, 0, &open(parcel, root, name)?);
+            return Ok(());
+        }
+        let nothing = S::beside(values, 0);
+        let (mine, sent) = std::mem::replace(values, nothing).share();
+        *values = mine;
+        self.broadcast_parcel(name.into(), Some(sent.into()), of).map(drop)
+    }
+
     /// The sum over ranks, in rank order, of everyone's part for this rank. Part `r` of `whole` is the next
     /// `counts[r]` elements.
+    ///
+    /// Each rank sends each other its part: whoever sums in rank order has to have all contributions.
     fn reduce_scatter_v<T: Real>(&self, whole: &Buffer<T, S>, counts: &[usize]) -> Result<Buffer<T, S>> {
         scatter(self, "reduce_scatter".into(), whole, counts)
     }
@@ -33,9 +63,25 @@ pub trait Collectives<S: Storage>: Communicator<S> {
     /// Replaces `values` by their sum over ranks, in rank order: the same bits on every rank and engine.
     ///
     /// Every rank passes as many values. Each sums one of `size` nearly equal chunks and sends it to the others, so
-    /// a rank sends about `2 * (size - 1) / size` times the values.
+    /// a rank sends about `2 * (size - 1) / size` times the values. Where many ranks have few values, each gets those
+    /// of all, as [`all_gather_v`](Self::all_gather_v) brings them, and sums for itself.
     fn all_reduce<T: Real>(&self, values: &mut Buffer<T, S>) -> Result<()> {
         reduce(self, "all_reduce".into(), values)
+    }
+
+    /// [`all_reduce`](Self::all_reduce), in an order that the caller chooses. Every rank chooses the same.
+    fn all_reduce_in<T: Real>(&self, sum: Sum, values: &mut Buffer<T, S>) -> Result<()> {
+        let operation = "all_reduce".into();
+        if sum == Sum::Engine {
+            let (len, nothing) = (values.len(), S::beside(values, 0));
+            let mut parcel = Parcel::keep(std::mem::replace(values, nothing));
+            let summed = self.sum_parcel(operation, &mut parcel);
+            *values = Buffer::from_storage(parcel.storage, len);
+            if summed? {
+                return Ok(());
+            }
+        }
+        reduce(self, operation, values)
     }
 }
 
@@ -47,11 +93,23 @@ pub(crate) fn reduce<T: Real, S: Storage, C: Communicator<S> + ?Sized>(
     operation: Operation,
     values: &mut Buffer<T, S>,
 ) -> Result<()> {
-    if comm.size() == 1 {
+    let (size, len) = (comm.size(), values.len());
+    if size == 1 {
         return Ok(());
     }
-    let (each, spare) = (values.len() / comm.size(), values.len() % comm.size());
-    let counts: Vec<usize> = (0..comm.size()).map(|rank| each + usize::from(rank < spare)).collect();
+    if is_relayed(size, values.bytes().saturating_mul(size)) {
+        let mine = S::part(values, 0..len);
+        let contributions = gather(comm, operation, mine, &vec![len; size])?;
+        for (rank, contribution) in contributions.iter().enumerate() {
+            match rank {
+                0 => S::write(values, 0, contribution),
+                _ => S::add(values, 0, contribution),
+            }
+        }
+        return Ok(());
+    }
+    let (each, spare) = (len / size, len % size);
+    let counts: Vec<usize> = (0..size).map(|rank| each + usize::from(rank < spare)).collect();
     let sum = scatter(comm, operation, values, &counts)?;
     let mut at = 0;
     for chunk in gather(comm, operation, sum, &counts)? {
@@ -68,29 +126,25 @@ pub(crate) fn gather<T: Element, S: Storage, C: Communicator<S> + ?Sized>(
     mine: Buffer<T, S>,
     counts: &[usize],
 ) -> Result<Vec<Buffer<T, S>>> {
-    check(operation.name, "counts, one per rank", comm.size(), counts.len())?;
-    check(operation.name, "elements in this rank's buffer", counts[comm.rank()], mine.len())?;
-    let copies = (0..comm.size()).filter(|&to| to != comm.rank() && !mine.is_empty());
-    let sends = copies.map(|to| Send { to, parcel: S::part(&mine, 0..mine.len()).into() }).collect();
-    swap(comm, operation, sends, mine, counts)
+    opened(comm.all_gather_parcels(operation, Parcel::keep(mine), counts)?, operation)
 }
 
+/// [`Collectives::all_to_all_v`] as part of an operation.
 fn trade<T: Element, S: Storage, C: Communicator<S> + ?Sized>(
     comm: &C,
     operation: Operation,
-    mut parts: Vec<Buffer<T, S>>,
+    parts: Vec<Buffer<T, S>>,
     counts: &[usize],
 ) -> Result<Vec<Buffer<T, S>>> {
-    check(operation.name, "counts, one per rank", comm.size(), counts.len())?;
-    check(operation.name, "parts, one per rank", comm.size(), parts.len())?;
-    check(operation.name, "elements in this rank's own part", counts[comm.rank()], parts[comm.rank()].len())?;
-    let later = parts.split_off(comm.rank() + 1);
-    // `check` above: there is one part per rank, so the last that is left is this rank's own.
-    let Some(own) = parts.pop() else { return Ok(parts) };
-    let others = parts.into_iter().enumerate().chain((comm.rank() + 1..).zip(later));
-    let sends =
-        others.filter(|(_, part)| !part.is_empty()).map(|(to, part)| Send { to, parcel: part.into() }).collect();
-    swap(comm, operation, sends, own, counts)
+    let own = comm.rank();
+    let pack = |(to, part): (usize, Buffer<T, S>)| if to == own { Parcel::keep(part) } else { part.into() };
+    let parts = parts.into_iter().enumerate().map(pack).collect();
+    opened(comm.all_to_all_parcels(operation, parts, counts)?, operation)
+}
+
+/// Parcels of all ranks, by rank.
+fn opened<T: Element, S: Storage>(parcels: Vec<Parcel<S>>, operation: Operation) -> Result<Vec<Buffer<T, S>>> {
+    parcels.into_iter().enumerate().map(|(rank, parcel)| open(parcel, rank, operation.name)).collect()
 }
 
 /// [`Collectives::reduce_scatter_v`] as part of an operation.
@@ -130,51 +184,11 @@ pub(crate) fn scatter<T: Real, S: Storage, C: Communicator<S> + ?Sized>(
     Ok(sum)
 }
 
-/// Sends, and receives `counts[r]` elements from every other rank; `own` stands at this rank's place.
-fn swap<T: Element, S: Storage, C: Communicator<S> + ?Sized>(
-    comm: &C,
-    operation: Operation,
-    sends: Vec<Send<S>>,
-    own: Buffer<T, S>,
-    counts: &[usize],
-) -> Result<Vec<Buffer<T, S>>> {
-    if comm.size() == 1 {
-        return Ok(vec![own]);
-    }
-    let expected = |rank: usize| rank != comm.rank() && counts[rank] > 0;
-    let receives = (0..comm.size()).filter(|&r| expected(r)).map(|r| Receive::of::<T>(r, counts[r])).collect();
-    let mut parcels = comm.exchange(operation, sends, receives)?.wait()?.parcels.into_iter();
-    let nothing = S::part(&own, 0..0);
-    let mut own = Some(own);
-    (0..comm.size())
-        .map(|rank| match own.take_if(|_| rank == comm.rank()) {
-            Some(own) => Ok(own),
-            None if expected(rank) => match parcels.next() {
-                Some(parcel) => open(parcel, rank, operation.name),
-                None => Err(lost(rank, operation.name, counts[rank], T::DTYPE.name())),
-            },
-            None => Ok(S::part(&nothing, 0..0)),
-        })
-        .collect()
-}
-
-/// An engine gave fewer parcels than were expected.
-fn lost(peer: usize, operation: &'static str, len: usize, dtype: &str) -> crate::error::Error {
-    let (expected, found) = (format!("{len} x {dtype}"), "nothing".into());
-    CommError::Protocol { peer, operation, step: 0, expected, found }.into()
-}
-
-fn check(operation: &'static str, what: &'static str, expected: usize, found: usize) -> Result<()> {
-    if expected == found {
-        return Ok(());
-    }
-    Err(CommError::Counts { operation, what, expected, found }.into())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::comm::threads::run;
+    use crate::error::CommError;
     use crate::tensor::Cpu;
     use crate::tensor::Device;
 

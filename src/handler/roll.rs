@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::comm::{Communicator, Operation, Parcel, Receive, Send, open};
+use crate::comm::{Communicator, Message, Operation, Parcel, Receive, open};
 use crate::error::Result;
 use crate::handler::core::MadeOf;
 use crate::handler::{CpHandler, HandlerRef};
@@ -194,7 +194,7 @@ fn run<D: Rows>(
     let (mut sends, mut receives) = (Vec::new(), Vec::new());
     for tensor in tensors.iter() {
         for to in peers(&moves.send) {
-            sends.push(Send { to, parcel: tensor.pack(device, &moves.send[to]) });
+            sends.push(Message::new(to, tensor.pack(device, &moves.send[to])));
         }
         for from in peers(&moves.receive) {
             receives.push(tensor.expect(from, moves.receive[from].len()));

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use crate::comm::clock::{Clock, SystemClock};
 use crate::comm::groups::Groups;
-use crate::comm::{Communicator, Completion, Operation, Pending, Receive, Received, Send};
+use crate::comm::{Communicator, Completion, Message, Operation, Pending, Receive, Received};
 use crate::error::Result;
 use crate::tensor::Storage;
 
@@ -102,7 +102,8 @@ impl Link {
     }
 }
 
-/// A communicator whose messages take the time of a [`Link`]. Every rank must be wrapped, with the same link.
+/// A communicator whose messages take the time of a [`Link`]. Every rank must be wrapped, with the same link. Collectives
+/// are written on its exchanges, whatever the engine has, so that each of their messages takes its time.
 #[derive(Debug)]
 pub struct SimulatedLink<C> {
     inner: C,
@@ -131,23 +132,26 @@ impl<S: Storage, C: Communicator<S>> Communicator<S> for SimulatedLink<C> {
         self.inner.global_rank(rank)
     }
 
-    fn exchange(&self, operation: Operation, sends: Vec<Send<S>>, receives: Vec<Receive>) -> Result<Pending<S>> {
+    fn exchange(&self, operation: Operation, messages: Vec<Message<S>>, receives: Vec<Receive>) -> Result<Pending<S>> {
         let me = self.inner.rank();
         let now = self.link.clock.now();
-        let sent: Vec<Way> = sends.iter().map(|send| (self.group, me, send.to)).collect();
+        let ways = |message: &Message<S>| {
+            let travel = self.link.travel(message.parcel.bytes());
+            message.to.ranks().iter().map(|&to| ((self.group, me, to), travel)).collect::<Vec<_>>()
+        };
+        let sent: Vec<(Way, Duration)> = messages.iter().flat_map(ways).collect();
         let expected: Vec<Way> = receives.iter().map(|receive| (self.group, receive.from, me)).collect();
         {
             // Arrival times go ahead of the messages, so a message that has come has its time.
             let mut arrivals = self.link.arrivals();
-            for (send, &way) in sends.iter().zip(&sent) {
-                let due = now.saturating_add(self.link.travel(send.parcel.bytes()));
-                arrivals.entry(way).or_default().announce(due);
+            for &(way, travel) in &sent {
+                arrivals.entry(way).or_default().announce(now.saturating_add(travel));
             }
         }
-        let posted = self.inner.exchange(operation, sends, receives);
+        let posted = self.inner.exchange(operation, messages, receives);
         let mut arrivals = self.link.arrivals();
         let pending = posted.inspect_err(|_| {
-            sent.iter().for_each(|&way| arrivals.entry(way).or_default().withdraw());
+            sent.iter().for_each(|&(way, _)| arrivals.entry(way).or_default().withdraw());
         })?;
         let messages = expected.into_iter().map(|way| (way, arrivals.entry(way).or_default().expect())).collect();
         let expected = Expected { link: self.link.clone(), messages };
@@ -215,7 +219,7 @@ mod tests {
     /// Sends 1000 bytes to the other of two ranks.
     fn swap(comm: &impl Communicator) -> Result<Pending> {
         let peer = 1 - comm.rank();
-        let sends = vec![Send { to: peer, parcel: Buffer::from_slice(&[7u8; 1000]).into() }];
+        let sends = vec![Message::new(peer, Buffer::from_slice(&[7u8; 1000]))];
         comm.exchange("swap".into(), sends, vec![Receive::of::<u8>(peer, 1000)])
     }
 
@@ -267,7 +271,7 @@ mod tests {
             let comm = SimulatedLink::new(comm, link.clone());
             if comm.rank() == 0 {
                 // The first would have been there at once.
-                let send = |to| Send { to, parcel: Buffer::from_slice(&[0u8; 0]).into() };
+                let send = |to: usize| Message::new(to, Buffer::from_slice(&[0u8; 0]));
                 let failed = comm.exchange("swap".into(), vec![send(1), send(2)], vec![Receive::of::<u8>(1, 0)]);
                 assert!(failed.is_err(), "there are two ranks");
             }
