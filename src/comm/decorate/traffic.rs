@@ -220,4 +220,36 @@ mod tests {
             assert_eq!((traffic.bytes(), traffic.messages(), traffic.bytes_in("inner")), (0, 0, 0));
         }
     }
+
+    #[test]
+    fn a_message_for_many_counts_once_for_each() {
+        let traffic = run(4, |comm| {
+            let comm = Counted::new(comm);
+            let messages = match comm.rank() {
+                1 => vec![Message::new(vec![0, 3], Buffer::from_slice(&[1f32; 5]))],
+                _ => vec![],
+            };
+            let receives = if [0, 3].contains(&comm.rank()) { vec![Receive::of::<f32>(1, 5)] } else { vec![] };
+            comm.exchange("news".into(), messages, receives)?.wait()?;
+            Ok(comm.traffic())
+        });
+        let traffic = traffic.expect("no rank fails");
+        assert_eq!((traffic[1].bytes(), traffic[1].messages(), traffic[1].bytes_in("news")), (40, 2, 40));
+        assert_eq!([0, 2, 3].map(|to| traffic[1].bytes_to(to)), [20, 0, 20]);
+        assert_eq!(traffic[0].bytes(), 0);
+    }
+
+    #[test]
+    fn what_is_passed_on_counts_for_whom_it_comes_from() {
+        let traffic = run(9, |comm| {
+            let comm = Counted::new(comm);
+            comm.all_gather_v(Buffer::from_slice(&[comm.rank() as f32]), &[1; 9])?;
+            comm.broadcast(4, &mut Buffer::from_slice(&[0f64; 3]))?;
+            Ok(comm.traffic())
+        });
+        for (rank, traffic) in traffic.expect("no rank fails").iter().enumerate() {
+            assert_eq!((traffic.bytes_in("all_gather"), traffic.bytes_to(rank)), (32, 0));
+            assert_eq!(traffic.bytes_in("broadcast"), if rank == 4 { 8 * 24 } else { 0 });
+        }
+    }
 }
