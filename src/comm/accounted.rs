@@ -56,7 +56,7 @@ mod tests {
             let device = Cpu::<f32>::new(1);
             let (mut messages, mut receives) = (Vec::new(), Vec::new());
             match comm.rank() {
-                0 => messages.push(Message::new(vec![1, 2, 3], device.upload(&[1.0; 100]))),
+                0 => messages.push(Message::new(vec![1, 2, 3], device.upload(&[1f32; 100]))),
                 _ => receives.push(Receive::of::<f32>(0, 100)),
             }
             device.ledger().mark();

@@ -259,12 +259,12 @@ fn what_collectives_give_back_and_bring_is_on_the_right_account() {
     for ranks in [3, 8] {
         let held = run(ranks, |comm| {
             let device = Cpu::<f32>::new(1);
-            let mine = device.upload(&[1.0; 50]);
+            let mine = device.upload(&[1f32; 50]);
             let all = comm.all_gather_v(mine, &vec![50; ranks])?;
             let gathered = device.ledger().held();
             comm.barrier()?;
             drop(all);
-            let mut values = device.upload(&[1.0; 50]);
+            let mut values = device.upload(&[1f32; 50]);
             comm.all_reduce(&mut values)?;
             comm.broadcast(1, &mut values)?;
             comm.barrier()?;
