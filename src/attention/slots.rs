@@ -4,7 +4,7 @@ use std::collections::{HashMap, VecDeque};
 
 use crate::attention::plan::RankPlan;
 use crate::attention::wire::{AsIs, Encoding};
-use crate::comm::{Accounted, Communicator, Send};
+use crate::comm::{Accounted, Communicator, Message};
 use crate::error::{PlanError, Result};
 use crate::ops::Ops;
 use crate::ops::attention::AttentionShape;
@@ -242,25 +242,32 @@ impl<'a, D: Ops> Walk<'a, D> {
         encoding: impl Encoding<T, D>,
         sends: &[Transfer],
         slot: impl Fn(usize) -> Option<&'b Matrix<T, D::Storage>>,
-    ) -> Result<(Vec<Send<D::Storage>>, VecDeque<Matrix<T, D::Storage>>)> {
+    ) -> Result<(Vec<Message<D::Storage>>, VecDeque<Matrix<T, D::Storage>>)> {
         let (mut messages, mut own) = (Vec::new(), VecDeque::new());
         for send in sends.iter().filter(|send| !send.rows.is_empty()) {
             let list = send.rows.to_vec();
-            for &peer in send.peers.as_slice() {
-                let rows = match slot(send.slot) {
+            let copy = || -> Result<Matrix<T, D::Storage>> {
+                match slot(send.slot) {
                     Some(source) => {
                         let mut rows = self.device.matrix(list.len(), self.width(content));
                         self.device.gather_rows(source, &list, &mut rows, 0);
-                        rows
+                        Ok(rows)
                     }
                     // Nothing was ever added to these gradients.
-                    None if content == Content::Gradients => self.device.zero_matrix(list.len(), self.width(content)),
-                    None => return Err(unsound("rows sent out of a slot that holds none").into()),
-                };
-                match peer == self.rank {
-                    true => own.push_back(rows),
-                    false => messages.push(Send { to: peer, parcel: encoding.encode(self.device, rows) }),
+                    None if content == Content::Gradients => {
+                        Ok(self.device.zero_matrix(list.len(), self.width(content)))
+                    }
+                    None => Err(unsound("rows sent out of a slot that holds none").into()),
                 }
+            };
+            // Peers that get the same share one copy.
+            let peers = send.peers.as_slice();
+            let others: Vec<usize> = peers.iter().copied().filter(|&peer| peer != self.rank).collect();
+            for _ in others.len()..peers.len() {
+                own.push_back(copy()?);
+            }
+            if !others.is_empty() {
+                messages.push(Message::new(others, encoding.encode(self.device, copy()?)));
             }
         }
         Ok((messages, own))
@@ -270,7 +277,7 @@ impl<'a, D: Ops> Walk<'a, D> {
         &self,
         (name, exchange, content): (&'static str, usize, Content),
         encoding: impl Encoding<T, D>,
-        messages: Vec<Send<D::Storage>>,
+        messages: Vec<Message<D::Storage>>,
         receives: &[Transfer],
     ) -> Result<Accounted<D::Storage>> {
         let mut expected = Vec::with_capacity(receives.len());

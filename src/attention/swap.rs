@@ -2,7 +2,7 @@
 
 use crate::attention::plan::RankPlan;
 use crate::attention::wire::{AsIs, Encoding};
-use crate::comm::{Accounted, Communicator, Operation, Send};
+use crate::comm::{Accounted, Communicator, Message, Operation};
 use crate::error::{PlanError, Result};
 use crate::heads::{HeadExchange, HeadSwap, SwapHeads};
 use crate::ops::Ops;
@@ -177,7 +177,7 @@ impl HeadSwap {
         let filled = |member: &usize| rows(*member) > 0;
         let sends = others().map(|member| (self.members[member], message(member)));
         let sends = sends.filter(|(_, message)| message.rows() > 0);
-        let sends = sends.map(|(to, message)| Send { to, parcel: encoding.encode(device, message) }).collect();
+        let sends = sends.map(|(to, message)| Message::new(to, encoding.encode(device, message))).collect();
         let expect = |member: usize| encoding.expect(self.members[member], rows(member) * cols(member));
         let receives = others().filter(filled).map(expect).collect();
         let pending = Accounted::post(device, comm, operation, sends, receives)?;

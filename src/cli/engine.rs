@@ -13,18 +13,11 @@ use context_parallel::error::Result;
 use context_parallel::tensor::{Buffer, Element};
 use indicatif::ProgressBar;
 
-use super::{args, output};
+use super::args::{self, Choices, Settings, Transport};
+use super::output;
 
 /// What every rank of the program talks through. An exchange costs far more than the virtual call.
 pub type Comm = Box<dyn Communicator>;
-
-/// How ranks exchange data.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Transport {
-    Threads,
-    #[cfg(feature = "mpi")]
-    Mpi,
-}
 
 /// Where the ranks of a command live. Every process runs the same command in the same order.
 #[derive(Debug)]
@@ -150,6 +143,17 @@ impl Cluster {
     /// A bar, where this process speaks.
     pub fn bar(&self, steps: u64, what: &'static str) -> ProgressBar {
         if self.speaks() { output::bar(steps, what) } else { ProgressBar::hidden() }
+    }
+}
+
+impl Choices {
+    /// Checks every choice, those that depend on each other, and that there are as many ranks.
+    pub fn settings(&self, cluster: &Cluster) -> Result<Settings> {
+        self.engine.check()?;
+        let mut settings = self.combination.settings()?;
+        cluster.check(settings.choice.degree)?;
+        settings.threads = cluster.threads(self.threads, settings.choice.degree)?;
+        Ok(settings)
     }
 }
 

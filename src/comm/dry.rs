@@ -1,6 +1,8 @@
 //! A communicator without peers: every message that is expected comes, and has no contents.
 
-use super::{Communicator, Completion, Operation, Parcel, Pending, Receive, Received, Send};
+use super::communicator::Communicator;
+use super::parcel::{Message, Operation, Parcel, Receive};
+use super::pending::{Completion, Pending, Received};
 use crate::error::Result;
 use crate::tensor::Imagined;
 
@@ -30,7 +32,7 @@ impl Communicator<Imagined> for DryComm {
     fn exchange(
         &self,
         _operation: Operation,
-        _sends: Vec<Send<Imagined>>,
+        _messages: Vec<Message<Imagined>>,
         receives: Vec<Receive>,
     ) -> Result<Pending<Imagined>> {
         Ok(Pending::new(Arrived(receives)))

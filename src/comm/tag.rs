@@ -4,7 +4,7 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 
 use bytemuck::{Pod, Zeroable};
 
-use super::Operation;
+use super::parcel::Operation;
 
 /// Bytes of a name that travel.
 const NAME: usize = 32;

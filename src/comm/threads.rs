@@ -7,12 +7,15 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 
-use super::Communicator;
+use super::communicator::Communicator;
+use super::failure::{caught, failure_of, panicked, poisoned};
 use super::mailbox::{Failure, Mailbox, Switchboard};
-use super::member::{Counts, Member, Message, Wire, caught, failure_of, panicked, poisoned};
+use super::member::Member;
+use super::wire::{Counts, Packet, Wire};
 use crate::error::{CommError, Error, Result};
+use crate::tensor::{Host, Storage};
 
-pub use super::member::Options;
+pub use super::wire::Options;
 
 /// Runs `body` on `ranks` threads, one per rank, and gives their results by rank.
 ///
@@ -46,8 +49,20 @@ pub fn run_with<R: Send, F>(options: Options, ranks: usize, body: F) -> Result<V
 where
     F: Fn(ThreadComm) -> Result<R> + Sync,
 {
+    run_on::<Host, R, F>(options, ranks, body)
+}
+
+/// [`run_with`] for buffers that live in `S`: the messages are those of any device, and the engine orders the receiver's
+/// queue behind the sender's through [`Storage::leave`] and [`Storage::arrive`].
+///
+/// # Errors
+/// As [`run`].
+pub fn run_on<S: Storage, R: Send, F>(options: Options, ranks: usize, body: F) -> Result<Vec<R>>
+where
+    F: Fn(ThreadComm<S>) -> Result<R> + Sync,
+{
     let results: Vec<Mutex<Option<R>>> = (0..ranks).map(|_| Mutex::new(None)).collect();
-    run_ranks(options, ranks, &|rank, comm| {
+    run_ranks::<S>(options, ranks, &|rank, comm| {
         *results[rank].lock().unwrap_or_else(PoisonError::into_inner) = Some(body(comm)?);
         Ok(())
     })?;
@@ -55,9 +70,9 @@ where
 }
 
 /// What one rank does; the results go another way, so that threads are compiled once.
-type Body<'a> = dyn Fn(usize, ThreadComm) -> Result<()> + Sync + 'a;
+type Body<'a, S> = dyn Fn(usize, ThreadComm<S>) -> Result<()> + Sync + 'a;
 
-fn run_ranks(options: Options, ranks: usize, body: &Body) -> Result<()> {
+fn run_ranks<S: Storage>(options: Options, ranks: usize, body: &Body<S>) -> Result<()> {
     if ranks == 0 {
         return Err(CommError::NoSuchRank { rank: 0, size: 0 }.into());
     }
@@ -83,7 +98,7 @@ fn run_ranks(options: Options, ranks: usize, body: &Body) -> Result<()> {
 }
 
 /// One rank's life: runs `body` and tells the others how it ended.
-fn live(world: &World, rank: usize, comm: ThreadComm, body: &Body) -> Result<()> {
+fn live<S: Storage>(world: &World<S>, rank: usize, comm: ThreadComm<S>, body: &Body<S>) -> Result<()> {
     let result = caught(rank, || body(rank, comm));
     match &result {
         Ok(()) => world.board.finish(rank),
@@ -94,15 +109,24 @@ fn live(world: &World, rank: usize, comm: ThreadComm, body: &Body) -> Result<()>
 
 /// What the threads of a run share. Ranks are those of the run.
 #[derive(Debug)]
-struct World {
-    board: Switchboard<Message>,
+struct World<S> {
+    board: Switchboard<Packet<S>>,
     counts: Vec<Counts>,
     options: Options,
+    /// Messages and notes, by sender.
+    #[cfg(test)]
+    delivered: Vec<std::sync::atomic::AtomicU64>,
 }
 
-impl World {
+impl<S: Storage> World<S> {
     fn new(options: Options, ranks: usize) -> Self {
-        World { board: Switchboard::new(ranks), counts: (0..ranks).map(|_| Counts::default()).collect(), options }
+        World {
+            board: Switchboard::new(ranks),
+            counts: (0..ranks).map(|_| Counts::default()).collect(),
+            options,
+            #[cfg(test)]
+            delivered: (0..ranks).map(|_| Default::default()).collect(),
+        }
     }
 
     fn unstarted(&self, rank: usize, error: &std::io::Error) -> Error {
@@ -112,12 +136,14 @@ impl World {
     }
 }
 
-impl Wire for World {
+impl<S: Storage> Wire for World<S> {
+    type Storage = S;
+
     fn options(&self) -> &Options {
         &self.options
     }
 
-    fn mailbox(&self, me: usize) -> &Mailbox<Message> {
+    fn mailbox(&self, me: usize) -> &Mailbox<Packet<S>> {
         self.board.mailbox(me)
     }
 
@@ -129,8 +155,10 @@ impl Wire for World {
         self.counts.get(rank).and_then(Counts::awaited)
     }
 
-    fn deliver(&self, stream: u64, from: usize, to: usize, message: Message) {
-        self.board.mailbox(to).deliver(stream, from, message);
+    fn deliver(&self, stream: u64, from: usize, to: usize, packet: Packet<S>) {
+        #[cfg(test)]
+        self.delivered[from].fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        self.board.mailbox(to).deliver(stream, from, packet);
     }
 
     fn fail(&self, by: usize, failure: Failure) {
@@ -138,13 +166,15 @@ impl Wire for World {
     }
 }
 
-/// One rank of an in-process group.
+/// One rank of an in-process group, whose buffers live in `S`.
 #[derive(Debug)]
-pub struct ThreadComm(Member<World>);
+pub struct ThreadComm<S: Storage = Host>(Member<World<S>>);
 
-impl Communicator for ThreadComm {
-    delegate_to_member!();
+impl<S: Storage> Communicator<S> for ThreadComm<S> {
+    delegate_to_member!(S);
 }
 
+#[cfg(test)]
+mod scale;
 #[cfg(test)]
 mod tests;

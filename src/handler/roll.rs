@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::comm::{Communicator, Operation, Parcel, Receive, Send, open};
+use crate::comm::{Communicator, Message, Operation, Parcel, Receive, open};
 use crate::error::Result;
 use crate::handler::core::MadeOf;
 use crate::handler::{CpHandler, HandlerRef};
@@ -188,7 +188,7 @@ fn run<D: MoveRows>(
     let (mut sends, mut receives) = (Vec::new(), Vec::new());
     for tensor in tensors.iter() {
         for (to, rows) in &moves.send {
-            sends.push(Send { to: *to, parcel: tensor.pack(device, rows) });
+            sends.push(Message::new(*to, tensor.pack(device, rows)));
         }
         for (from, rows) in &moves.receive {
             receives.push(tensor.expect(*from, rows.len()));

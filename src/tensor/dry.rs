@@ -39,6 +39,15 @@ impl Storage for Imagined {
         self.bytes
     }
 
+    fn share(self) -> (Self, Self) {
+        let other = Imagined::message(self.bytes);
+        (self, other)
+    }
+
+    fn beside<T: Element>(_source: &Buffer<T, Self>, len: usize) -> Buffer<T, Self> {
+        Buffer::from_storage(Imagined::message(bytes_of::<T>(len)), len)
+    }
+
     fn set_charge(&mut self, charge: Option<Charge>) {
         self.charge = charge;
     }

@@ -10,15 +10,39 @@ use bytemuck::{Pod, Zeroable};
 use crate::tensor::{Charge, Element, Ledger, Real, bytes_of};
 
 /// Untyped memory on some device; what a communicator moves.
+///
+/// An engine calls [`leave`](Storage::leave) once for a buffer that is handed to other ranks, before anyone else has
+/// it, and [`arrive`](Storage::arrive) once for each buffer that is received, before the receiver has it. A device that
+/// works off a queue records in the one where its queue is, and makes the receiver's queue wait for that in the other.
 pub trait Storage: Send + Sync + Sized + fmt::Debug + 'static {
     /// Usable bytes.
     fn capacity(&self) -> usize;
+
+    /// The memory is handed to other ranks as it is now: whatever was issued before on this rank's queue is in it.
+    fn leave(&self) {}
+
+    /// The memory was received: whatever is issued from now on on this rank's queue sees what was in it when it left.
+    fn arrive(&mut self) {}
+
+    /// Two owners of the same contents, this one on the account that it was on and another on none; a write into one
+    /// is not seen in the other. Memory that can have several owners is not copied before one of them writes; the
+    /// others are copied at once, which is what happens unless a storage says otherwise.
+    fn share(self) -> (Self, Self) {
+        let bytes = self.capacity();
+        let whole = Buffer::<u8, Self>::from_storage(self, bytes);
+        let mut copy = Self::part(&whole, 0..bytes);
+        copy.set_charge(None);
+        (whole.into_storage(), copy.into_storage())
+    }
+
+    /// Memory on nobody's account, its contents unspecified, from the place that `source` is from.
+    fn beside<T: Element>(source: &Buffer<T, Self>, len: usize) -> Buffer<T, Self>;
 
     /// Says on whose account the memory is from now on: that of the rank that received it, or nobody's once it is
     /// handed over.
     fn set_charge(&mut self, charge: Option<Charge>);
 
-    /// A copy of a range of elements, in memory from the same place.
+    /// A copy of a range of elements, in memory from the same place and on the same account, if any.
     fn part<T: Element>(source: &Buffer<T, Self>, range: Range<usize>) -> Buffer<T, Self>;
 
     /// Overwrites the elements from `at` on.
@@ -35,16 +59,88 @@ struct Line([u8; 64]);
 
 const LINE: usize = 64;
 
-/// Host memory, aligned to 64 bytes, that returns to its [`Pool`] when dropped.
+/// Host memory, aligned to 64 bytes, that returns to its [`Pool`] when the last owner drops it.
 pub struct Host {
+    memory: Memory,
+    charge: Option<Charge>,
+}
+
+/// Memory of one owner, or of several until one of them writes.
+enum Memory {
+    Own(Block),
+    Shared(Arc<Block>),
+}
+
+/// Lines that go back to where they are from.
+struct Block {
     lines: Vec<Line>,
     pool: Option<Arc<Pool>>,
-    charge: Option<Charge>,
+}
+
+impl Block {
+    /// As many lines from the same place, their contents unspecified.
+    fn beside(&self, lines: usize) -> Block {
+        let pool = self.pool.clone();
+        let lines = pool.as_ref().map_or_else(|| vec![Line([0; LINE]); lines], |pool| pool.take(lines));
+        Block { lines, pool }
+    }
+}
+
+impl Clone for Block {
+    fn clone(&self) -> Self {
+        let mut copy = self.beside(self.lines.len());
+        // A block of the pool may be longer than what was asked for.
+        copy.lines[..self.lines.len()].copy_from_slice(&self.lines);
+        copy
+    }
+}
+
+impl Drop for Block {
+    fn drop(&mut self) {
+        if let Some(pool) = self.pool.take() {
+            pool.put(std::mem::take(&mut self.lines));
+        }
+    }
+}
+
+impl Host {
+    fn block(&self) -> &Block {
+        match &self.memory {
+            Memory::Own(block) => block,
+            Memory::Shared(block) => block,
+        }
+    }
+
+    fn lines(&self) -> &[Line] {
+        &self.block().lines
+    }
+
+    /// To write into: what others own too is copied first.
+    fn lines_mut(&mut self) -> &mut [Line] {
+        match &mut self.memory {
+            Memory::Own(block) => &mut block.lines,
+            Memory::Shared(block) => &mut Arc::make_mut(block).lines,
+        }
+    }
 }
 
 impl Storage for Host {
     fn capacity(&self) -> usize {
-        self.lines.len() * LINE
+        self.lines().len() * LINE
+    }
+
+    fn share(self) -> (Self, Self) {
+        let block = match self.memory {
+            Memory::Own(block) => Arc::new(block),
+            Memory::Shared(block) => block,
+        };
+        let other = Host { memory: Memory::Shared(block.clone()), charge: None };
+        (Host { memory: Memory::Shared(block), charge: self.charge }, other)
+    }
+
+    fn beside<T: Element>(source: &Buffer<T>, len: usize) -> Buffer<T> {
+        let block = source.storage.block().beside(bytes_of::<T>(len).div_ceil(LINE));
+        Buffer::from_storage(Host { memory: Memory::Own(block), charge: None }, len)
     }
 
     fn set_charge(&mut self, charge: Option<Charge>) {
@@ -52,10 +148,8 @@ impl Storage for Host {
     }
 
     fn part<T: Element>(source: &Buffer<T>, range: Range<usize>) -> Buffer<T> {
-        let mut copy = match &source.storage.pool {
-            Some(pool) => Buffer::empty(pool, range.len()),
-            None => return Buffer::from_slice(&source[range]),
-        };
+        let mut copy = Self::beside(source, range.len());
+        copy.storage.charge = source.storage.charge.as_ref().map(|charge| charge.ledger().charge(copy.bytes()));
         copy.copy_from_slice(&source[range]);
         copy
     }
@@ -73,14 +167,6 @@ impl Storage for Host {
 impl fmt::Debug for Host {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Host({} bytes)", self.capacity())
-    }
-}
-
-impl Drop for Host {
-    fn drop(&mut self) {
-        if let Some(pool) = self.pool.take() {
-            pool.put(std::mem::take(&mut self.lines));
-        }
     }
 }
 
@@ -167,7 +253,8 @@ impl Pool {
 /// An owned run of `len` elements of `T` in device memory.
 ///
 /// On the host it derefs to a slice. Its storage returns to the pool that it came from when dropped, on whichever
-/// rank that happens.
+/// rank that happens; memory that several ranks received when the last of them drops it. Who writes into such memory
+/// gets a copy first ([`Storage::share`]).
 pub struct Buffer<T, S = Host> {
     storage: S,
     len: usize,
@@ -211,6 +298,13 @@ impl<T: Element, S: Storage> Buffer<T, S> {
         self.storage.set_charge(charge);
     }
 
+    /// Two owners of the same elements: see [`Storage::share`].
+    pub fn share(self) -> (Self, Self) {
+        let len = self.len;
+        let (this, other) = self.storage.share();
+        (Buffer { storage: this, len, marker: PhantomData }, Buffer { storage: other, len, marker: PhantomData })
+    }
+
     /// Bytes of the elements.
     pub fn bytes(&self) -> usize {
         self.len * size_of::<T>()
@@ -236,7 +330,8 @@ impl<T: Element> Buffer<T, Host> {
         if cfg!(debug_assertions) {
             lines.fill(Line([0xFF; LINE]));
         }
-        Buffer::from_storage(Host { lines, pool: Some(pool.clone()), charge: None }, len)
+        let block = Block { lines, pool: Some(pool.clone()) };
+        Buffer::from_storage(Host { memory: Memory::Own(block), charge: None }, len)
     }
 
     /// Memory from `pool`, every element zero.
@@ -249,7 +344,8 @@ impl<T: Element> Buffer<T, Host> {
     /// A copy of `values` that belongs to no pool.
     pub fn from_slice(values: &[T]) -> Self {
         let lines = vec![Line([0; LINE]); size_of_val(values).div_ceil(LINE)];
-        let mut buffer = Buffer::from_storage(Host { lines, pool: None, charge: None }, values.len());
+        let memory = Memory::Own(Block { lines, pool: None });
+        let mut buffer = Buffer::from_storage(Host { memory, charge: None }, values.len());
         buffer.copy_from_slice(values);
         buffer
     }
@@ -258,19 +354,19 @@ impl<T: Element> Buffer<T, Host> {
 impl<T: Element> Deref for Buffer<T, Host> {
     type Target = [T];
     fn deref(&self) -> &[T] {
-        &bytemuck::cast_slice::<Line, T>(&self.storage.lines)[..self.len]
+        &bytemuck::cast_slice::<Line, T>(self.storage.lines())[..self.len]
     }
 }
 
 impl<T: Element> DerefMut for Buffer<T, Host> {
     fn deref_mut(&mut self) -> &mut [T] {
-        &mut bytemuck::cast_slice_mut::<Line, T>(&mut self.storage.lines)[..self.len]
+        &mut bytemuck::cast_slice_mut::<Line, T>(self.storage.lines_mut())[..self.len]
     }
 }
 
 impl<T: Element> Clone for Buffer<T, Host> {
     fn clone(&self) -> Self {
-        match &self.storage.pool {
+        match &self.storage.block().pool {
             Some(pool) => {
                 let mut copy = Buffer::empty(pool, self.len);
                 copy.copy_from_slice(self);
@@ -353,5 +449,41 @@ mod tests {
         assert_eq!(target[..], [0.0, 1.0, 1.0, 0.0]);
         assert_eq!(Host::part(&target, 1..3)[..], [1.0, 1.0]);
         assert!(target[3].is_sign_negative());
+    }
+
+    #[test]
+    fn shared_memory_is_read_in_place_copied_for_who_writes_and_comes_back_once() {
+        let pool = Pool::new();
+        let mut buffer = Buffer::<f32>::empty(&pool, 100);
+        buffer.copy_from_slice(&[7.0; 100]);
+        let place = buffer.as_ptr();
+        let (first, second) = buffer.share();
+        let (mut second, third) = second.share();
+        assert_eq!([first.as_ptr(), second.as_ptr(), third.as_ptr()], [place; 3]);
+        assert_eq!((pool.stats().allocations, pool.ledger().held()), (1, 400), "the first is on the account");
+        second[0] = 1.0;
+        assert_eq!((first[0], second[0], third[0], second[99]), (7.0, 1.0, 7.0, 7.0));
+        assert_ne!(second.as_ptr(), place);
+        drop(first);
+        let mut third = third;
+        third[1] = 2.0;
+        assert_eq!(third.as_ptr(), place, "its only owner writes in place");
+        assert_eq!((pool.stats().allocations, pool.ledger().held()), (2, 0));
+        drop((second, third));
+        drop((Buffer::<f32>::empty(&pool, 100), Buffer::<f32>::empty(&pool, 100)));
+        assert_eq!(pool.stats().allocations, 2, "both blocks are back");
+    }
+
+    #[test]
+    fn a_part_is_on_the_account_of_the_whole() {
+        let (pool, other) = (Pool::new(), Pool::new());
+        let mut buffer = Buffer::<f32>::zeros(&pool, 10);
+        assert_eq!((Host::part(&buffer, 2..4).bytes(), pool.ledger().peak()), (8, 48));
+        buffer.set_charge(Some(other.ledger().charge(40)));
+        drop(Host::part(&buffer, 2..4));
+        assert_eq!((pool.ledger().peak(), other.ledger().peak()), (48, 48));
+        buffer.set_charge(None);
+        drop(Host::part(&buffer, 0..10));
+        assert_eq!((pool.ledger().held(), other.ledger().peak()), (0, 48));
     }
 }

@@ -4,7 +4,7 @@ use std::thread;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use context_parallel::comm::mpi::{MpiComm, Options};
-use context_parallel::comm::{Collectives, Communicator, Receive, Received, Send, open, threads};
+use context_parallel::comm::{Collectives, Communicator, Message, Receive, Received, open, threads};
 use context_parallel::error::{CommError, Result};
 use context_parallel::tensor::{Buffer, DType, Element};
 use half::{bf16, f16};
@@ -31,8 +31,8 @@ pub fn cases() -> Vec<Case> {
     ]
 }
 
-pub fn send(to: usize, values: &[i64]) -> Send {
-    Send { to, parcel: Buffer::from_slice(values).into() }
+pub fn send(to: usize, values: &[i64]) -> Message {
+    Message::new(to, Buffer::from_slice(values))
 }
 
 pub fn receive(from: usize, len: usize) -> Receive {
@@ -215,7 +215,7 @@ fn every_type_and_size(comm: MpiComm) -> Result<()> {
         for len in [0, 1, 7, 999, 1000, 1001, 70_000] {
             let peer = 1 - comm.rank();
             let mine: Vec<T> = (0..len).map(|i| of(i + comm.rank())).collect();
-            let sends = vec![Send { to: peer, parcel: Buffer::from_slice(&mine).into() }];
+            let sends = vec![Message::new(peer, Buffer::from_slice(&mine))];
             let received = comm.exchange("types".into(), sends, vec![Receive::of::<T>(peer, len)])?.wait()?;
             for parcel in received.parcels {
                 let found = open::<T, _>(parcel, peer, "types")?;

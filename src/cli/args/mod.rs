@@ -2,7 +2,7 @@
 
 use clap::Args;
 use context_parallel::degree::Grid;
-use context_parallel::error::{Result, SupportError};
+use context_parallel::error::Result;
 use context_parallel::layout::{Layout, Thd};
 use context_parallel::plan::Wire;
 use context_parallel::solve::schedule::check_fits;
@@ -11,12 +11,12 @@ use context_parallel::strategy::{CpStrategy, Dynamic, Ring, RingUlysses, Single}
 use context_parallel::tensor::DType;
 use context_parallel::train::documents::Separator;
 
-use super::engine::{Cluster, Transport};
-
 mod names;
+mod refusals;
 
 use names::{DEVICES, TRANSPORTS};
-pub use names::{DTYPES, Names, Table, known, of, pick};
+pub use names::{DTYPES, Names, Table, Transport, known, of, pick};
+pub use refusals::{not_available, numbers};
 
 /// Headings of options in help.
 pub const MODEL: &str = "Model and data";
@@ -134,17 +134,6 @@ pub struct Settings {
 
 /// Most moves of the solver, which take minutes.
 const MOST_MOVES: u64 = 1 << 28;
-
-impl Choices {
-    /// Checks every choice, and those that depend on each other.
-    pub fn settings(&self, cluster: &Cluster) -> Result<Settings> {
-        self.engine.check()?;
-        let settings = self.combination.settings()?;
-        cluster.check(settings.choice.degree)?;
-        let threads = cluster.threads(self.threads, settings.choice.degree)?;
-        Ok(Settings { threads, ..settings })
-    }
-}
 
 impl Combination {
     /// Checks every choice, and those that depend on each other.
@@ -400,19 +389,9 @@ pub fn not_negative(option: &str, value: f64) -> Result<f64> {
     Err(numbers(format!("{option} is {value}: use 0 or a number above it")))
 }
 
-/// Numbers that do not go together.
-pub fn numbers(message: String) -> context_parallel::error::Error {
-    SupportError::Numbers(message).into()
-}
-
 /// Documents of something that has none.
 pub fn no_documents() -> context_parallel::error::Error {
     numbers("--document-separator is for a text, which the recall task is not: leave it out, or use --data FILE".into())
-}
-
-/// Something that this version does not have, and what to use instead.
-pub fn not_available(what: impl Into<String>, instead: impl Into<String>) -> context_parallel::error::Error {
-    SupportError::NotAvailable { what: what.into(), instead: instead.into() }.into()
 }
 
 #[cfg(test)]

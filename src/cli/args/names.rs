@@ -10,8 +10,15 @@ use context_parallel::model::Config;
 use context_parallel::strategy::select;
 use context_parallel::tensor::DType;
 
-use super::not_available;
-use crate::cli::engine::Transport;
+use super::refusals::not_available;
+
+/// How ranks exchange data.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Transport {
+    Threads,
+    #[cfg(feature = "mpi")]
+    Mpi,
+}
 
 /// Names, the canonical one first, and what they stand for.
 pub type Table<T> = &'static [(&'static [&'static str], T)];

@@ -1,10 +1,20 @@
 //! What a run prints: a line per step, and its summary.
 
+use std::path::PathBuf;
+
 use context_parallel::train::trainer::StepRecord;
 use serde::Serialize;
 
 use super::super::output;
-use super::work::Finished;
+
+/// What a run leaves.
+pub struct Finished {
+    pub records: Vec<StepRecord>,
+    pub peak_bytes_per_rank: u64,
+    pub out: Option<PathBuf>,
+    /// Whether it ended before its last step.
+    pub interrupted: bool,
+}
 
 /// The whole run's numbers.
 #[derive(Clone, Debug, Serialize)]

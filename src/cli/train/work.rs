@@ -1,7 +1,6 @@
 //! The training itself: the trainer on every rank, the run folder on one.
 
 use std::ops::Range;
-use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 
@@ -23,20 +22,11 @@ use super::super::memory::{self, Load};
 use super::super::output::Phase;
 use super::super::sets::Ranks;
 use super::super::{interrupt, machine, output};
-use super::report::{Throughput, describe};
+use super::report::{Finished, Throughput, describe};
 use super::{Job, micro_batches};
 
 /// Lines of progress where there is no bar.
 const NOTES: u64 = 20;
-
-/// What a run leaves.
-pub struct Finished {
-    pub records: Vec<StepRecord>,
-    pub peak_bytes_per_rank: u64,
-    pub out: Option<PathBuf>,
-    /// Whether it ended before its last step.
-    pub interrupted: bool,
-}
 
 /// Trains, and writes log, chart and model into the job's folder. Steps are printed as JSON if `json`.
 pub fn run(job: &Job, cluster: &Cluster, json: bool) -> Result<Finished> {

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use crate::comm::{Communicator, Operation, Pending, Receive, Send};
+use crate::comm::{Communicator, Message, Operation, Parcel, Pending, Receive};
 use crate::error::{CommError, Result};
 use crate::tensor::Storage;
 
@@ -19,8 +19,8 @@ pub enum Fault {
     Silence,
 }
 
-/// A communicator with a fault built in. Exchanges, barriers and splits count as operations, in this communicator
-/// and in those split from it.
+/// A communicator with a fault built in. Exchanges, collectives that move data, barriers and splits count as operations,
+/// in this communicator and in those split from it.
 #[derive(Debug)]
 pub struct Faulty<C> {
     inner: C,
@@ -66,9 +66,9 @@ impl<S: Storage, C: Communicator<S>> Communicator<S> for Faulty<C> {
         self.inner.global_rank(rank)
     }
 
-    fn exchange(&self, operation: Operation, sends: Vec<Send<S>>, receives: Vec<Receive>) -> Result<Pending<S>> {
+    fn exchange(&self, operation: Operation, messages: Vec<Message<S>>, receives: Vec<Receive>) -> Result<Pending<S>> {
         self.step(operation.name)?;
-        self.inner.exchange(operation, sends, receives)
+        self.inner.exchange(operation, messages, receives)
     }
 
     fn barrier(&self) -> Result<()> {
@@ -84,6 +84,31 @@ impl<S: Storage, C: Communicator<S>> Communicator<S> for Faulty<C> {
 
     fn abort(&self, reason: &str) {
         self.inner.abort(reason);
+    }
+
+    fn all_gather_parcels(&self, operation: Operation, mine: Parcel<S>, counts: &[usize]) -> Result<Vec<Parcel<S>>> {
+        self.step(operation.name)?;
+        self.inner.all_gather_parcels(operation, mine, counts)
+    }
+
+    fn all_to_all_parcels(
+        &self,
+        operation: Operation,
+        parts: Vec<Parcel<S>>,
+        counts: &[usize],
+    ) -> Result<Vec<Parcel<S>>> {
+        self.step(operation.name)?;
+        self.inner.all_to_all_parcels(operation, parts, counts)
+    }
+
+    fn broadcast_parcel(&self, operation: Operation, mine: Option<Parcel<S>>, of: Receive) -> Result<Parcel<S>> {
+        self.step(operation.name)?;
+        self.inner.broadcast_parcel(operation, mine, of)
+    }
+
+    fn sum_parcel(&self, operation: Operation, values: &mut Parcel<S>) -> Result<bool> {
+        self.step(operation.name)?;
+        self.inner.sum_parcel(operation, values)
     }
 }
 

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use crate::comm::clock::{Clock, SystemClock};
 use crate::comm::groups::Groups;
-use crate::comm::{Communicator, Completion, Operation, Pending, Receive, Received, Send};
+use crate::comm::{Communicator, Completion, Message, Operation, Pending, Receive, Received};
 use crate::error::Result;
 use crate::tensor::Storage;
 
@@ -102,7 +102,8 @@ impl Link {
     }
 }
 
-/// A communicator whose messages take the time of a [`Link`]. Every rank must be wrapped, with the same link.
+/// A communicator whose messages take the time of a [`Link`]. Every rank must be wrapped, with the same link. Collectives
+/// are written on its exchanges, whatever the engine has, so that each of their messages takes its time.
 #[derive(Debug)]
 pub struct SimulatedLink<C> {
     inner: C,
@@ -131,23 +132,26 @@ impl<S: Storage, C: Communicator<S>> Communicator<S> for SimulatedLink<C> {
         self.inner.global_rank(rank)
     }
 
-    fn exchange(&self, operation: Operation, sends: Vec<Send<S>>, receives: Vec<Receive>) -> Result<Pending<S>> {
+    fn exchange(&self, operation: Operation, messages: Vec<Message<S>>, receives: Vec<Receive>) -> Result<Pending<S>> {
         let me = self.inner.rank();
         let now = self.link.clock.now();
-        let sent: Vec<Way> = sends.iter().map(|send| (self.group, me, send.to)).collect();
+        let ways = |message: &Message<S>| {
+            let travel = self.link.travel(message.parcel.bytes());
+            message.to.ranks().iter().map(|&to| ((self.group, me, to), travel)).collect::<Vec<_>>()
+        };
+        let sent: Vec<(Way, Duration)> = messages.iter().flat_map(ways).collect();
         let expected: Vec<Way> = receives.iter().map(|receive| (self.group, receive.from, me)).collect();
         {
             // Arrival times go ahead of the messages, so a message that has come has its time.
             let mut arrivals = self.link.arrivals();
-            for (send, &way) in sends.iter().zip(&sent) {
-                let due = now.saturating_add(self.link.travel(send.parcel.bytes()));
-                arrivals.entry(way).or_default().announce(due);
+            for &(way, travel) in &sent {
+                arrivals.entry(way).or_default().announce(now.saturating_add(travel));
             }
         }
-        let posted = self.inner.exchange(operation, sends, receives);
+        let posted = self.inner.exchange(operation, messages, receives);
         let mut arrivals = self.link.arrivals();
         let pending = posted.inspect_err(|_| {
-            sent.iter().for_each(|&way| arrivals.entry(way).or_default().withdraw());
+            sent.iter().for_each(|&(way, _)| arrivals.entry(way).or_default().withdraw());
         })?;
         let messages = expected.into_iter().map(|way| (way, arrivals.entry(way).or_default().expect())).collect();
         let expected = Expected { link: self.link.clone(), messages };
@@ -206,108 +210,4 @@ impl<S: Storage> Completion<S> for Delayed<S> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::comm::clock::ManualClock;
-    use crate::comm::threads::run;
-    use crate::tensor::Buffer;
-
-    /// Sends 1000 bytes to the other of two ranks.
-    fn swap(comm: &impl Communicator) -> Result<Pending> {
-        let peer = 1 - comm.rank();
-        let sends = vec![Send { to: peer, parcel: Buffer::from_slice(&[7u8; 1000]).into() }];
-        comm.exchange("swap".into(), sends, vec![Receive::of::<u8>(peer, 1000)])
-    }
-
-    #[test]
-    fn travel_time_is_latency_plus_size_over_rate() {
-        let link = Link::new(Duration::from_millis(5), 1e6);
-        assert_eq!(link.travel(0), Duration::from_millis(5));
-        assert_eq!(link.travel(1000), Duration::from_millis(6));
-        assert_eq!(Link::new(Duration::ZERO, 0.0).travel(1 << 40), Duration::ZERO);
-    }
-
-    #[test]
-    fn a_message_comes_when_its_time_has_come() {
-        let clock = ManualClock::default();
-        let link = Link::with_clock(Duration::from_secs(2), 1000.0, Arc::new(clock.clone()));
-        let times = run(2, |comm| {
-            let comm = SimulatedLink::new(comm, link.clone());
-            // One exchange is given up, one goes through a group of its own: neither moves the times of the others.
-            drop(swap(&comm)?);
-            let group = comm.split(0, 0)?;
-            let (here, there) = (swap(&comm)?, swap(&group)?);
-            comm.barrier()?;
-            if comm.rank() == 0 {
-                clock.advance(Duration::from_millis(2999));
-            }
-            comm.barrier()?;
-            let early = clock.now();
-            std::thread::scope(|scope| {
-                let waiting = scope.spawn(|| here.wait().and_then(|_| there.wait()).map(|_| clock.now()));
-                std::thread::sleep(Duration::from_millis(10));
-                let held = !waiting.is_finished();
-                comm.barrier()?;
-                if comm.rank() == 0 {
-                    clock.advance(Duration::from_millis(1));
-                }
-                let arrived = waiting.join().expect("waiting does not panic")?;
-                Ok((early, held, arrived))
-            })
-        });
-        let expected = (Duration::from_millis(2999), true, Duration::from_secs(3));
-        assert_eq!(times, Ok(vec![expected; 2]));
-    }
-
-    #[test]
-    fn an_exchange_that_fails_does_not_move_the_times_of_the_next() {
-        let clock = ManualClock::default();
-        let link = Link::with_clock(Duration::ZERO, 1000.0, Arc::new(clock.clone()));
-        let held = run(2, |comm| {
-            let comm = SimulatedLink::new(comm, link.clone());
-            if comm.rank() == 0 {
-                // The first would have been there at once.
-                let send = |to| Send { to, parcel: Buffer::from_slice(&[0u8; 0]).into() };
-                let failed = comm.exchange("swap".into(), vec![send(1), send(2)], vec![Receive::of::<u8>(1, 0)]);
-                assert!(failed.is_err(), "there are two ranks");
-            }
-            comm.barrier()?;
-            let pending = swap(&comm)?;
-            comm.barrier()?;
-            std::thread::scope(|scope| {
-                let waiting = scope.spawn(|| pending.wait().map(|_| ()));
-                std::thread::sleep(Duration::from_millis(10));
-                let held = !waiting.is_finished();
-                comm.barrier()?;
-                if comm.rank() == 0 {
-                    clock.advance(Duration::from_secs(1));
-                }
-                waiting.join().expect("waiting does not panic")?;
-                Ok(held)
-            })
-        });
-        assert_eq!(held, Ok(vec![true; 2]), "1000 bytes take a second, both ways");
-        let arrivals = link.arrivals();
-        assert!(arrivals.values().all(|way| way.due.is_empty() && way.unwanted.is_empty()), "{arrivals:?}");
-    }
-
-    #[test]
-    fn work_hides_the_link() {
-        let clock = ManualClock::default();
-        let link = Link::with_clock(Duration::from_millis(200), 0.0, Arc::new(clock.clone()));
-        let times = run(2, |comm| {
-            let comm = SimulatedLink::new(comm, link.clone());
-            let pending = swap(&comm)?;
-            comm.barrier()?;
-            // As long as the message is on its way, both ranks have something else to do.
-            if comm.rank() == 0 {
-                clock.advance(Duration::from_millis(200));
-            }
-            comm.barrier()?;
-            // The time does not go on any more: a message that was not there yet would never be.
-            pending.wait()?;
-            Ok(clock.now())
-        });
-        assert_eq!(times, Ok(vec![Duration::from_millis(200); 2]));
-    }
-}
+mod tests;

@@ -4,12 +4,13 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use crate::comm::{Communicator, Operation, Pending, Receive, Send};
+use crate::comm::{Communicator, Message, Operation, Parcel, Pending, Receive};
 use crate::error::Result;
 use crate::tensor::Storage;
 
 /// What one rank sent: payload handed to the communicator for other ranks, a block once per rank that receives it.
-/// What an engine does inside (barriers, splits) is not counted.
+/// What an engine does inside (barriers, splits, how a collective that only moves data reaches all) is not counted: a
+/// block of an all-gather or a broadcast counts for the rank that it comes from, whoever passes it on.
 #[derive(Debug)]
 pub struct Traffic {
     /// By receiver.
@@ -88,6 +89,11 @@ impl<C> Counted<C> {
     pub fn traffic(&self) -> Arc<Traffic> {
         self.traffic.clone()
     }
+
+    /// A message to rank `to` of `inner`.
+    fn count(&self, operation: Operation, to: usize, bytes: usize) {
+        self.traffic.add(operation.name, self.ranks.as_ref().map_or(to, |ranks| ranks[to]), bytes as u64);
+    }
 }
 
 impl<S: Storage, C: Communicator<S>> Communicator<S> for Counted<C> {
@@ -103,11 +109,11 @@ impl<S: Storage, C: Communicator<S>> Communicator<S> for Counted<C> {
         self.inner.global_rank(rank)
     }
 
-    fn exchange(&self, operation: Operation, sends: Vec<Send<S>>, receives: Vec<Receive>) -> Result<Pending<S>> {
-        let sent: Vec<_> = sends.iter().map(|send| (send.to, send.parcel.bytes() as u64)).collect();
-        let pending = self.inner.exchange(operation, sends, receives)?;
-        for (to, bytes) in sent {
-            self.traffic.add(operation.name, self.ranks.as_ref().map_or(to, |ranks| ranks[to]), bytes);
+    fn exchange(&self, operation: Operation, messages: Vec<Message<S>>, receives: Vec<Receive>) -> Result<Pending<S>> {
+        let sent: Vec<_> = messages.iter().map(|message| (message.to.clone(), message.parcel.bytes())).collect();
+        let pending = self.inner.exchange(operation, messages, receives)?;
+        for (to, bytes) in &sent {
+            to.ranks().iter().for_each(|&to| self.count(operation, to, *bytes));
         }
         Ok(pending)
     }
@@ -128,6 +134,43 @@ impl<S: Storage, C: Communicator<S>> Communicator<S> for Counted<C> {
 
     fn abort(&self, reason: &str) {
         self.inner.abort(reason);
+    }
+
+    fn all_gather_parcels(&self, operation: Operation, mine: Parcel<S>, counts: &[usize]) -> Result<Vec<Parcel<S>>> {
+        let bytes = mine.bytes();
+        let parcels = self.inner.all_gather_parcels(operation, mine, counts)?;
+        let others = (0..self.inner.size()).filter(|&to| to != self.inner.rank() && bytes > 0);
+        others.for_each(|to| self.count(operation, to, bytes));
+        Ok(parcels)
+    }
+
+    fn all_to_all_parcels(
+        &self,
+        operation: Operation,
+        parts: Vec<Parcel<S>>,
+        counts: &[usize],
+    ) -> Result<Vec<Parcel<S>>> {
+        let bytes: Vec<usize> = parts.iter().map(Parcel::bytes).collect();
+        let parcels = self.inner.all_to_all_parcels(operation, parts, counts)?;
+        let others = bytes.into_iter().enumerate().filter(|&(to, bytes)| to != self.inner.rank() && bytes > 0);
+        others.for_each(|(to, bytes)| self.count(operation, to, bytes));
+        Ok(parcels)
+    }
+
+    fn broadcast_parcel(&self, operation: Operation, mine: Option<Parcel<S>>, of: Receive) -> Result<Parcel<S>> {
+        let parcel = self.inner.broadcast_parcel(operation, mine, of)?;
+        let receivers = (0..self.inner.size()).filter(|&to| to != of.from && of.from == self.inner.rank());
+        receivers.for_each(|to| self.count(operation, to, of.bytes()));
+        Ok(parcel)
+    }
+
+    /// Counted as payload for every other rank, as the sums are that engines have in common.
+    fn sum_parcel(&self, operation: Operation, values: &mut Parcel<S>) -> Result<bool> {
+        let bytes = values.bytes();
+        let summed = self.inner.sum_parcel(operation, values)?;
+        let others = (0..self.inner.size()).filter(|&to| summed && to != self.inner.rank());
+        others.for_each(|to| self.count(operation, to, bytes));
+        Ok(summed)
     }
 }
 
@@ -159,19 +202,11 @@ mod tests {
             // Wrapped after a split: ranks are those of the first half, 3 and 1.
             let halves = comm.split(comm.rank() % 2, 4 - comm.rank())?;
             let comm = Counted::new(halves);
-            comm.exchange(
-                "outer".into(),
-                vec![Send { to: 1 - comm.rank(), parcel: Buffer::from_slice(&[1f64]).into() }],
-                vec![],
-            )?
-            .wait()?;
+            comm.exchange("outer".into(), vec![Message::new(1 - comm.rank(), Buffer::from_slice(&[1f64]))], vec![])?
+                .wait()?;
             let turned = comm.split(0, 1 - comm.rank())?;
             turned
-                .exchange(
-                    "inner".into(),
-                    vec![Send { to: 1 - turned.rank(), parcel: Buffer::from_slice(&[1u8]).into() }],
-                    vec![],
-                )?
+                .exchange("inner".into(), vec![Message::new(1 - turned.rank(), Buffer::from_slice(&[1u8]))], vec![])?
                 .wait()?;
             // Nobody leaves before all have sent.
             turned.barrier()?;
@@ -183,6 +218,38 @@ mod tests {
             assert_eq!((traffic.bytes_in("outer"), traffic.bytes_in("inner")), (8, 1));
             traffic.reset();
             assert_eq!((traffic.bytes(), traffic.messages(), traffic.bytes_in("inner")), (0, 0, 0));
+        }
+    }
+
+    #[test]
+    fn a_message_for_many_counts_once_for_each() {
+        let traffic = run(4, |comm| {
+            let comm = Counted::new(comm);
+            let messages = match comm.rank() {
+                1 => vec![Message::new(vec![0, 3], Buffer::from_slice(&[1f32; 5]))],
+                _ => vec![],
+            };
+            let receives = if [0, 3].contains(&comm.rank()) { vec![Receive::of::<f32>(1, 5)] } else { vec![] };
+            comm.exchange("news".into(), messages, receives)?.wait()?;
+            Ok(comm.traffic())
+        });
+        let traffic = traffic.expect("no rank fails");
+        assert_eq!((traffic[1].bytes(), traffic[1].messages(), traffic[1].bytes_in("news")), (40, 2, 40));
+        assert_eq!([0, 2, 3].map(|to| traffic[1].bytes_to(to)), [20, 0, 20]);
+        assert_eq!(traffic[0].bytes(), 0);
+    }
+
+    #[test]
+    fn what_is_passed_on_counts_for_whom_it_comes_from() {
+        let traffic = run(9, |comm| {
+            let comm = Counted::new(comm);
+            comm.all_gather_v(Buffer::from_slice(&[comm.rank() as f32]), &[1; 9])?;
+            comm.broadcast(4, &mut Buffer::from_slice(&[0f64; 3]))?;
+            Ok(comm.traffic())
+        });
+        for (rank, traffic) in traffic.expect("no rank fails").iter().enumerate() {
+            assert_eq!((traffic.bytes_in("all_gather"), traffic.bytes_to(rank)), (32, 0));
+            assert_eq!(traffic.bytes_in("broadcast"), if rank == 4 { 8 * 24 } else { 0 });
         }
     }
 }

@@ -11,11 +11,13 @@ use ::mpi::topology::SimpleCommunicator;
 use ::mpi::traits::{Communicator as _, Equivalence as _, Source as _};
 use ::mpi::{Tag, Threading};
 
+use super::super::failure::panicked;
 use super::super::mailbox::Failure;
-use super::super::member::{Wire as _, panicked};
-use super::Transfer;
+use super::super::wire::Wire as _;
 use super::frame::{Frame, Header};
-use super::world::{Order, Outgoing, Place, Progress, World};
+use super::state::{Order, Outgoing, Place, Progress};
+use super::transfer::Transfer;
+use super::world::World;
 use crate::error::{CommError, Error};
 use crate::tensor::{Buffer, Pool};
 
@@ -44,6 +46,8 @@ pub(super) struct Engine {
     outgoing: Vec<Transfer>,
     /// By sender, in the order in which they were sent.
     incoming: Vec<VecDeque<Incoming>>,
+    /// The senders from which something is coming.
+    active: Vec<usize>,
     // Last, so that it is dropped last: MPI ends then.
     _universe: Universe,
 }
@@ -59,7 +63,8 @@ impl Engine {
         let comm = world.duplicate();
         let (rank, size) = (comm.rank() as usize, comm.size() as usize);
         let incoming = (0..size).map(|_| VecDeque::new()).collect();
-        let engine = Engine { comm, part, pool: Pool::new(), outgoing: Vec::new(), incoming, _universe: universe };
+        let (outgoing, active) = (Vec::new(), Vec::new());
+        let engine = Engine { comm, part, pool: Pool::new(), outgoing, incoming, active, _universe: universe };
         Some((engine, Place { rank, size, neighbours }))
     }
 
@@ -131,12 +136,19 @@ impl Engine {
         while let Some((message, status)) = self.comm.any_process().immediate_matched_probe_with_tag(HEADER) {
             let len = status.count(u8::equivalent_datatype()) as usize;
             let header = Transfer::receive_matched(message, Buffer::empty(&self.pool, len));
-            self.incoming[status.source_rank() as usize].push_back(Incoming::Header(header));
+            let from = status.source_rank() as usize;
+            if self.incoming[from].is_empty() {
+                self.active.push(from);
+            }
+            self.incoming[from].push_back(Incoming::Header(header));
             moved = true;
         }
-        for from in 0..self.incoming.len() {
+        let mut active = std::mem::take(&mut self.active);
+        active.retain(|&from| {
             moved |= self.receive_from(from, world);
-        }
+            !self.incoming[from].is_empty()
+        });
+        self.active = active;
         moved
     }
 

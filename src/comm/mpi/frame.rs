@@ -2,23 +2,38 @@
 
 use bytemuck::{Pod, Zeroable};
 
-use super::super::Parcel;
 use super::super::mailbox::Failure;
-use super::super::member::Message;
+use super::super::parcel::Parcel;
 use super::super::tag::Tag;
+use super::super::wire::{Entry, NoteKind, Packet};
 use crate::tensor::{Buffer, DType, Host};
 
 /// What a process tells another.
 #[derive(Debug)]
 pub(super) enum Frame {
     /// A message between ranks.
-    Message { stream: u64, message: Message },
+    Packet { stream: u64, packet: Packet },
     /// A rank failed.
     Failed(Failure),
-    /// The sender's process lives; its rank may be computing, or wait for another rank.
-    Alive { awaited: Option<usize> },
-    /// The sender's rank has ended, and sends nothing after this.
-    Ended(End),
+    /// The sender's process lives; its rank may be computing.
+    Alive,
+    /// What does the receiver's rank do?
+    Ask,
+    /// The answer.
+    Doing(Doing),
+    /// The ranks of the sender's branch of the tree have ended, and send nothing after this.
+    Ended(Report),
+    /// All ranks have ended.
+    Over(Report),
+}
+
+/// What a rank does, as far as its process sees.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Doing {
+    /// Whom it waits for.
+    pub(super) awaited: Option<usize>,
+    /// Whether it has ended without an error.
+    pub(super) ended: bool,
 }
 
 /// How a rank ended.
@@ -30,6 +45,40 @@ pub(super) struct End {
     pub(super) is_input: bool,
 }
 
+/// How ranks ended.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Report {
+    /// The failure that they heard of first.
+    pub(super) failure: Option<Failure>,
+    /// The different ways, each with the first rank of those that ended so.
+    pub(super) ends: Vec<(usize, End)>,
+}
+
+impl Report {
+    /// Adds how a rank, and maybe others after it, ended.
+    pub(super) fn add(&mut self, rank: usize, end: End) {
+        match self.ends.iter_mut().find(|(_, known)| *known == end) {
+            Some((first, _)) => *first = rank.min(*first),
+            None => self.ends.push((rank, end)),
+        }
+    }
+
+    /// As JSON, whose strings may hold anything.
+    fn pack(&self) -> Vec<u8> {
+        let failure = self.failure.as_ref().map(|Failure { rank, reason }| (rank, reason));
+        let ends: Vec<_> = self.ends.iter().map(|(rank, end)| (rank, &end.error, end.is_input)).collect();
+        serde_json::to_vec(&(failure, ends)).unwrap_or_default()
+    }
+
+    fn unpack(bytes: &[u8]) -> Option<Report> {
+        type Ends = Vec<(usize, Option<String>, bool)>;
+        let (failure, ends): (Option<(usize, String)>, Ends) = serde_json::from_slice(bytes).ok()?;
+        let failure = failure.map(|(rank, reason)| Failure { rank, reason });
+        let ends = ends.into_iter().map(|(rank, error, is_input)| (rank, End { error, is_input })).collect();
+        Some(Report { failure, ends })
+    }
+}
+
 /// The first part of a message.
 #[derive(Clone, Copy, Debug, Pod, Zeroable)]
 #[repr(C)]
@@ -37,7 +86,7 @@ pub(super) struct Header {
     kind: u64,
     stream: u64,
     /// Depends on the kind.
-    fields: [u64; 3],
+    fields: [u64; 2],
     /// Of a parcel; else zero.
     tag: Tag,
     /// What follows, and in parts of how many bytes.
@@ -51,6 +100,9 @@ const SPLIT: u64 = 3;
 const FAILED: u64 = 4;
 const ENDED: u64 = 5;
 const ALIVE: u64 = 6;
+const ASK: u64 = 7;
+const DOING: u64 = 8;
+const OVER: u64 = 9;
 
 /// Element types by the number that stands for them.
 const DTYPES: [DType; 7] = [DType::F32, DType::F64, DType::Bf16, DType::F16, DType::I64, DType::I32, DType::U8];
@@ -68,50 +120,57 @@ impl Frame {
         let nothing = || Buffer::from_slice(&[]);
         let mut of_parcel = Tag::zeroed();
         let (kind, stream, fields, bytes) = match self {
-            Frame::Message { stream, message: Message::Parcel { tag, parcel } } => {
+            Frame::Packet { stream, packet: Packet::Parcel { tag, parcel } } => {
                 of_parcel = tag;
-                let dtype = DTYPES.iter().position(|&dtype| dtype == parcel.dtype).unwrap_or(DTYPES.len());
-                let (len, bytes) = (parcel.len, parcel.bytes());
-                (PARCEL, stream, [len as u64, dtype as u64, 0], Buffer::from_storage(parcel.storage, bytes))
+                let dtype = DTYPES.iter().position(|&dtype| dtype == parcel.dtype()).unwrap_or(DTYPES.len());
+                (PARCEL, stream, [parcel.len() as u64, dtype as u64], parcel.into_bytes())
             }
-            Frame::Message { stream, message: Message::Barrier } => (BARRIER, stream, [0; 3], nothing()),
-            Frame::Message { stream, message: Message::Split { color, key, group } } => {
-                (SPLIT, stream, [color as u64, key as u64, group], nothing())
+            Frame::Packet { stream, packet: Packet::Note { kind, entries } } => {
+                let kind = if kind == NoteKind::Barrier { BARRIER } else { SPLIT };
+                (kind, stream, [0; 2], Buffer::from_slice(bytemuck::cast_slice(&entries)))
             }
             Frame::Failed(Failure { rank, reason }) => {
-                (FAILED, 0, [rank as u64, 0, 0], Buffer::from_slice(reason.as_bytes()))
+                (FAILED, 0, [rank as u64, 0], Buffer::from_slice(reason.as_bytes()))
             }
-            Frame::Alive { awaited } => {
-                let number = awaited.map_or(0, |rank| rank as u64 + 1);
-                (ALIVE, 0, [number, 0, 0], nothing())
+            Frame::Alive => (ALIVE, 0, [0; 2], nothing()),
+            Frame::Ask => (ASK, 0, [0; 2], nothing()),
+            Frame::Doing(Doing { awaited, ended }) => {
+                (DOING, 0, [awaited.map_or(0, |rank| rank as u64 + 1), u64::from(ended)], nothing())
             }
-            Frame::Ended(End { error, is_input }) => {
-                let failed = u64::from(error.is_some());
-                (ENDED, 0, [failed, u64::from(is_input), 0], Buffer::from_slice(error.unwrap_or_default().as_bytes()))
-            }
+            Frame::Ended(report) => (ENDED, 0, [0; 2], Buffer::from_slice(&report.pack())),
+            Frame::Over(report) => (OVER, 0, [0; 2], Buffer::from_slice(&report.pack())),
         };
         (Header { kind, stream, fields, tag: of_parcel, bytes: bytes.len() as u64, part: part as u64 }, bytes)
     }
 
     /// What a header and the bytes that came after it say; `None` if this is not of this program's making.
     pub(super) fn unpack(header: Header, bytes: Buffer<u8>) -> Option<Frame> {
-        let Header { kind, stream, fields: [a, b, c], tag, .. } = header;
-        let text = |bytes: Buffer<u8>| String::from_utf8_lossy(&bytes).into_owned();
-        let message = |message| Some(Frame::Message { stream, message });
+        let Header { kind, stream, fields: [a, b], tag, .. } = header;
+        let packet = |packet| Some(Frame::Packet { stream, packet });
+        let entries = |bytes: &[u8]| bytes.chunks_exact(size_of::<Entry>()).map(bytemuck::pod_read_unaligned).collect();
+        let note = |kind| match bytes.len() % size_of::<Entry>() {
+            0 => packet(Packet::Note { kind, entries: entries(&bytes) }),
+            _ => None,
+        };
         match kind {
             PARCEL => {
                 let (len, dtype) = (a as usize, *DTYPES.get(b as usize)?);
                 if len.checked_mul(dtype.size()) != Some(bytes.len()) {
                     return None;
                 }
-                let parcel = Parcel::<Host> { storage: bytes.into_storage(), len, dtype };
-                message(Message::Parcel { tag, parcel })
+                packet(Packet::Parcel { tag, parcel: Parcel::<Host>::of_bytes(bytes, len, dtype) })
             }
-            BARRIER => message(Message::Barrier),
-            SPLIT => message(Message::Split { color: a as usize, key: b as usize, group: c }),
-            FAILED => Some(Frame::Failed(Failure { rank: a as usize, reason: text(bytes) })),
-            ALIVE => Some(Frame::Alive { awaited: a.checked_sub(1).map(|rank| rank as usize) }),
-            ENDED => Some(Frame::Ended(End { error: (a == 1).then(|| text(bytes)), is_input: b == 1 })),
+            BARRIER => note(NoteKind::Barrier),
+            SPLIT => note(NoteKind::Split),
+            FAILED => {
+                let reason = String::from_utf8_lossy(&bytes).into_owned();
+                Some(Frame::Failed(Failure { rank: a as usize, reason }))
+            }
+            ALIVE => Some(Frame::Alive),
+            ASK => Some(Frame::Ask),
+            DOING => Some(Frame::Doing(Doing { awaited: a.checked_sub(1).map(|rank| rank as usize), ended: b == 1 })),
+            ENDED => Some(Frame::Ended(Report::unpack(&bytes)?)),
+            OVER => Some(Frame::Over(Report::unpack(&bytes)?)),
             _ => None,
         }
     }
@@ -120,7 +179,7 @@ impl Frame {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::comm::Operation;
+    use crate::comm::parcel::Operation;
 
     /// What arrives of a frame.
     fn sent(frame: Frame) -> Option<Frame> {
@@ -134,9 +193,9 @@ mod tests {
     fn parcels_keep_elements_type_and_stream() {
         let values = [1.5f64, -0.0, f64::NAN, 7.0];
         let tag = Tag::from(Operation::under("ring", 5));
-        let message = Message::Parcel { tag, parcel: Buffer::from_slice(&values).into() };
-        let Some(Frame::Message { stream: 9, message: Message::Parcel { tag: found, parcel } }) =
-            sent(Frame::Message { stream: 9, message })
+        let packet = Packet::Parcel { tag, parcel: Buffer::from_slice(&values).into() };
+        let Some(Frame::Packet { stream: 9, packet: Packet::Parcel { tag: found, parcel } }) =
+            sent(Frame::Packet { stream: 9, packet })
         else {
             panic!("not a parcel");
         };
@@ -151,32 +210,46 @@ mod tests {
 
     #[test]
     fn notes_keep_their_numbers() {
-        let big = usize::MAX;
-        let message = Message::Split { color: big, key: big - 1, group: u64::MAX - 2 };
-        let split = sent(Frame::Message { stream: 3, message });
-        let Some(Frame::Message { stream: 3, message: Message::Split { color, key, group } }) = split else {
-            panic!("{split:?}");
-        };
-        assert_eq!((color, key, group), (big, big - 1, u64::MAX - 2), "more than an i32 holds");
+        let big = u64::MAX;
+        let said = vec![Entry { color: big, key: big - 1, group: big - 2 }, Entry { color: 0, key: 1, group: 2 }];
+        for (kind, said) in [(NoteKind::Split, said), (NoteKind::Barrier, vec![])] {
+            let note = sent(Frame::Packet { stream: 3, packet: Packet::Note { kind, entries: said.clone() } });
+            let Some(Frame::Packet { stream: 3, packet: Packet::Note { kind: found, entries } }) = note else {
+                panic!("{note:?}");
+            };
+            assert_eq!((found, entries), (kind, said), "more than an i32 holds");
+        }
         let failed = sent(Frame::Failed(Failure { rank: 5, reason: "naïve".into() }));
         assert!(matches!(&failed, Some(Frame::Failed(f)) if f.rank == 5 && f.reason == "naïve"), "{failed:?}");
-        for awaited in [None, Some(0), Some(7)] {
-            let alive = sent(Frame::Alive { awaited });
-            assert!(matches!(alive, Some(Frame::Alive { awaited: found }) if found == awaited), "{alive:?}");
+        assert!(matches!(sent(Frame::Alive), Some(Frame::Alive)) && matches!(sent(Frame::Ask), Some(Frame::Ask)));
+        for (awaited, ended) in [(None, false), (Some(0), false), (Some(7), true)] {
+            let doing = Doing { awaited, ended };
+            let found = sent(Frame::Doing(doing));
+            assert!(matches!(found, Some(Frame::Doing(found)) if found == doing), "{found:?}");
         }
-        for error in [None, Some(String::new()), Some("disk full".to_string())] {
-            let end = End { is_input: error.as_deref() == Some("disk full"), error };
-            let ended = sent(Frame::Ended(end.clone()));
-            assert!(matches!(&ended, Some(Frame::Ended(found)) if *found == end), "{ended:?}");
+        let mut report = Report { failure: None, ends: vec![] };
+        for (rank, error) in [(6, None), (4, Some("disk \"full\"\n")), (2, None), (5, Some("disk \"full\"\n"))] {
+            report.add(rank, End { error: error.map(str::to_string), is_input: error.is_some() });
+        }
+        assert_eq!(report.ends.iter().map(|(rank, _)| *rank).collect::<Vec<_>>(), [2, 4]);
+        for failure in [None, Some(Failure { rank: 3, reason: "naïve".into() })] {
+            let report = Report { failure, ends: report.ends.clone() };
+            let ended = sent(Frame::Ended(report.clone()));
+            assert!(matches!(&ended, Some(Frame::Ended(found)) if *found == report), "{ended:?}");
+            let over = sent(Frame::Over(report.clone()));
+            assert!(matches!(&over, Some(Frame::Over(found)) if *found == report), "{over:?}");
         }
     }
 
     #[test]
     fn what_does_not_add_up_is_refused() {
-        let message = Message::Parcel { tag: Tag::zeroed(), parcel: Buffer::from_slice(&[1f32; 3]).into() };
-        let (header, _) = Frame::Message { stream: 1, message }.pack(100);
+        let packet = Packet::Parcel { tag: Tag::zeroed(), parcel: Buffer::from_slice(&[1f32; 3]).into() };
+        let (header, _) = Frame::Packet { stream: 1, packet }.pack(100);
         assert!(Frame::unpack(header, Buffer::from_slice(&[0; 11])).is_none());
         assert!(Frame::unpack(Header { kind: 77, ..header }, Buffer::from_slice(&[0; 12])).is_none());
-        assert!(Frame::unpack(Header { fields: [3, 77, 0], ..header }, Buffer::from_slice(&[0; 12])).is_none());
+        assert!(Frame::unpack(Header { fields: [3, 77], ..header }, Buffer::from_slice(&[0; 12])).is_none());
+        for kind in [SPLIT, ENDED, OVER] {
+            assert!(Frame::unpack(Header { kind, ..header }, Buffer::from_slice(&[0; 12])).is_none());
+        }
     }
 }

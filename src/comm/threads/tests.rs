@@ -5,12 +5,12 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use super::super::clock::ManualClock;
-use super::super::{Collectives, Receive, Received, Send, open};
+use super::super::{Collectives, Message, Receive, Received, open};
 use super::*;
 use crate::tensor::{Buffer, DType};
 
-fn send(to: usize, values: &[i64]) -> Send {
-    Send { to, parcel: Buffer::from_slice(values).into() }
+fn send(to: usize, values: &[i64]) -> Message {
+    Message::new(to, Buffer::from_slice(values))
 }
 
 fn receive(from: usize, len: usize) -> Receive {
@@ -92,7 +92,7 @@ fn buffers_are_moved_not_copied() {
         let buffer = Buffer::from_slice(&[comm.rank() as i64; 100]);
         let sent = buffer.as_ptr() as usize;
         let peer = 1 - comm.rank();
-        let sends = vec![Send { to: peer, parcel: buffer.into() }];
+        let sends = vec![Message::new(peer, buffer)];
         let mut received = comm.exchange("swap".into(), sends, vec![receive(peer, 100)])?.wait()?;
         let buffer = open::<i64, _>(received.parcels.remove(0), peer, "swap")?;
         // Both live until both addresses are taken.

@@ -1,0 +1,13 @@
+//! What is said of options that cannot be taken.
+
+use context_parallel::error::SupportError;
+
+/// Numbers that do not go together.
+pub fn numbers(message: String) -> context_parallel::error::Error {
+    SupportError::Numbers(message).into()
+}
+
+/// Something that this version does not have, and what to use instead.
+pub fn not_available(what: impl Into<String>, instead: impl Into<String>) -> context_parallel::error::Error {
+    SupportError::NotAvailable { what: what.into(), instead: instead.into() }.into()
+}
