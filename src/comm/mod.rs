@@ -207,7 +207,7 @@ impl<S> fmt::Debug for Pending<S> {
 ///
 /// Messages between two ranks arrive in the order in which they were sent. A rank that fails or falls silent makes
 /// every operation of every other rank return an error that names it; nothing hangs.
-pub trait Communicator<S: Storage = Host>: std::marker::Send {
+pub trait Communicator<S: Storage = Host>: std::marker::Send + Sync {
     /// This rank, from 0.
     fn rank(&self) -> usize;
 
@@ -239,7 +239,7 @@ pub trait Communicator<S: Storage = Host>: std::marker::Send {
 
 macro_rules! forward_communicator {
     ($($t:ty),*) => { $(
-        impl<'a, S: Storage, C: Communicator<S> + ?Sized + 'a> Communicator<S> for $t where $t: std::marker::Send {
+        impl<'a, S: Storage, C: Communicator<S> + ?Sized + 'a> Communicator<S> for $t where $t: std::marker::Send + Sync {
             fn rank(&self) -> usize { (**self).rank() }
             fn size(&self) -> usize { (**self).size() }
             fn global_rank(&self, rank: usize) -> usize { (**self).global_rank(rank) }

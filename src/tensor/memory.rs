@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex};
 
 use bytemuck::{Pod, Zeroable};
 
+use crate::tensor::foreign::Foreign;
 use crate::tensor::{Charge, Element, Ledger, Real, bytes_of};
 
 /// Untyped memory on some device; what a communicator moves.
@@ -35,16 +36,24 @@ struct Line([u8; 64]);
 
 const LINE: usize = 64;
 
-/// Host memory, aligned to 64 bytes, that returns to its [`Pool`] when dropped.
+/// Host memory: aligned to 64 bytes and back to its [`Pool`] when dropped, or taken over from elsewhere.
 pub struct Host {
-    lines: Vec<Line>,
+    block: Block,
     pool: Option<Arc<Pool>>,
     charge: Option<Charge>,
 }
 
+enum Block {
+    Lines(Vec<Line>),
+    Foreign(Foreign),
+}
+
 impl Storage for Host {
     fn capacity(&self) -> usize {
-        self.lines.len() * LINE
+        match &self.block {
+            Block::Lines(lines) => lines.len() * LINE,
+            Block::Foreign(foreign) => foreign.bytes(),
+        }
     }
 
     fn set_charge(&mut self, charge: Option<Charge>) {
@@ -78,8 +87,8 @@ impl fmt::Debug for Host {
 
 impl Drop for Host {
     fn drop(&mut self) {
-        if let Some(pool) = self.pool.take() {
-            pool.put(std::mem::take(&mut self.lines));
+        if let (Some(pool), Block::Lines(lines)) = (self.pool.take(), &mut self.block) {
+            pool.put(std::mem::take(lines));
         }
     }
 }
@@ -236,7 +245,7 @@ impl<T: Element> Buffer<T, Host> {
         if cfg!(debug_assertions) {
             lines.fill(Line([0xFF; LINE]));
         }
-        Buffer::from_storage(Host { lines, pool: Some(pool.clone()), charge: None }, len)
+        Buffer::from_storage(Host { block: Block::Lines(lines), pool: Some(pool.clone()), charge: None }, len)
     }
 
     /// Memory from `pool`, every element zero.
@@ -249,35 +258,46 @@ impl<T: Element> Buffer<T, Host> {
     /// A copy of `values` that belongs to no pool.
     pub fn from_slice(values: &[T]) -> Self {
         let lines = vec![Line([0; LINE]); size_of_val(values).div_ceil(LINE)];
-        let mut buffer = Buffer::from_storage(Host { lines, pool: None, charge: None }, values.len());
+        let mut buffer =
+            Buffer::from_storage(Host { block: Block::Lines(lines), pool: None, charge: None }, values.len());
         buffer.copy_from_slice(values);
         buffer
+    }
+
+    /// The memory of `values` itself, without a copy; it belongs to no pool and on nobody's account.
+    pub fn from_vec(values: Vec<T>) -> Self {
+        let len = values.len();
+        Self::foreign(Foreign::adopt(values), len)
+    }
+
+    pub(super) fn foreign(memory: Foreign, len: usize) -> Self {
+        Buffer::from_storage(Host { block: Block::Foreign(memory), pool: None, charge: None }, len)
     }
 }
 
 impl<T: Element> Deref for Buffer<T, Host> {
     type Target = [T];
     fn deref(&self) -> &[T] {
-        &bytemuck::cast_slice::<Line, T>(&self.storage.lines)[..self.len]
+        match &self.storage.block {
+            Block::Lines(lines) => &bytemuck::cast_slice::<Line, T>(lines)[..self.len],
+            Block::Foreign(foreign) => foreign.as_slice(self.len),
+        }
     }
 }
 
 impl<T: Element> DerefMut for Buffer<T, Host> {
     fn deref_mut(&mut self) -> &mut [T] {
-        &mut bytemuck::cast_slice_mut::<Line, T>(&mut self.storage.lines)[..self.len]
+        match &mut self.storage.block {
+            Block::Lines(lines) => &mut bytemuck::cast_slice_mut::<Line, T>(lines)[..self.len],
+            Block::Foreign(foreign) => foreign.as_mut_slice(self.len),
+        }
     }
 }
 
-impl<T: Element> Clone for Buffer<T, Host> {
+impl<T: Element, S: Storage> Clone for Buffer<T, S> {
+    /// A copy in memory from the same place.
     fn clone(&self) -> Self {
-        match &self.storage.pool {
-            Some(pool) => {
-                let mut copy = Buffer::empty(pool, self.len);
-                copy.copy_from_slice(self);
-                copy
-            }
-            None => Buffer::from_slice(self),
-        }
+        S::part(self, 0..self.len)
     }
 }
 
