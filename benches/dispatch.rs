@@ -1,5 +1,5 @@
-//! The cost of choosing the strategy at run time: the same work through monomorphised types, through an enum, and
-//! through a trait object.
+//! The cost of choosing the strategy at run time: the same work through monomorphised types, through an enum, through a
+//! trait object, and by names over plain memory.
 //!
 //! `cargo bench --bench dispatch`
 
@@ -14,11 +14,11 @@ use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
 
 mod common;
 
-use common::AttentionLayer;
+use common::{AttentionLayer, NamedLayer};
 
 /// The queries rolled by one token; gives one number of the result.
 fn roll<H: Supports<L, Flash>, L: Layout>(layer: &AttentionLayer<H, L>) -> Result<f32> {
-    Ok(layer.handler.roll(&layer.device, &layer.qkv[0], 1, 0.0)?.matrix()[0])
+    Ok(layer.handler.roll(&layer.qkv[0], 1, 0.0)?.matrix()[0])
 }
 
 /// Chosen at run time by a match.
@@ -84,15 +84,18 @@ fn dispatch(criterion: &mut Criterion) {
         // The name comes from a black box, so that the compiler cannot see through the choice.
         let chosen = AnyLayer::new(black_box("ring"), tokens).expect("a layer of one rank");
         let object = dyn_layer(black_box("ring"), tokens).expect("a layer of one rank");
+        let named = NamedLayer::new(black_box("ring"), tokens).expect("a layer of one rank");
         let mut group = criterion.benchmark_group("attention layer");
         group.bench_function(BenchmarkId::new("typed", tokens), |b| b.iter(|| typed.forward()));
         group.bench_function(BenchmarkId::new("enum", tokens), |b| b.iter(|| chosen.forward()));
         group.bench_function(BenchmarkId::new("object", tokens), |b| b.iter(|| object.forward()));
+        group.bench_function(BenchmarkId::new("DynHandler", tokens), |b| b.iter(|| named.forward()));
         group.finish();
         let mut group = criterion.benchmark_group("handler roll");
         group.bench_function(BenchmarkId::new("typed", tokens), |b| b.iter(|| roll(&typed)));
         group.bench_function(BenchmarkId::new("enum", tokens), |b| b.iter(|| chosen.roll()));
         group.bench_function(BenchmarkId::new("object", tokens), |b| b.iter(|| object.roll()));
+        group.bench_function(BenchmarkId::new("DynHandler", tokens), |b| b.iter(|| named.roll()));
         group.finish();
     }
 }

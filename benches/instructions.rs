@@ -1,4 +1,5 @@
-//! Instructions of the typed path against hand-written code without generics, counted by callgrind.
+//! Instructions of the typed path against hand-written code without generics, and of the handler that is chosen by
+//! names, counted by callgrind.
 //!
 //! `.ci/instructions` runs this and fails if the two differ by 0.1 % or more. Needs valgrind and `gungraun-runner` of
 //! the version in `Cargo.lock`.
@@ -19,7 +20,7 @@ use gungraun::{library_benchmark, library_benchmark_group, main};
 
 mod common;
 
-use common::AttentionLayer;
+use common::{AttentionLayer, NamedLayer};
 
 const TOKENS: usize = 256;
 
@@ -40,7 +41,8 @@ fn typed() -> AttentionLayer<Single, Thd> {
 }
 
 fn plain() -> Plain {
-    let AttentionLayer { device, shape, plan, qkv, .. } = typed();
+    let AttentionLayer { handler, shape, plan, qkv } = typed();
+    let device = handler.device().clone();
     let pieces = match &plan.forward().steps[..] {
         [Step::Tile { pieces, .. }] => pieces.clone(),
         steps => panic!("one rank has one tile, not {steps:?}"),
@@ -50,7 +52,7 @@ fn plain() -> Plain {
         shape,
         pieces: pieces.to_vec(),
         rows: (0..TOKENS).collect(),
-        qkv: qkv.map(|shard| shard.into_matrix()),
+        qkv: qkv.map(|shard| shard.matrix().clone()),
     }
 }
 
@@ -58,6 +60,19 @@ fn plain() -> Plain {
 #[bench::attention(typed())]
 fn typed_attention(layer: AttentionLayer<Single, Thd>) -> f32 {
     // What was made before is not taken apart within what is counted, here and below.
+    let layer = ManuallyDrop::new(layer);
+    black_box(layer.forward().expect("one rank alone"))
+}
+
+fn named() -> NamedLayer {
+    let layer = NamedLayer::new("single", TOKENS).expect("a layer of one rank");
+    layer.forward().expect("one rank alone");
+    layer
+}
+
+#[library_benchmark]
+#[bench::attention(named())]
+fn named_attention(layer: NamedLayer) -> f32 {
     let layer = ManuallyDrop::new(layer);
     black_box(layer.forward().expect("one rank alone"))
 }
@@ -77,5 +92,5 @@ fn plain_attention(plain: Plain) -> f32 {
     black_box(out[0])
 }
 
-library_benchmark_group!(name = attention, benchmarks = [typed_attention, plain_attention]);
+library_benchmark_group!(name = attention, benchmarks = [typed_attention, plain_attention, named_attention]);
 main!(library_benchmark_groups = attention);

@@ -30,21 +30,21 @@ fn measure<H: Supports<Thd, Flash>>(strategy: H, link: &Arc<Link>) -> Result<[Du
     let values: Vec<f32> = (0..TOKENS * SHAPE.q_width()).map(|i| (i % 97) as f32 / 97.0 - 0.5).collect();
     let times = threads::run(2, |comm| {
         let device = Cpu::<f32>::new(1);
-        let handler = CpHandler::<H, Thd, _>::new(strategy.clone(), SimulatedLink::new(comm, link.clone()))?;
+        let handler = CpHandler::<H, Thd, _, _>::new(strategy.clone(), device, SimulatedLink::new(comm, link.clone()))?;
         let batch = Arc::new(Packed::from_lengths(&[TOKENS])?);
         let placement = handler.place_for(batch.clone(), &[(Mask::Full, 1)])?;
         let x = Full::<Thd, f32>::from_batch_first(&values, SHAPE.q_width(), batch)?;
-        let x = handler.dispatch(&device, &placement, &x)?;
+        let x = Arc::new(handler.dispatch(&placement, &x)?);
         let plan = handler.plan(&placement, &Mask::Full)?;
         let mut times = Vec::new();
         for _ in 0..RUNS {
             handler.comm().barrier()?;
             let start = Instant::now();
-            let (_, core) = handler.core_attn::<Flash, _>(&device, &plan, &SHAPE, &x, &x, &x)?;
+            let (_, attended) = handler.attend(&plan, &SHAPE, &x, &x, &x)?;
             let forward = start.elapsed();
             handler.comm().barrier()?;
             let start = Instant::now();
-            handler.core_attn_backward(&device, &plan, &x, &x, &x, &core, &x)?;
+            attended.backward(&handler, &x)?;
             times.push([forward, start.elapsed()]);
         }
         Ok(times)

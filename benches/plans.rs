@@ -8,12 +8,13 @@ use std::time::{Duration, Instant};
 
 use context_parallel::attention::RankPlan;
 use context_parallel::comm::threads;
-use context_parallel::handler::DynHandler;
+use context_parallel::handler::UntypedHandler;
 use context_parallel::layout::LayoutKind;
 use context_parallel::mask::Mask;
 use context_parallel::order::DynPlacement;
 use context_parallel::plan::{Program, Step};
 use context_parallel::strategy::select::{self, Choice, Chosen};
+use context_parallel::tensor::Cpu;
 use criterion::{BenchmarkId, Criterion};
 
 #[path = "../tests/common/packs.rs"]
@@ -123,7 +124,7 @@ fn first_tile(strategy: &str, lengths: &[usize]) -> f64 {
     let choice = choice(strategy, "", RANKS);
     let times = threads::run(RANKS, |comm| {
         let Chosen { strategy, layout, .. } = select::chosen(&choice)?;
-        let handler = DynHandler::new(strategy, layout, Box::new(comm))?;
+        let handler = UntypedHandler::new(strategy, layout, Cpu::<f32>::new(1), Box::new(comm))?;
         let mut times = Vec::new();
         for batch in 0..BATCHES {
             // Another batch each time: what is kept of the one before does not help.

@@ -26,11 +26,11 @@ fn main() -> Result<()> {
     let config = Config::llama(sizes)?;
     let (tokens, labels): (Vec<i64>, Vec<i64>) = (0..21).map(|token| (token, token + 1)).unzip();
     let sums = threads::run(2, |comm| {
-        let device = Cpu::<f32>::new(1);
-        let handler = CpHandler::<Ring, Thd, _>::new(Ring::new(Runtime(2)), comm)?;
+        let device = Cpu::new(1);
         let model = GptModel::<Ring, Thd>::new(device.clone(), &config, 0)?;
+        let handler = CpHandler::<Ring, Thd>::new(Ring::new(Runtime(2)), device, comm)?;
         let batch = Arc::new(Packed::from_lengths(&[21])?);
-        let inputs = Inputs::new(&handler, &device, batch, &tokens, &labels)?;
+        let inputs = Inputs::new(&handler, batch, &tokens, &labels)?;
         let activations = model.forward(&handler, &inputs.tokens)?;
         let mut gradients = model.zero_gradients();
         let (labels, weights) = (&inputs.labels, &inputs.weights);

@@ -41,7 +41,7 @@ pub trait Kernel: Copy + Default + fmt::Debug + PartialEq + Send + Sync + 'stati
     const NATURAL_KEYS: bool = false;
 
     /// What the backward pass needs besides output and log-sum-exp.
-    type Saved<D: Device>: Send + 'static;
+    type Saved<D: Device>: Send + Sync + 'static;
 
     /// What stands for [`Kernel::Saved`] if there is nothing in it, so that a backward pass may be cut into other tiles
     /// than its forward pass.

@@ -270,6 +270,7 @@ impl Batch for Dense {
 ///
 /// The rows of document `i` are its valid tokens followed by `stored - valid` rows of padding. Orders, positions
 /// and transfers use stored lengths; masks, roll and loss use valid ones.
+#[doc(alias = "PackedSeqParams")]
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Packed {
     /// Cumulative stored lengths, from 0.

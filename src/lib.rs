@@ -19,9 +19,14 @@
 //!
 //! Types decide what compiles and end there: placements, shards, plans, handlers, models and learners are thin shells
 //! over counterparts without types of strategy, layout and kernel ([`DynPlacement`](order::DynPlacement),
-//! [`DynHandler`](handler::DynHandler), [`DynModel`](model::DynModel), ..), which are compiled once. Code that chooses at
-//! run time, as the program does, uses these, with what [`strategy::select::chosen`] gives for a name; what the compiler
-//! refuses elsewhere is an error there.
+//! [`UntypedHandler`](handler::UntypedHandler), [`DynModel`](model::DynModel), ..), which are compiled once. What the
+//! types buy is refusal when a program is compiled, at no cost when it runs; not speed. Code that chooses at run time, as
+//! the program does, uses the counterparts, with what [`strategy::select::chosen`] gives for a name; what the compiler
+//! refuses elsewhere is an error there. [`DynHandler`](handler::DynHandler) is the handler chosen by names over plain host
+//! memory, for adapters of other frameworks and languages.
+//!
+//! A function for any strategy, layout, device and communicator has one bound,
+//! [`ContextParallel`](handler::ContextParallel). Who knows Megatron-LM finds its calls in [`coming_from_megatron`].
 //!
 //! A strategy of one's own is put through everything that can be checked by the module `conformance`, which the
 //! feature of that name adds.
@@ -45,11 +50,11 @@
 //! let tokens: Vec<i64> = (0..21).collect();
 //! let labels: Vec<i64> = (1..22).collect();
 //! let sums = threads::run(2, |comm| {
-//!     let device = Cpu::<f32>::new(1);
-//!     let handler = CpHandler::<Ring, Thd, _>::new(Ring::new(Runtime(2)), comm)?;
+//!     let device = Cpu::new(1);
 //!     let model = GptModel::<Ring, Thd>::new(device.clone(), &config, 0)?;
+//!     let handler = CpHandler::<Ring, Thd>::new(Ring::new(Runtime(2)), device, comm)?;
 //!     let batch = Arc::new(Packed::from_lengths(&[21])?);
-//!     let inputs = Inputs::new(&handler, &device, batch, &tokens, &labels)?;
+//!     let inputs = Inputs::new(&handler, batch, &tokens, &labels)?;
 //!     let activations = model.forward(&handler, &inputs.tokens)?;
 //!     model.loss_sum(&activations, &inputs.labels, &inputs.weights)
 //! })?;
@@ -63,6 +68,8 @@
 
 pub mod attention;
 pub mod comm;
+#[doc = include_str!("coming_from_megatron.md")]
+pub mod coming_from_megatron {}
 #[cfg(feature = "conformance")]
 pub mod conformance;
 pub mod degree;

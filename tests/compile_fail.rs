@@ -52,7 +52,8 @@ fn cases_of_the_table() -> Vec<Case> {
                 let name = format!("{}_{layout}_{kernel}", strategy.replace('-', "_"));
                 let [h, l, k] = [strategy, layout, kernel].map(type_name);
                 let source = format!(
-                    "use context_parallel::layout::*;\nuse context_parallel::model::{{Config, GptModel}};\n\
+                    "use context_parallel::kernel::*;\nuse context_parallel::layout::*;\n\
+                     use context_parallel::model::{{Config, GptModel}};\n\
                      use context_parallel::strategy::*;\nuse context_parallel::tensor::Cpu;\n\n\
                      fn model(config: &Config) {{\n    let _ = GptModel::<{h}, {l}, {k}>::new(Cpu::default(), config, 0);\n}}\n\n\
                      fn main() {{}}\n"

@@ -43,7 +43,7 @@ pub(crate) fn expect_groups(strategy: &dyn DynStrategy, placement: &DynPlacement
 ///
 /// The types keep plans of different orders and layouts apart; everything else is a [`RankPlan`], to which it
 /// dereferences.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct AttentionPlan<O: TokenOrder, L: Layout> {
     placement: Arc<Placement<O, L>>,
     keys: Arc<Placement<O, L>>,

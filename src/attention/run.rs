@@ -13,6 +13,7 @@ use crate::plan::Step;
 use crate::tensor::{AccMatrix, ElemMatrix};
 
 /// What the backward pass needs of a forward pass: partial results are kept in the accumulation type.
+#[derive(Clone, Debug)]
 pub struct AttentionSaved<D: Ops> {
     kernel: &'static dyn DynKernel<D>,
     out: AccMatrix<D>,

@@ -10,6 +10,7 @@ use crate::ops::attention::AttentionShape;
 use crate::tensor::{AccMatrix, Device, ElemMatrix, Element, Matrix};
 
 /// Heads of the group's tokens, as the kernel takes them.
+#[derive(Clone, Debug)]
 pub(super) struct Swapped<D: Device> {
     pub(super) q: ElemMatrix<D>,
     pub(super) kv: ElemMatrix<D>,

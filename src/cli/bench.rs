@@ -1,12 +1,12 @@
 //! `bench attention`: time and throughput of the attention kernel.
 
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::time::Instant;
 
 use clap::Subcommand;
 use context_parallel::error::Result;
 use context_parallel::handler::CpHandler;
-use context_parallel::kernel::Flash;
 use context_parallel::layout::{Bshd, Layout};
 use context_parallel::mask::Mask;
 use context_parallel::model::init::Normal;
@@ -17,7 +17,7 @@ use context_parallel::tensor::{Cpu, DType, Float, Matrix};
 use serde::Serialize;
 
 use super::args::{self, Names, Table};
-use super::engine::{Cluster, Comm};
+use super::engine::Cluster;
 use super::{machine, output};
 
 /// Measure a part of the program
@@ -199,12 +199,12 @@ fn measure<T: Float>(job: &Job, cluster: &Cluster) -> Result<(Vec<f64>, Vec<f64>
     ));
     let times = cluster.on_ranks(1, &|comm| {
         let device = Cpu::<T>::with_threads(job.threads)?;
-        let handler = CpHandler::<Single, Bshd, Comm>::new(Single, comm)?;
+        let handler = CpHandler::<Single, Bshd, _, _>::new(Single, device, comm)?;
         let placement = handler.place(Bshd::batch_of(&vec![seq; batch])?)?;
         let mut normal = Normal::new(0, 0);
         let mut operand = |width: usize| {
             let values: Vec<T> = (0..batch * seq * width).map(|_| T::from_f64(normal.draw())).collect();
-            Shard::new(Matrix::from_slice(&values, batch * seq, width), placement.clone())
+            Shard::new(Matrix::from_slice(&values, batch * seq, width), placement.clone()).map(Arc::new)
         };
         let (q, k, v) = (operand(shape.q_width())?, operand(shape.k_width())?, operand(shape.v_width())?);
         let dout = operand(shape.out_width())?;
@@ -212,9 +212,9 @@ fn measure<T: Float>(job: &Job, cluster: &Cluster) -> Result<(Vec<f64>, Vec<f64>
         let (mut forward, mut backward) = (Vec::new(), Vec::new());
         for run in 0..=job.runs {
             let started = Instant::now();
-            let (_, core) = handler.core_attn::<Flash, _>(&device, &plan, &shape, &q, &k, &v)?;
+            let (_, attended) = handler.attend(&plan, &shape, &q, &k, &v)?;
             let between = Instant::now();
-            handler.core_attn_backward(&device, &plan, &q, &k, &v, &core, &dout)?;
+            attended.backward(&handler, &dout)?;
             if run > 0 {
                 forward.push((between - started).as_secs_f64());
                 backward.push(between.elapsed().as_secs_f64());

@@ -179,11 +179,10 @@ fn train(config: &Config, seed: u64, cluster: &Cluster) -> Result<f64> {
     let found = cluster.on_ranks(RANKS, &|comm| {
         let rank = comm.rank();
         let device = Cpu::<f32>::with_threads(threads)?;
-        let handler = CpHandler::<Ring, Thd, Comm>::new(Ring::new(Runtime(RANKS)), comm)?;
+        let handler = CpHandler::<Ring, Thd, _, _>::new(Ring::new(Runtime(RANKS)), device.clone(), comm)?;
         let master = init::fresh(&device, config, &ParameterList::new(config), seed)?;
         let adamw = AdamwOptions { weight_decay: 0.0, ..AdamwOptions::default() };
-        let mut learner =
-            GptLearner::<Ring, Thd, Flash, _, _>::new(device.clone(), config, master, handler, adamw, false)?;
+        let mut learner = GptLearner::<Ring, Thd, Flash, _, _>::new(config, master, handler)?.with_options(adamw);
         trainer::train(&mut learner, &source, &options, &stop, |record| {
             if rank == 0 {
                 progress(&bar, record);
@@ -212,7 +211,7 @@ fn accuracy(
 ) -> Result<f64> {
     let (model, handler) = (learner.model(), learner.handler());
     let shape = Arc::new(Thd::batch_of(&batch.lengths)?);
-    let inputs = Inputs::new(handler, device, shape, &batch.tokens, &batch.labels)?;
+    let inputs = Inputs::new(handler, shape, &batch.tokens, &batch.labels)?;
     let logits = model.logits(&model.forward(handler, &inputs.tokens)?);
     let best = |row: &[f32]| row.iter().enumerate().max_by(|a, b| a.1.total_cmp(b.1)).map(|(id, _)| id as i64);
     let labels = inputs.labels.matrix();

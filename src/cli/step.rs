@@ -4,14 +4,14 @@ use std::time::Instant;
 
 use context_parallel::comm::decorate::traffic::Counted;
 use context_parallel::error::Result;
-use context_parallel::handler::DynHandler;
+use context_parallel::handler::UntypedHandler;
 use context_parallel::model::inputs::DynInputs;
 use context_parallel::model::{Config, ParameterList, init};
 use context_parallel::oracle::{norm, relative_error};
 use context_parallel::strategy::select::{self, Choice, Chosen};
 use context_parallel::tensor::{Cpu, DType, Float};
 use context_parallel::train::data::TokenBatch;
-use context_parallel::train::learner::{AdamwOptions, DynLearner};
+use context_parallel::train::learner::DynLearner;
 
 use super::engine::{Cluster, Comm, gather, with_storage_type};
 
@@ -87,13 +87,12 @@ fn one_step<T: Float>(chosen: &Chosen, comm: Comm, task: &Task) -> Result<Step> 
     let device = Cpu::<T>::with_threads(threads)?;
     let counted = Counted::new(comm);
     let traffic = counted.traffic();
-    let handler = DynHandler::new(chosen.strategy.clone(), chosen.layout, Box::new(counted))?;
+    let handler = UntypedHandler::new(chosen.strategy.clone(), chosen.layout, device.clone(), Box::new(counted))?;
     let master = init::fresh(&device, config, &ParameterList::new(config), seed)?;
-    let options = AdamwOptions::default();
-    let mut learner = DynLearner::new(device.clone(), config, master, handler, chosen.kernel.object(), options, false)?;
+    let mut learner = DynLearner::new(config, master, handler, chosen.kernel.object())?;
     let (handler, masks) = (learner.handler(), learner.model().mask_weights());
     let placement = handler.place_for(chosen.layout.batch_of(&batch.lengths)?, &masks)?;
-    let inputs = DynInputs::placed(handler, &device, &placement, &batch.tokens, &batch.labels)?;
+    let inputs = DynInputs::placed(handler.by_ref(), &placement, &batch.tokens, &batch.labels)?;
     // Makes plans and memory; with a scale of 0 it adds nothing to the gradient.
     learner.accumulate_inputs(&inputs, &[0.0])?;
     let plan = learner.handler().plan(&placement, &learner.model().masks()[0])?;
@@ -104,7 +103,7 @@ fn one_step<T: Float>(chosen: &Chosen, comm: Comm, task: &Task) -> Result<Step> 
     let sum = learner.accumulate_inputs(&inputs, &[1.0 / counted])?[0];
     learner.reduce_gradients()?;
     let (seconds, bytes) = (started.elapsed().as_secs_f64(), traffic.bytes());
-    let loss = learner.handler().by_ref().sum(&device, &[sum])?[0] / counted;
+    let loss = learner.handler().by_ref().sum(&[sum])?[0] / counted;
     let gradients = learner.gradients().values().iter();
     let gradients = gradients.map(|gradient| gradient.iter().map(|&x| x.to_f64()).collect()).collect();
     let mine = [bytes as i64, plan.forward().area() as i64, (1e9 * seconds) as i64];

@@ -23,7 +23,7 @@ macro_rules! ranks {
 ///
 /// An engine has to exchange; the collectives that only move data are written on that, and an engine that has better
 /// ones gives its own. [`Collectives`](super::Collectives) is what they are called through.
-pub trait Communicator<S: Storage = Host>: Send {
+pub trait Communicator<S: Storage = Host>: Send + Sync {
     /// This rank, from 0.
     fn rank(&self) -> usize;
 
@@ -108,7 +108,7 @@ pub trait Communicator<S: Storage = Host>: Send {
 
 macro_rules! forward_communicator {
     ($($t:ty),*) => { $(
-        impl<'a, S: Storage, C: Communicator<S> + ?Sized + 'a> Communicator<S> for $t where $t: Send {
+        impl<'a, S: Storage, C: Communicator<S> + ?Sized + 'a> Communicator<S> for $t where $t: Send + Sync {
             fn rank(&self) -> usize { (**self).rank() }
             fn size(&self) -> usize { (**self).size() }
             fn global_rank(&self, rank: usize) -> usize { (**self).global_rank(rank) }

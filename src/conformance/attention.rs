@@ -196,13 +196,13 @@ pub(super) fn attend<K: Kernel, T: Float>(
     let counted = Counted::new(comm);
     let traffic = counted.traffic();
     // Rehearsed already, where that is asked for.
-    let handler = subject.handler(Box::new(counted))?;
+    let handler = subject.handler(device.clone(), Box::new(counted))?;
     let batch = placement.batch();
     let placement = handler.place_with(batch.clone(), placement.deal().clone())?;
     let mut shards: Vec<DynShard<T>> = Vec::new();
     for (values, width) in operands.iter().zip(widths(shape)) {
         let full = laid_out(values, width, &**batch, handler.layout())?;
-        shards.push(handler.dispatch(&device, &placement, &full)?);
+        shards.push(handler.by_ref().dispatch(&placement, &full)?);
     }
     let (qkv, dout) = ([&shards[0], &shards[1], &shards[2]], &shards[3]);
     let plan = handler.plan(&placement, mask)?;
@@ -215,9 +215,9 @@ pub(super) fn attend<K: Kernel, T: Float>(
         traffic.reset();
         held = device.ledger().mark();
     };
-    let (out, core) = handler.by_ref().core_attn(&device, kernel, &plan, shape, qkv)?;
+    let (out, core) = handler.by_ref().core_attn(kernel, &plan, shape, qkv)?;
     count(("bytes forward", sent.0), Some(("most bytes held forward", peak.0)));
-    let [dq, dk, dv] = handler.by_ref().core_attn_backward(&device, &plan, qkv, &core, dout)?;
+    let [dq, dk, dv] = handler.by_ref().core_attn_backward(&plan, qkv, &core, dout)?;
     count(("bytes backward", sent.1), Some(("most bytes held backward", peak.1)));
     // Nobody leaves before all are done: whoever is left alone would be told of that, not of a failure.
     handler.comm().barrier()?;

@@ -131,14 +131,14 @@ fn foreign_operands<K: Kernel>(kit: &mut Kit) -> Result<(), Failure> {
     let case = kit.case.on(&*batches[0]);
     let refused = kit.on_ranks(Check::ForeignOperand, &case, &|comm| {
         let (device, kernel) = (Cpu::<f64>::new(1), kernel_object::<K, Cpu<f64>>());
-        let handler = subject.handler(comm)?;
+        let handler = subject.handler(device, comm)?;
         let widths = [shape.q_width(), shape.k_width(), shape.v_width(), shape.out_width()];
         let mut shards = Vec::new();
         for batch in &batches {
             let placement = handler.place_for(batch.clone(), &[(Mask::Causal, 1)])?;
             for width in widths {
                 let full = laid_out(&vec![0.5; batch.tokens() * width], width, &**batch, subject.layout)?;
-                shards.push(handler.dispatch::<f64, _>(&device, &placement, &full)?);
+                shards.push(handler.by_ref().dispatch(&placement, &full)?);
             }
         }
         let (own, foreign) = shards.split_at(widths.len());
@@ -147,12 +147,12 @@ fn foreign_operands<K: Kernel>(kit: &mut Kit) -> Result<(), Failure> {
             |error: Option<Error>| matches!(error, Some(Error::Placement(PlacementError::Mismatch { .. })));
         let attend = |which: Option<usize>| {
             let operand = |i: usize| if which == Some(i) { &foreign[i] } else { &own[i] };
-            handler.by_ref().core_attn(&device, kernel, &plan, &shape, [0, 1, 2].map(operand))
+            handler.by_ref().core_attn(kernel, &plan, &shape, [0, 1, 2].map(operand))
         };
         let mut refused: Vec<bool> = (0..3).map(|i| is_refused(attend(Some(i)).err())).collect();
         let (_, core) = attend(None)?;
         let qkv = [&own[0], &own[1], &own[2]];
-        let backward = handler.by_ref().core_attn_backward(&device, &plan, qkv, &core, &foreign[3]);
+        let backward = handler.by_ref().core_attn_backward(&plan, qkv, &core, &foreign[3]);
         refused.push(is_refused(backward.err()));
         handler.comm().barrier()?;
         Ok(refused)

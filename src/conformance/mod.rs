@@ -40,10 +40,11 @@ use std::time::Duration;
 
 use crate::comm::{Communicator, threads};
 use crate::error::Result;
-use crate::handler::DynHandler;
+use crate::handler::UntypedHandler;
 use crate::kernel::Kernel;
 use crate::layout::{Layout, LayoutKind};
 use crate::strategy::{DynStrategy, Supports, object};
+use crate::tensor::{Device, Host};
 
 /// What a rank of the kit talks through.
 type Comm = Box<dyn Communicator>;
@@ -76,8 +77,8 @@ struct Subject {
 
 impl Subject {
     /// A handler for one rank.
-    fn handler(&self, comm: Comm) -> Result<DynHandler> {
-        DynHandler::new(self.strategy.clone(), self.layout, comm)
+    fn handler<D: Device<Storage = Host>>(&self, device: D, comm: Comm) -> Result<UntypedHandler<D>> {
+        UntypedHandler::new(self.strategy.clone(), self.layout, device, comm)
     }
 }
 

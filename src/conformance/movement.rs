@@ -6,7 +6,7 @@ use super::cases::{Numbers, documents};
 use super::placement::{self, tokens_by_row};
 use super::{Check, Failure, Kit};
 use crate::error::{Error, Result};
-use crate::handler::DynHandler;
+use crate::handler::UntypedHandler;
 use crate::layout::Batch;
 use crate::mask::Mask;
 use crate::oracle;
@@ -29,7 +29,7 @@ pub(super) fn check(kit: &mut Kit, batch: &Arc<dyn Batch>) -> Result<(), Failure
     placement::check(&case, &placements)?;
     kit.passed(Check::Positions, 0.0);
 
-    let found = kit.on_ranks(Check::RoundTrip, &case, &|comm| moved(kit.subject.handler(comm)?, batch))?;
+    let found = kit.on_ranks(Check::RoundTrip, &case, &|comm| moved(kit.subject.handler(Cpu::new(1), comm)?, batch))?;
     if let Some(rank) = found.iter().position(|moved| moved.placement != placements[0].hash()) {
         let what = format!("rank {rank} deals the batch out in another way than it was dealt out before");
         return Err(case.fails(Check::TokenCover, what));
@@ -85,12 +85,11 @@ struct Moved {
     placement: u64,
 }
 
-fn moved(handler: DynHandler, batch: &Arc<dyn Batch>) -> Result<Moved> {
-    let device = Cpu::<f32>::new(1);
+fn moved(handler: UntypedHandler<Cpu<f32>>, batch: &Arc<dyn Batch>) -> Result<Moved> {
     let (rank, layout, handler) = (handler.rank(), handler.layout(), handler.by_ref());
     let placement = handler.place_for(batch.clone(), &[(Mask::Causal, 1)])?;
     let full = |values: &[f32]| laid_out(values, FEATURES, &**batch, layout);
-    let combined = |shard: &DynShard<f32>| handler.combine(&device, shard);
+    let combined = |shard: &DynShard<f32>| handler.combine(shard);
     let by_token = |shard: &DynShard<f32>| Ok::<_, Error>(token_by_token(&combined(shard)?, &**batch, layout));
     let documents = documents(&**batch);
     let count = batch.tokens() * FEATURES;
@@ -105,7 +104,7 @@ fn moved(handler: DynHandler, batch: &Arc<dyn Batch>) -> Result<Moved> {
             *value = f32::from_bits(0x7fc0_0001 + i as u32);
         }
     }
-    let shard = handler.dispatch(&device, &placement, &full(&poisoned)?)?;
+    let shard = handler.dispatch(&placement, &full(&poisoned)?)?;
     let tokens = tokens_by_row(&placement, rank);
     for (row, &token) in tokens.iter().enumerate() {
         let expected = &poisoned[token * FEATURES..(token + 1) * FEATURES];
@@ -119,7 +118,7 @@ fn moved(handler: DynHandler, batch: &Arc<dyn Batch>) -> Result<Moved> {
         (Check::RoundTrip, format!("combine(dispatch(x)) differs from x at token {token}, on rank {rank}"))
     }));
     for offset in OFFSETS {
-        let found = by_token(&handler.roll(&device, &shard, offset, FILL)?)?;
+        let found = by_token(&handler.roll(&shard, offset, FILL)?)?;
         let expected = oracle::roll(&poisoned, FEATURES, &documents, -offset, FILL);
         wrong.extend(difference(&found, &expected).map(|token| {
             (Check::Roll, format!("rolled by {offset}, token {token} is not that of the oracle, on rank {rank}"))
@@ -127,19 +126,19 @@ fn moved(handler: DynHandler, batch: &Arc<dyn Batch>) -> Result<Moved> {
     }
 
     let x = full(&plain)?;
-    let of_x = handler.dispatch(&device, &placement, &x)?;
+    let of_x = handler.dispatch(&placement, &x)?;
     let y = Numbers::new(10 + rank as u64).whole(placement.rows() * FEATURES);
     let y = DynShard::new(Matrix::from_slice(&y, placement.rows(), FEATURES), placement.clone())?;
     // Gathering is both the adjoint of dispatch and what combine does.
     let of_y = combined(&y)?;
     let dispatch = (share(of_x.matrix(), y.matrix()), whole(&x, &of_y));
     let summand = full(&Numbers::new(50 + rank as u64).whole(count))?;
-    let summed = handler.summed(&device, &placement, &summand)?;
+    let summed = handler.summed(&placement, &summand)?;
     let partial = (share(&of_y, &summand), share(y.matrix(), summed.matrix()));
-    let cut = handler.dispatch(&device, &placement, &x)?;
+    let cut = handler.dispatch(&placement, &x)?;
     let replicated = (whole(&of_y, &x), share(y.matrix(), cut.matrix()));
-    let rolled = handler.roll(&device, &of_x, OFFSETS[0], 0.0)?;
-    let back = handler.roll_adjoint(&device, &y, OFFSETS[0])?;
+    let rolled = handler.roll(&of_x, OFFSETS[0], 0.0)?;
+    let back = handler.roll_adjoint(&y, OFFSETS[0])?;
     let roll = (share(rolled.matrix(), y.matrix()), share(of_x.matrix(), back.matrix()));
     Ok(Moved { wrong, products: [dispatch, partial, replicated, roll], placement: placement.hash() })
 }

@@ -63,6 +63,32 @@ pub enum LayoutError {
         /// Features found.
         found: usize,
     },
+    /// Another number of rows than the call needs.
+    #[error("{what} has {found} rows, expected {expected}")]
+    RowsOf {
+        /// Which tensor.
+        what: &'static str,
+        /// Rows needed.
+        expected: usize,
+        /// Rows found.
+        found: usize,
+    },
+    /// Rows that do not lie in the memory that was passed, or overlap.
+    #[error(
+        "{what}: {rows} rows of {cols} elements, {stride} from row to row, do not lie apart in {len} elements: pass memory that holds them"
+    )]
+    Memory {
+        /// Which tensor.
+        what: &'static str,
+        /// Its rows.
+        rows: usize,
+        /// Its columns.
+        cols: usize,
+        /// Elements from one row to the next.
+        stride: usize,
+        /// Elements that were passed.
+        len: usize,
+    },
     /// Dense sequences must be of one length.
     #[error("sequence {sequence} has {length} tokens, sequence 0 has {first}: pad them, or use the layout thd")]
     Ragged {

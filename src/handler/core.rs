@@ -31,7 +31,7 @@ impl PartialEq for Placed {
     }
 }
 
-/// One rank's handler without its types and its communicator: see [`CpHandler`](crate::handler::CpHandler).
+/// One rank's handler without its types, device and communicator: see [`CpHandler`](crate::handler::CpHandler).
 pub struct HandlerCore {
     strategy: Arc<dyn DynStrategy>,
     layout: LayoutKind,
@@ -212,13 +212,13 @@ impl HandlerCore {
         entry.downcast::<V>().or_else(|_| make().map(Arc::new))
     }
 
-    /// This rank's rows of whole sequences that every rank has, in the order of the layout: a copy, without
+    /// This rank's rows of whole sequences that every rank has, in the order of the layout: a copy on `device`, without
     /// communication.
     ///
     /// # Errors
     /// If the placement is not this handler's; [`LayoutError::Rows`] for another number of rows than the batch has
     /// tokens.
-    pub fn dispatch<T: Element, D: Rows>(
+    pub(crate) fn cut<T: Element, D: Rows>(
         &self,
         device: &D,
         placement: &Arc<DynPlacement>,

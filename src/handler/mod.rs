@@ -4,82 +4,70 @@
 //! [`CpHandler::get_batch_on_this_cp_rank`]), to rotate queries and keys by their positions, to roll labels, and to
 //! attend; it never sees ranks, chunks or messages. Every operation has its adjoint.
 
+mod attend;
+mod bundle;
 mod cache;
 mod core;
+mod host;
 mod movement;
 mod object;
 mod roll;
 mod rotary;
 
 pub use self::core::HandlerCore;
+pub use attend::{Attended, DynCoreAttention, Operand};
+pub use bundle::{AttendedOf, ContextParallel, CpHandlerOf, FullOf, PlacementOf, PlanOf, ShardOf};
+pub use host::{DynHandler, HostAttended, HostGradient, HostMut, HostOperand, HostRef};
 pub use movement::{FullGradient, LocalBatch, Partial, Replicated, WholeBatch};
-pub use object::{DynElemShard, DynHandler, HandlerRef};
+pub use object::{DynElemShard, HandlerRef, UntypedHandler};
 pub use roll::{DynRoll, DynRollable, Roll, Rollable};
 pub use rotary::{Rotary, RotaryTable};
 
 use std::marker::PhantomData;
 use std::sync::Arc;
 
-use crate::attention::{AttentionPlan, AttentionSaved};
+use crate::attention::AttentionPlan;
 use crate::comm::Communicator;
+use crate::comm::threads::ThreadComm;
 use crate::error::{PlacementError, Result};
-use crate::kernel::{Kernel, kernel_object};
 use crate::layout::{Batch, Layout};
 use crate::mask::Mask;
-use crate::ops::Ops;
-use crate::ops::attention::AttentionShape;
 use crate::order::{DealOf, DynPlacement, Placement, Shard, TokenOrder};
 use crate::plan::Wire;
-use crate::strategy::{CpStrategy, Supports, object};
-use crate::tensor::{Device, Storage};
+use crate::strategy::{CpStrategy, object};
+use crate::tensor::{Cpu, Device};
+
+/// The label that does not count, as in PyTorch.
+pub const IGNORED: i64 = -100;
 
 /// A shard of `D`'s storage type in the order of strategy `H`.
 pub type ElemShard<H, L, D> = Shard<<H as CpStrategy>::Order, L, <D as Device>::Elem, <D as Device>::Storage>;
 
-/// One rank's handler for strategy `H` and layout `L` over communicator `C`.
+/// One rank's handler for strategy `H` and layout `L`, on device `D` and over communicator `C`.
 ///
-/// It lives as long as the model does; placements and plans come and go with batches and are kept in a small cache.
-/// Its types decide what compiles; what it does is done by its [`HandlerCore`], which has none.
-pub struct CpHandler<H: CpStrategy, L: Layout, C> {
+/// `CpHandler::<Ring, Thd>::new(..)` is for `Cpu<f32>` and ranks that are threads; `CpHandler::<Ring, Thd, _, _>::new(..)`
+/// takes any device and communicator. It lives as long as the model does; placements and plans come and go with batches
+/// and are kept in a small cache. It can be shared between threads, which have to agree on an order of calls that is the
+/// same on every rank. Its types decide what compiles; what it does is done by its [`HandlerCore`], which has none.
+#[doc(alias = "ContextParallelHandler")]
+#[doc(alias = "DefaultContextParallelHandler")]
+pub struct CpHandler<H: CpStrategy, L: Layout, D = Cpu<f32>, C = ThreadComm> {
     strategy: H,
     core: HandlerCore,
+    device: D,
     comm: C,
     layout: PhantomData<L>,
 }
 
-/// What the backward pass of [`CpHandler::core_attn`] needs.
-pub struct CoreAttention<D: Ops, K: Kernel> {
-    data: DynCoreAttention<D>,
-    kernel: PhantomData<K>,
-}
-
-impl<D: Ops, K: Kernel> CoreAttention<D, K> {
-    /// Output and log-sum-exp as the kernel left them.
-    pub fn saved(&self) -> &AttentionSaved<D> {
-        &self.data.saved
-    }
-}
-
-/// A [`CoreAttention`] of any kernel.
-pub struct DynCoreAttention<D: Ops> {
-    shape: AttentionShape,
-    /// Hash of the plan.
-    plan: u64,
-    saved: AttentionSaved<D>,
-}
-
-impl<H: CpStrategy, L: Layout, C> CpHandler<H, L, C> {
-    /// A handler for this rank of `comm`.
+impl<H: CpStrategy, L: Layout, D: Device, C: Communicator<D::Storage>> CpHandler<H, L, D, C> {
+    /// A handler for this rank of `comm`, which computes on `device`.
     ///
     /// # Errors
     /// If the strategy's degree is not the number of ranks, its grid is not one of so many ranks or differs from its type
     /// over who exchanges heads, or a setting of the strategy is out of its bounds.
-    pub fn new<S: Storage>(strategy: H, comm: C) -> Result<Self>
-    where
-        C: Communicator<S>,
-    {
+    pub fn new(strategy: H, device: D, comm: C) -> Result<Self> {
         let core = HandlerCore::new(object(strategy.clone()), L::KIND, comm.rank(), comm.size())?;
-        Ok(CpHandler { strategy, core, comm, layout: PhantomData })
+        Ok(CpHandler { strategy, core, device, comm, layout: PhantomData })
     }
 
     /// In what numbers gradients of keys and values travel in attention. Every rank must use the same.
@@ -93,22 +81,24 @@ impl<H: CpStrategy, L: Layout, C> CpHandler<H, L, C> {
         &self.strategy
     }
 
+    /// The device.
+    pub fn device(&self) -> &D {
+        &self.device
+    }
+
     /// The communicator.
     pub fn comm(&self) -> &C {
         &self.comm
     }
 
-    /// The handler without its types and its communicator.
+    /// The handler without its types, its device and its communicator.
     pub fn core(&self) -> &HandlerCore {
         &self.core
     }
 
     /// The handler without its types.
-    pub fn by_ref<S: Storage>(&self) -> HandlerRef<'_, S>
-    where
-        C: Communicator<S>,
-    {
-        HandlerRef { core: &self.core, comm: &self.comm }
+    pub fn by_ref(&self) -> HandlerRef<'_, D> {
+        HandlerRef { core: &self.core, device: &self.device, comm: &self.comm }
     }
 
     /// This rank.
@@ -184,65 +174,6 @@ impl<H: CpStrategy, L: Layout, C> CpHandler<H, L, C> {
     ) -> Result<Arc<AttentionPlan<H::Order, L>>> {
         let rank_plan = self.core.plan_between(queries.data(), keys.data(), mask)?;
         Ok(Arc::new(AttentionPlan::typed([queries, keys], rank_plan)))
-    }
-
-    /// Attention of this rank's queries to the keys of all ranks.
-    ///
-    /// `q [rows, q_heads * qk_dim]`, `k [rows, kv_heads * qk_dim]`, `v [rows, kv_heads * v_dim]`; returns
-    /// `[rows, q_heads * v_dim]`, 0 for padding and for queries that attend nothing. Every rank makes the same calls in the
-    /// same order, also where it has nothing to send: what ranks exchange later says what they attended before.
-    ///
-    /// # Errors
-    /// A plan of another strategy or rank, shards of another placement than the plan's, shapes that cannot be computed,
-    /// widths that do not fit the shape, heads that cannot be shared out, keys that the kernel does not take, ranks that
-    /// attend under other plans, and failures of other ranks.
-    #[allow(clippy::too_many_arguments, clippy::type_complexity)]
-    pub fn core_attn<K, D>(
-        &self,
-        device: &D,
-        plan: &AttentionPlan<H::Order, L>,
-        shape: &AttentionShape,
-        q: &ElemShard<H, L, D>,
-        k: &ElemShard<H, L, D>,
-        v: &ElemShard<H, L, D>,
-    ) -> Result<(ElemShard<H, L, D>, CoreAttention<D, K>)>
-    where
-        H: Supports<L, K>,
-        K: Kernel,
-        D: Ops,
-        C: Communicator<D::Storage>,
-    {
-        let (kernel, qkv) = (kernel_object::<K, D>(), [q.data(), k.data(), v.data()]);
-        let (out, data) = self.by_ref().core_attn(device, kernel, plan.rank_plan(), shape, qkv)?;
-        Ok((Shard::typed(out, plan.placement())?, CoreAttention { data, kernel: PhantomData }))
-    }
-
-    /// Gradients of queries, keys and values from `dout [rows, q_heads * v_dim]`; operands and plan as in the forward
-    /// call.
-    ///
-    /// # Errors
-    /// Another plan than the forward pass had, shards of another placement, widths that do not fit the shape, and
-    /// failures of other ranks.
-    #[allow(clippy::too_many_arguments)]
-    pub fn core_attn_backward<K, D>(
-        &self,
-        device: &D,
-        plan: &AttentionPlan<H::Order, L>,
-        q: &ElemShard<H, L, D>,
-        k: &ElemShard<H, L, D>,
-        v: &ElemShard<H, L, D>,
-        forward: &CoreAttention<D, K>,
-        dout: &ElemShard<H, L, D>,
-    ) -> Result<[ElemShard<H, L, D>; 3]>
-    where
-        H: Supports<L, K>,
-        K: Kernel,
-        D: Ops,
-        C: Communicator<D::Storage>,
-    {
-        let (plan_data, qkv) = (plan.rank_plan(), [q.data(), k.data(), v.data()]);
-        let [dq, dk, dv] = self.by_ref().core_attn_backward(device, plan_data, qkv, &forward.data, dout.data())?;
-        Ok([Shard::typed(dq, plan.placement())?, Shard::typed(dk, plan.keys())?, Shard::typed(dv, plan.keys())?])
     }
 }
 

@@ -9,7 +9,7 @@ use crate::layout::Layout;
 use crate::ops::rows::Rows;
 use crate::order::{DynPlacement, DynShard, Full, Placement, Shard};
 use crate::strategy::CpStrategy;
-use crate::tensor::{Element, Matrix, Real, Storage};
+use crate::tensor::{Element, Host, Matrix, Real};
 
 /// A gradient of whole sequences that every rank holds in full: of a loss that all ranks computed alike.
 #[derive(Debug)]
@@ -31,12 +31,7 @@ pub trait FullGradient<L: Layout, T: Real, D: Rows> {
     ///
     /// # Errors
     /// Failures of other ranks.
-    fn to_shard(
-        &self,
-        handler: HandlerRef<'_, D::Storage>,
-        device: &D,
-        placement: &Arc<DynPlacement>,
-    ) -> Result<DynShard<T, D::Storage>>;
+    fn to_shard(&self, handler: HandlerRef<'_, D>, placement: &Arc<DynPlacement>) -> Result<DynShard<T, D::Storage>>;
 }
 
 impl<L: Layout, T: Real, D: Rows> FullGradient<L, T, D> for Replicated<&Full<L, T, D::Storage>> {
@@ -44,13 +39,8 @@ impl<L: Layout, T: Real, D: Rows> FullGradient<L, T, D> for Replicated<&Full<L, 
         self.0
     }
 
-    fn to_shard(
-        &self,
-        handler: HandlerRef<'_, D::Storage>,
-        device: &D,
-        placement: &Arc<DynPlacement>,
-    ) -> Result<DynShard<T, D::Storage>> {
-        handler.dispatch(device, placement, self.0.matrix())
+    fn to_shard(&self, handler: HandlerRef<'_, D>, placement: &Arc<DynPlacement>) -> Result<DynShard<T, D::Storage>> {
+        handler.dispatch(placement, self.0.matrix())
     }
 }
 
@@ -59,22 +49,31 @@ impl<L: Layout, T: Real, D: Rows> FullGradient<L, T, D> for Partial<&Full<L, T, 
         self.0
     }
 
-    fn to_shard(
-        &self,
-        handler: HandlerRef<'_, D::Storage>,
-        device: &D,
-        placement: &Arc<DynPlacement>,
-    ) -> Result<DynShard<T, D::Storage>> {
-        handler.summed(device, placement, self.0.matrix())
+    fn to_shard(&self, handler: HandlerRef<'_, D>, placement: &Arc<DynPlacement>) -> Result<DynShard<T, D::Storage>> {
+        handler.summed(placement, self.0.matrix())
     }
 }
 
-impl<S: Storage> HandlerRef<'_, S> {
+impl<D: Rows> HandlerRef<'_, D> {
+    /// [`CpHandler::dispatch`]: this rank's rows of whole sequences, which come in the order of the layout.
+    ///
+    /// # Errors
+    /// If the placement is not this handler's; [`LayoutError::Rows`] for another number of rows than the batch has
+    /// tokens.
+    pub fn dispatch<T: Element>(
+        self,
+        placement: &Arc<DynPlacement>,
+        full: &Matrix<T, D::Storage>,
+    ) -> Result<DynShard<T, D::Storage>> {
+        self.core.cut(self.device, placement, full)
+    }
+
     /// [`CpHandler::combine`]: the rows of whole sequences, in the order of the layout.
     ///
     /// # Errors
     /// If the placement is not this handler's, or ranks combine or attended other things; failures of other ranks.
-    pub fn combine<T: Element, D: Rows<Storage = S>>(self, device: &D, shard: &DynShard<T, S>) -> Result<Matrix<T, S>> {
+    pub fn combine<T: Element>(self, shard: &DynShard<T, D::Storage>) -> Result<Matrix<T, D::Storage>> {
+        let device = self.device;
         let (placement, cols) = (shard.placement(), shard.matrix().cols());
         self.core.expect_own(placement)?;
         let counts: Vec<usize> = (0..self.ranks()).map(|rank| placement.rows_of(rank) * cols).collect();
@@ -93,12 +92,12 @@ impl<S: Storage> HandlerRef<'_, S> {
     /// # Errors
     /// If the placement is not this handler's, `full` has not its rows, or ranks sum or attended other things; failures of
     /// other ranks.
-    pub fn summed<T: Real, D: Rows<Storage = S>>(
+    pub fn summed<T: Real>(
         self,
-        device: &D,
         placement: &Arc<DynPlacement>,
-        full: &Matrix<T, S>,
-    ) -> Result<DynShard<T, S>> {
+        full: &Matrix<T, D::Storage>,
+    ) -> Result<DynShard<T, D::Storage>> {
+        let device = self.device;
         self.core.expect_own(placement)?;
         let (expected, found) = (placement.batch().tokens(), full.rows());
         if expected != found {
@@ -151,87 +150,73 @@ impl<L: Layout> Default for WholeBatch<L> {
     }
 }
 
-impl<H: CpStrategy, L: Layout, C> CpHandler<H, L, C> {
+impl<H: CpStrategy, L: Layout, D: Rows, C: Communicator<D::Storage>> CpHandler<H, L, D, C> {
     /// This rank's rows of whole sequences that every rank has: a copy, without communication.
     ///
     /// # Errors
     /// If `full` is of another batch than the placement.
-    pub fn dispatch<T: Element, D: Rows>(
+    pub fn dispatch<T: Element>(
         &self,
-        device: &D,
         placement: &Arc<Placement<H::Order, L>>,
         full: &Full<L, T, D::Storage>,
     ) -> Result<Shard<H::Order, L, T, D::Storage>> {
         super::expect_batch(placement, &**full.batch())?;
-        Shard::typed(self.core.dispatch(device, placement.data(), full.matrix())?, placement)
+        Shard::typed(self.by_ref().dispatch(placement.data(), full.matrix())?, placement)
     }
 
     /// The whole sequences from every rank's shard, on every rank. Rows are gathered, not summed: all bits survive.
     ///
     /// # Errors
     /// If the shard is not of this handler's ranks, or ranks combine or attended other things; failures of other ranks.
-    pub fn combine<T: Element, D: Rows>(
-        &self,
-        device: &D,
-        shard: &Shard<H::Order, L, T, D::Storage>,
-    ) -> Result<Full<L, T, D::Storage>>
-    where
-        C: Communicator<D::Storage>,
-    {
-        Full::new(self.by_ref().combine(device, shard.data())?, shard.placement().batch().clone())
+    pub fn combine<T: Element>(&self, shard: &Shard<H::Order, L, T, D::Storage>) -> Result<Full<L, T, D::Storage>> {
+        Full::new(self.by_ref().combine(shard.data())?, shard.placement().batch().clone())
     }
 
     /// The adjoint of [`CpHandler::dispatch`]: the gradient of whole sequences that every rank holds, from the
     /// gradients of all shards.
-    pub fn dispatch_adjoint<T: Element, D: Rows>(
+    pub fn dispatch_adjoint<T: Element>(
         &self,
-        device: &D,
         gradient: &Shard<H::Order, L, T, D::Storage>,
-    ) -> Result<Replicated<Full<L, T, D::Storage>>>
-    where
-        C: Communicator<D::Storage>,
-    {
-        self.combine(device, gradient).map(Replicated)
+    ) -> Result<Replicated<Full<L, T, D::Storage>>> {
+        self.combine(gradient).map(Replicated)
     }
 
     /// The adjoint of [`CpHandler::combine`]: the gradient of this rank's shard. A [`Replicated`] gradient is cut, a
     /// [`Partial`] one is summed over ranks, in rank order.
-    pub fn combine_adjoint<T: Real, D: Rows>(
+    pub fn combine_adjoint<T: Real>(
         &self,
-        device: &D,
         placement: &Arc<Placement<H::Order, L>>,
         gradient: impl FullGradient<L, T, D>,
-    ) -> Result<Shard<H::Order, L, T, D::Storage>>
-    where
-        C: Communicator<D::Storage>,
-    {
+    ) -> Result<Shard<H::Order, L, T, D::Storage>> {
         super::expect_batch(placement, &**gradient.full().batch())?;
-        Shard::typed(gradient.to_shard(self.by_ref(), device, placement.data())?, placement)
+        Shard::typed(gradient.to_shard(self.by_ref(), placement.data())?, placement)
     }
 
     /// This rank's rows of every field of a batch; of an attention mask, its query rows.
-    pub fn get_batch_on_this_cp_rank<D: Rows<Storage = crate::tensor::Host>>(
+    #[doc(alias = "get_thd_batch_on_this_cp_rank")]
+    pub fn get_batch_on_this_cp_rank(
         &self,
-        device: &D,
         placement: &Arc<Placement<H::Order, L>>,
         batch: &WholeBatch<L>,
-    ) -> Result<LocalBatch<H, L>> {
+    ) -> Result<LocalBatch<H, L>>
+    where
+        D: Rows<Storage = Host>,
+    {
         Ok(LocalBatch {
-            tokens: self.cut(device, placement, &batch.tokens)?,
-            labels: self.cut(device, placement, &batch.labels)?,
-            loss_mask: self.cut(device, placement, &batch.loss_mask)?,
-            position_ids: self.cut(device, placement, &batch.position_ids)?,
-            attention_mask: self.cut(device, placement, &batch.attention_mask)?,
+            tokens: self.cut(placement, &batch.tokens)?,
+            labels: self.cut(placement, &batch.labels)?,
+            loss_mask: self.cut(placement, &batch.loss_mask)?,
+            position_ids: self.cut(placement, &batch.position_ids)?,
+            attention_mask: self.cut(placement, &batch.attention_mask)?,
         })
     }
 
     #[allow(clippy::type_complexity)]
-    fn cut<T: Element, D: Rows>(
+    fn cut<T: Element>(
         &self,
-        device: &D,
         placement: &Arc<Placement<H::Order, L>>,
         field: &Option<Full<L, T, D::Storage>>,
     ) -> Result<Option<Shard<H::Order, L, T, D::Storage>>> {
-        field.as_ref().map(|full| self.dispatch(device, placement, full)).transpose()
+        field.as_ref().map(|full| self.dispatch(placement, full)).transpose()
     }
 }

@@ -1,4 +1,4 @@
-//! A handler without its types: what model, learner and program are compiled for, once per device.
+//! A handler without its types: what model and learner are compiled for, once per device.
 
 use std::ops::Deref;
 use std::sync::Arc;
@@ -15,27 +15,34 @@ use crate::ops::attention::AttentionShape;
 use crate::order::DynShard;
 use crate::plan::Wire;
 use crate::strategy::DynStrategy;
-use crate::tensor::{Buffer, Device, Host, Real, Storage};
+use crate::tensor::{Buffer, Device, Real};
 
 /// A shard of `D`'s storage type.
 pub type DynElemShard<D> = DynShard<<D as Device>::Elem, <D as Device>::Storage>;
 
-/// A [`CpHandler`](crate::handler::CpHandler) whose strategy and layout are chosen at run time.
+/// A [`CpHandler`](crate::handler::CpHandler) whose strategy and layout are values: it owns what a [`HandlerRef`]
+/// borrows.
 ///
 /// What the types of `CpHandler` refuse when a program is compiled is refused here when it runs, or, where an order of
 /// a foreign shard would have shown, by the comparison of placements.
-pub struct DynHandler<S: Storage = Host> {
+pub struct UntypedHandler<D: Device> {
     core: HandlerCore,
-    comm: Box<dyn Communicator<S>>,
+    device: D,
+    comm: Box<dyn Communicator<D::Storage>>,
 }
 
-impl<S: Storage> DynHandler<S> {
-    /// A handler for this rank of `comm`.
+impl<D: Device> UntypedHandler<D> {
+    /// A handler for this rank of `comm`, which computes on `device`.
     ///
     /// # Errors
     /// Those of [`CpHandler::new`](crate::handler::CpHandler::new).
-    pub fn new(strategy: Arc<dyn DynStrategy>, layout: LayoutKind, comm: Box<dyn Communicator<S>>) -> Result<Self> {
-        Ok(DynHandler { core: HandlerCore::new(strategy, layout, comm.rank(), comm.size())?, comm })
+    pub fn new(
+        strategy: Arc<dyn DynStrategy>,
+        layout: LayoutKind,
+        device: D,
+        comm: Box<dyn Communicator<D::Storage>>,
+    ) -> Result<Self> {
+        Ok(UntypedHandler { core: HandlerCore::new(strategy, layout, comm.rank(), comm.size())?, device, comm })
     }
 
     /// [`CpHandler::with_gradient_wire`](crate::handler::CpHandler::with_gradient_wire).
@@ -45,17 +52,22 @@ impl<S: Storage> DynHandler<S> {
     }
 
     /// The handler as every operation takes it.
-    pub fn by_ref(&self) -> HandlerRef<'_, S> {
-        HandlerRef { core: &self.core, comm: &*self.comm }
+    pub fn by_ref(&self) -> HandlerRef<'_, D> {
+        HandlerRef { core: &self.core, device: &self.device, comm: &*self.comm }
+    }
+
+    /// The device.
+    pub fn device(&self) -> &D {
+        &self.device
     }
 
     /// The communicator.
-    pub fn comm(&self) -> &dyn Communicator<S> {
+    pub fn comm(&self) -> &dyn Communicator<D::Storage> {
         &*self.comm
     }
 }
 
-impl<S: Storage> Deref for DynHandler<S> {
+impl<D: Device> Deref for UntypedHandler<D> {
     type Target = HandlerCore;
 
     fn deref(&self) -> &HandlerCore {
@@ -63,21 +75,22 @@ impl<S: Storage> Deref for DynHandler<S> {
     }
 }
 
-/// A handler of any types, and its communicator. Dereferences to what needs no communication.
-pub struct HandlerRef<'a, S> {
+/// A handler of any types, with its device and its communicator. Dereferences to what needs neither.
+pub struct HandlerRef<'a, D: Device> {
     pub(super) core: &'a HandlerCore,
-    pub(super) comm: &'a dyn Communicator<S>,
+    pub(super) device: &'a D,
+    pub(super) comm: &'a dyn Communicator<D::Storage>,
 }
 
-impl<S> Clone for HandlerRef<'_, S> {
+impl<D: Device> Clone for HandlerRef<'_, D> {
     fn clone(&self) -> Self {
         *self
     }
 }
 
-impl<S> Copy for HandlerRef<'_, S> {}
+impl<D: Device> Copy for HandlerRef<'_, D> {}
 
-impl<S> Deref for HandlerRef<'_, S> {
+impl<D: Device> Deref for HandlerRef<'_, D> {
     type Target = HandlerCore;
 
     fn deref(&self) -> &HandlerCore {
@@ -85,10 +98,20 @@ impl<S> Deref for HandlerRef<'_, S> {
     }
 }
 
-impl<'a, S: Storage> HandlerRef<'a, S> {
+impl<'a, D: Device> HandlerRef<'a, D> {
+    /// The device.
+    pub fn device(self) -> &'a D {
+        self.device
+    }
+
     /// The communicator.
-    pub fn comm(self) -> &'a dyn Communicator<S> {
+    pub fn comm(self) -> &'a dyn Communicator<D::Storage> {
         self.comm
+    }
+
+    /// The same handler on another device whose memory is of the same kind, such as one of another storage type.
+    pub fn on<E: Device<Storage = D::Storage>>(self, device: &'a E) -> HandlerRef<'a, E> {
+        HandlerRef { core: self.core, device, comm: self.comm }
     }
 
     /// The sums of some numbers over ranks, in rank order, in one operation.
@@ -96,57 +119,63 @@ impl<'a, S: Storage> HandlerRef<'a, S> {
     /// # Errors
     /// [`CommError::Disagree`](crate::error::CommError::Disagree) if ranks attended under other plans before, and
     /// failures of other ranks.
-    pub fn sum<D: Device<Storage = S>>(self, device: &D, values: &[f64]) -> Result<Vec<f64>> {
-        let mut sums = device.upload(values);
+    pub fn sum(self, values: &[f64]) -> Result<Vec<f64>> {
+        let mut sums = self.device.upload(values);
         self.all_reduce("sum", &mut sums)?;
-        Ok(device.download(&sums))
+        Ok(self.device.download(&sums))
     }
 
     /// Replaces `values` by their sum over ranks, in rank order.
     ///
     /// # Errors
     /// Those of [`HandlerRef::sum`].
-    pub(crate) fn all_reduce<T: Real>(self, name: &'static str, values: &mut Buffer<T, S>) -> Result<()> {
+    pub(crate) fn all_reduce<T: Real>(self, name: &'static str, values: &mut Buffer<T, D::Storage>) -> Result<()> {
         reduce(self.comm, Operation::under(name, self.core.digest(())), values)
     }
 
-    /// [`CpHandler::core_attn`](crate::handler::CpHandler::core_attn).
+    /// [`CpHandler::attend`](crate::handler::CpHandler::attend) with operands that are borrowed: the backward call takes
+    /// them again.
     ///
     /// # Errors
-    /// Those of `CpHandler::core_attn`.
-    pub fn core_attn<D: Ops<Storage = S>>(
+    /// Those of `CpHandler::attend`.
+    pub fn core_attn(
         self,
-        device: &D,
         kernel: &'static dyn DynKernel<D>,
         plan: &RankPlan,
         shape: &AttentionShape,
         qkv: [&DynElemShard<D>; 3],
-    ) -> Result<(DynElemShard<D>, DynCoreAttention<D>)> {
+    ) -> Result<(DynElemShard<D>, DynCoreAttention<D>)>
+    where
+        D: Ops,
+    {
         let qkv = self.core.operands::<D>(plan, shape, qkv)?;
-        let (out, saved) = attention::forward(device, self.comm, kernel, plan, shape, qkv)?;
+        let (out, saved) = attention::forward(self.device, self.comm, kernel, plan, shape, qkv)?;
         self.core.attends(plan);
         let out = DynShard::new(out, plan.placement().clone())?;
         Ok((out, DynCoreAttention { shape: *shape, plan: plan.hash(), saved }))
     }
 
-    /// [`CpHandler::core_attn_backward`](crate::handler::CpHandler::core_attn_backward).
+    /// Gradients of queries, keys and values, from that of the output; operands and plan as in the forward call.
     ///
     /// # Errors
-    /// Those of `CpHandler::core_attn_backward`.
-    pub fn core_attn_backward<D: Ops<Storage = S>>(
+    /// Another plan than the forward pass had, and those of
+    /// [`Attended::backward`](crate::handler::Attended::backward).
+    pub fn core_attn_backward(
         self,
-        device: &D,
         plan: &RankPlan,
         qkv: [&DynElemShard<D>; 3],
         forward: &DynCoreAttention<D>,
         dout: &DynElemShard<D>,
-    ) -> Result<[DynElemShard<D>; 3]> {
+    ) -> Result<[DynElemShard<D>; 3]>
+    where
+        D: Ops,
+    {
         let shape = &forward.shape;
         expect_plan(forward.plan, plan)?;
         let qkv = self.core.operands::<D>(plan, shape, qkv)?;
         plan.placement().expect_same("the plan", dout.placement(), "the output gradient")?;
         expect_features("the output gradient", shape.out_width(), dout.matrix().cols())?;
-        let gradients = attention::backward(device, self.comm, plan, shape, qkv, &forward.saved, dout.matrix())?;
+        let gradients = attention::backward(self.device, self.comm, plan, shape, qkv, &forward.saved, dout.matrix())?;
         let [dq, dk, dv] = gradients;
         let dq = DynShard::new(dq, plan.placement().clone());
         let [dk, dv] = [dk, dv].map(|gradient| DynShard::new(gradient, plan.keys().clone()));

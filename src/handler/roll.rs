@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use crate::comm::{Communicator, Message, Operation, Parcel, Receive, open};
-use crate::error::Result;
+use crate::error::{Result, SupportError};
 use crate::handler::core::MadeOf;
 use crate::handler::{CpHandler, HandlerRef};
 use crate::layout::Layout;
@@ -74,14 +74,13 @@ impl<'a, T: Element, S: Storage> DynRoll<'a, T, S> {
         DynRoll { shard, fill, rolled: None }
     }
 
-    /// The rolled shard; the shard itself if it was never rolled by a handler.
+    /// The rolled shard.
     ///
     /// # Errors
-    /// Never, if it was rolled by a handler.
-    pub fn finish<D: MoveRows<Storage = S>>(self, device: &D) -> Result<DynShard<T, S>> {
-        let source = self.shard.matrix();
-        let copy = || Matrix::new(device.duplicate(source.buffer()), source.rows(), source.cols());
-        DynShard::new(self.rolled.unwrap_or_else(copy), self.shard.placement().clone())
+    /// [`SupportError::Numbers`] if no handler has rolled it.
+    pub fn finish(self) -> Result<DynShard<T, S>> {
+        let missing = || SupportError::Numbers("no handler has rolled this tensor: pass it to roll_all first".into());
+        DynShard::new(self.rolled.ok_or_else(missing)?, self.shard.placement().clone())
     }
 }
 
@@ -120,14 +119,13 @@ impl<T: Element, D: MoveRows> DynRollable<D> for DynRoll<'_, T, D::Storage> {
     }
 }
 
-impl<S: Storage> HandlerRef<'_, S> {
+impl<D: MoveRows> HandlerRef<'_, D> {
     /// [`CpHandler::roll_all`].
     ///
     /// # Errors
     /// Those of `CpHandler::roll_all`.
-    pub fn roll_all<D: MoveRows<Storage = S>>(
+    pub fn roll_all(
         self,
-        device: &D,
         placement: &DynPlacement,
         offset: i64,
         tensors: &mut [&mut dyn DynRollable<D>],
@@ -135,7 +133,7 @@ impl<S: Storage> HandlerRef<'_, S> {
         for tensor in tensors.iter() {
             placement.expect_same("the roll", tensor.placement(), "a tensor")?;
         }
-        run(self, device, (placement.hash(), offset, false), &*self.moves(placement, offset)?, tensors)
+        run(self, (placement.hash(), offset, false), &*self.moves(placement, offset)?, tensors)
     }
 
     /// [`CpHandler::roll`].
@@ -143,16 +141,15 @@ impl<S: Storage> HandlerRef<'_, S> {
     /// # Errors
     /// If the shard is not of this handler's ranks, or ranks roll otherwise or attended other things; failures of other
     /// ranks.
-    pub fn roll<T: Element, D: MoveRows<Storage = S>>(
+    pub fn roll<T: Element>(
         self,
-        device: &D,
-        shard: &DynShard<T, S>,
+        shard: &DynShard<T, D::Storage>,
         offset: i64,
         fill: T,
-    ) -> Result<DynShard<T, S>> {
+    ) -> Result<DynShard<T, D::Storage>> {
         let mut roll = DynRoll::new(shard, fill);
-        self.roll_all(device, shard.placement(), offset, &mut [&mut roll])?;
-        roll.finish(device)
+        self.roll_all(shard.placement(), offset, &mut [&mut roll])?;
+        roll.finish()
     }
 
     /// [`CpHandler::roll_adjoint`].
@@ -160,16 +157,15 @@ impl<S: Storage> HandlerRef<'_, S> {
     /// # Errors
     /// If the shard is not of this handler's ranks, or ranks roll otherwise or attended other things; failures of other
     /// ranks.
-    pub fn roll_adjoint<T: Element, D: MoveRows<Storage = S>>(
+    pub fn roll_adjoint<T: Element>(
         self,
-        device: &D,
-        gradient: &DynShard<T, S>,
+        gradient: &DynShard<T, D::Storage>,
         offset: i64,
-    ) -> Result<DynShard<T, S>> {
+    ) -> Result<DynShard<T, D::Storage>> {
         let moves = self.moves(gradient.placement(), offset)?.reversed();
         let mut roll = DynRoll::new(gradient, T::zeroed());
-        run(self, device, (gradient.placement().hash(), offset, true), &moves, &mut [&mut roll])?;
-        roll.finish(device)
+        run(self, (gradient.placement().hash(), offset, true), &moves, &mut [&mut roll])?;
+        roll.finish()
     }
 
     fn moves(self, placement: &DynPlacement, offset: i64) -> Result<Arc<Moves>> {
@@ -179,12 +175,12 @@ impl<S: Storage> HandlerRef<'_, S> {
 
 /// One exchange: of a placement by its hash, so many tokens, and whether they go back.
 fn run<D: MoveRows>(
-    handler: HandlerRef<'_, D::Storage>,
-    device: &D,
+    handler: HandlerRef<'_, D>,
     of: (u64, i64, bool),
     moves: &Moves,
     tensors: &mut [&mut dyn DynRollable<D>],
 ) -> Result<()> {
+    let device = handler.device;
     let (mut sends, mut receives) = (Vec::new(), Vec::new());
     for tensor in tensors.iter() {
         for (to, rows) in &moves.send {
@@ -226,12 +222,12 @@ impl<'a, O: TokenOrder, L: Layout, T: Element, S: Storage> Roll<'a, O, L, T, S> 
         Roll { data: DynRoll::new(shard.data(), fill), placement: shard.placement() }
     }
 
-    /// The rolled shard; the shard itself if it was never rolled by a handler.
+    /// The rolled shard.
     ///
     /// # Errors
-    /// Never, if it was rolled by a handler.
-    pub fn finish<D: MoveRows<Storage = S>>(self, device: &D) -> Result<Shard<O, L, T, S>> {
-        Shard::typed(self.data.finish(device)?, self.placement)
+    /// [`SupportError::Numbers`] if no handler has rolled it.
+    pub fn finish(self) -> Result<Shard<O, L, T, S>> {
+        Shard::typed(self.data.finish()?, self.placement)
     }
 }
 
@@ -241,22 +237,18 @@ impl<O: TokenOrder, L: Layout, T: Element, D: MoveRows> Rollable<O, L, D> for Ro
     }
 }
 
-impl<H: CpStrategy, L: Layout, C> CpHandler<H, L, C> {
+impl<H: CpStrategy, L: Layout, D: MoveRows, C: Communicator<D::Storage>> CpHandler<H, L, D, C> {
     /// The shard of `y` with `y[p] = x[p + offset]` within each document's valid tokens, `fill` elsewhere.
     ///
     /// An offset of 1 is Megatron's `roll_tensor` with `shifts=-1`: each token's row holds its successor.
     #[doc(alias = "roll_tensor")]
-    pub fn roll<T: Element, D: MoveRows>(
+    pub fn roll<T: Element>(
         &self,
-        device: &D,
         shard: &Shard<H::Order, L, T, D::Storage>,
         offset: i64,
         fill: T,
-    ) -> Result<Shard<H::Order, L, T, D::Storage>>
-    where
-        C: Communicator<D::Storage>,
-    {
-        Shard::typed(self.by_ref().roll(device, shard.data(), offset, fill)?, shard.placement())
+    ) -> Result<Shard<H::Order, L, T, D::Storage>> {
+        Shard::typed(self.by_ref().roll(shard.data(), offset, fill)?, shard.placement())
     }
 
     /// Rolls several tensors of one placement in one exchange.
@@ -264,31 +256,23 @@ impl<H: CpStrategy, L: Layout, C> CpHandler<H, L, C> {
     /// # Errors
     /// [`PlacementError::Mismatch`](crate::error::PlacementError::Mismatch) where a tensor is placed otherwise, and
     /// failures of other ranks.
-    pub fn roll_all<D: MoveRows>(
+    pub fn roll_all(
         &self,
-        device: &D,
         placement: &Arc<Placement<H::Order, L>>,
         offset: i64,
         tensors: &mut [&mut dyn Rollable<H::Order, L, D>],
-    ) -> Result<()>
-    where
-        C: Communicator<D::Storage>,
-    {
+    ) -> Result<()> {
         let mut tensors: Vec<&mut dyn DynRollable<D>> = tensors.iter_mut().map(|tensor| tensor.data()).collect();
-        self.by_ref().roll_all(device, placement, offset, &mut tensors)
+        self.by_ref().roll_all(placement, offset, &mut tensors)
     }
 
     /// The adjoint of [`CpHandler::roll`]: every row's gradient goes back to the row that it was rolled from, 0 where
     /// a row was rolled nowhere.
-    pub fn roll_adjoint<T: Element, D: MoveRows>(
+    pub fn roll_adjoint<T: Element>(
         &self,
-        device: &D,
         gradient: &Shard<H::Order, L, T, D::Storage>,
         offset: i64,
-    ) -> Result<Shard<H::Order, L, T, D::Storage>>
-    where
-        C: Communicator<D::Storage>,
-    {
-        Shard::typed(self.by_ref().roll_adjoint(device, gradient.data(), offset)?, gradient.placement())
+    ) -> Result<Shard<H::Order, L, T, D::Storage>> {
+        Shard::typed(self.by_ref().roll_adjoint(gradient.data(), offset)?, gradient.placement())
     }
 }

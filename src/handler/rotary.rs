@@ -4,9 +4,10 @@ use std::marker::PhantomData;
 use std::ops::Deref;
 use std::sync::Arc;
 
+use crate::comm::Communicator;
 use crate::error::{LayoutError, Result};
 use crate::handler::core::{MadeOf, expect_features};
-use crate::handler::{CpHandler, DynElemShard, ElemShard, HandlerCore};
+use crate::handler::{CpHandler, DynElemShard, ElemShard, HandlerRef};
 use crate::layout::{Batch, Layout};
 use crate::ops;
 use crate::order::{DynPlacement, Placement, Shard};
@@ -15,7 +16,9 @@ use crate::strategy::CpStrategy;
 use crate::tensor::{AccMatrix, Device, Matrix};
 
 /// Cosines and sines for the rows of one placement, whatever its order and layout.
+#[derive(Clone, Debug)]
 pub struct RotaryTable<D: Device> {
+    device: D,
     placement: Arc<DynPlacement>,
     cos: AccMatrix<D>,
     sin: AccMatrix<D>,
@@ -26,7 +29,7 @@ impl<D: Device> RotaryTable<D> {
     fn new(device: &D, placement: &Arc<DynPlacement>, table: &RopeTable<D::Acc>, interleaved: bool) -> Self {
         let matrix = |values: &[D::Acc]| Matrix::new(device.upload(values), placement.rows(), table.pairs);
         let (cos, sin) = (matrix(&table.cos), matrix(&table.sin));
-        RotaryTable { placement: placement.clone(), cos, sin, interleaved }
+        RotaryTable { device: device.clone(), placement: placement.clone(), cos, sin, interleaved }
     }
 
     /// Cosines, `[rows, pairs]`.
@@ -39,11 +42,29 @@ impl<D: Device> RotaryTable<D> {
         &self.sin
     }
 
-    /// Rotates the heads of queries or keys in place; `inverse` gives the gradient.
+    /// Rotates the heads of queries or keys in place.
     ///
     /// # Errors
     /// If `x` is of another placement, or a head is smaller than what is rotated.
-    pub fn rotate(&self, device: &D, x: &mut DynElemShard<D>, heads: usize, inverse: bool) -> Result<()>
+    pub fn rotate(&self, x: &mut DynElemShard<D>, heads: usize) -> Result<()>
+    where
+        D: ops::rotary::Rotary,
+    {
+        self.turn(x, heads, false)
+    }
+
+    /// The gradient of [`RotaryTable::rotate`], in place.
+    ///
+    /// # Errors
+    /// Those of `rotate`.
+    pub fn rotate_backward(&self, dx: &mut DynElemShard<D>, heads: usize) -> Result<()>
+    where
+        D: ops::rotary::Rotary,
+    {
+        self.turn(dx, heads, true)
+    }
+
+    fn turn(&self, x: &mut DynElemShard<D>, heads: usize, inverse: bool) -> Result<()>
     where
         D: ops::rotary::Rotary,
     {
@@ -54,24 +75,20 @@ impl<D: Device> RotaryTable<D> {
                 LayoutError::Features { what: "the rotated tensor", expected: heads * rotated, found: cols }.into()
             );
         }
-        device.rotate(x.matrix_mut(), heads, &self.cos, &self.sin, self.interleaved, inverse);
+        self.device.rotate(x.matrix_mut(), heads, &self.cos, &self.sin, self.interleaved, inverse);
         Ok(())
     }
 }
 
-impl HandlerCore {
+impl<D: Device> HandlerRef<'_, D> {
     /// [`CpHandler::get_emb_on_this_cp_rank`].
     ///
     /// # Errors
     /// If the placement is not this handler's.
-    pub fn rotary<D: Device>(
-        &self,
-        device: &D,
-        rope: &Rope,
-        placement: &Arc<DynPlacement>,
-    ) -> Result<Arc<RotaryTable<D>>> {
+    pub fn rotary(self, rope: &Rope, placement: &Arc<DynPlacement>) -> Result<Arc<RotaryTable<D>>> {
+        let device = self.device;
         let device_of = Arc::as_ptr(device.ledger()) as usize;
-        self.other(placement, MadeOf::Rope(Box::new(rope.clone()), device_of), || {
+        self.core.other(placement, MadeOf::Rope(Box::new(rope.clone()), device_of), || {
             let table = rope.table::<D::Acc>(&placement.positions());
             Ok(RotaryTable::new(device, placement, &table, rope.config().interleaved))
         })
@@ -79,6 +96,7 @@ impl HandlerCore {
 }
 
 /// Cosines and sines for the rows of one placement: a [`RotaryTable`] that knows its strategy and layout.
+#[derive(Clone, Debug)]
 pub struct Rotary<H: CpStrategy, L: Layout, D: Device> {
     table: Arc<RotaryTable<D>>,
     types: PhantomData<(H, L)>,
@@ -99,7 +117,7 @@ impl<H: CpStrategy, L: Layout, D: Device> Deref for Rotary<H, L, D> {
     }
 }
 
-impl<H: CpStrategy, L: Layout, C> CpHandler<H, L, C> {
+impl<H: CpStrategy, L: Layout, D: Device, C: Communicator<D::Storage>> CpHandler<H, L, D, C> {
     /// Positions that a rotary table for this batch must cover: the longest stored length, whatever the ranks.
     #[doc(alias = "get_rotary_seq_len")]
     pub fn rotary_seq_len(&self, batch: &L::Batch) -> usize {
@@ -110,28 +128,22 @@ impl<H: CpStrategy, L: Layout, C> CpHandler<H, L, C> {
     ///
     /// # Errors
     /// If the placement is not this handler's.
-    pub fn get_emb_on_this_cp_rank<D: Device>(
+    pub fn get_emb_on_this_cp_rank(
         &self,
-        device: &D,
         rope: &Rope,
         placement: &Arc<Placement<H::Order, L>>,
     ) -> Result<Rotary<H, L, D>> {
-        Ok(Rotary { table: self.core.rotary(device, rope, placement.data())?, types: PhantomData })
+        Ok(Rotary { table: self.by_ref().rotary(rope, placement.data())?, types: PhantomData })
     }
 
     /// The same for M-RoPE: `ids [rows, 3]` holds the time, height and width id of each of this rank's rows.
     ///
     /// # Errors
     /// If the embedding has no sections, or there are not 3 ids a row.
-    pub fn get_emb_from_ids<D: Device>(
-        &self,
-        device: &D,
-        rope: &Rope,
-        ids: &Shard<H::Order, L, i64>,
-    ) -> Result<Rotary<H, L, D>> {
+    pub fn get_emb_from_ids(&self, rope: &Rope, ids: &Shard<H::Order, L, i64>) -> Result<Rotary<H, L, D>> {
         expect_features("the M-RoPE ids", 3, ids.matrix().cols())?;
         let table = rope.table_from_ids::<D::Acc>(ids.matrix())?;
-        let table = RotaryTable::new(device, ids.placement().data(), &table, rope.config().interleaved);
+        let table = RotaryTable::new(&self.device, ids.placement().data(), &table, rope.config().interleaved);
         Ok(Rotary { table: Arc::new(table), types: PhantomData })
     }
 
@@ -139,27 +151,26 @@ impl<H: CpStrategy, L: Layout, C> CpHandler<H, L, C> {
     ///
     /// # Errors
     /// If `x` is of another placement, or a head is smaller than what is rotated.
-    pub fn apply_rotary_pos_emb<D: ops::rotary::Rotary>(
-        &self,
-        device: &D,
-        rotary: &Rotary<H, L, D>,
-        x: &mut ElemShard<H, L, D>,
-        heads: usize,
-    ) -> Result<()> {
-        rotary.rotate(device, x.data_mut(), heads, false)
+    pub fn apply_rotary_pos_emb(&self, rotary: &Rotary<H, L, D>, x: &mut ElemShard<H, L, D>, heads: usize) -> Result<()>
+    where
+        D: ops::rotary::Rotary,
+    {
+        rotary.rotate(x.data_mut(), heads)
     }
 
     /// The gradient of [`CpHandler::apply_rotary_pos_emb`], in place.
     ///
     /// # Errors
     /// Those of `apply_rotary_pos_emb`.
-    pub fn apply_rotary_pos_emb_backward<D: ops::rotary::Rotary>(
+    pub fn apply_rotary_pos_emb_backward(
         &self,
-        device: &D,
         rotary: &Rotary<H, L, D>,
         dx: &mut ElemShard<H, L, D>,
         heads: usize,
-    ) -> Result<()> {
-        rotary.rotate(device, dx.data_mut(), heads, true)
+    ) -> Result<()>
+    where
+        D: ops::rotary::Rotary,
+    {
+        rotary.rotate_backward(dx.data_mut(), heads)
     }
 }

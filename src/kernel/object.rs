@@ -3,6 +3,7 @@
 use std::any::Any;
 use std::fmt;
 use std::marker::PhantomData;
+use std::sync::Arc;
 
 use crate::error::{PlanError, Result};
 use crate::kernel::{Flash, Kernel, TileOperands, Unfused};
@@ -10,8 +11,8 @@ use crate::ops::Ops;
 use crate::ops::attention::AttentionShape;
 use crate::tensor::{AccMatrix, Device, ElemMatrix};
 
-/// What a kernel keeps of a tile for the backward pass: [`Kernel::Saved`].
-pub type Saved = Box<dyn Any + Send>;
+/// What a kernel keeps of a tile for the backward pass: [`Kernel::Saved`], shared between copies.
+pub type Saved = Arc<dyn Any + Send + Sync>;
 
 /// Operands of a tile's backward pass besides the tile itself, and where it adds.
 pub struct TileGradients<'a, D: Device> {
@@ -118,7 +119,7 @@ impl<K: Kernel, D: Ops> DynKernel<D> for Object<K> {
         let saved = K::forward(device, tile, out, lse);
         match K::nothing_saved::<D>() {
             Some(_) => None,
-            None => Some(Box::new(saved)),
+            None => Some(Arc::new(saved)),
         }
     }
 

@@ -47,12 +47,22 @@ pub fn causal_blockwise(documents: &[Range<usize>]) -> Mask {
     Mask::Slices(documents.iter().enumerate().map(slice).collect())
 }
 
-/// Each block of `block` tokens of a document sees itself and all blocks of the document before it. If `last_global`, the
-/// last block of all sees everything before it. Documents are in order and touch.
+/// What the last block of all sees under [`block_causal`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum LastBlock {
+    /// Itself and the blocks of its document before it, as every block.
+    #[default]
+    AsOthers,
+    /// Itself and everything before it.
+    SeesAll,
+}
+
+/// Each block of `block` tokens of a document sees itself and all blocks of the document before it. Documents are in
+/// order and touch.
 ///
 /// # Errors
 /// [`MaskError::EmptyBlock`] for a `block` of 0.
-pub fn block_causal(documents: &[Range<usize>], block: usize, last_global: bool) -> Result<Mask, MaskError> {
+pub fn block_causal(documents: &[Range<usize>], block: usize, last: LastBlock) -> Result<Mask, MaskError> {
     if block == 0 {
         return Err(MaskError::EmptyBlock);
     }
@@ -63,8 +73,8 @@ pub fn block_causal(documents: &[Range<usize>], block: usize, last_global: bool)
             slices.push(full(&(start..end), document.start..end));
         }
     }
-    if let (true, Some(last), Some(first)) = (last_global, slices.last_mut(), documents.first()) {
-        last.k.start = first.start;
+    if let (LastBlock::SeesAll, Some(slice), Some(first)) = (last, slices.last_mut(), documents.first()) {
+        slice.k.start = first.start;
     }
     Ok(Mask::Slices(slices))
 }
@@ -157,7 +167,7 @@ mod tests {
 
     #[test]
     fn blocks_of_nothing_and_parents_after_their_nodes_are_refused() {
-        assert_eq!(block_causal(&ranges(&[0, 4]), 0, false), Err(MaskError::EmptyBlock));
+        assert_eq!(block_causal(&ranges(&[0, 4]), 0, LastBlock::AsOthers), Err(MaskError::EmptyBlock));
         let node = |tokens, parent| Node { tokens, parent };
         for parent in [1, 2, 9] {
             let nodes = [node(0..2, None), node(2..4, Some(parent)), node(4..5, Some(0))];
@@ -184,13 +194,15 @@ mod tests {
         let documents = ranges(&[0, 5, 6, 14, 20]);
         let same = |q: usize, k: usize| documents.iter().any(|d| d.contains(&q) && d.contains(&k));
         attends("causal blockwise", &causal_blockwise(&documents), 20, |q, k| k <= q && (same(q, k) || q >= 14));
-        for (block, last_global) in [(1, false), (3, false), (3, true), (50, true)] {
+        for (block, last_block) in
+            [(1, LastBlock::AsOthers), (3, LastBlock::AsOthers), (3, LastBlock::SeesAll), (50, LastBlock::SeesAll)]
+        {
             let block_end = |q: usize| {
                 let document = documents.iter().find(|d| d.contains(&q)).unwrap();
                 (document.start + (q - document.start) / block * block + block).min(document.end)
             };
-            let last = |q: usize| last_global && block_end(q) == 20;
-            attends("block causal", &block_causal(&documents, block, last_global).unwrap(), 20, |q, k| {
+            let last = |q: usize| last_block == LastBlock::SeesAll && block_end(q) == 20;
+            attends("block causal", &block_causal(&documents, block, last_block).unwrap(), 20, |q, k| {
                 k < block_end(q) && (same(q, k) || last(q))
             });
         }

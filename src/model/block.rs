@@ -11,11 +11,13 @@ use crate::order::DynShard;
 use crate::tensor::ElemMatrix;
 
 /// A block's input, and its inside unless that is recomputed.
+#[derive(Clone, Debug)]
 pub(super) struct BlockActivations<D: Ops> {
     x: ElemMatrix<D>,
     inside: Option<BlockInside<D>>,
 }
 
+#[derive(Clone, Debug)]
 struct BlockInside<D: Ops> {
     projected: Projected<D>,
     /// Queries, keys and values, rotated.
@@ -30,7 +32,7 @@ impl<D: Ops> DynModel<D> {
     pub(super) fn block(
         &self,
         ids: &LayerIds,
-        handler: HandlerRef<'_, D::Storage>,
+        handler: HandlerRef<'_, D>,
         plan: &RankPlan,
         rotary: &RotaryTable<D>,
         x: ElemMatrix<D>,
@@ -44,7 +46,7 @@ impl<D: Ops> DynModel<D> {
     pub(super) fn block_backward(
         &self,
         ids: &LayerIds,
-        handler: HandlerRef<'_, D::Storage>,
+        handler: HandlerRef<'_, D>,
         plan: &RankPlan,
         rotary: &RotaryTable<D>,
         BlockActivations { x, inside }: BlockActivations<D>,
@@ -55,13 +57,13 @@ impl<D: Ops> DynModel<D> {
             Some(inside) => inside,
             None => self.inside(ids, handler, plan, rotary, &x)?.1,
         };
-        let (device, layer) = (self.device(), self.layer(ids));
+        let layer = self.layer(ids);
         let dattended = layer.mix_backward(inside.attended.matrix(), &inside.mixed, dx, gradients);
         let dattended = DynShard::new(dattended, plan.placement().clone())?;
         let qkv = inside.qkv.each_ref();
-        let [mut dq, mut dk, dv] = handler.core_attn_backward(device, plan, qkv, &inside.core, &dattended)?;
-        rotary.rotate(device, &mut dq, self.shape.q_heads, true)?;
-        rotary.rotate(device, &mut dk, self.shape.kv_heads, true)?;
+        let [mut dq, mut dk, dv] = handler.core_attn_backward(plan, qkv, &inside.core, &dattended)?;
+        rotary.rotate_backward(&mut dq, self.shape.q_heads)?;
+        rotary.rotate_backward(&mut dk, self.shape.kv_heads)?;
         let dqkv = [dq.into_matrix(), dk.into_matrix(), dv.into_matrix()];
         layer.project_backward(&x, &inside.projected, dqkv, dx, gradients);
         Ok(())
@@ -70,18 +72,18 @@ impl<D: Ops> DynModel<D> {
     fn inside(
         &self,
         ids: &LayerIds,
-        handler: HandlerRef<'_, D::Storage>,
+        handler: HandlerRef<'_, D>,
         plan: &RankPlan,
         rotary: &RotaryTable<D>,
         x: &ElemMatrix<D>,
     ) -> Result<(ElemMatrix<D>, BlockInside<D>)> {
-        let (device, layer) = (self.device(), self.layer(ids));
+        let layer = self.layer(ids);
         let ([q, k, v], projected) = layer.project(x);
         let shard = |matrix| DynShard::new(matrix, plan.placement().clone());
         let (mut q, mut k, v) = (shard(q)?, shard(k)?, shard(v)?);
-        rotary.rotate(device, &mut q, self.shape.q_heads, false)?;
-        rotary.rotate(device, &mut k, self.shape.kv_heads, false)?;
-        let (attended, core) = handler.core_attn(device, self.kernel, plan, &self.shape, [&q, &k, &v])?;
+        rotary.rotate(&mut q, self.shape.q_heads)?;
+        rotary.rotate(&mut k, self.shape.kv_heads)?;
+        let (attended, core) = handler.core_attn(self.kernel, plan, &self.shape, [&q, &k, &v])?;
         let (y, mixed) = layer.mix(x, attended.matrix());
         Ok((y, BlockInside { projected, qkv: [q, k, v], core, attended, mixed }))
     }

@@ -33,6 +33,7 @@ pub struct GptModel<H, L, K = Flash, D: Ops = Cpu<f32>, A = FromConfig> {
 }
 
 /// What one forward pass leaves for the backward pass.
+#[derive(Clone, Debug)]
 pub struct Activations<H: CpStrategy, L: Layout, K: Kernel, D: Ops> {
     data: DynActivations<D>,
     placement: Arc<Placement<H::Order, L>>,
@@ -212,7 +213,7 @@ where
     /// Heads that the handler's ranks cannot share out, ids outside the vocabulary, and failures of other ranks.
     pub fn forward<C: Communicator<D::Storage>>(
         &self,
-        handler: &CpHandler<H, L, C>,
+        handler: &CpHandler<H, L, D, C>,
         tokens: &ShardOf<H, L, i64, D>,
     ) -> Result<Activations<H, L, K, D>> {
         let data = self.data.forward(handler.by_ref(), tokens.data())?;
@@ -227,7 +228,7 @@ where
     /// Activations of a model with another number of layers, and failures of other ranks.
     pub fn backward<C: Communicator<D::Storage>>(
         &self,
-        handler: &CpHandler<H, L, C>,
+        handler: &CpHandler<H, L, D, C>,
         activations: Activations<H, L, K, D>,
         dhidden: &ElemMatrix<D>,
         gradients: &mut Gradients<D>,
@@ -277,7 +278,7 @@ where
     /// Inputs of another placement than the activations, ids outside the vocabulary, failures of other ranks.
     pub fn mtp_logits<C: Communicator<D::Storage>>(
         &self,
-        handler: &CpHandler<H, L, C>,
+        handler: &CpHandler<H, L, D, C>,
         activations: &Activations<H, L, K, D>,
         inputs: &Inputs<H, L, D>,
     ) -> Result<Vec<ElemMatrix<D>>> {
@@ -290,7 +291,7 @@ where
     /// Those of [`GptModel::mtp_logits`] and [`GptModel::loss_sum`].
     pub fn mtp_loss_sums<C: Communicator<D::Storage>>(
         &self,
-        handler: &CpHandler<H, L, C>,
+        handler: &CpHandler<H, L, D, C>,
         activations: &Activations<H, L, K, D>,
         inputs: &Inputs<H, L, D>,
     ) -> Result<Vec<f64>> {
@@ -308,7 +309,7 @@ where
     /// If there is not a scale for each depth.
     pub fn mtp_backward<C: Communicator<D::Storage>>(
         &self,
-        handler: &CpHandler<H, L, C>,
+        handler: &CpHandler<H, L, D, C>,
         activations: &mut Activations<H, L, K, D>,
         inputs: &Inputs<H, L, D>,
         scales: &[f64],

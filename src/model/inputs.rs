@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use crate::comm::Communicator;
 use crate::error::Result;
-use crate::handler::{CpHandler, DynRoll, HandlerCore, HandlerRef};
+use crate::handler::{CpHandler, DynRoll, HandlerRef};
 use crate::layout::Layout;
 use crate::model::loss::{IGNORED, label_weights};
 use crate::ops::rows::Rows;
@@ -32,16 +32,15 @@ impl<D: Device> DynInputs<D> {
     /// # Errors
     /// If tokens or labels are not as many as the batch has.
     pub fn placed(
-        handler: &HandlerCore,
-        device: &D,
+        handler: HandlerRef<'_, D>,
         placement: &Arc<DynPlacement>,
         tokens: &[i64],
         labels: &[i64],
     ) -> Result<Self> {
         Ok(DynInputs {
-            tokens: cut(handler, device, placement, tokens)?,
-            labels: cut(handler, device, placement, labels)?,
-            weights: cut(handler, device, placement, &label_weights(labels))?,
+            tokens: cut(handler, placement, tokens)?,
+            labels: cut(handler, placement, labels)?,
+            weights: cut(handler, placement, &label_weights(labels))?,
         })
     }
 
@@ -75,28 +74,23 @@ impl<S: Storage> InputsRef<'_, S> {
     ///
     /// # Errors
     /// Failures of other ranks.
-    pub fn ahead<D: Rows<Storage = S>>(self, handler: HandlerRef<'_, S>, device: &D) -> Result<DynInputs<D>> {
+    pub fn ahead<D: Rows<Storage = S>>(self, handler: HandlerRef<'_, D>) -> Result<DynInputs<D>> {
         let (mut tokens, mut labels) = (DynRoll::new(self.tokens, NO_TOKEN), DynRoll::new(self.labels, IGNORED));
         let mut weights = DynRoll::new(self.weights, 0.0);
-        handler.roll_all(device, self.tokens.placement(), 1, &mut [&mut tokens, &mut labels, &mut weights])?;
-        Ok(DynInputs {
-            tokens: tokens.finish(device)?,
-            labels: labels.finish(device)?,
-            weights: weights.finish(device)?,
-        })
+        handler.roll_all(self.tokens.placement(), 1, &mut [&mut tokens, &mut labels, &mut weights])?;
+        Ok(DynInputs { tokens: tokens.finish()?, labels: labels.finish()?, weights: weights.finish()? })
     }
 }
 
-/// This rank's rows of values that come token by token, on `device`.
+/// This rank's rows of values that come token by token, on the handler's device.
 fn cut<T: Element, D: Device>(
-    handler: &HandlerCore,
-    device: &D,
+    handler: HandlerRef<'_, D>,
     placement: &Arc<DynPlacement>,
     values: &[T],
 ) -> Result<DynShard<T, D::Storage>> {
     let whole = laid_out(values, 1, &**placement.batch(), placement.layout())?;
-    let own = handler.dispatch(&Cpu::<f32>::default(), placement, &whole)?.into_matrix();
-    DynShard::new(Matrix::new(device.upload(&own), own.rows(), own.cols()), placement.clone())
+    let own = handler.cut(&Cpu::<f32>::default(), placement, &whole)?.into_matrix();
+    DynShard::new(Matrix::new(handler.device().upload(&own), own.rows(), own.cols()), placement.clone())
 }
 
 /// One rank's part of a batch: what a training or evaluation step takes.
@@ -120,29 +114,27 @@ impl<H: CpStrategy, L: Layout, D: Device> Inputs<H, L, D> {
     ///
     /// # Errors
     /// If tokens or labels are not as many as the batch has.
-    pub fn new<C>(
-        handler: &CpHandler<H, L, C>,
-        device: &D,
+    pub fn new<C: Communicator<D::Storage>>(
+        handler: &CpHandler<H, L, D, C>,
         batch: Arc<L::Batch>,
         tokens: &[i64],
         labels: &[i64],
     ) -> Result<Self> {
         let placement = handler.place(batch)?;
-        Self::placed(handler, device, &placement, tokens, labels)
+        Self::placed(handler, &placement, tokens, labels)
     }
 
     /// The same for a batch that is placed already.
     ///
     /// # Errors
     /// If tokens or labels are not as many as the batch has.
-    pub fn placed<C>(
-        handler: &CpHandler<H, L, C>,
-        device: &D,
+    pub fn placed<C: Communicator<D::Storage>>(
+        handler: &CpHandler<H, L, D, C>,
         placement: &Arc<Placement<H::Order, L>>,
         tokens: &[i64],
         labels: &[i64],
     ) -> Result<Self> {
-        let data = DynInputs::placed(handler.core(), device, placement.data(), tokens, labels)?;
+        let data = DynInputs::placed(handler.by_ref(), placement.data(), tokens, labels)?;
         Self::typed(data, placement)
     }
 
@@ -165,11 +157,11 @@ impl<H: CpStrategy, L: Layout, D: Device> Inputs<H, L, D> {
     ///
     /// # Errors
     /// Failures of other ranks.
-    pub fn ahead<C: Communicator<D::Storage>>(&self, handler: &CpHandler<H, L, C>, device: &D) -> Result<Self>
+    pub fn ahead<C: Communicator<D::Storage>>(&self, handler: &CpHandler<H, L, D, C>) -> Result<Self>
     where
         D: Rows,
     {
-        let ahead = self.by_ref().ahead(handler.by_ref(), device)?;
+        let ahead = self.by_ref().ahead(handler.by_ref())?;
         Self::typed(ahead, self.tokens.placement())
     }
 }

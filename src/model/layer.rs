@@ -14,18 +14,21 @@ pub(super) struct Layer<'a, D: Device> {
 }
 
 /// Input of a norm and what its backward needs.
+#[derive(Clone, Debug)]
 pub(super) struct Normed<D: Device> {
     pub y: ElemMatrix<D>,
     reciprocal: AccMatrix<D>,
 }
 
 /// Queries or keys before their norm, heads as rows.
+#[derive(Clone, Debug)]
 pub(super) struct HeadNormed<D: Device> {
     x: ElemMatrix<D>,
     reciprocal: AccMatrix<D>,
 }
 
 /// Everything between the block's input and attention.
+#[derive(Clone, Debug)]
 pub(super) struct Projected<D: Device> {
     pub normed: Normed<D>,
     pub query_norm: Option<HeadNormed<D>>,
@@ -33,6 +36,7 @@ pub(super) struct Projected<D: Device> {
 }
 
 /// Everything after attention.
+#[derive(Clone, Debug)]
 pub(super) struct Mixed<D: Device> {
     /// Residual stream after attention.
     middle: ElemMatrix<D>,

@@ -139,5 +139,4 @@ pub fn label_weights(labels: &[i64]) -> Vec<f32> {
     labels.iter().map(|&label| if label == IGNORED { 0.0 } else { 1.0 }).collect()
 }
 
-/// The label that does not count, as in PyTorch.
-pub const IGNORED: i64 = -100;
+pub use crate::handler::IGNORED;

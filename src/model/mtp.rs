@@ -91,7 +91,7 @@ impl<D: Ops> DynModel<D> {
     /// Inputs of another placement than the activations, ids outside the vocabulary, failures of other ranks.
     pub fn mtp_logits(
         &self,
-        handler: HandlerRef<'_, D::Storage>,
+        handler: HandlerRef<'_, D>,
         activations: &DynActivations<D>,
         inputs: InputsRef<'_, D::Storage>,
     ) -> Result<Vec<ElemMatrix<D>>> {
@@ -108,7 +108,7 @@ impl<D: Ops> DynModel<D> {
     /// Those of [`DynModel::mtp_logits`] and [`DynModel::loss_sum`].
     pub fn mtp_loss_sums(
         &self,
-        handler: HandlerRef<'_, D::Storage>,
+        handler: HandlerRef<'_, D>,
         activations: &DynActivations<D>,
         inputs: InputsRef<'_, D::Storage>,
     ) -> Result<Vec<f64>> {
@@ -130,7 +130,7 @@ impl<D: Ops> DynModel<D> {
     /// If there is not a scale for each depth.
     pub fn mtp_backward(
         &self,
-        handler: HandlerRef<'_, D::Storage>,
+        handler: HandlerRef<'_, D>,
         activations: &mut DynActivations<D>,
         inputs: InputsRef<'_, D::Storage>,
         scales: &[f64],
@@ -162,7 +162,7 @@ impl<D: Ops> DynModel<D> {
     /// Runs every depth.
     fn depths(
         &self,
-        handler: HandlerRef<'_, D::Storage>,
+        handler: HandlerRef<'_, D>,
         activations: &DynActivations<D>,
         inputs: InputsRef<'_, D::Storage>,
     ) -> Result<Vec<Depth<D>>> {
@@ -173,7 +173,7 @@ impl<D: Ops> DynModel<D> {
         for ids in &self.parameters().list().mtp {
             let last = depths.last();
             let (inputs, before) = last.map_or((inputs, &activations.last), |depth| (depth.inputs.by_ref(), &depth.y));
-            let inputs = inputs.ahead(handler, self.device())?;
+            let inputs = inputs.ahead(handler)?;
             let Joined { joined, .. } = self.join(ids, before, &inputs.tokens);
             let x = self.device().linear(&joined, &self.parameters()[ids.projection.weight], None);
             let (y, block) = self.block(&ids.layer, handler, last_plan(activations), &activations.rotary, x)?;

@@ -33,6 +33,7 @@ pub struct DynModel<D: Ops> {
 }
 
 /// What one forward pass leaves for the backward pass.
+#[derive(Debug)]
 pub struct DynActivations<D: Ops> {
     placement: Arc<DynPlacement>,
     tokens: Buffer<i64, D::Storage>,
@@ -46,6 +47,22 @@ pub struct DynActivations<D: Ops> {
     pub(super) dlast: Option<ElemMatrix<D>>,
     reciprocal: AccMatrix<D>,
     hidden: ElemMatrix<D>,
+}
+
+impl<D: Ops> Clone for DynActivations<D> {
+    fn clone(&self) -> Self {
+        DynActivations {
+            placement: self.placement.clone(),
+            tokens: self.tokens.clone(),
+            rotary: self.rotary.clone(),
+            plans: self.plans.clone(),
+            blocks: self.blocks.clone(),
+            last: self.last.clone(),
+            dlast: self.dlast.clone(),
+            reciprocal: self.reciprocal.clone(),
+            hidden: self.hidden.clone(),
+        }
+    }
 }
 
 impl<D: Ops> DynActivations<D> {
@@ -187,15 +204,11 @@ impl<D: Ops> DynModel<D> {
     ///
     /// # Errors
     /// Heads that the handler's ranks cannot share out, ids outside the vocabulary, and failures of other ranks.
-    pub fn forward(
-        &self,
-        handler: HandlerRef<'_, D::Storage>,
-        tokens: &DynShard<i64, D::Storage>,
-    ) -> Result<DynActivations<D>> {
+    pub fn forward(&self, handler: HandlerRef<'_, D>, tokens: &DynShard<i64, D::Storage>) -> Result<DynActivations<D>> {
         handler.strategy().heads_per_rank(self.shape.q_heads)?;
         self.check_tokens(tokens)?;
         let placement = tokens.placement().clone();
-        let rotary = handler.rotary(&self.device, &self.rope, &placement)?;
+        let rotary = handler.rotary(&self.rope, &placement)?;
         let plans = self.masks.iter().map(|mask| handler.plan(&placement, mask)).collect::<Result<Vec<_>>>()?;
         let list = self.parameters.list();
         let mut x = self.device.embed(&self.parameters[list.embedding], tokens.matrix().buffer());
@@ -216,7 +229,7 @@ impl<D: Ops> DynModel<D> {
     /// rank's summand; they are not yet summed over ranks.
     pub fn backward(
         &self,
-        handler: HandlerRef<'_, D::Storage>,
+        handler: HandlerRef<'_, D>,
         mut activations: DynActivations<D>,
         dhidden: &ElemMatrix<D>,
         gradients: &mut Gradients<D>,

@@ -133,18 +133,29 @@ impl Rotary {
         }
     }
 
-    /// Turns every head of every row of `x` `[rows, heads * head_dim]` by the angles of the row's position;
-    /// `inverse` turns back, which is the gradient.
+    /// Turns every head of every row of `x` `[rows, heads * head_dim]` by the angles of the row's position.
     ///
     /// # Panics
     /// If `x` has another number of values.
-    pub fn rotate(&self, x: &[f64], heads: usize, positions: &[usize], inverse: bool) -> Vec<f64> {
+    pub fn rotate(&self, x: &[f64], heads: usize, positions: &[usize]) -> Vec<f64> {
+        self.turn(x, heads, positions, 1.0)
+    }
+
+    /// The gradient of [`Rotary::rotate`]: turns back.
+    ///
+    /// # Panics
+    /// If `dx` has another number of values.
+    pub fn rotate_backward(&self, dx: &[f64], heads: usize, positions: &[usize]) -> Vec<f64> {
+        self.turn(dx, heads, positions, -1.0)
+    }
+
+    fn turn(&self, x: &[f64], heads: usize, positions: &[usize], sense: f32) -> Vec<f64> {
         assert_eq!(x.len(), positions.len() * heads * self.head_dim, "rows, heads and features");
         let concentration = self.concentration();
         let mut turned = x.to_vec();
         for (row, &position) in positions.iter().enumerate() {
             for (pair, angle) in self.angles(position).into_iter().enumerate() {
-                let (sin, cos) = f64::from(if inverse { -angle } else { angle }).sin_cos();
+                let (sin, cos) = f64::from(sense * angle).sin_cos();
                 let (first, second) = self.features(pair);
                 for head in 0..heads {
                     let start = (row * heads + head) * self.head_dim;
@@ -185,11 +196,11 @@ mod tests {
         let x = [1.0, 2.0, 3.0, 4.0];
         let (sin, cos) = (3f64.sin(), 3f64.cos());
         let (slow_sin, slow_cos) = f64::from(3.0 * 0.01f32).sin_cos();
-        let halves = plain(4).rotate(&x, 1, &[3], false);
+        let halves = plain(4).rotate(&x, 1, &[3]);
         let expected =
             [cos - 3.0 * sin, 2.0 * slow_cos - 4.0 * slow_sin, 3.0 * cos + sin, 4.0 * slow_cos + 2.0 * slow_sin];
         assert!(relative_error(&halves, &expected, 0.0) < 1e-15);
-        let neighbours = Rotary { interleaved: true, ..plain(4) }.rotate(&x, 1, &[3], false);
+        let neighbours = Rotary { interleaved: true, ..plain(4) }.rotate(&x, 1, &[3]);
         let expected =
             [cos - 2.0 * sin, 2.0 * cos + sin, 3.0 * slow_cos - 4.0 * slow_sin, 4.0 * slow_cos + 3.0 * slow_sin];
         assert!(relative_error(&neighbours, &expected, 0.0) < 1e-15);
@@ -200,7 +211,7 @@ mod tests {
         let half = Rotary { percent: 0.5, interpolation: Some(4.0), ..plain(4) };
         let x = [1.0, 0.0, 5.0, 6.0, 0.0, 1.0, 7.0, 8.0];
         let (sin, cos) = (2f64.sin(), 2f64.cos());
-        assert_eq!(half.rotate(&x, 2, &[8], false), [cos, sin, 5.0, 6.0, -sin, cos, 7.0, 8.0]);
+        assert_eq!(half.rotate(&x, 2, &[8]), [cos, sin, 5.0, 6.0, -sin, cos, 7.0, 8.0]);
     }
 
     #[test]
@@ -216,7 +227,7 @@ mod tests {
         let yarn = Rotary { stretch, ..plain(8) };
         let square = (0.1 * 4f64.ln() + 1.0).powi(2);
         let x: Vec<f64> = (0..16).map(|i| f64::from(i) - 7.0).collect();
-        let back = yarn.rotate(&yarn.rotate(&x, 2, &[11], false), 2, &[11], true);
+        let back = yarn.rotate_backward(&yarn.rotate(&x, 2, &[11]), 2, &[11]);
         let expected: Vec<f64> = x.iter().map(|x| square * x).collect();
         assert!(relative_error(&back, &expected, 0.0) < 1e-15);
     }
@@ -235,7 +246,7 @@ mod tests {
         let other = Rotary { percent: 0.5, interpolation: Some(2.0), ..whole };
         let x: Vec<f64> = (0..8).map(f64::from).collect();
         assert_eq!(other.rotated(), 8);
-        assert_eq!(other.rotate(&x, 1, &[5], false), whole.rotate(&x, 1, &[5], false));
+        assert_eq!(other.rotate(&x, 1, &[5]), whole.rotate(&x, 1, &[5]));
     }
 
     #[test]

@@ -39,6 +39,12 @@ impl<L: Layout, T: Element, S: Storage> Full<L, T, S> {
     }
 }
 
+impl<L: Layout, T: Element, S: Storage> Clone for Full<L, T, S> {
+    fn clone(&self) -> Self {
+        Full { matrix: self.matrix.clone(), batch: self.batch.clone() }
+    }
+}
+
 impl<L: Layout, T: Element> Full<L, T, Host> {
     /// Rows that come sequence by sequence (`[B, S]`, as token batches do), put into the order of layout `L`.
     pub fn from_batch_first(values: &[T], features: usize, batch: Arc<L::Batch>) -> Result<Self> {
@@ -137,6 +143,12 @@ impl<O: TokenOrder, L: Layout, T: Element, S: Storage> Shard<O, L, T, S> {
     }
 }
 
+impl<O: TokenOrder, L: Layout, T: Element, S: Storage> Clone for Shard<O, L, T, S> {
+    fn clone(&self) -> Self {
+        Shard { data: self.data.clone(), placement: self.placement.clone() }
+    }
+}
+
 /// A [`Shard`] without its types.
 #[derive(Debug)]
 pub struct DynShard<T, S = Host> {
@@ -177,5 +189,11 @@ impl<T: Element, S: Storage> DynShard<T, S> {
     /// Where the rows belong.
     pub fn placement(&self) -> &Arc<DynPlacement> {
         &self.placement
+    }
+}
+
+impl<T: Element, S: Storage> Clone for DynShard<T, S> {
+    fn clone(&self) -> Self {
+        DynShard { matrix: self.matrix.clone(), placement: self.placement.clone() }
     }
 }

@@ -14,6 +14,7 @@ use crate::solve::stages::Staging;
 use crate::strategy::{CastKv, CpStrategy, KvExchange};
 
 /// Solved placement and group-cast over `N` ranks, for packed batches under any mask. Megatron calls it `magi`.
+#[doc(alias = "MagiAttnContextParallelHandler")]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Magi<N = Runtime> {
     degree: N,

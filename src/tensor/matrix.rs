@@ -70,6 +70,14 @@ impl<T: Element> Matrix<T, Host> {
         Matrix::new(Buffer::from_slice(values), rows, cols)
     }
 
+    /// The memory of `values` itself as `[rows, cols]`, without a copy.
+    ///
+    /// # Panics
+    /// If there are not `rows * cols` values.
+    pub fn from_vec(values: Vec<T>, rows: usize, cols: usize) -> Self {
+        Matrix::new(Buffer::from_vec(values), rows, cols)
+    }
+
     /// One row.
     ///
     /// # Panics
@@ -89,7 +97,7 @@ impl<T: Element> Matrix<T, Host> {
     }
 }
 
-impl<T: Element> Clone for Matrix<T, Host> {
+impl<T: Element, S: Storage> Clone for Matrix<T, S> {
     fn clone(&self) -> Self {
         Matrix { buffer: self.buffer.clone(), rows: self.rows, cols: self.cols }
     }

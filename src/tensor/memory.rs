@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex};
 
 use bytemuck::{Pod, Zeroable};
 
+use crate::tensor::foreign::Foreign;
 use crate::tensor::{Charge, Element, Ledger, Real, bytes_of};
 
 /// Untyped memory on some device; what a communicator moves.
@@ -59,7 +60,8 @@ struct Line([u8; 64]);
 
 const LINE: usize = 64;
 
-/// Host memory, aligned to 64 bytes, that returns to its [`Pool`] when the last owner drops it.
+/// Host memory that returns to where it is from when the last owner drops it: aligned to 64 bytes and from a [`Pool`], or
+/// taken over from elsewhere.
 pub struct Host {
     memory: Memory,
     charge: Option<Charge>,
@@ -71,10 +73,15 @@ enum Memory {
     Shared(Arc<Block>),
 }
 
-/// Lines that go back to where they are from.
+/// Memory that goes back to where it is from.
 struct Block {
-    lines: Vec<Line>,
+    contents: Contents,
     pool: Option<Arc<Pool>>,
+}
+
+enum Contents {
+    Lines(Vec<Line>),
+    Foreign(Foreign),
 }
 
 impl Block {
@@ -82,23 +89,45 @@ impl Block {
     fn beside(&self, lines: usize) -> Block {
         let pool = self.pool.clone();
         let lines = pool.as_ref().map_or_else(|| vec![Line([0; LINE]); lines], |pool| pool.take(lines));
-        Block { lines, pool }
+        Block { contents: Contents::Lines(lines), pool }
+    }
+
+    fn bytes(&self) -> usize {
+        match &self.contents {
+            Contents::Lines(lines) => lines.len() * LINE,
+            Contents::Foreign(foreign) => foreign.bytes(),
+        }
+    }
+
+    fn as_slice<T: Element>(&self, len: usize) -> &[T] {
+        match &self.contents {
+            Contents::Lines(lines) => &bytemuck::cast_slice::<Line, T>(lines)[..len],
+            Contents::Foreign(foreign) => foreign.as_slice(len),
+        }
+    }
+
+    fn as_mut_slice<T: Element>(&mut self, len: usize) -> &mut [T] {
+        match &mut self.contents {
+            Contents::Lines(lines) => &mut bytemuck::cast_slice_mut::<Line, T>(lines)[..len],
+            Contents::Foreign(foreign) => foreign.as_mut_slice(len),
+        }
     }
 }
 
 impl Clone for Block {
     fn clone(&self) -> Self {
-        let mut copy = self.beside(self.lines.len());
+        let bytes = self.bytes();
         // A block of the pool may be longer than what was asked for.
-        copy.lines[..self.lines.len()].copy_from_slice(&self.lines);
+        let mut copy = self.beside(bytes.div_ceil(LINE));
+        copy.as_mut_slice::<u8>(bytes).copy_from_slice(self.as_slice(bytes));
         copy
     }
 }
 
 impl Drop for Block {
     fn drop(&mut self) {
-        if let Some(pool) = self.pool.take() {
-            pool.put(std::mem::take(&mut self.lines));
+        if let (Some(pool), Contents::Lines(lines)) = (self.pool.take(), &mut self.contents) {
+            pool.put(std::mem::take(lines));
         }
     }
 }
@@ -111,22 +140,18 @@ impl Host {
         }
     }
 
-    fn lines(&self) -> &[Line] {
-        &self.block().lines
-    }
-
     /// To write into: what others own too is copied first.
-    fn lines_mut(&mut self) -> &mut [Line] {
+    fn block_mut(&mut self) -> &mut Block {
         match &mut self.memory {
-            Memory::Own(block) => &mut block.lines,
-            Memory::Shared(block) => &mut Arc::make_mut(block).lines,
+            Memory::Own(block) => block,
+            Memory::Shared(block) => Arc::make_mut(block),
         }
     }
 }
 
 impl Storage for Host {
     fn capacity(&self) -> usize {
-        self.lines().len() * LINE
+        self.block().bytes()
     }
 
     fn share(self) -> (Self, Self) {
@@ -330,7 +355,7 @@ impl<T: Element> Buffer<T, Host> {
         if cfg!(debug_assertions) {
             lines.fill(Line([0xFF; LINE]));
         }
-        let block = Block { lines, pool: Some(pool.clone()) };
+        let block = Block { contents: Contents::Lines(lines), pool: Some(pool.clone()) };
         Buffer::from_storage(Host { memory: Memory::Own(block), charge: None }, len)
     }
 
@@ -344,36 +369,41 @@ impl<T: Element> Buffer<T, Host> {
     /// A copy of `values` that belongs to no pool.
     pub fn from_slice(values: &[T]) -> Self {
         let lines = vec![Line([0; LINE]); size_of_val(values).div_ceil(LINE)];
-        let memory = Memory::Own(Block { lines, pool: None });
+        let memory = Memory::Own(Block { contents: Contents::Lines(lines), pool: None });
         let mut buffer = Buffer::from_storage(Host { memory, charge: None }, values.len());
         buffer.copy_from_slice(values);
         buffer
+    }
+
+    /// The memory of `values` itself, without a copy; it belongs to no pool and on nobody's account.
+    pub fn from_vec(values: Vec<T>) -> Self {
+        let len = values.len();
+        Self::foreign(Foreign::adopt(values), len)
+    }
+
+    pub(super) fn foreign(memory: Foreign, len: usize) -> Self {
+        let block = Block { contents: Contents::Foreign(memory), pool: None };
+        Buffer::from_storage(Host { memory: Memory::Own(block), charge: None }, len)
     }
 }
 
 impl<T: Element> Deref for Buffer<T, Host> {
     type Target = [T];
     fn deref(&self) -> &[T] {
-        &bytemuck::cast_slice::<Line, T>(self.storage.lines())[..self.len]
+        self.storage.block().as_slice(self.len)
     }
 }
 
 impl<T: Element> DerefMut for Buffer<T, Host> {
     fn deref_mut(&mut self) -> &mut [T] {
-        &mut bytemuck::cast_slice_mut::<Line, T>(self.storage.lines_mut())[..self.len]
+        self.storage.block_mut().as_mut_slice(self.len)
     }
 }
 
-impl<T: Element> Clone for Buffer<T, Host> {
+impl<T: Element, S: Storage> Clone for Buffer<T, S> {
+    /// A copy in memory from the same place.
     fn clone(&self) -> Self {
-        match &self.storage.block().pool {
-            Some(pool) => {
-                let mut copy = Buffer::empty(pool, self.len);
-                copy.copy_from_slice(self);
-                copy
-            }
-            None => Buffer::from_slice(self),
-        }
+        S::part(self, 0..self.len)
     }
 }
 

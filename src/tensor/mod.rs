@@ -4,11 +4,13 @@
 //! to it when dropped, so that a training step allocates nothing once every shape has been seen.
 
 mod dry;
+mod foreign;
 mod ledger;
 mod matrix;
 mod memory;
 
 pub use dry::{DryRun, Imagined};
+pub(crate) use foreign::Lent;
 pub use ledger::{Charge, Ledger};
 pub use matrix::Matrix;
 pub use memory::{Buffer, Host, Pool, PoolStats, Storage};
@@ -146,7 +148,7 @@ fn bytes_of<T: Element>(len: usize) -> usize {
 /// A device together with the type that it stores activations and weights in.
 ///
 /// It owns no data but hands out memory; what it can compute is said by one trait per op in [`crate::ops`].
-pub trait Device: Clone + Send + Sync + 'static {
+pub trait Device: Clone + fmt::Debug + Send + Sync + 'static {
     /// Storage type of activations and of the working copy of the weights.
     type Elem: Float<Acc = Self::Acc>;
     /// Type of sums: partial attention results, gradients, master weights.
@@ -227,6 +229,11 @@ impl<T: Float> Cpu<T> {
         Ok(Cpu { pool: Pool::new(), workers, marker: PhantomData })
     }
 
+    /// The same share of the processor and the same memory, storing another type.
+    pub fn storing<E: Float>(&self) -> Cpu<E> {
+        Cpu { pool: self.pool.clone(), workers: self.workers.clone(), marker: PhantomData }
+    }
+
     /// The arena that buffers come from.
     pub fn pool(&self) -> &Arc<Pool> {
         &self.pool
@@ -241,6 +248,13 @@ impl<T: Float> Cpu<T> {
     /// The threads to spread work over, if more than one.
     pub fn workers(&self) -> Option<&rayon::ThreadPool> {
         self.workers.as_deref()
+    }
+}
+
+impl<T: Float> fmt::Debug for Cpu<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let threads = self.workers.as_ref().map_or(1, |workers| workers.current_num_threads());
+        write!(f, "Cpu<{}>({threads} threads)", T::DTYPE)
     }
 }
 

@@ -1,17 +1,19 @@
 //! A GPT that learns: the model, its optimizer state and the handler of one rank.
 
+use crate::comm::threads::ThreadComm;
 use crate::comm::{Collectives, Communicator};
 use crate::error::{Result, SupportError};
-use crate::handler::{CpHandler, DynHandler};
-use crate::kernel::{DynKernel, Kernel};
+use crate::handler::{CpHandler, UntypedHandler};
+use crate::kernel::{DynKernel, Flash, Kernel};
 use crate::layout::Layout;
+use crate::model::architecture::{Architecture, FromConfig, HeadsFit};
 use crate::model::inputs::{DynInputs, Inputs};
 use crate::model::{Config, DynModel, GptModel, Gradients, Master};
 use crate::ops::Ops;
 use crate::order::{Grouped, TokenOrder};
 use crate::solve::schedule::Scheduler;
 use crate::strategy::{CpStrategy, Supports};
-use crate::tensor::Device;
+use crate::tensor::{Cpu, Device};
 use crate::train::data::TokenBatch;
 use crate::train::state::State;
 use crate::train::trainer::Learner;
@@ -43,13 +45,16 @@ impl Default for AdamwOptions {
 /// Master weights, gradients and optimizer state are held in the accumulation type, on every rank alike; what is
 /// split over ranks is the sequence. Gradients are summed over ranks once per step, in rank order, so every rank
 /// makes the same step to the last bit.
-pub struct GptLearner<H: CpStrategy, L: Layout, K, D: Ops, C> {
-    model: GptModel<H, L, K, D>,
-    handler: CpHandler<H, L, C>,
+///
+/// `GptLearner::<Ring, Thd>::new(..)` trains a `GptModel<Ring, Thd>` on ranks that are threads; fixed heads are the last
+/// parameter.
+pub struct GptLearner<H: CpStrategy, L: Layout, K = Flash, D: Ops = Cpu<f32>, C = ThreadComm, A = FromConfig> {
+    model: GptModel<H, L, K, D, A>,
+    handler: CpHandler<H, L, D, C>,
     state: State<D>,
 }
 
-impl<H, L, K, D, C> GptLearner<H, L, K, D, C>
+impl<H, L, K, D, C, A> GptLearner<H, L, K, D, C, A>
 where
     H: Supports<L, K>,
     L: Layout,
@@ -57,21 +62,29 @@ where
     D: Ops,
     C: Communicator<D::Storage>,
 {
-    /// A learner that starts from `master`.
+    /// A learner that starts from `master`, on the handler's device.
     ///
     /// # Errors
     /// What [`GptModel::from_master`] refuses, and heads that the handler's ranks cannot share out.
-    pub fn new(
-        device: D,
-        config: &Config,
-        master: Master<D>,
-        handler: CpHandler<H, L, C>,
-        options: AdamwOptions,
-        recompute: bool,
-    ) -> Result<Self> {
+    pub fn new(config: &Config, master: Master<D>, handler: CpHandler<H, L, D, C>) -> Result<Self>
+    where
+        A: Architecture + HeadsFit<H>,
+    {
         handler.strategy().heads_per_rank(config.heads)?;
-        let model = GptModel::from_master(device, config, &master)?.with_recompute(recompute);
-        Ok(GptLearner { state: State::new(model.data(), master, options), model, handler })
+        let model = GptModel::from_master(handler.device().clone(), config, &master)?;
+        Ok(GptLearner { state: State::new(model.data(), master), model, handler })
+    }
+
+    /// Trains with other constants than the default's.
+    pub fn with_options(mut self, options: AdamwOptions) -> Self {
+        self.state.set_options(options);
+        self
+    }
+
+    /// [`GptModel::with_recompute`].
+    pub fn with_recompute(mut self, recompute: bool) -> Self {
+        self.model = self.model.with_recompute(recompute);
+        self
     }
 
     /// Cuts every batch into the scheduler's micro-batches ([`crate::solve::schedule`]): each document on ranks of its
@@ -86,12 +99,12 @@ where
     }
 
     /// The model.
-    pub fn model(&self) -> &GptModel<H, L, K, D> {
+    pub fn model(&self) -> &GptModel<H, L, K, D, A> {
         &self.model
     }
 
     /// The handler.
-    pub fn handler(&self) -> &CpHandler<H, L, C> {
+    pub fn handler(&self) -> &CpHandler<H, L, D, C> {
         &self.handler
     }
 
@@ -110,7 +123,7 @@ where
     /// # Errors
     /// Failures of other ranks.
     pub fn reduce_gradients(&mut self) -> Result<()> {
-        self.state.reduce_gradients(self.handler.by_ref(), self.model.device())
+        self.state.reduce_gradients(self.handler.by_ref())
     }
 
     /// Forward and backward of a batch: adds the gradient of the sum of `scale * sum of the losses` of this rank's
@@ -127,27 +140,36 @@ where
 /// A [`GptLearner`] whose strategy, layout and kernel are chosen at run time.
 pub struct DynLearner<D: Ops> {
     model: DynModel<D>,
-    handler: DynHandler<D::Storage>,
+    handler: UntypedHandler<D>,
     state: State<D>,
 }
 
 impl<D: Ops> DynLearner<D> {
-    /// A learner that starts from `master`.
+    /// A learner that starts from `master`, on the handler's device.
     ///
     /// # Errors
     /// A configuration that does not hold together, and heads that the handler's ranks cannot share out.
     pub fn new(
-        device: D,
         config: &Config,
         master: Master<D>,
-        handler: DynHandler<D::Storage>,
+        handler: UntypedHandler<D>,
         kernel: &'static dyn DynKernel<D>,
-        options: AdamwOptions,
-        recompute: bool,
     ) -> Result<Self> {
         handler.strategy().heads_per_rank(config.heads)?;
-        let model = DynModel::from_master(device, config, &master, kernel)?.with_recompute(recompute);
-        Ok(DynLearner { state: State::new(&model, master, options), model, handler })
+        let model = DynModel::from_master(handler.device().clone(), config, &master, kernel)?;
+        Ok(DynLearner { state: State::new(&model, master), model, handler })
+    }
+
+    /// [`GptLearner::with_options`].
+    pub fn with_options(mut self, options: AdamwOptions) -> Self {
+        self.state.set_options(options);
+        self
+    }
+
+    /// [`GptModel::with_recompute`].
+    pub fn with_recompute(mut self, recompute: bool) -> Self {
+        self.model = self.model.with_recompute(recompute);
+        self
     }
 
     /// [`GptLearner::with_schedule`].
@@ -173,7 +195,7 @@ impl<D: Ops> DynLearner<D> {
     }
 
     /// The handler.
-    pub fn handler(&self) -> &DynHandler<D::Storage> {
+    pub fn handler(&self) -> &UntypedHandler<D> {
         &self.handler
     }
 
@@ -192,7 +214,7 @@ impl<D: Ops> DynLearner<D> {
     /// # Errors
     /// Failures of other ranks.
     pub fn reduce_gradients(&mut self) -> Result<()> {
-        self.state.reduce_gradients(self.handler.by_ref(), self.model.device())
+        self.state.reduce_gradients(self.handler.by_ref())
     }
 
     /// [`GptLearner::accumulate_inputs`].
@@ -238,7 +260,7 @@ macro_rules! learner_of_parts {
     };
 }
 
-impl<H, L, K, D, C> Learner for GptLearner<H, L, K, D, C>
+impl<H, L, K, D, C, A> Learner for GptLearner<H, L, K, D, C, A>
 where
     H: Supports<L, K>,
     L: Layout,

@@ -34,11 +34,11 @@ pub(super) struct State<D: Device> {
 
 impl<D: Ops> State<D> {
     /// At the start, for a model made from `master`.
-    pub(super) fn new(model: &DynModel<D>, master: Master<D>, options: AdamwOptions) -> Self {
+    pub(super) fn new(model: &DynModel<D>, master: Master<D>) -> Self {
         let list = master.list().clone();
         let moments = || Moments::<D>::zeros(model.device(), &list);
         State {
-            options,
+            options: AdamwOptions::default(),
             mean: moments(),
             square: moments(),
             gradients: model.zero_gradients(),
@@ -47,6 +47,10 @@ impl<D: Ops> State<D> {
             scheduler: None,
             micro_batches: 0,
         }
+    }
+
+    pub(super) fn set_options(&mut self, options: AdamwOptions) {
+        self.options = options;
     }
 
     /// Batches are cut into the scheduler's micro-batches from now on; their order is [`Grouped`].
@@ -71,11 +75,11 @@ impl<D: Ops> State<D> {
     }
 
     /// Sums the accumulated gradient over ranks, in rank order.
-    pub(super) fn reduce_gradients(&mut self, handler: HandlerRef<'_, D::Storage>, device: &D) -> Result<()> {
+    pub(super) fn reduce_gradients(&mut self, handler: HandlerRef<'_, D>) -> Result<()> {
         if handler.ranks() == 1 {
             return Ok(());
         }
-        let mut flat: Buffer<D::Acc, D::Storage> = device.empty(self.gradients.list().elements());
+        let mut flat: Buffer<D::Acc, D::Storage> = handler.device().empty(self.gradients.list().elements());
         let mut at = 0;
         for value in self.gradients.values() {
             D::Storage::write(&mut flat, at, value.buffer());
@@ -96,7 +100,7 @@ impl<D: Ops> State<D> {
     /// document of its own under a packed layout.
     fn parts<'a>(
         &self,
-        handler: HandlerRef<'_, D::Storage>,
+        handler: HandlerRef<'_, D>,
         model: &DynModel<D>,
         batch: &'a TokenBatch,
     ) -> Result<Vec<Part<'a>>> {
@@ -117,7 +121,7 @@ impl<D: Ops> State<D> {
     /// Forward and backward of a batch; the sums of its losses.
     pub(super) fn accumulate_inputs(
         &mut self,
-        handler: HandlerRef<'_, D::Storage>,
+        handler: HandlerRef<'_, D>,
         model: &DynModel<D>,
         inputs: InputsRef<'_, D::Storage>,
         scales: &[f64],
@@ -145,30 +149,25 @@ impl<D: Ops> State<D> {
     /// Forward and backward of a part of a step; the sums of its losses over ranks.
     pub(super) fn accumulate_depths(
         &mut self,
-        handler: HandlerRef<'_, D::Storage>,
+        handler: HandlerRef<'_, D>,
         model: &DynModel<D>,
         batch: &TokenBatch,
         labels_in_step: &[usize],
     ) -> Result<Vec<f64>> {
         let mut sums = vec![0.0; labels_in_step.len()];
         for (part, placement) in self.parts(handler, model, batch)? {
-            let inputs = DynInputs::placed(&handler, model.device(), &placement, &part.tokens, &part.labels)?;
+            let inputs = DynInputs::placed(handler, &placement, &part.tokens, &part.labels)?;
             let losses = self.accumulate_inputs(handler, model, inputs.by_ref(), &mtp::scales(labels_in_step))?;
             sums.iter_mut().zip(losses).for_each(|(sum, loss)| *sum += loss);
         }
-        handler.sum(model.device(), &sums)
+        handler.sum(&sums)
     }
 
     /// One step of AdamW with the accumulated gradient; its norm before clipping. All ranks have the same gradient by
     /// then, so that all of them fail or none.
-    pub(super) fn update(
-        &mut self,
-        handler: HandlerRef<'_, D::Storage>,
-        model: &mut DynModel<D>,
-        lr: f64,
-    ) -> Result<f64> {
+    pub(super) fn update(&mut self, handler: HandlerRef<'_, D>, model: &mut DynModel<D>, lr: f64) -> Result<f64> {
         let device = model.device().clone();
-        self.reduce_gradients(handler, &device)?;
+        self.reduce_gradients(handler)?;
         let norm_of = |values: &[AccMatrix<D>]| {
             values.iter().map(|value| device.sum_of_squares(value.buffer())).sum::<f64>().sqrt()
         };
@@ -195,19 +194,14 @@ impl<D: Ops> State<D> {
     }
 
     /// The sum over ranks of the losses of a batch.
-    pub(super) fn evaluate(
-        &self,
-        handler: HandlerRef<'_, D::Storage>,
-        model: &DynModel<D>,
-        batch: &TokenBatch,
-    ) -> Result<f64> {
+    pub(super) fn evaluate(&self, handler: HandlerRef<'_, D>, model: &DynModel<D>, batch: &TokenBatch) -> Result<f64> {
         let mut sum = 0.0;
         for (part, placement) in self.parts(handler, model, batch)? {
-            let inputs = DynInputs::placed(&handler, model.device(), &placement, &part.tokens, &part.labels)?;
+            let inputs = DynInputs::placed(handler, &placement, &part.tokens, &part.labels)?;
             let activations = model.forward(handler, &inputs.tokens)?;
             sum += model.loss_sum(&activations, &inputs.labels, &inputs.weights)?;
         }
-        Ok(handler.sum(model.device(), &[sum])?[0])
+        Ok(handler.sum(&[sum])?[0])
     }
 }
 
@@ -217,7 +211,6 @@ mod tests {
     use crate::comm::{Communicator, threads};
     use crate::degree::Runtime;
     use crate::handler::CpHandler;
-    use crate::kernel::Flash;
     use crate::layout::Thd;
     use crate::model::inputs::Inputs;
     use crate::model::{Config, ParameterList, Sizes, init};
@@ -237,22 +230,15 @@ mod tests {
             let found = threads::run(2, |comm| {
                 let rank = comm.rank();
                 let device = Cpu::<f32>::new(1);
-                let handler = CpHandler::<Ring, Thd, _>::new(Ring::new(Runtime(2)), comm)?;
+                let handler = CpHandler::<Ring, Thd>::new(Ring::new(Runtime(2)), device.clone(), comm)?;
                 let weights = init::fresh(&device, &config, &ParameterList::new(&config), 0)?;
-                let mut learner = GptLearner::<_, _, Flash, _, _>::new(
-                    device.clone(),
-                    &config,
-                    weights,
-                    handler,
-                    Default::default(),
-                    false,
-                )?;
-                let values = |learner: &GptLearner<Ring, Thd, Flash, Cpu<f32>, _>| {
+                let mut learner = GptLearner::<Ring, Thd>::new(&config, weights, handler)?;
+                let values = |learner: &GptLearner<Ring, Thd>| {
                     learner.master().values().iter().flat_map(|value| value.buffer().to_vec()).collect::<Vec<f32>>()
                 };
                 let before = values(&learner);
                 let shape = Arc::new(crate::layout::Packed::from_lengths(&batch.lengths)?);
-                let inputs = Inputs::new(learner.handler(), &device, shape, &batch.tokens, &batch.labels)?;
+                let inputs = Inputs::new(learner.handler(), shape, &batch.tokens, &batch.labels)?;
                 learner.accumulate_inputs(&inputs, &[if rank == 1 { scale } else { 0.1 }])?;
                 let error = learner.update(lr).unwrap_err();
                 Ok((error, lr > 1.0 || before == values(&learner)))

@@ -8,9 +8,10 @@ use context_parallel::degree::Fixed;
 use context_parallel::handler::CpHandler;
 use context_parallel::layout::Thd;
 use context_parallel::strategy::Ring;
+use context_parallel::tensor::Cpu;
 
 fn start(comm: ThreadComm) {
-    let _ = CpHandler::<Ring<Fixed<4>>, Thd, _>::new(Ring::<Fixed<2>>::default(), comm);
+    let _ = CpHandler::<Ring<Fixed<4>>, Thd>::new(Ring::<Fixed<2>>::default(), Cpu::default(), comm);
 }
 
 fn main() {}

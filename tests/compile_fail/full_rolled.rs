@@ -3,15 +3,13 @@
 //~ label: expected `&Shard<Zigzag, Thd, {integer}>`, found `&Full<Thd, i64>`
 // Whole sequences are not rolled by a handler: dispatch first.
 
-use context_parallel::comm::threads::ThreadComm;
 use context_parallel::handler::CpHandler;
 use context_parallel::layout::Thd;
 use context_parallel::order::Full;
 use context_parallel::strategy::Ring;
-use context_parallel::tensor::Cpu;
 
-fn step(handler: &CpHandler<Ring, Thd, ThreadComm>, device: &Cpu, labels: &Full<Thd, i64>) {
-    let _ = handler.roll(device, labels, 1, -100);
+fn step(handler: &CpHandler<Ring, Thd>, labels: &Full<Thd, i64>) {
+    let _ = handler.roll(labels, 1, -100);
 }
 
 fn main() {}

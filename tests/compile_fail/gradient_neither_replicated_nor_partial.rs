@@ -4,20 +4,17 @@
 
 use std::sync::Arc;
 
-use context_parallel::comm::threads::ThreadComm;
 use context_parallel::handler::CpHandler;
 use context_parallel::layout::Thd;
 use context_parallel::order::{Full, Placement, Zigzag};
 use context_parallel::strategy::Ring;
-use context_parallel::tensor::Cpu;
 
 fn step(
-    handler: &CpHandler<Ring, Thd, ThreadComm>,
-    device: &Cpu,
+    handler: &CpHandler<Ring, Thd>,
     placement: &Arc<Placement<Zigzag, Thd>>,
     gradient: &Full<Thd, f32>,
 ) {
-    let _ = handler.combine_adjoint::<f32, _>(device, placement, gradient);
+    let _ = handler.combine_adjoint::<f32>(placement, gradient);
 }
 
 fn main() {}

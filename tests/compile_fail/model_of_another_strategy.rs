@@ -1,9 +1,8 @@
 //~ E0308
 //~ mismatched types
-//~ label: expected `&CpHandler<AllGather, Thd, _>`, found `&CpHandler<Ring, Thd, ThreadComm>`
+//~ label: expected `&CpHandler<AllGather, Thd, Cpu, _>`, found `&CpHandler<Ring, Thd>`
 // Model and handler must agree on the strategy: it is part of both types.
 
-use context_parallel::comm::threads::ThreadComm;
 use context_parallel::handler::CpHandler;
 use context_parallel::layout::Thd;
 use context_parallel::model::GptModel;
@@ -12,7 +11,7 @@ use context_parallel::strategy::{AllGather, Ring};
 
 fn step(
     model: &GptModel<AllGather, Thd>,
-    handler: &CpHandler<Ring, Thd, ThreadComm>,
+    handler: &CpHandler<Ring, Thd>,
     tokens: &Shard<Zigzag, Thd, i64>,
 ) {
     let _ = model.forward(handler, tokens);

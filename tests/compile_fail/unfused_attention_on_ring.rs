@@ -2,7 +2,6 @@
 //~ `Ring<Fixed<4>>` does not work with layout `Bshd` and kernel `Unfused`: use kernel `Flash`, and layout `Thd` with `Magi` and `Dynamic`
 // The gate is the same in a model of one's own, which calls the handler.
 
-use context_parallel::comm::threads::ThreadComm;
 use context_parallel::degree::Fixed;
 use context_parallel::handler::CpHandler;
 use context_parallel::layout::Bshd;
@@ -11,15 +10,14 @@ use context_parallel::order::{Shard, Zigzag};
 use context_parallel::attention::AttentionPlan;
 use context_parallel::strategy::Ring;
 use context_parallel::kernel::Unfused;
-use context_parallel::tensor::Cpu;
 
 fn step(
-    handler: &CpHandler<Ring<Fixed<4>>, Bshd, ThreadComm>,
+    handler: &CpHandler<Ring<Fixed<4>>, Bshd>,
     plan: &AttentionPlan<Zigzag, Bshd>,
     shape: &AttentionShape,
-    [q, k, v]: [&Shard<Zigzag, Bshd, f32>; 3],
+    [q, k, v]: [Shard<Zigzag, Bshd, f32>; 3],
 ) {
-    let _ = handler.core_attn::<Unfused, Cpu>(&Cpu::default(), plan, shape, q, k, v);
+    let _ = handler.attend_with::<Unfused>(plan, shape, q, k, v);
 }
 
 fn main() {}

@@ -5,7 +5,6 @@
 
 use std::sync::Arc;
 
-use context_parallel::comm::threads::ThreadComm;
 use context_parallel::degree::Fixed;
 use context_parallel::error::Result;
 use context_parallel::handler::CpHandler;
@@ -14,8 +13,8 @@ use context_parallel::mask::Mask;
 use context_parallel::strategy::{Magi, Ring};
 
 fn plan(
-    ring: &CpHandler<Ring<Fixed<4>>, Thd, ThreadComm>,
-    magi: &CpHandler<Magi<Fixed<4>>, Thd, ThreadComm>,
+    ring: &CpHandler<Ring<Fixed<4>>, Thd>,
+    magi: &CpHandler<Magi<Fixed<4>>, Thd>,
     batch: Arc<Packed>,
 ) -> Result<()> {
     let placement = ring.place(batch)?;

@@ -63,20 +63,19 @@ fn attend<H: Supports<Thd, Flash>>(
 ) -> [Vec<f64>; 4] {
     let (queries, keys) = (Arc::new(queries.clone()), Arc::new(keys.clone()));
     let mut outputs = threads::run(strategy.degree(), |comm| {
-        let device = Cpu::<f64>::new(1);
-        let handler = CpHandler::<H, Thd, _>::new(strategy.clone(), comm)?;
+        let handler = CpHandler::<H, Thd, _, _>::new(strategy.clone(), Cpu::<f64>::new(1), comm)?;
         let (of_queries, of_keys) = (handler.place(queries.clone())?, handler.place(keys.clone())?);
         let plan = handler.plan_between(&of_queries, &of_keys, mask)?;
         let cut = |values: &[f64], width, placement: &Arc<Placement<H::Order, Thd>>| {
             let full = Full::<Thd, f64>::from_batch_first(values, width, placement.batch().clone())?;
-            handler.dispatch(&device, placement, &full)
+            handler.dispatch(placement, &full)
         };
         let q = cut(q, SHAPE.q_width(), &of_queries)?;
         let (k, v) = (cut(k, SHAPE.k_width(), &of_keys)?, cut(v, SHAPE.v_width(), &of_keys)?);
         let dout = cut(dout, SHAPE.out_width(), &of_queries)?;
-        let (out, saved) = handler.core_attn::<Flash, _>(&device, &plan, &SHAPE, &q, &k, &v)?;
-        let [dq, dk, dv] = handler.core_attn_backward(&device, &plan, &q, &k, &v, &saved, &dout)?;
-        let whole = |shard| -> Result<Vec<f64>> { Ok(handler.combine(&device, &shard)?.to_batch_first()) };
+        let (out, attended) = handler.attend(&plan, &SHAPE, q, k, v)?;
+        let [dq, dk, dv] = attended.backward(&handler, &dout)?;
+        let whole = |shard| -> Result<Vec<f64>> { Ok(handler.combine(&shard)?.to_batch_first()) };
         Ok([whole(out)?, whole(dq)?, whole(dk)?, whole(dv)?])
     })
     .unwrap();
@@ -185,19 +184,18 @@ fn what_cannot_be_placed_apart_is_refused() {
 #[test]
 fn operands_are_those_of_their_own_placements() {
     threads::run(2, |comm| {
-        let device = Cpu::<f64>::new(1);
-        let handler = CpHandler::<Ring, Thd, _>::new(Ring::new(Runtime(2)), comm)?;
+        let handler = CpHandler::<Ring, Thd, _, _>::new(Ring::new(Runtime(2)), Cpu::<f64>::new(1), comm)?;
         let new = handler.place(Arc::new(Packed::from_lengths(&[2])?))?;
         let all = handler.place(Arc::new(Packed::from_lengths(&[9])?))?;
         let plan = handler.plan_between(&new, &all, &Mask::Causal)?;
         let shard = |placement: &Arc<Placement<Zigzag, Thd>>, width| {
             let tokens = placement.batch().tokens();
             let full = Matrix::from_slice(&vec![0.5; tokens * width], tokens, width);
-            handler.dispatch(&device, placement, &Full::new(full, placement.batch().clone())?)
+            handler.dispatch(placement, &Full::new(full, placement.batch().clone())?)
         };
         let (k, v) = (shard(&all, SHAPE.k_width())?, shard(&all, SHAPE.v_width())?);
         let q = shard(&all, SHAPE.q_width())?;
-        let error = handler.core_attn::<Flash, _>(&device, &plan, &SHAPE, &q, &k, &v).err().expect("refused");
+        let error = handler.attend(&plan, &SHAPE, q, k, v).err().expect("refused");
         assert!(error.to_string().contains("queries"), "{error}");
         Ok(())
     })

@@ -17,7 +17,7 @@ use context_parallel::strategy::{Dynamic, Single, Supports};
 use context_parallel::tensor::{Cpu, Host};
 use context_parallel::train::data::{Source, Text, TokenBatch};
 use context_parallel::train::documents::Separator;
-use context_parallel::train::learner::{AdamwOptions, GptLearner};
+use context_parallel::train::learner::GptLearner;
 use context_parallel::train::schedule::Schedule as Rates;
 use context_parallel::train::trainer::{Learner, Options, StepRecord, train};
 
@@ -54,9 +54,9 @@ where
     C: Communicator<Host>,
 {
     let device = Cpu::<f64>::new(1);
-    let handler = CpHandler::<H, Thd, _>::new(strategy.clone(), comm)?;
+    let handler = CpHandler::<H, Thd, _, _>::new(strategy.clone(), device.clone(), comm)?;
     let weights = init::fresh(&device, config, &ParameterList::new(config), 0)?;
-    GptLearner::new(device, config, weights, handler, AdamwOptions::default(), false)
+    GptLearner::new(config, weights, handler)
 }
 
 /// What a run gives: its records, and the weights at its end.

@@ -293,12 +293,12 @@ fn comes_back<L: Layout<Batch = Dense>, O: TokenOrder>(batch: Dense, features: u
     let values: Vec<f32> = (0..batch.batch * batch.seq * features).map(|i| i as f32).collect();
     let found = threads::run(ranks, |comm| {
         let device = Cpu::<f32>::new(1);
-        let handler = CpHandler::<AllGather<_, O>, L, _>::new(AllGather::new(Runtime(ranks)), comm)?;
+        let handler = CpHandler::<AllGather<_, O>, L>::new(AllGather::new(Runtime(ranks)), device, comm)?;
         let placement = handler.place(batch)?;
         let full = Full::<L, f32>::from_batch_first(&values, features, Arc::new(batch))?;
-        let shard = handler.dispatch(&device, &placement, &full)?;
+        let shard = handler.dispatch(&placement, &full)?;
         assert_eq!(shard.matrix().rows(), placement.rows());
-        Ok(handler.combine(&device, &shard)?.to_batch_first())
+        Ok(handler.combine(&shard)?.to_batch_first())
     })?;
     assert!(found.iter().all(|found| *found == values), "{} of {batch:?} on {ranks}", O::NAME);
     Ok(())

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use context_parallel::comm::threads;
 use context_parallel::degree::{Fixed, Grid, Runtime};
-use context_parallel::error::{Error, PlacementError, SupportError};
+use context_parallel::error::{Error, PlacementError, Result, SupportError};
 use context_parallel::handler::CpHandler;
 use context_parallel::heads::SwapHeads;
 use context_parallel::kernel::{Flash, Kernel, Unfused};
@@ -19,7 +19,9 @@ use context_parallel::strategy::{
     AllGather, CpStrategy, Dynamic, LocalKv, Magi, Ring, RingUlysses, Row, Supports, Ulysses,
 };
 use context_parallel::tensor::Cpu;
+use context_parallel::train::data::{Recall, Source};
 use context_parallel::train::learner::{AdamwOptions, GptLearner};
+use context_parallel::train::trainer::Learner;
 
 const HEADS: usize = 8;
 
@@ -42,9 +44,9 @@ where
     let tokens: Vec<i64> = (0..total).map(|i| (i * i + 5 * i) % 41).collect();
     threads::run(strategy.degree(), |comm| {
         let device = Cpu::<f32>::new(1);
-        let handler = CpHandler::<H, L, _>::new(strategy.clone(), comm)?;
+        let handler = CpHandler::<H, L, _, _>::new(strategy.clone(), device.clone(), comm)?;
         let model = GptModel::<H, L, K, _, A>::new(device.clone(), &config(), 3)?;
-        let inputs = Inputs::new(&handler, &device, Arc::new(L::batch_of(lengths)?), &tokens, &tokens)?;
+        let inputs = Inputs::new(&handler, Arc::new(L::batch_of(lengths)?), &tokens, &tokens)?;
         let activations = model.forward(&handler, &inputs.tokens)?;
         let features = activations.hidden().iter().map(|x| x.to_bits()).collect();
         let mut gradients = model.zero_gradients();
@@ -115,7 +117,7 @@ fn dynamic_of_fixed_degree() {
 
 /// What a handler of this strategy says on `size` ranks.
 fn refused<H: CpStrategy>(strategy: H, size: usize) -> Error {
-    threads::run(size, |comm| CpHandler::<H, Thd, _>::new(strategy.clone(), comm).map(drop)).unwrap_err()
+    threads::run(size, |comm| CpHandler::<H, Thd>::new(strategy.clone(), Cpu::new(1), comm).map(drop)).unwrap_err()
 }
 
 #[test]
@@ -162,7 +164,7 @@ fn a_model_of_fixed_degree_refuses_heads_of_its_configuration() {
     fn heads(strategy: &'static str, ranks: usize) -> Error {
         SupportError::Heads { strategy, q_heads: HEADS, ranks }.into()
     }
-    fn model<H: Supports<Thd, Flash>>() -> Result<GptModel<H, Thd>, Error> {
+    fn model<H: Supports<Thd, Flash>>() -> Result<GptModel<H, Thd>> {
         let (device, config) = (Cpu::default(), config());
         let master = init::fresh(&device, &config, &ParameterList::new(&config), 0)?;
         let new = GptModel::<H, Thd>::new(device.clone(), &config, 0);
@@ -185,25 +187,53 @@ fn a_model_of_fixed_degree_refuses_heads_of_its_configuration() {
     assert!(message.contains("must be a multiple of the degree of the head exchange"), "{message}");
 }
 
+/// Losses and weights of two steps, on every rank.
+fn trained<A: Architecture + HeadsFit<Ulysses<Fixed<2>>>>(config: &Config) -> Result<Vec<(Vec<u64>, Vec<u32>)>> {
+    let batch = Source::Recall(Recall::new(41, 32)?).batch(0, 0, 0..1, 32);
+    threads::run(2, |comm| {
+        let device = Cpu::new(1);
+        let weights = init::fresh(&device, config, &ParameterList::new(config), 0)?;
+        let handler = CpHandler::<Ulysses<Fixed<2>>, Thd>::new(Ulysses::default(), device, comm)?;
+        let learner = GptLearner::<_, _, Flash, _, _, A>::new(config, weights, handler)?;
+        let mut learner = learner.with_options(AdamwOptions { clip: 0.5, ..AdamwOptions::default() });
+        let mut losses = Vec::new();
+        for _ in 0..2 {
+            losses.push(learner.accumulate(&batch, batch.counted())?.to_bits());
+            learner.update(1e-2)?;
+        }
+        let weights = learner.master().values().iter().flat_map(|value| value.iter().map(|x| x.to_bits()));
+        Ok((losses, weights.collect()))
+    })
+}
+
+#[test]
+fn fixed_heads_are_trained_as_those_of_the_configuration() {
+    let (fixed, of_run_time) = (trained::<FixedHeads<8, 4>>(&config()), trained::<FromConfig>(&config()));
+    let fixed = fixed.unwrap();
+    assert!(fixed[0].0[0] != fixed[0].0[1], "the second loss is of other weights");
+    assert_eq!(fixed, of_run_time.unwrap());
+    let refused = trained::<FixedHeads<4, 4>>(&config()).unwrap_err().to_string();
+    assert!(refused.contains("the model type has 4 query heads"), "{refused}");
+}
+
 #[test]
 fn heads_and_degree_of_run_time_are_refused_where_they_meet() {
     type Strategy = Ulysses<Runtime>;
     let expected = Error::from(SupportError::Heads { strategy: "ulysses", q_heads: HEADS, ranks: 3 });
     let learner = threads::run(3, |comm| {
         let (device, config) = (Cpu::<f32>::new(1), config());
-        let handler = CpHandler::<Strategy, Thd, _>::new(Ulysses::new(Runtime(3)), comm)?;
+        let handler = CpHandler::<Strategy, Thd, _, _>::new(Ulysses::new(Runtime(3)), device.clone(), comm)?;
         let weights = init::fresh(&device, &config, &ParameterList::new(&config), 0)?;
-        let options = AdamwOptions::default();
-        Ok(GptLearner::<_, _, Flash, _, _>::new(device, &config, weights, handler, options, false).err())
+        Ok(GptLearner::<_, _, Flash, _, _>::new(&config, weights, handler).err())
     });
     assert_eq!(learner.unwrap(), vec![Some(expected.clone()); 3]);
     // Head counts of the type, a degree of run time.
     let forward = threads::run(3, |comm| {
         let device = Cpu::<f32>::new(1);
-        let handler = CpHandler::<Strategy, Thd, _>::new(Ulysses::new(Runtime(3)), comm)?;
+        let handler = CpHandler::<Strategy, Thd, _, _>::new(Ulysses::new(Runtime(3)), device.clone(), comm)?;
         let model = GptModel::<Strategy, Thd, Flash, _, FixedHeads<HEADS, 4>>::new(device.clone(), &config(), 0)?;
         let batch = Arc::new(Packed::from_lengths(&[9])?);
-        let inputs = Inputs::new(&handler, &device, batch, &[1; 9], &[1; 9])?;
+        let inputs = Inputs::new(&handler, batch, &[1; 9], &[1; 9])?;
         Ok(model.forward(&handler, &inputs.tokens).err())
     });
     assert_eq!(forward.unwrap(), vec![Some(expected); 3]);

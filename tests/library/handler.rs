@@ -6,7 +6,7 @@ use context_parallel::comm::threads;
 use context_parallel::degree::Runtime;
 use context_parallel::error::Result;
 use context_parallel::handler::{CpHandler, Partial, Replicated, Roll};
-use context_parallel::kernel::Flash;
+use context_parallel::kernel::{Flash, kernel_object};
 use context_parallel::layout::{Batch, Bshd, Layout, Packed, Sbhd, Thd};
 use context_parallel::mask::Mask;
 use context_parallel::model::inputs::Inputs;
@@ -70,13 +70,13 @@ fn dot(x: &[f32], y: &[f32]) -> f64 {
     x.iter().zip(y).map(|(&x, &y)| f64::from(x) * f64::from(y)).sum()
 }
 
-type Handler<O, L> = CpHandler<Ring<Runtime, O>, L, threads::ThreadComm>;
+type Handler<O, L> = CpHandler<Ring<Runtime, O>, L>;
 
 fn on_ranks<O: TokenOrder, L: Layout, R: Send>(
     ranks: usize,
     body: impl Fn(Handler<O, L>) -> Result<R> + Sync,
 ) -> Vec<R> {
-    threads::run(ranks, |comm| body(CpHandler::new(Ring::new(Runtime(ranks)), comm)?)).unwrap()
+    threads::run(ranks, |comm| body(CpHandler::new(Ring::new(Runtime(ranks)), Cpu::new(1), comm)?)).unwrap()
 }
 
 /// combine(dispatch(x)) is x bit for bit, on every rank.
@@ -84,12 +84,11 @@ fn round_trip<O: TokenOrder, L: Layout, T: Element>(case: &Case, batch: &L::Batc
     let batch = Arc::new(batch.clone());
     let values: Vec<T> = case.values(batch.tokens() * case.features, 1).into_iter().map(convert).collect();
     let whole = on_ranks::<O, L, _>(case.ranks, |handler| {
-        let device = Cpu::<f32>::default();
         let placement = handler.place(batch.clone())?;
         let x = Full::<L, T>::from_batch_first(&values, case.features, batch.clone())?;
         assert_eq!(bits(&x.to_batch_first()), bits(&values));
-        let shard = handler.dispatch(&device, &placement, &x)?;
-        Ok(handler.combine(&device, &shard)?.to_batch_first())
+        let shard = handler.dispatch(&placement, &x)?;
+        Ok(handler.combine(&shard)?.to_batch_first())
     });
     whole.iter().for_each(|whole| assert_eq!(bits(whole), bits(&values)));
 }
@@ -99,24 +98,23 @@ fn adjoints<O: TokenOrder, L: Layout>(case: &Case, batch: &L::Batch) {
     let (batch, n) = (Arc::new(batch.clone()), case.features);
     let x = case.values(batch.tokens() * n, 2);
     let results = on_ranks::<O, L, _>(case.ranks, |handler| {
-        let device = Cpu::<f32>::default();
         let placement = handler.place(batch.clone())?;
         let full = Full::<L, f32>::from_batch_first(&x, n, batch.clone())?;
-        let shard = handler.dispatch(&device, &placement, &full)?;
+        let shard = handler.dispatch(&placement, &full)?;
         let local = case.values(placement.rows() * n, 3 + handler.rank() as u64);
         let y =
             context_parallel::order::Shard::new(Matrix::from_slice(&local, placement.rows(), n), placement.clone())?;
         let forward = dot(shard.matrix(), y.matrix());
-        let Replicated(gathered) = handler.dispatch_adjoint(&device, &y)?;
+        let Replicated(gathered) = handler.dispatch_adjoint(&y)?;
         let backward = dot(full.matrix(), gathered.matrix());
 
         // Combine: every rank holds another summand of the gradient, or the same whole.
         let mine =
             Full::<L, f32>::from_batch_first(&case.values(x.len(), 50 + handler.rank() as u64), n, batch.clone())?;
-        let summed = handler.combine_adjoint(&device, &placement, Partial(&mine))?;
-        let whole = handler.combine(&device, &y)?;
+        let summed = handler.combine_adjoint(&placement, Partial(&mine))?;
+        let whole = handler.combine(&y)?;
         let partial = (dot(whole.matrix(), mine.matrix()), dot(y.matrix(), summed.matrix()));
-        let same = handler.combine_adjoint(&device, &placement, Replicated(&full))?;
+        let same = handler.combine_adjoint(&placement, Replicated(&full))?;
         assert_eq!(bits(same.matrix()), bits(shard.matrix()));
         Ok((forward, backward, partial))
     });
@@ -138,21 +136,20 @@ fn rolls<O: TokenOrder, L: Layout>(case: &Case, batch: &L::Batch, offset: i64) {
     let expected = oracle::roll(&x, n, &documents, -offset, 7.5);
     let expected_ids = oracle::roll(&ids, 1, &documents, -offset, -1);
     let products = on_ranks::<O, L, _>(case.ranks, |handler| {
-        let device = Cpu::<f32>::default();
         let placement = handler.place(batch.clone())?;
-        let values = handler.dispatch(&device, &placement, &Full::from_batch_first(&x, n, batch.clone())?)?;
-        let tokens = handler.dispatch(&device, &placement, &Full::from_batch_first(&ids, 1, batch.clone())?)?;
+        let values = handler.dispatch(&placement, &Full::from_batch_first(&x, n, batch.clone())?)?;
+        let tokens = handler.dispatch(&placement, &Full::from_batch_first(&ids, 1, batch.clone())?)?;
         let (mut first, mut second) = (Roll::new(&values, 7.5), Roll::new(&tokens, -1));
-        handler.roll_all(&device, &placement, offset, &mut [&mut first, &mut second])?;
-        let (first, second) = (first.finish(&device)?, second.finish(&device)?);
-        assert_eq!(bits(&handler.combine(&device, &first)?.to_batch_first()), bits(&expected));
-        assert_eq!(handler.combine(&device, &second)?.to_batch_first(), expected_ids);
+        handler.roll_all(&placement, offset, &mut [&mut first, &mut second])?;
+        let (first, second) = (first.finish()?, second.finish()?);
+        assert_eq!(bits(&handler.combine(&first)?.to_batch_first()), bits(&expected));
+        assert_eq!(handler.combine(&second)?.to_batch_first(), expected_ids);
 
-        let rolled = handler.roll(&device, &values, offset, 0.0)?;
+        let rolled = handler.roll(&values, offset, 0.0)?;
         let local = case.values(placement.rows() * n, 5 + handler.rank() as u64);
         let y =
             context_parallel::order::Shard::new(Matrix::from_slice(&local, placement.rows(), n), placement.clone())?;
-        let back = handler.roll_adjoint(&device, &y, offset)?;
+        let back = handler.roll_adjoint(&y, offset)?;
         Ok((dot(rolled.matrix(), y.matrix()), dot(values.matrix(), back.matrix())))
     });
     let forward: f64 = products.iter().map(|product| product.0).sum();
@@ -180,14 +177,14 @@ fn what_does_not_belong_together_is_refused() {
     let message = |result: Result<()>| result.unwrap_err().to_string();
     threads::run(2, |comm| {
         let device = Cpu::<f32>::new(1);
-        let handler = CpHandler::<Magi, Thd, _>::new(Magi::new(Runtime(2)), &comm)?;
+        let handler = CpHandler::<Magi, Thd, _, _>::new(Magi::new(Runtime(2)), device.clone(), &comm)?;
         let batch = Arc::new(Packed::from_lengths(&[6, 4])?);
         for parts in [vec![vec![0..6], vec![6..10], vec![]], vec![vec![0..10]], vec![vec![0..5], vec![5..8]]] {
             let tokens = parts.iter().flatten().map(ExactSizeIterator::len).sum();
             let refused = message(handler.place_with(batch.clone(), Dealt::new(tokens, &parts)?).map(drop));
             assert!(refused.contains("10 tokens on 2 ranks") && refused.contains("from this batch"), "{refused}");
         }
-        let ring = CpHandler::<Ring, Thd, _>::new(Ring::new(Runtime(2)), &comm)?;
+        let ring = CpHandler::<Ring, Thd, _, _>::new(Ring::new(Runtime(2)), device.clone(), &comm)?;
         let other = Packed::from_lengths(&[7, 3])?;
         let refused = message(ring.place_with(batch.clone(), Zigzag::table(&other, 2)).map(drop));
         assert!(refused.contains("zigzag table"), "{refused}");
@@ -195,17 +192,18 @@ fn what_does_not_belong_together_is_refused() {
         let (placement, other) = (ring.place(batch.clone())?, ring.place(Packed::from_lengths(&[7, 4])?)?);
         let values = vec![0.5; 10 * 4];
         let x = Full::<Thd, f32>::from_batch_first(&values, 4, batch.clone())?;
-        let x = ring.dispatch(&device, &placement, &x)?;
+        let x = ring.dispatch(&placement, &x)?;
         let mut roll = Roll::new(&x, 0.0);
-        let refused = message(ring.roll_all(&device, &other, 1, &mut [&mut roll]));
+        let refused = message(ring.roll_all(&other, 1, &mut [&mut roll]));
         assert!(refused.contains("10 tokens") && refused.contains("11 tokens"), "{refused}");
 
         let shape = AttentionShape { q_heads: 1, kv_heads: 1, qk_dim: 4, v_dim: 4, scale: 0.5 };
         let (causal, full) = (ring.plan(&placement, &Mask::Causal)?, ring.plan(&placement, &Mask::Full)?);
-        let (out, core) = ring.core_attn::<Flash, _>(&device, &causal, &shape, &x, &x, &x)?;
-        let refused = message(ring.core_attn_backward(&device, &full, &x, &x, &x, &core, &out).map(drop));
+        let (kernel, qkv) = (kernel_object::<Flash, _>(), [x.data(), x.data(), x.data()]);
+        let (out, core) = ring.by_ref().core_attn(kernel, causal.rank_plan(), &shape, qkv)?;
+        let refused = message(ring.by_ref().core_attn_backward(full.rank_plan(), qkv, &core, &out).map(drop));
         assert!(refused.contains("pass the plan") && refused.contains("of the forward pass"), "{refused}");
-        ring.core_attn_backward(&device, &causal, &x, &x, &x, &core, &out).map(drop)
+        ring.by_ref().core_attn_backward(causal.rank_plan(), qkv, &core, &out).map(drop)
     })
     .unwrap();
 }
@@ -234,14 +232,14 @@ proptest! {
 fn a_backward_pass_refuses_what_another_model_left() {
     let refused = threads::run(2, |comm| {
         let device = Cpu::<f32>::new(1);
-        let handler = CpHandler::<Ring, Thd, _>::new(Ring::new(Runtime(2)), comm)?;
+        let handler = CpHandler::<Ring, Thd, _, _>::new(Ring::new(Runtime(2)), device.clone(), comm)?;
         let model = |layers| {
             let sizes = Sizes { vocab_size: 8, hidden_size: 16, intermediate_size: 16, layers, heads: 2, kv_heads: 1 };
             GptModel::<Ring, Thd>::new(device.clone(), &Config::llama(sizes)?, 0)
         };
         let (two, three) = (model(2)?, model(3)?);
         let batch = Arc::new(Packed::from_lengths(&[5])?);
-        let inputs = Inputs::new(&handler, &device, batch, &[1; 5], &[1; 5])?;
+        let inputs = Inputs::new(&handler, batch, &[1; 5], &[1; 5])?;
         let refused = |own: &GptModel<Ring, Thd>, other: &GptModel<Ring, Thd>| {
             let activations = other.forward(&handler, &inputs.tokens)?;
             let mut gradients = own.zero_gradients();

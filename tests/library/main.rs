@@ -10,6 +10,7 @@ mod dynamic;
 mod external;
 mod fixed_degrees;
 mod handler;
+mod host;
 mod mtp;
 mod mutations;
 mod orders;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use context_parallel::comm::threads;
 use context_parallel::degree::Runtime;
 use context_parallel::error::Result;
-use context_parallel::handler::{CpHandler, DynHandler};
+use context_parallel::handler::{CpHandler, UntypedHandler};
 use context_parallel::kernel::{Flash, Kernel, KernelKind};
 use context_parallel::layout::{Batch, Layout, Packed, Thd};
 use context_parallel::model::init::{self, Normal};
@@ -89,11 +89,11 @@ impl Case {
         let Case { config, tokens, labels, recompute } = self;
         let steps = threads::run(chosen.strategy.degree(), |comm| {
             let device = Cpu::<T>::default();
-            let handler = DynHandler::new(chosen.strategy.clone(), chosen.layout, Box::new(comm))?;
+            let handler = UntypedHandler::new(chosen.strategy.clone(), chosen.layout, device.clone(), Box::new(comm))?;
             let (master, kernel) = (weights_of::<T>(config), chosen.kernel.object());
             let model = DynModel::from_master(device.clone(), config, &master, kernel)?.with_recompute(*recompute);
             let placement = handler.place_for(batch.clone(), &model.mask_weights())?;
-            let inputs = DynInputs::placed(&handler, &device, &placement, tokens, labels)?;
+            let inputs = DynInputs::placed(handler.by_ref(), &placement, tokens, labels)?;
             let counts = label_counts(&*batch, labels, config.mtp_depth);
             let scales = scales(&counts);
             let mut gradients = model.zero_gradients();
@@ -152,12 +152,12 @@ fn depths_are_what_their_definition_says() {
     // Normed features of a model whose final norm is 1.
     let features = |config: &Config, tokens: &[i64], values: &(dyn Fn(&str) -> Vec<f64> + Sync)| {
         threads::run(1, |comm| {
-            let handler = CpHandler::<Single, Thd, _>::new(Single, comm)?;
+            let handler = CpHandler::<Single, Thd, _, _>::new(Single, device.clone(), comm)?;
             let values = |name: &str| if name == "model.norm.weight" { ones(8) } else { values(name) };
             let list = ParameterList::new(config);
             let master = ParameterSet::from_host(&device, &list, |_, spec| Ok(values(&spec.name)))?;
             let model = GptModel::<Single, Thd, Flash, _>::from_master(device.clone(), config, &master)?;
-            let inputs = Inputs::new(&handler, &device, Arc::new(batch.clone()), tokens, tokens)?;
+            let inputs = Inputs::new(&handler, Arc::new(batch.clone()), tokens, tokens)?;
             Ok(model.forward(&handler, &inputs.tokens)?.hidden().to_vec())
         })
         .unwrap()
@@ -234,8 +234,10 @@ fn gradients_equal_finite_differences() {
         let mut master = weights_of::<f64>(&config);
         let (list, counts) = (master.list().clone(), label_counts(&batch, &case.labels, 2));
         assert!(counts[2] > 0);
-        let handler = threads::run(1, |comm| CpHandler::<Single, Thd, _>::new(Single, comm)).unwrap().remove(0);
-        let inputs = Inputs::new(&handler, &device, Arc::new(batch.clone()), &case.tokens, &case.labels).unwrap();
+        let handler = threads::run(1, |comm| CpHandler::<Single, Thd, _, _>::new(Single, device.clone(), comm))
+            .unwrap()
+            .remove(0);
+        let inputs = Inputs::new(&handler, Arc::new(batch.clone()), &case.tokens, &case.labels).unwrap();
         let mut model = GptModel::<Single, Thd, Flash, _>::from_master(device.clone(), &config, &master).unwrap();
         let mut loss = |master: &Master<Cpu<f64>>| -> Result<f64> {
             model.update(master);
@@ -404,10 +406,9 @@ fn training_allocates_nothing_once_shapes_are_known() {
     let source = Source::Recall(Recall::new(VOCAB, 32).unwrap());
     let grown = threads::run(2, |comm| {
         let (device, config) = (Cpu::<f32>::default(), config(2, 2));
-        let handler = CpHandler::<Ring, Thd, _>::new(Ring::new(Runtime(2)), comm)?;
+        let handler = CpHandler::<Ring, Thd, _, _>::new(Ring::new(Runtime(2)), device.clone(), comm)?;
         let (weights, options) = (weights_of::<f32>(&config), AdamwOptions::default());
-        let mut learner =
-            GptLearner::<_, _, Flash, _, _>::new(device.clone(), &config, weights, handler, options, false)?;
+        let mut learner = GptLearner::<Ring, Thd>::new(&config, weights, handler)?.with_options(options);
         let mut step = |step: u64| -> Result<u64> {
             let batch = source.batch(0, step, 0..3, 32);
             learner.accumulate_depths(&batch, &batch.counted_by_depth(2))?;
@@ -431,10 +432,9 @@ fn micro_batches_add_up_to_one_batch() {
     assert_eq!(sums, counts);
     let run = |batches: &[TokenBatch], ranks: usize| {
         threads::run(ranks, |comm| {
-            let handler = CpHandler::<Ring, Thd, _>::new(Ring::new(Runtime(ranks)), comm)?;
-            let (device, options) = (Cpu::<f64>::default(), AdamwOptions::default());
+            let handler = CpHandler::<Ring, Thd, _, _>::new(Ring::new(Runtime(ranks)), Cpu::<f64>::default(), comm)?;
             let weights = weights_of::<f64>(&config);
-            let mut learner = GptLearner::<_, _, Flash, _, _>::new(device, &config, weights, handler, options, false)?;
+            let mut learner = GptLearner::<_, _, Flash, _>::new(&config, weights, handler)?;
             let error = learner.accumulate(&batches[0], counts[0]).unwrap_err();
             assert!(error.is_input() && error.to_string().contains("2 tokens beyond the next"), "{error}");
             let mut sums = [0.0; 3];

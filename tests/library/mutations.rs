@@ -312,9 +312,9 @@ fn learner<H: context_parallel::strategy::Supports<Thd, Flash>>(strategy: H, com
     let sizes = Sizes { vocab_size: 41, hidden_size: 32, intermediate_size: 48, layers: 2, heads: 4, kv_heads: 2 };
     let config = Config::llama(sizes)?;
     let device = Cpu::<f64>::new(1);
-    let handler = CpHandler::new(strategy, comm)?;
+    let handler = CpHandler::new(strategy, device.clone(), comm)?;
     let weights = init::fresh(&device, &config, &ParameterList::new(&config), 3)?;
-    GptLearner::new(device, &config, weights, handler, Default::default(), false)
+    GptLearner::new(&config, weights, handler)
 }
 
 /// Most of the labels that count are those of the first tokens.
@@ -336,8 +336,7 @@ fn trained(count: impl Fn(&Gpt<Ring>, &TokenBatch, usize) -> Result<usize> + Syn
 /// The labels of this rank's rows that count.
 fn counted_here(learner: &Gpt<Ring>, batch: &TokenBatch) -> Result<usize> {
     let shape = std::sync::Arc::new(Thd::batch_of(&batch.lengths)?);
-    let inputs =
-        Inputs::<Ring, Thd, Cpu<f64>>::new(learner.handler(), &Cpu::new(1), shape, &batch.tokens, &batch.labels)?;
+    let inputs = Inputs::<Ring, Thd, Cpu<f64>>::new(learner.handler(), shape, &batch.tokens, &batch.labels)?;
     Ok(inputs.weights.matrix().iter().filter(|&&weight| weight > 0.0).count())
 }
 

@@ -32,10 +32,10 @@ fn gradients(tied: bool, pad: Option<usize>) -> BTreeMap<String, Vec<f64>> {
     let numbers = |id| if Some(id) == list.head { table.clone() } else { fresh.to_host(&device, id) };
     let master = Master::<Cpu<f64>>::from_host(&device, &list, |id, _| Ok(numbers(id))).unwrap();
     let found = threads::run(1, |comm| {
-        let handler = CpHandler::<Single, Thd, _>::new(Single, comm)?;
+        let handler = CpHandler::<Single, Thd, _, _>::new(Single, device.clone(), comm)?;
         let model = GptModel::<Single, Thd, Flash, Cpu<f64>>::from_master(device.clone(), &config, &master)?;
         let shape = Arc::new(Thd::batch_of(&[5, 3])?);
-        let Inputs { tokens, labels, weights } = Inputs::new(&handler, &device, shape, &TOKENS, &LABELS)?;
+        let Inputs { tokens, labels, weights } = Inputs::new(&handler, shape, &TOKENS, &LABELS)?;
         let activations = model.forward(&handler, &tokens)?;
         let mut gradients = model.zero_gradients();
         let (_, dhidden) = model.loss_backward(&activations, &labels, &weights, 1.0, &mut gradients)?;

@@ -8,7 +8,7 @@ use context_parallel::degree::{Grid, Runtime};
 use context_parallel::error::{
     CommError, Error, MaskError, ModelError, PlacementError, PlanError, Result, SupportError,
 };
-use context_parallel::handler::{CpHandler, DynHandler};
+use context_parallel::handler::{CpHandler, UntypedHandler};
 use context_parallel::heads::KeepHeads;
 use context_parallel::kernel::{Flash, Kernel, Unfused};
 use context_parallel::layout::{Bshd, Dense, Layout, LayoutKind, Packed, Thd};
@@ -24,7 +24,7 @@ use context_parallel::strategy::{
 };
 use context_parallel::tensor::{Buffer, Cpu, Device};
 use context_parallel::train::data::TokenBatch;
-use context_parallel::train::learner::{AdamwOptions, GptLearner};
+use context_parallel::train::learner::GptLearner;
 use context_parallel::train::trainer::Learner;
 use half::bf16;
 
@@ -48,17 +48,17 @@ fn expected(tokens: usize, attends: &dyn Fn(usize, usize) -> bool) -> Vec<f64> {
     oracle::attention(&oracle::Problem { tokens, heads, q: &q, k: &k, v: &v, attends }).out
 }
 
-type Shards<H, L> = [Shard<<H as CpStrategy>::Order, L, f64>; 3];
+type Shards<H, L> = [Arc<Shard<<H as CpStrategy>::Order, L, f64>>; 3];
 
 fn shards<H: CpStrategy, L: Layout, C: Communicator>(
-    handler: &CpHandler<H, L, C>,
+    handler: &CpHandler<H, L, Cpu<f64>, C>,
     placement: &Arc<Placement<H::Order, L>>,
     tokens: usize,
 ) -> Result<Shards<H, L>> {
     let [q, k, v] = operands(tokens);
     let cut = |values: Vec<f64>, width: usize| {
         let full = Full::<L, f64>::from_batch_first(&values, width, placement.batch().clone())?;
-        handler.dispatch(&Cpu::<f64>::new(1), placement, &full)
+        handler.dispatch(placement, &full).map(Arc::new)
     };
     Ok([cut(q, SHAPE.q_width())?, cut(k, SHAPE.k_width())?, cut(v, SHAPE.v_width())?])
 }
@@ -70,16 +70,16 @@ fn other_grid(result: Result<()>) -> bool {
 #[test]
 fn a_placement_of_another_strategy_is_refused() {
     let refused = threads::run(4, |comm| {
-        let ulysses = CpHandler::<Ulysses, Thd, _>::new(Ulysses::new(Runtime(4)), &comm)?;
-        let ring = CpHandler::<Ring, Thd, _>::new(Ring::new(Runtime(4)), &comm)?;
+        let ulysses = CpHandler::<Ulysses, Thd, _, _>::new(Ulysses::new(Runtime(4)), Cpu::<f64>::new(1), &comm)?;
+        let ring = CpHandler::<Ring, Thd, _, _>::new(Ring::new(Runtime(4)), Cpu::<f64>::new(1), &comm)?;
         let batch = || Packed::from_lengths(&[64]);
         let (of_ulysses, of_ring) = (ulysses.place(batch()?)?, ring.place(batch()?)?);
         let mut refused = true;
         let mixed = RingUlysses::new(Runtime(2), Runtime(2));
-        let mixed = CpHandler::<RingUlysses, Thd, _>::new(mixed, &comm)?;
+        let mixed = CpHandler::<RingUlysses, Thd, _, _>::new(mixed, Cpu::<f64>::new(1), &comm)?;
         let apart = RingUlysses::new(Runtime(2), Runtime(2)).with_inner_adjacent(false);
-        let apart = CpHandler::<RingUlysses, Thd, _>::new(apart, &comm)?;
-        let alone = CpHandler::<Ulysses, Thd, _>::new(Ulysses::new(Runtime(4)), &comm)?;
+        let apart = CpHandler::<RingUlysses, Thd, _, _>::new(apart, Cpu::<f64>::new(1), &comm)?;
+        let alone = CpHandler::<Ulysses, Thd, _, _>::new(Ulysses::new(Runtime(4)), Cpu::<f64>::new(1), &comm)?;
         for placement in [&of_ulysses, &of_ring, &mixed.place(batch()?)?] {
             refused &= other_grid(apart.plan(placement, &Mask::Causal).map(drop));
         }
@@ -89,7 +89,7 @@ fn a_placement_of_another_strategy_is_refused() {
         refused &= other_grid(alone.plan(&of_ring, &Mask::Causal).map(drop));
         // Rows of ranks that are numbered otherwise are not this rank's.
         let full = Full::<Thd, f32>::from_batch_first(&[0.0; 64], 1, of_ring.batch().clone())?;
-        refused &= other_grid(apart.dispatch(&Cpu::<f32>::new(1), &of_ring, &full).map(drop));
+        refused &= other_grid(apart.dispatch(&of_ring, &full).map(drop));
         Ok(refused)
     });
     assert_eq!(refused, Ok(vec![true; 4]));
@@ -98,7 +98,7 @@ fn a_placement_of_another_strategy_is_refused() {
 #[test]
 fn a_placement_of_another_rank_is_refused() {
     let refused = threads::run(2, |comm| {
-        let handler = CpHandler::<Ring, Thd, _>::new(Ring::new(Runtime(2)), &comm)?;
+        let handler = CpHandler::<Ring, Thd, _, _>::new(Ring::new(Runtime(2)), Cpu::<f64>::new(1), &comm)?;
         let batch = Arc::new(Packed::from_lengths(&[16])?);
         let (rope, device) = (Rope::new(RopeConfig::plain(4, 100.0))?, Cpu::<f32>::new(1));
         let mut refused = Vec::new();
@@ -108,10 +108,10 @@ fn a_placement_of_another_rank_is_refused() {
             let shard = Shard::new(device.zero_matrix::<f32>(placement.rows(), 1), placement.clone())?;
             refused.extend([
                 handler.plan(&placement, &Mask::Causal).map(drop),
-                handler.dispatch(&device, &placement, &full).map(drop),
-                handler.combine(&device, &shard).map(drop),
-                handler.roll(&device, &shard, 1, 0.0).map(drop),
-                handler.get_emb_on_this_cp_rank(&device, &rope, &placement).map(drop),
+                handler.dispatch(&placement, &full).map(drop),
+                handler.combine(&shard).map(drop),
+                handler.roll(&shard, 1, 0.0).map(drop),
+                handler.get_emb_on_this_cp_rank(&rope, &placement).map(drop),
             ]);
         }
         let of_another = |result: &Result<()>| matches!(result, Err(Error::Placement(PlacementError::Rank { .. })));
@@ -124,12 +124,12 @@ fn a_placement_of_another_rank_is_refused() {
 fn a_plan_of_another_strategy_is_refused() {
     let refused = threads::run(4, |comm| {
         // The same groups of ranks, the same order: only the strategies differ.
-        let gather = CpHandler::<AllGather, Thd, _>::new(AllGather::new(Runtime(4)), &comm)?;
-        let ring = CpHandler::<Ring, Thd, _>::new(Ring::new(Runtime(4)), &comm)?;
+        let gather = CpHandler::<AllGather, Thd, _, _>::new(AllGather::new(Runtime(4)), Cpu::<f64>::new(1), &comm)?;
+        let ring = CpHandler::<Ring, Thd, _, _>::new(Ring::new(Runtime(4)), Cpu::<f64>::new(1), &comm)?;
         let placement = gather.place(Packed::from_lengths(&[64])?)?;
         let plan = gather.plan(&placement, &Mask::Causal)?;
         let [q, k, v] = shards(&gather, &placement, 64)?;
-        Ok(ring.core_attn::<Flash, _>(&Cpu::<f64>::new(1), &plan, &SHAPE, &q, &k, &v).map(drop))
+        Ok(ring.attend(&plan, &SHAPE, &q, &k, &v).map(drop))
     });
     let other = PlanError::OtherStrategy { strategy: Ring::<Runtime>::NAME, found: AllGather::<Runtime>::NAME };
     assert_eq!(refused, Ok(vec![Err(other.into()); 4]));
@@ -138,13 +138,13 @@ fn a_plan_of_another_strategy_is_refused() {
 #[test]
 fn shards_that_hold_the_same_tokens_may_change_handlers() {
     let outputs = threads::run(3, |comm| {
-        let ring = CpHandler::<Ring, Thd, _>::new(Ring::new(Runtime(3)), &comm)?;
-        let ulysses = CpHandler::<Ulysses, Thd, _>::new(Ulysses::new(Runtime(3)), &comm)?;
+        let ring = CpHandler::<Ring, Thd, _, _>::new(Ring::new(Runtime(3)), Cpu::<f64>::new(1), &comm)?;
+        let ulysses = CpHandler::<Ulysses, Thd, _, _>::new(Ulysses::new(Runtime(3)), Cpu::<f64>::new(1), &comm)?;
         let batch = Arc::new(Packed::from_lengths(&[48])?);
         let [q, k, v] = shards(&ring, &ring.place(batch.clone())?, 48)?;
         let plan = ulysses.plan(&ulysses.place(batch)?, &Mask::Causal)?;
-        let (out, _) = ulysses.core_attn::<Flash, _>(&Cpu::<f64>::new(1), &plan, &SHAPE, &q, &k, &v)?;
-        Ok(ulysses.combine(&Cpu::<f64>::new(1), &out)?.to_batch_first())
+        let (out, _) = ulysses.attend(&plan, &SHAPE, &q, &k, &v)?;
+        Ok(ulysses.combine(&out)?.to_batch_first())
     });
     let expected = expected(48, &|q, k| k <= q);
     for out in outputs.expect("both hold the same tokens") {
@@ -210,15 +210,14 @@ impl<K: Kernel> Row<Bshd, K> for GatherByRank {}
 #[test]
 fn a_kernel_that_needs_natural_keys_refuses_a_gather_in_rank_order() {
     let outcome = threads::run(2, |comm| {
-        let handler = CpHandler::<GatherByRank, Bshd, _>::new(GatherByRank, &comm)?;
+        let handler = CpHandler::<GatherByRank, Bshd, _, _>::new(GatherByRank, Cpu::<f64>::new(1), &comm)?;
         let placement = handler.place(Dense::from_lengths(&[16, 16])?)?;
         let plan = handler.plan(&placement, &Mask::Causal)?;
         let [q, k, v] = shards(&handler, &placement, 32)?;
-        let device = Cpu::<f64>::new(1);
-        let unfused = handler.core_attn::<Unfused, _>(&device, &plan, &SHAPE, &q, &k, &v).map(drop);
+        let unfused = handler.attend_with::<Unfused>(&plan, &SHAPE, &q, &k, &v).map(drop);
         assert_eq!(plan.peak_bytes::<Unfused, Cpu<f64>>(&SHAPE).map(drop), unfused);
-        let (out, _) = handler.core_attn::<Flash, _>(&device, &plan, &SHAPE, &q, &k, &v)?;
-        Ok((unfused, handler.combine(&device, &out)?.to_batch_first()))
+        let (out, _) = handler.attend(&plan, &SHAPE, &q, &k, &v)?;
+        Ok((unfused, handler.combine(&out)?.to_batch_first()))
     });
     let expected = expected(32, &|q, k| k <= q && k / 16 == q / 16);
     for (unfused, flash) in outcome.expect("flash attends in any order") {
@@ -231,16 +230,16 @@ fn a_kernel_that_needs_natural_keys_refuses_a_gather_in_rank_order() {
 #[test]
 fn one_handler_serves_devices_of_two_types() {
     let cosines = threads::run(2, |comm| {
-        let handler = CpHandler::<Ring, Thd, _>::new(Ring::new(Runtime(2)), &comm)?;
+        let handler = CpHandler::<Ring, Thd, _, _>::new(Ring::new(Runtime(2)), Cpu::<f64>::new(1), &comm)?;
         let placement = handler.place(Packed::from_lengths(&[16])?)?;
         let rope = Rope::new(RopeConfig::plain(4, 100.0))?;
-        let single = handler.get_emb_on_this_cp_rank(&Cpu::<f32>::new(1), &rope, &placement)?;
-        let half = handler.get_emb_on_this_cp_rank(&Cpu::<bf16>::new(1), &rope, &placement)?;
-        let double = handler.get_emb_on_this_cp_rank(&Cpu::<f64>::new(1), &rope, &placement)?;
+        let single = handler.by_ref().on(&Cpu::<f32>::new(1)).rotary(&rope, placement.data())?;
+        let half = handler.by_ref().on(&Cpu::<bf16>::new(1)).rotary(&rope, placement.data())?;
+        let double = handler.get_emb_on_this_cp_rank(&rope, &placement)?;
         assert_eq!(single.cos().to_vec(), half.cos().to_vec(), "both compute in f32");
         // Another device of the same type has a table of its own, in its own memory.
         let (other, held) = (Cpu::<f32>::new(1), single.cos().len());
-        let again = handler.get_emb_on_this_cp_rank(&other, &rope, &placement)?;
+        let again = handler.by_ref().on(&other).rotary(&rope, placement.data())?;
         assert!(other.ledger().held() >= 2 * held * size_of::<f32>());
         assert_eq!(again.cos().to_vec(), single.cos().to_vec());
         Ok(single.cos().iter().zip(&double.cos()[..]).all(|(&a, &b)| (f64::from(a) - b).abs() < 1e-6))
@@ -251,12 +250,12 @@ fn one_handler_serves_devices_of_two_types() {
 #[test]
 fn plans_that_one_rank_makes_by_itself_put_no_rank_out_of_step() {
     let outcome = threads::run(2, |comm| {
-        let handler = CpHandler::<Ring, Thd, _>::new(Ring::new(Runtime(2)), &comm)?;
+        let handler = CpHandler::<Ring, Thd, _, _>::new(Ring::new(Runtime(2)), Cpu::<f64>::new(1), &comm)?;
         let placement = handler.place(Packed::from_lengths(&[32])?)?;
         let [q, k, v] = shards(&handler, &placement, 32)?;
         let attend = || -> Result<()> {
             let plan = handler.plan(&placement, &Mask::Causal)?;
-            handler.core_attn::<Flash, _>(&Cpu::<f64>::new(1), &plan, &SHAPE, &q, &k, &v).map(drop)
+            handler.attend(&plan, &SHAPE, &q, &k, &v).map(drop)
         };
         attend()?;
         if comm.rank() == 0 {
@@ -281,13 +280,13 @@ fn ranks_with_other_masks_are_told_with_the_first_message_that_they_exchange() {
     ) -> Error {
         let tokens = lengths.iter().sum();
         let outcome = threads::run(2, |comm| {
-            let handler = CpHandler::<H, Thd, _>::new(strategy.clone(), &comm)?;
+            let handler = CpHandler::<H, Thd, _, _>::new(strategy.clone(), Cpu::<f64>::new(1), &comm)?;
             let placement = handler.place(Packed::from_lengths(lengths)?)?;
             let [q, k, v] = shards(&handler, &placement, tokens)?;
             let mask = [Mask::Causal, Mask::Window { left: Some(9), right: Some(0) }][comm.rank()].clone();
-            let (plan, device) = (handler.plan(&placement, &mask)?, Cpu::<f64>::new(1));
-            let (out, _) = handler.core_attn::<Flash, _>(&device, &plan, &SHAPE, &q, &k, &v)?;
-            handler.combine(&device, &out).map(drop)
+            let plan = handler.plan(&placement, &mask)?;
+            let (out, _) = handler.attend(&plan, &SHAPE, &q, &k, &v)?;
+            handler.combine(&out).map(drop)
         });
         outcome.unwrap_err()
     }
@@ -303,18 +302,17 @@ fn ranks_with_other_masks_are_told_with_the_first_message_that_they_exchange() {
 #[test]
 fn ranks_that_attended_under_other_masks_have_no_common_loss() {
     let error = threads::run(2, |comm| {
-        let handler = CpHandler::<Dynamic, Thd, _>::new(Dynamic::new(Runtime(2)), &comm)?;
+        let handler = CpHandler::<Dynamic, Thd, _, _>::new(Dynamic::new(Runtime(2)), Cpu::<f64>::new(1), &comm)?;
         let placement = handler.place(Packed::from_lengths(&[32, 32])?)?;
         let [q, k, v] = shards(&handler, &placement, 64)?;
-        let device = Cpu::<f64>::new(1);
         // The same on both: they agree.
         let plan = handler.plan(&placement, &Mask::Causal)?;
-        handler.core_attn::<Flash, _>(&device, &plan, &SHAPE, &q, &k, &v)?;
-        assert_eq!(handler.by_ref().sum(&device, &[1.0, 2.0])?, [2.0, 4.0]);
+        handler.attend(&plan, &SHAPE, &q, &k, &v)?;
+        assert_eq!(handler.by_ref().sum(&[1.0, 2.0])?, [2.0, 4.0]);
         let mask = [Mask::Full, Mask::Causal][comm.rank()].clone();
         let plan = handler.plan(&placement, &mask)?;
-        handler.core_attn::<Flash, _>(&device, &plan, &SHAPE, &q, &k, &v)?;
-        handler.by_ref().sum(&device, &[1.0]).map(drop)
+        handler.attend(&plan, &SHAPE, &q, &k, &v)?;
+        handler.by_ref().sum(&[1.0]).map(drop)
     });
     assert!(disagree(error.unwrap_err()));
 }
@@ -323,15 +321,15 @@ fn ranks_that_attended_under_other_masks_have_no_common_loss() {
 fn ranks_that_roll_otherwise_are_told() {
     for other in [-1, 2, 3] {
         let error = threads::run(2, |comm| {
-            let handler = CpHandler::<Ring, Thd, _>::new(Ring::new(Runtime(2)), &comm)?;
+            let handler = CpHandler::<Ring, Thd, _, _>::new(Ring::new(Runtime(2)), Cpu::<f64>::new(1), &comm)?;
             let placement = handler.place(Packed::from_lengths(&[32])?)?;
             let device = Cpu::<f64>::new(1);
             let x = Shard::new(device.zero_matrix::<f64>(placement.rows(), 1), placement.clone())?;
             match (comm.rank(), other) {
-                (0, _) => handler.roll(&device, &x, 1, 0.0),
+                (0, _) => handler.roll(&x, 1, 0.0),
                 // There and back again have messages of the same sizes.
-                (_, 3) => handler.roll_adjoint(&device, &x, 1),
-                (_, offset) => handler.roll(&device, &x, offset, 0.0),
+                (_, 3) => handler.roll_adjoint(&x, 1),
+                (_, offset) => handler.roll(&x, offset, 0.0),
             }
             .map(drop)
         });
@@ -375,9 +373,12 @@ impl Row<Thd, Flash> for Unsure {}
 fn a_strategy_whose_grid_is_not_of_its_degree_is_refused() {
     for (outer, inner) in [(3, 1), (1, 1), (2, 2), (0, 2), (usize::MAX, 2)] {
         let grid = Grid { outer, inner, inner_adjacent: true };
-        let typed = threads::run(2, |comm| CpHandler::<Unsure, Thd, _>::new(Unsure(grid), &comm).map(drop));
-        let dynamic =
-            threads::run(2, |comm| DynHandler::new(object(Unsure(grid)), LayoutKind::Thd, Box::new(comm)).map(drop));
+        let typed = threads::run(2, |comm| {
+            CpHandler::<Unsure, Thd, _, _>::new(Unsure(grid), Cpu::<f64>::new(1), &comm).map(drop)
+        });
+        let dynamic = threads::run(2, |comm| {
+            UntypedHandler::new(object(Unsure(grid)), LayoutKind::Thd, Cpu::<f64>::new(1), Box::new(comm)).map(drop)
+        });
         for outcome in [typed, dynamic] {
             let error = outcome.unwrap_err();
             assert!(matches!(error, Error::Placement(_)) && error.is_input(), "{grid}: {error}");
@@ -388,11 +389,11 @@ fn a_strategy_whose_grid_is_not_of_its_degree_is_refused() {
 #[test]
 fn head_counts_and_widths_that_make_no_sense_are_refused() {
     let outcome = threads::run(2, |comm| {
-        let handler = CpHandler::<Ulysses, Thd, _>::new(Ulysses::new(Runtime(2)), &comm)?;
+        let handler = CpHandler::<Ulysses, Thd, _, _>::new(Ulysses::new(Runtime(2)), Cpu::<f64>::new(1), &comm)?;
         let placement = handler.place(Packed::from_lengths(&[16])?)?;
         let plan = handler.plan(&placement, &Mask::Causal)?;
         let [q, k, v] = shards(&handler, &placement, 16)?;
-        let attend = |shape| handler.core_attn::<Flash, _>(&Cpu::<f64>::new(1), &plan, &shape, &q, &k, &v).map(drop);
+        let attend = |shape| handler.attend(&plan, &shape, &q, &k, &v).map(drop);
         let refused = [
             attend(AttentionShape { q_heads: 0, ..SHAPE }),
             attend(AttentionShape { kv_heads: 0, ..SHAPE }),
@@ -415,8 +416,8 @@ fn stages_out_of_their_bounds_are_refused() {
         let outcome = threads::run(1, |comm| {
             let exactly = Magi::new(Runtime(1)).with_stages(StageCount::Exactly(count));
             let parts = Dynamic::new(Runtime(1)).with_stages(Merging::Parts(count));
-            let exactly = CpHandler::<Magi, Thd, _>::new(exactly, &comm).map(drop);
-            Ok([exactly, CpHandler::<Dynamic, Thd, _>::new(parts, &comm).map(drop)])
+            let exactly = CpHandler::<Magi, Thd, _, _>::new(exactly, Cpu::<f64>::new(1), &comm).map(drop);
+            Ok([exactly, CpHandler::<Dynamic, Thd, _, _>::new(parts, Cpu::<f64>::new(1), &comm).map(drop)])
         });
         for refused in outcome.unwrap().concat() {
             let message = refused.unwrap_err().to_string();
@@ -434,7 +435,11 @@ fn placements_on_pieces_of_nothing_are_refused() {
     ];
     for options in wrong {
         let outcome = threads::run(1, |comm| {
-            let handler = CpHandler::<Magi, Thd, _>::new(Magi::new(Runtime(1)).with_options(options), comm)?;
+            let handler = CpHandler::<Magi, Thd, _, _>::new(
+                Magi::new(Runtime(1)).with_options(options),
+                Cpu::<f64>::new(1),
+                comm,
+            )?;
             handler.place(Packed::from_lengths(&[8])?).map(drop)
         });
         let message = outcome.unwrap_err().to_string();
@@ -478,10 +483,9 @@ fn ids_outside_the_vocabulary_are_named_by_sequence_and_position() {
     let batch = TokenBatch::next_token(tokens, 2, 16);
     let outcome = threads::run(2, |comm| {
         let device = Cpu::<f32>::new(1);
-        let handler = CpHandler::<Ring, Thd, _>::new(Ring::new(Runtime(2)), comm)?;
+        let handler = CpHandler::<Ring, Thd>::new(Ring::new(Runtime(2)), device.clone(), comm)?;
         let weights = init::fresh(&device, &config, &ParameterList::new(&config), 0)?;
-        let options = AdamwOptions::default();
-        let mut learner = GptLearner::<_, _, Flash, _, _>::new(device, &config, weights, handler, options, false)?;
+        let mut learner = GptLearner::<Ring, Thd>::new(&config, weights, handler)?;
         learner.accumulate(&batch, batch.counted())
     });
     let error = outcome.unwrap_err();

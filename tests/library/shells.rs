@@ -6,7 +6,7 @@ use std::sync::Arc;
 use context_parallel::comm::threads::{self, ThreadComm};
 use context_parallel::degree::Runtime;
 use context_parallel::error::{Error, PlacementError, Result};
-use context_parallel::handler::{CpHandler, DynHandler, HandlerRef, Partial, Replicated, WholeBatch};
+use context_parallel::handler::{CpHandler, HandlerRef, Partial, Replicated, UntypedHandler, WholeBatch};
 use context_parallel::kernel::{Flash, Kernel, Unfused, kernel_object};
 use context_parallel::layout::{Batch, Bshd, Layout, LayoutKind, Packed, Sbhd, Thd};
 use context_parallel::mask::Mask;
@@ -17,9 +17,9 @@ use context_parallel::ops::attention::AttentionShape;
 use context_parallel::order::{DynPlacement, DynShard, Full, Natural, Placement, Striped, Zigzag, laid_out};
 use context_parallel::rope::{Rope, RopeConfig};
 use context_parallel::strategy::{AllGather, Dynamic, Magi, Ring, RingUlysses, Single, Supports, Ulysses, object};
-use context_parallel::tensor::{Cpu, Host, Matrix};
+use context_parallel::tensor::{Cpu, Matrix};
 use context_parallel::train::data::TokenBatch;
-use context_parallel::train::learner::{AdamwOptions, DynLearner, GptLearner};
+use context_parallel::train::learner::{DynLearner, GptLearner};
 use context_parallel::train::trainer::Learner;
 
 const SHAPE: AttentionShape = AttentionShape { q_heads: 4, kv_heads: 2, qk_dim: 4, v_dim: 6, scale: 0.5 };
@@ -43,14 +43,13 @@ where
     let typed = threads::run(ranks, |comm| typed::<H, L, K>(strategy.clone(), comm, &batch)).unwrap();
     let kernel = kernel_object::<K, Cpu<f32>>();
     let bare = threads::run(ranks, |comm| {
-        let handler = DynHandler::new(object(strategy.clone()), L::KIND, Box::new(comm))?;
-        let mut found = handled(handler.by_ref(), batch.clone(), kernel)?;
         let (device, config) = (Cpu::<f32>::default(), config());
+        let handler = UntypedHandler::new(object(strategy.clone()), L::KIND, device.clone(), Box::new(comm))?;
+        let mut found = handled(handler.by_ref(), batch.clone(), kernel)?;
         let master = init::fresh(&device, &config, &ParameterList::new(&config), 3)?;
         let model = DynModel::from_master(device.clone(), &config, &master, kernel)?;
         found.extend(modelled(handler.by_ref(), batch.clone(), &model)?);
-        let options = AdamwOptions::default();
-        let learner = DynLearner::new(device, &config, master, handler, kernel, options, false)?;
+        let learner = DynLearner::new(&config, master, handler, kernel)?;
         found.push(("training", trained(learner, &*batch)?));
         Ok(found)
     })
@@ -103,36 +102,36 @@ where
     K: Kernel,
 {
     let (device, config, tokens) = (Cpu::<f32>::default(), config(), batch.tokens());
-    let handler = CpHandler::<H, L, _>::new(strategy.clone(), comm)?;
+    let handler = CpHandler::<H, L, _, _>::new(strategy.clone(), device.clone(), comm)?;
     let placement = handler.place(batch.clone())?;
     let full = |seed, width| Full::<L, f32>::from_batch_first(&numbers(seed, tokens * width), width, batch.clone());
     let widths = [SHAPE.q_width(), SHAPE.k_width(), SHAPE.v_width(), SHAPE.out_width()];
     let mut found: Found = vec![("rows", placement.full_rows_of(handler.rank()).iter().map(|x| x as f64).collect())];
     let mut shards = Vec::new();
     for (seed, width) in widths.into_iter().enumerate() {
-        shards.push(handler.dispatch(&device, &placement, &full(seed as u64, width)?)?);
+        shards.push(Arc::new(handler.dispatch(&placement, &full(seed as u64, width)?)?));
     }
     found.push(("dispatch", wide(shards[0].matrix())));
-    found.push(("combine", wide(handler.combine(&device, &shards[0])?.matrix())));
-    let Replicated(gathered) = handler.dispatch_adjoint(&device, &shards[0])?;
+    found.push(("combine", wide(handler.combine(&shards[0])?.matrix())));
+    let Replicated(gathered) = handler.dispatch_adjoint(&shards[0])?;
     found.push(("dispatch_adjoint", wide(gathered.matrix())));
     let summand = full(9 + handler.rank() as u64, 3)?;
-    found.push(("partial", wide(handler.combine_adjoint(&device, &placement, Partial(&summand))?.matrix())));
-    found.push(("replicated", wide(handler.combine_adjoint(&device, &placement, Replicated(&summand))?.matrix())));
-    found.push(("roll", wide(handler.roll(&device, &shards[1], 2, 0.5)?.matrix())));
-    found.push(("roll_adjoint", wide(handler.roll_adjoint(&device, &shards[1], 2)?.matrix())));
-    let rotary = handler.get_emb_on_this_cp_rank(&device, &rope(), &placement)?;
-    let mut rotated = handler.dispatch(&device, &placement, &full(0, widths[0])?)?;
-    handler.apply_rotary_pos_emb(&device, &rotary, &mut rotated, SHAPE.q_heads)?;
+    found.push(("partial", wide(handler.combine_adjoint(&placement, Partial(&summand))?.matrix())));
+    found.push(("replicated", wide(handler.combine_adjoint(&placement, Replicated(&summand))?.matrix())));
+    found.push(("roll", wide(handler.roll(&shards[1], 2, 0.5)?.matrix())));
+    found.push(("roll_adjoint", wide(handler.roll_adjoint(&shards[1], 2)?.matrix())));
+    let rotary = handler.get_emb_on_this_cp_rank(&rope(), &placement)?;
+    let mut rotated = handler.dispatch(&placement, &full(0, widths[0])?)?;
+    handler.apply_rotary_pos_emb(&rotary, &mut rotated, SHAPE.q_heads)?;
     found.push(("rotary", wide(rotated.matrix())));
-    handler.apply_rotary_pos_emb_backward(&device, &rotary, &mut rotated, SHAPE.q_heads)?;
+    handler.apply_rotary_pos_emb_backward(&rotary, &mut rotated, SHAPE.q_heads)?;
     found.push(("rotary_backward", wide(rotated.matrix())));
     let plan = handler.plan(&placement, &Mask::Causal)?;
     let [q, k, v, dout] = &shards[..] else { unreachable!("four operands") };
-    let (out, core) = handler.core_attn::<K, _>(&device, &plan, &SHAPE, q, k, v)?;
-    found.push(("core_attn", wide(out.matrix())));
-    for gradient in handler.core_attn_backward(&device, &plan, q, k, v, &core, dout)? {
-        found.push(("core_attn_backward", wide(gradient.matrix())));
+    let (out, attended) = handler.attend_with::<K>(&plan, &SHAPE, q, k, v)?;
+    found.push(("attend", wide(out.matrix())));
+    for gradient in attended.backward(&handler, dout)? {
+        found.push(("attend backward", wide(gradient.matrix())));
     }
     let whole = WholeBatch {
         labels: Some(Full::from_batch_first(&ids(tokens), 1, batch.clone())?),
@@ -140,7 +139,7 @@ where
         attention_mask: Some(Full::from_batch_first(&vec![1u8; tokens * 2], 2, batch.clone())?),
         ..WholeBatch::default()
     };
-    let cut = handler.get_batch_on_this_cp_rank(&device, &placement, &whole)?;
+    let cut = handler.get_batch_on_this_cp_rank(&placement, &whole)?;
     assert!(cut.tokens.is_none() && cut.position_ids.is_none());
     found.push(("labels", cut.labels.unwrap().matrix().iter().map(|&x| x as f64).collect()));
     found.push(("loss_mask", wide(cut.loss_mask.unwrap().matrix())));
@@ -149,8 +148,8 @@ where
     let master = init::fresh(&device, &config, &ParameterList::new(&config), 3)?;
     let model = GptModel::<H, L, K>::from_master(device.clone(), &config, &master)?;
     let placement = handler.place_for(batch.clone(), &model.mask_weights())?;
-    let inputs = Inputs::placed(&handler, &device, &placement, &ids(tokens), &ids(tokens))?;
-    let ahead = inputs.ahead(&handler, &device)?;
+    let inputs = Inputs::placed(&handler, &placement, &ids(tokens), &ids(tokens))?;
+    let ahead = inputs.ahead(&handler)?;
     found.push(("ahead", ahead.tokens.matrix().iter().map(|&x| x as f64).collect()));
     let mut activations = model.forward(&handler, &inputs.tokens)?;
     found.push(("logits", wide(&model.logits(&activations))));
@@ -165,62 +164,61 @@ where
     model.backward(&handler, activations, &dhidden, &mut gradients)?;
     found.push(("losses", losses));
     found.extend(gradients.values().iter().map(|gradient| ("gradient", wide(gradient))));
-    let options = AdamwOptions::default();
-    let learner = GptLearner::<H, L, K, _, _>::new(device, &config, master, handler, options, false)?;
+    let learner = GptLearner::<H, L, K, _, _>::new(&config, master, handler)?;
     found.push(("training", trained(learner, &**batch)?));
     Ok(found)
 }
 
 /// What [`typed`] does with a handler, without types.
 fn handled(
-    handler: HandlerRef<'_, Host>,
+    handler: HandlerRef<'_, Cpu<f32>>,
     batch: Arc<dyn Batch>,
     kernel: &'static dyn context_parallel::kernel::DynKernel<Cpu<f32>>,
 ) -> Result<Found> {
-    let (device, tokens, layout) = (Cpu::<f32>::default(), batch.tokens(), handler.layout());
+    let (tokens, layout) = (batch.tokens(), handler.layout());
     let placement = handler.place_for(batch.clone(), &[(Mask::Causal, 1)])?;
     let full = |seed, width| laid_out(&numbers(seed, tokens * width), width, &*batch, layout);
     let widths = [SHAPE.q_width(), SHAPE.k_width(), SHAPE.v_width(), SHAPE.out_width()];
     let mut found: Found = vec![("rows", placement.full_rows_of(handler.rank()).iter().map(|x| x as f64).collect())];
     let mut shards: Vec<DynShard<f32>> = Vec::new();
     for (seed, width) in widths.into_iter().enumerate() {
-        shards.push(handler.dispatch(&device, &placement, &full(seed as u64, width)?)?);
+        shards.push(handler.dispatch(&placement, &full(seed as u64, width)?)?);
     }
     found.push(("dispatch", wide(shards[0].matrix())));
-    found.push(("combine", wide(&handler.combine(&device, &shards[0])?)));
-    found.push(("dispatch_adjoint", wide(&handler.combine(&device, &shards[0])?)));
+    found.push(("combine", wide(&handler.combine(&shards[0])?)));
+    found.push(("dispatch_adjoint", wide(&handler.combine(&shards[0])?)));
     let summand = full(9 + handler.rank() as u64, 3)?;
-    found.push(("partial", wide(handler.summed(&device, &placement, &summand)?.matrix())));
-    found.push(("replicated", wide(handler.dispatch(&device, &placement, &summand)?.matrix())));
-    found.push(("roll", wide(handler.roll(&device, &shards[1], 2, 0.5)?.matrix())));
-    found.push(("roll_adjoint", wide(handler.roll_adjoint(&device, &shards[1], 2)?.matrix())));
-    let rotary = handler.rotary(&device, &rope(), &placement)?;
-    let mut rotated = handler.dispatch(&device, &placement, &full(0, widths[0])?)?;
-    rotary.rotate(&device, &mut rotated, SHAPE.q_heads, false)?;
+    found.push(("partial", wide(handler.summed(&placement, &summand)?.matrix())));
+    found.push(("replicated", wide(handler.dispatch(&placement, &summand)?.matrix())));
+    found.push(("roll", wide(handler.roll(&shards[1], 2, 0.5)?.matrix())));
+    found.push(("roll_adjoint", wide(handler.roll_adjoint(&shards[1], 2)?.matrix())));
+    let rotary = handler.rotary(&rope(), &placement)?;
+    let mut rotated = handler.dispatch(&placement, &full(0, widths[0])?)?;
+    rotary.rotate(&mut rotated, SHAPE.q_heads)?;
     found.push(("rotary", wide(rotated.matrix())));
-    rotary.rotate(&device, &mut rotated, SHAPE.q_heads, true)?;
+    rotary.rotate_backward(&mut rotated, SHAPE.q_heads)?;
     found.push(("rotary_backward", wide(rotated.matrix())));
     let plan = handler.plan(&placement, &Mask::Causal)?;
     let (qkv, dout) = ([&shards[0], &shards[1], &shards[2]], &shards[3]);
-    let (out, core) = handler.core_attn(&device, kernel, &plan, &SHAPE, qkv)?;
-    found.push(("core_attn", wide(out.matrix())));
-    for gradient in handler.core_attn_backward(&device, &plan, qkv, &core, dout)? {
-        found.push(("core_attn_backward", wide(gradient.matrix())));
+    let (out, core) = handler.core_attn(kernel, &plan, &SHAPE, qkv)?;
+    found.push(("attend", wide(out.matrix())));
+    for gradient in handler.core_attn_backward(&plan, qkv, &core, dout)? {
+        found.push(("attend backward", wide(gradient.matrix())));
     }
-    let labels = handler.dispatch(&device, &placement, &laid_out(&ids(tokens), 1, &*batch, layout)?)?;
+    let labels = handler.dispatch(&placement, &laid_out(&ids(tokens), 1, &*batch, layout)?)?;
     found.push(("labels", labels.matrix().iter().map(|&x| x as f64).collect()));
-    found.push(("loss_mask", wide(handler.dispatch(&device, &placement, &full(4, 1)?)?.matrix())));
-    let mask = handler.dispatch(&device, &placement, &laid_out(&vec![1u8; tokens * 2], 2, &*batch, layout)?)?;
+    found.push(("loss_mask", wide(handler.dispatch(&placement, &full(4, 1)?)?.matrix())));
+    let mask = handler.dispatch(&placement, &laid_out(&vec![1u8; tokens * 2], 2, &*batch, layout)?)?;
     found.push(("attention_mask", mask.matrix().iter().map(|&x| f64::from(x)).collect()));
     Ok(found)
 }
 
 /// What [`typed`] does with a model, without types.
-fn modelled(handler: HandlerRef<'_, Host>, batch: Arc<dyn Batch>, model: &DynModel<Cpu<f32>>) -> Result<Found> {
-    let (device, ids) = (model.device(), ids(batch.tokens()));
+fn modelled(handler: HandlerRef<'_, Cpu<f32>>, batch: Arc<dyn Batch>, model: &DynModel<Cpu<f32>>) -> Result<Found> {
+    let ids = ids(batch.tokens());
     let placement = handler.place_for(batch, &model.mask_weights())?;
-    let inputs = DynInputs::placed(&handler, device, &placement, &ids, &ids)?;
-    let ahead = inputs.by_ref().ahead(handler, device)?;
+    let inputs = DynInputs::placed(handler, &placement, &ids, &ids)?;
+    let ahead = inputs.by_ref().ahead(handler)?;
     let mut found: Found = vec![("ahead", ahead.tokens.matrix().iter().map(|&x| x as f64).collect())];
     let mut activations = model.forward(handler, &inputs.tokens)?;
     found.push(("logits", wide(&model.logits(&activations))));

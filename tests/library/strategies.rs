@@ -80,13 +80,13 @@ where
     let tokens: Vec<i64> = (0..total as i64).map(|i| (i * i + 5 * i) % 41).collect();
     let logits = threads::run(strategy.degree(), |comm| {
         let device = Cpu::<f32>::new(1);
-        let handler = CpHandler::<H, L, _>::new(strategy.clone(), comm)?;
+        let handler = CpHandler::<H, L, _, _>::new(strategy.clone(), device.clone(), comm)?;
         let model = GptModel::<H, L, K>::new(device.clone(), &config, 3)?;
         let batch = Arc::new(L::batch_of(lengths)?);
-        let inputs = Inputs::new(&handler, &device, batch, &tokens, &tokens)?;
+        let inputs = Inputs::new(&handler, batch, &tokens, &tokens)?;
         let activations = model.forward(&handler, &inputs.tokens)?;
         let shard = context_parallel::order::Shard::new(model.logits(&activations), activations.placement().clone())?;
-        Ok(handler.combine(&device, &shard)?.to_batch_first())
+        Ok(handler.combine(&shard)?.to_batch_first())
     });
     logits.unwrap().swap_remove(0)
 }
@@ -187,26 +187,26 @@ fn attention<H: Supports<Thd, Flash>>(
         let device = Cpu::<f32>::new(1);
         let comm = Counted::new(comm);
         let traffic = comm.traffic();
-        let handler = CpHandler::<H, Thd, _>::new(strategy.clone(), comm)?;
+        let handler = CpHandler::<H, Thd, _, _>::new(strategy.clone(), device.clone(), comm)?;
         let placement = handler.place(batch.clone())?;
         let widths = [shape.q_width(), shape.k_width(), shape.v_width(), shape.out_width()];
         let mut shards = Vec::new();
         for (values, width) in operands.iter().zip(widths) {
             let full = Full::<Thd, f32>::from_batch_first(values, width, batch.clone())?;
-            shards.push(handler.dispatch(&device, &placement, &full)?);
+            shards.push(Arc::new(handler.dispatch(&placement, &full)?));
         }
         let plan = handler.plan(&placement, mask)?;
         let (q, k, v) = (&shards[0], &shards[1], &shards[2]);
         let (ledger, predicted) = (device.ledger(), plan.peak_bytes::<Flash, Cpu<f32>>(shape)?);
         let held = ledger.mark();
-        let (out, core) = handler.core_attn::<Flash, _>(&device, &plan, shape, q, k, v)?;
+        let (out, attended) = handler.attend(&plan, shape, q, k, v)?;
         let peak_forward = ledger.peak() - held;
         let held = ledger.mark();
-        let [dq, dk, dv] = handler.core_attn_backward(&device, &plan, q, k, v, &core, &shards[3])?;
+        let [dq, dk, dv] = attended.backward(&handler, &shards[3])?;
         assert_eq!((peak_forward, ledger.peak() - held), predicted, "peak memory of {strategy:?}");
         let mut whole = Vec::new();
         for shard in [out, dq, dk, dv] {
-            whole.push(handler.combine(&device, &shard)?.to_batch_first());
+            whole.push(handler.combine(&shard)?.to_batch_first());
         }
         let (forward, backward) = plan.bytes_sent::<Cpu<f32>>(shape)?;
         let moved = |operation| traffic.bytes_in(operation);
@@ -252,7 +252,7 @@ fn own_keys_last() -> Staging {
 fn own_keys_hide_the_return_of_gradients_where_that_is_quicker() {
     let plan = threads::run(2, |comm| {
         let strategy = Magi::new(Runtime(2)).with_stages(own_keys_last());
-        let handler = CpHandler::<Magi, Thd, _>::new(strategy.clone(), comm)?;
+        let handler = CpHandler::<Magi, Thd>::new(strategy.clone(), Cpu::new(1), comm)?;
         let placement = handler.place(Packed::from_lengths(&[200])?)?;
         let plan = handler.plan(&placement, &Mask::Full)?;
         let slots = |program: &Program| program.tiles().map(|(slot, _)| slot).collect::<Vec<_>>();
@@ -310,15 +310,15 @@ fn a_kernel_that_saves_its_tiles_gets_them_back_or_an_error() {
         threads::run(2, |comm| {
             let device = Cpu::<f32>::new(1);
             let strategy = Magi::new(Runtime(2)).with_stages(staging);
-            let handler = CpHandler::<Magi, Thd, _>::new(strategy.clone(), comm)?;
+            let handler = CpHandler::<Magi, Thd, _, _>::new(strategy.clone(), device.clone(), comm)?;
             let batch = Arc::new(Packed::from_lengths(&[64])?);
             let placement = handler.place(batch.clone())?;
             let x = Full::<Thd, f32>::from_batch_first(&[0.5; 64 * 4], 4, batch)?;
-            let x = handler.dispatch(&device, &placement, &x)?;
+            let x = Arc::new(handler.dispatch(&placement, &x)?);
             let shape = AttentionShape { q_heads: 1, kv_heads: 1, qk_dim: 4, v_dim: 4, scale: 0.5 };
             let plan = handler.plan(&placement, &Mask::Full)?;
-            let (_, core) = handler.core_attn::<Saving, _>(&device, &plan, &shape, &x, &x, &x)?;
-            handler.core_attn_backward(&device, &plan, &x, &x, &x, &core, &x).map(drop)
+            let (_, attended) = handler.attend_with::<Saving>(&plan, &shape, &x, &x, &x)?;
+            attended.backward(&handler, &x).map(drop)
         })
     };
     let costs = StageCosts { returned: 0, ..StageCosts::FORWARD };
@@ -377,13 +377,13 @@ fn ranks_with_other_stages_are_told_before_they_compute() {
     let error = threads::run(2, |comm| {
         let device = Cpu::<f32>::new(1);
         let strategy = Magi::new(Runtime(2)).with_stages(StageCount::Exactly(2 + comm.rank()));
-        let handler = CpHandler::<Magi, Thd, _>::new(strategy.clone(), comm)?;
+        let handler = CpHandler::<Magi, Thd, _, _>::new(strategy.clone(), device.clone(), comm)?;
         let placement = handler.place(Packed::from_lengths(&[64])?)?;
         let plan = handler.plan(&placement, &Mask::Causal)?;
         let shape = AttentionShape { q_heads: 2, kv_heads: 1, qk_dim: 4, v_dim: 4, scale: 0.5 };
         let [q, k, v] =
             [8, 4, 4].map(|width| Shard::new(device.zero_matrix(placement.rows(), width), placement.clone()));
-        handler.core_attn::<Flash, _>(&device, &plan, &shape, &q?, &k?, &v?).map(drop)
+        handler.attend(&plan, &shape, q?, k?, v?).map(drop)
     });
     let message = error.unwrap_err().to_string();
     assert!(message.contains("give every rank the same") && message.contains("stages with their costs"), "{message}");
@@ -401,26 +401,27 @@ fn gradients_travel_in_the_storage_type_if_asked() {
         let found = threads::run(strategy.degree(), |comm| {
             let (device, comm) = (Cpu::<bf16>::new(1), Counted::new(comm));
             let traffic = comm.traffic();
-            let handler = CpHandler::<H, Thd, _>::new(strategy.clone(), comm)?.with_gradient_wire(wire);
+            let handler =
+                CpHandler::<H, Thd, _, _>::new(strategy.clone(), device.clone(), comm)?.with_gradient_wire(wire);
             let batch = Arc::new(Packed::from_lengths(&[40, 56])?);
             let placement = handler.place(batch.clone())?;
             let mut shards = Vec::new();
             for values in &values {
                 let full = Full::<Thd, bf16>::from_batch_first(values, values.len() / 96, batch.clone())?;
-                shards.push(handler.dispatch(&device, &placement, &full)?);
+                shards.push(Arc::new(handler.dispatch(&placement, &full)?));
             }
             let plan = handler.plan(&placement, &Mask::Causal)?;
             let (q, k, v) = (&shards[0], &shards[1], &shards[2]);
-            let (_, core) = handler.core_attn::<Flash, _>(&device, &plan, &shape, q, k, v)?;
+            let (_, attended) = handler.attend(&plan, &shape, q, k, v)?;
             let held = device.ledger().mark();
-            let [_, dk, _] = handler.core_attn_backward(&device, &plan, q, k, v, &core, &shards[3])?;
+            let [_, dk, _] = attended.backward(&handler, &shards[3])?;
             let (_, peak) = plan.peak_bytes::<Flash, Cpu<bf16>>(&shape)?;
             assert_eq!(device.ledger().peak() - held, peak);
             let gradients = traffic.bytes_in("attention gradients") + traffic.bytes_in("attention head gradients");
             let counted = OPERATIONS.into_iter().map(|operation| traffic.bytes_in(operation)).sum::<u64>();
             let (forward, backward) = plan.bytes_sent::<Cpu<bf16>>(&shape)?;
             assert_eq!(counted, (forward + backward) as u64);
-            let dk = handler.combine(&device, &dk)?.to_batch_first();
+            let dk = handler.combine(&dk)?.to_batch_first();
             Ok((dk.into_iter().map(f64::from).collect::<Vec<f64>>(), gradients))
         });
         let found = found.unwrap();
@@ -496,7 +497,7 @@ fn errors_do_not_grow_with_the_ring() {
 #[test]
 fn a_plan_that_leaves_something_out_is_refused_before_it_runs() {
     let error = threads::run(2, |comm| {
-        let handler = CpHandler::<NoExchange, Thd, _>::new(NoExchange(2), comm)?;
+        let handler = CpHandler::<NoExchange, Thd>::new(NoExchange(2), Cpu::new(1), comm)?;
         let placement = handler.place(Packed::from_lengths(&[64])?)?;
         handler.plan(&placement, &Mask::Causal).map(drop)
     });
@@ -509,14 +510,14 @@ fn ranks_with_different_plans_are_told_before_they_compute() {
     let error = threads::run(2, |comm| {
         let device = Cpu::<f32>::new(1);
         let lengths = if comm.rank() == 0 { [30, 34] } else { [34, 30] };
-        let handler = CpHandler::<Ring, Thd, _>::new(Ring::new(Runtime(2)), comm)?;
+        let handler = CpHandler::<Ring, Thd, _, _>::new(Ring::new(Runtime(2)), device.clone(), comm)?;
         let batch = Arc::new(Packed::from_lengths(&lengths)?);
         let placement = handler.place(batch.clone())?;
-        let x =
-            handler.dispatch(&device, &placement, &Full::<Thd, f32>::from_batch_first(&[0.5; 64 * 4], 4, batch)?)?;
+        let x = handler.dispatch(&placement, &Full::<Thd, f32>::from_batch_first(&[0.5; 64 * 4], 4, batch)?)?;
+        let x = Arc::new(x);
         let shape = AttentionShape { q_heads: 1, kv_heads: 1, qk_dim: 4, v_dim: 4, scale: 0.5 };
         let plan = handler.plan(&placement, &Mask::Causal)?;
-        handler.core_attn::<Flash, _>(&device, &plan, &shape, &x, &x, &x).map(drop)
+        handler.attend(&plan, &shape, &x, &x, &x).map(drop)
     });
     let message = error.unwrap_err().to_string();
     assert!(message.contains("is in attention keys") && message.contains("give every rank the same"), "{message}");
@@ -531,14 +532,14 @@ fn a_mask_across_sequences_is_refused_where_it_would_be_cut_short() {
     {
         threads::run(1, |comm| {
             let device = Cpu::<f32>::new(1);
-            let handler = CpHandler::<Single, Bshd, _>::new(Single, comm)?;
+            let handler = CpHandler::<Single, Bshd, _, _>::new(Single, device.clone(), comm)?;
             let batch = Arc::new(Bshd::batch_of(&[4, 4])?);
             let placement = handler.place(batch.clone())?;
             let x = Full::<Bshd, f32>::from_batch_first(&[0.5; 8 * 4], 4, batch)?;
-            let x = handler.dispatch(&device, &placement, &x)?;
+            let x = Arc::new(handler.dispatch(&placement, &x)?);
             let shape = AttentionShape { q_heads: 1, kv_heads: 1, qk_dim: 4, v_dim: 4, scale: 0.5 };
             let plan = handler.plan(&placement, mask)?;
-            handler.core_attn::<K, _>(&device, &plan, &shape, &x, &x, &x).map(drop)
+            handler.attend_with::<K>(&plan, &shape, &x, &x, &x).map(drop)
         })
         .map(drop)
     }
@@ -566,10 +567,10 @@ fn recall<H: Supports<Thd, Flash>>(strategy: H, steps: u64) -> f64 {
     let source = Source::Recall(Recall::new(VOCAB, SEQ).unwrap());
     let rights = threads::run(strategy.degree(), |comm| {
         let device = Cpu::<f32>::new(1);
-        let handler = CpHandler::<H, Thd, _>::new(strategy.clone(), comm)?;
+        let handler = CpHandler::<H, Thd, _, _>::new(strategy.clone(), device.clone(), comm)?;
         let weights = init::fresh(&device, &config, &ParameterList::new(&config), 0)?;
         let options = AdamwOptions { weight_decay: 0.0, ..AdamwOptions::default() };
-        let mut learner = GptLearner::<H, Thd, Flash, _, _>::new(device, &config, weights, handler, options, false)?;
+        let mut learner = GptLearner::<H, Thd, Flash, _, _>::new(&config, weights, handler)?.with_options(options);
         for step in 0..steps {
             let batch = source.batch(0, step, 0..16, SEQ);
             learner.accumulate(&batch, batch.counted())?;
@@ -586,7 +587,7 @@ fn right_answers<H: Supports<Thd, Flash>>(
 ) -> Result<f64> {
     let (model, handler) = (learner.model(), learner.handler());
     let shape = Arc::new(Packed::from_lengths(&batch.lengths)?);
-    let inputs = Inputs::<H, Thd, Cpu<f32>>::new(handler, model.device(), shape, &batch.tokens, &batch.labels)?;
+    let inputs = Inputs::<H, Thd, Cpu<f32>>::new(handler, shape, &batch.tokens, &batch.labels)?;
     let logits = model.logits(&model.forward(handler, &inputs.tokens)?);
     let mut right = 0;
     for (row, &label) in inputs.labels.matrix().iter().enumerate().filter(|(_, label)| **label != IGNORED) {
@@ -611,17 +612,9 @@ fn recomputing_blocks_changes_no_bit_of_the_gradient() {
     let gradients = |recompute: bool| {
         threads::run(3, |comm| {
             let device = Cpu::<f32>::new(1);
-            let handler = CpHandler::<Ring, Thd, _>::new(Ring::new(Runtime(3)), comm)?;
+            let handler = CpHandler::<Ring, Thd, _, _>::new(Ring::new(Runtime(3)), device.clone(), comm)?;
             let weights = init::fresh(&device, &config, &ParameterList::new(&config), 0)?;
-            let options = AdamwOptions::default();
-            let mut learner = GptLearner::<Ring, Thd, Flash, _, _>::new(
-                device.clone(),
-                &config,
-                weights,
-                handler,
-                options,
-                recompute,
-            )?;
+            let mut learner = GptLearner::<Ring, Thd>::new(&config, weights, handler)?.with_recompute(recompute);
             learner.accumulate(&batch, batch.counted())?;
             let bits = learner.gradients().values().iter().flat_map(|value| value.iter().map(|x| x.to_bits()));
             Ok((bits.collect::<Vec<u32>>(), device.pool().stats().peak))
@@ -640,11 +633,10 @@ fn a_training_step_allocates_nothing_once_shapes_are_known() {
     let config = config();
     let grown = threads::run(2, |comm| {
         let device = Cpu::<f32>::new(1);
-        let handler = CpHandler::<Ring, Thd, _>::new(Ring::new(Runtime(2)), comm)?;
+        let handler = CpHandler::<Ring, Thd, _, _>::new(Ring::new(Runtime(2)), device.clone(), comm)?;
         let weights = init::fresh(&device, &config, &ParameterList::new(&config), 0)?;
         let options = AdamwOptions::default();
-        let mut learner =
-            GptLearner::<Ring, Thd, Flash, _, _>::new(device.clone(), &config, weights, handler, options, false)?;
+        let mut learner = GptLearner::<Ring, Thd>::new(&config, weights, handler)?.with_options(options);
         let mut step = |batch: &TokenBatch| -> Result<u64> {
             learner.accumulate(batch, batch.counted())?;
             learner.update(1e-3)?;

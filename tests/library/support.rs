@@ -1,22 +1,37 @@
 //! The support table, and everything that is derived from it, agree.
 
-use context_parallel::comm::threads::ThreadComm;
+use std::fmt::Debug;
+
+use context_parallel::attention::AttentionSaved;
+use context_parallel::comm::Communicator;
 use context_parallel::degree::{Fixed, Grid};
 use context_parallel::error::{Result, SupportError};
-use context_parallel::handler::CpHandler;
+use context_parallel::handler::{Attended, CpHandler, DynCoreAttention, DynHandler, HostAttended, UntypedHandler};
 use context_parallel::kernel::{Flash, Kernel, LogSumExp, Unfused};
 use context_parallel::layout::{Bshd, Layout, Sbhd, Thd};
+use context_parallel::model::{Activations, DynActivations};
 use context_parallel::order::{Natural, Striped, Zigzag};
 use context_parallel::strategy::select::{self, Choice, TABLE, Visitor};
 use context_parallel::strategy::{AllGather, GatherKv, LocalKv, Ring, RingKv, Row, RunsOn, Single, Supports, Ulysses};
+use context_parallel::tensor::Cpu;
+use half::bf16;
 use static_assertions::{assert_eq_size, assert_impl_all, assert_not_impl_any};
 
 // Markers and strategies of fixed degree take no space.
 assert_eq_size!(Bshd, Sbhd, Thd, Flash, Unfused, Zigzag, Natural, Striped<4>, Single, ());
 assert_eq_size!(Ring<Fixed<4>>, AllGather<Fixed<8>, Striped>, Ulysses<Fixed<4>>, Fixed<2>, ());
 // Handlers can be moved to the thread of their rank.
-assert_impl_all!(CpHandler<Ring, Thd, ThreadComm>: Send);
-assert_impl_all!(CpHandler<AllGather, Sbhd, ThreadComm>: Send);
+assert_impl_all!(CpHandler<Ring, Thd>: Send, Sync);
+assert_impl_all!(CpHandler<AllGather, Sbhd, Cpu<bf16>, Box<dyn Communicator>>: Send, Sync);
+assert_impl_all!(UntypedHandler<Cpu>: Send, Sync);
+assert_impl_all!(DynHandler: Send, Sync);
+// What a forward pass leaves goes to other threads, is copied and printed.
+assert_impl_all!(Attended<Ring, Thd, Cpu>: Send, Sync, Clone, Debug);
+assert_impl_all!(HostAttended<'static, bf16>: Send, Sync, Clone, Debug);
+assert_impl_all!(DynCoreAttention<Cpu>: Send, Sync, Clone, Debug);
+assert_impl_all!(AttentionSaved<Cpu>: Send, Sync, Clone, Debug);
+assert_impl_all!(Activations<Ring, Thd, Flash, Cpu>: Send, Sync, Clone, Debug);
+assert_impl_all!(DynActivations<Cpu>: Send, Sync, Clone, Debug);
 // What must not exist.
 assert_not_impl_any!(Unfused: LogSumExp);
 assert_not_impl_any!(RingKv: RunsOn<Unfused>);

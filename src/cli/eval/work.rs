@@ -3,7 +3,7 @@
 use std::sync::{Mutex, PoisonError};
 
 use context_parallel::error::Result;
-use context_parallel::handler::DynHandler;
+use context_parallel::handler::UntypedHandler;
 use context_parallel::model::inputs::DynInputs;
 use context_parallel::model::parameters::WorkingRole;
 use context_parallel::model::{DynModel, ParameterList, weights};
@@ -79,7 +79,7 @@ impl<T: Float> Evaluation<'_, T> {
         let Evaluation { job, ranks, file, bar } = self;
         let rank = comm.rank();
         let device = ranks.device(rank);
-        let handler = DynHandler::new(chosen.strategy.clone(), chosen.layout, comm)?;
+        let handler = UntypedHandler::new(chosen.strategy.clone(), chosen.layout, device.clone(), comm)?;
         let model = DynModel::from_parameters(device.clone(), &job.config, ranks.take(rank), chosen.kernel.object())?;
         let mut sum = 0.0;
         for batch in job.input.chunks(job.batch) {
@@ -96,13 +96,13 @@ impl<T: Float> Evaluation<'_, T> {
             drop(planning);
             let _computing =
                 (rank == 0).then(|| output::phase_beside(bar, format!("evaluating {} on {}", tokens(), on())));
-            let inputs = DynInputs::placed(&handler, device, &placement, &batch.tokens, &batch.labels)?;
+            let inputs = DynInputs::placed(handler.by_ref(), &placement, &batch.tokens, &batch.labels)?;
             let activations = model.forward(handler.by_ref(), &inputs.tokens)?;
             let loss = model.loss_sum(&activations, &inputs.labels, &inputs.weights)?;
-            sum += handler.by_ref().sum(device, &[loss])?[0];
+            sum += handler.by_ref().sum(&[loss])?[0];
             if job.logits.is_some() {
                 let logits = DynShard::new(model.logits(&activations), placement.clone())?;
-                let whole = handler.by_ref().combine(device, &logits)?;
+                let whole = handler.by_ref().combine(&logits)?;
                 if rank == 0 {
                     write(file, token_by_token(&whole, &**placement.batch(), chosen.layout))?;
                 }

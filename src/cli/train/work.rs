@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use context_parallel::error::Result;
-use context_parallel::handler::DynHandler;
+use context_parallel::handler::UntypedHandler;
 use context_parallel::model::parameters::MasterRole;
 use context_parallel::model::{ParameterList, init, weights};
 use context_parallel::solve::schedule::Scheduler;
@@ -201,10 +201,11 @@ impl<T: Float> Training<'_, T> {
     fn rank(&self, chosen: &Chosen, comm: Comm) -> Result<()> {
         let Job { config, companions, source, options, settings, adamw, recompute, wire, .. } = self.job;
         let rank = comm.rank();
-        let handler = DynHandler::new(chosen.strategy.clone(), chosen.layout, comm)?.with_gradient_wire(*wire);
         let (device, master) = (self.ranks.device(rank), self.ranks.take(rank));
-        let kernel = chosen.kernel.object();
-        let mut learner = DynLearner::new(device.clone(), config, master, handler, kernel, *adamw, *recompute)?;
+        let handler = UntypedHandler::new(chosen.strategy.clone(), chosen.layout, device.clone(), comm)?;
+        let (handler, kernel) = (handler.with_gradient_wire(*wire), chosen.kernel.object());
+        let mut learner = DynLearner::new(config, master, handler, kernel)?;
+        learner = learner.with_options(*adamw).with_recompute(*recompute);
         if let Some(scheduler) = self.scheduler {
             learner = learner.with_schedule(scheduler)?;
         }

@@ -4,7 +4,7 @@ use context_parallel::attention::RankPlan;
 use context_parallel::comm::decorate::traffic::Counted;
 use context_parallel::comm::{Collectives, Communicator};
 use context_parallel::error::Result;
-use context_parallel::handler::DynHandler;
+use context_parallel::handler::UntypedHandler;
 use context_parallel::mask::Mask;
 use context_parallel::model::init::Normal;
 use context_parallel::ops::attention::AttentionShape;
@@ -178,13 +178,13 @@ fn attend<T: Float>(chosen: &Chosen, comm: Comm, problem: &Problem<T>, threads: 
     let (device, kernel) = (Cpu::<T>::with_threads(threads)?, chosen.kernel.object());
     let counted = Counted::new(comm);
     let traffic = counted.traffic();
-    let handler = DynHandler::new(chosen.strategy.clone(), chosen.layout, Box::new(counted))?;
+    let handler = UntypedHandler::new(chosen.strategy.clone(), chosen.layout, device.clone(), Box::new(counted))?;
     let batch = chosen.layout.batch_of(lengths)?;
     let placement = handler.place_for(batch.clone(), &[(Mask::Causal, 1)])?;
     let widths = [shape.q_width(), shape.k_width(), shape.v_width(), shape.out_width()];
     let mut shards = Vec::new();
     for (values, width) in operands.iter().zip(widths) {
-        shards.push(handler.dispatch(&device, &placement, &laid_out(values, width, &*batch, chosen.layout)?)?);
+        shards.push(handler.by_ref().dispatch(&placement, &laid_out(values, width, &*batch, chosen.layout)?)?);
     }
     let (qkv, dout) = ([&shards[0], &shards[1], &shards[2]], &shards[3]);
     if handler.rank() == 0 {
@@ -192,10 +192,10 @@ fn attend<T: Float>(chosen: &Chosen, comm: Comm, problem: &Problem<T>, threads: 
     }
     let plan = handler.plan(&placement, mask)?;
     let held = device.ledger().mark();
-    let (out, core) = handler.by_ref().core_attn(&device, kernel, &plan, shape, qkv)?;
+    let (out, core) = handler.by_ref().core_attn(kernel, &plan, shape, qkv)?;
     let peak_forward = device.ledger().peak() - held;
     let held = device.ledger().mark();
-    let [dq, dk, dv] = handler.by_ref().core_attn_backward(&device, &plan, qkv, &core, dout)?;
+    let [dq, dk, dv] = handler.by_ref().core_attn_backward(&plan, qkv, &core, dout)?;
     let peak_backward = device.ledger().peak() - held;
     let (forward, backward) = plan.bytes_sent::<Cpu<T>>(shape)?;
     let sent = (forward + backward, traffic.bytes() as usize);

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use context_parallel::error::Result;
 use context_parallel::handler::HandlerRef;
 use context_parallel::order::DynPlacement;
-use context_parallel::tensor::{Cpu, Element, Host};
+use context_parallel::tensor::{Cpu, Element};
 
 use super::combinations::{self, Job, Outputs, cut};
 use super::report::{Report, compare};
@@ -60,19 +60,24 @@ impl Cut<'_> {
     fn field<T: Element>(
         &self,
         name: &str,
-        handler: HandlerRef<'_, Host>,
+        handler: HandlerRef<'_, Cpu<f32>>,
         placement: &Arc<DynPlacement>,
         outputs: &mut Outputs,
         (narrow, widen): Both<T>,
     ) -> Result<()> {
         let Some(rows) = self.inputs.get(name) else { return Ok(()) };
-        let shard = cut(handler, &Cpu::<f32>::default(), placement, rows, narrow)?;
+        let shard = cut(handler, placement, rows, narrow)?;
         outputs.take(name, handler, &shard, widen)
     }
 }
 
 impl Job for Cut<'_> {
-    fn run(&self, handler: HandlerRef<'_, Host>, placement: &Arc<DynPlacement>, outputs: &mut Outputs) -> Result<()> {
+    fn run(
+        &self,
+        handler: HandlerRef<'_, Cpu<f32>>,
+        placement: &Arc<DynPlacement>,
+        outputs: &mut Outputs,
+    ) -> Result<()> {
         for name in ["tokens", "labels", "position_ids"] {
             self.field(name, handler, placement, outputs, (|value| value as i64, |value| value as f64))?;
         }

@@ -6,12 +6,11 @@ use std::sync::Arc;
 
 use context_parallel::comm::threads;
 use context_parallel::error::Result;
-use context_parallel::handler::{DynHandler, HandlerRef};
+use context_parallel::handler::{HandlerRef, UntypedHandler};
 use context_parallel::mask::Mask;
-use context_parallel::ops::rows::Rows as MovesRows;
 use context_parallel::order::{DynPlacement, DynShard, laid_out, token_by_token};
 use context_parallel::strategy::select::{self, Choice};
-use context_parallel::tensor::{Cpu, Element, Host};
+use context_parallel::tensor::{Cpu, Element};
 
 use super::report::Report;
 use super::tokens::{Given, Rows, Tensors, TokenCase};
@@ -51,20 +50,24 @@ pub fn describe(choice: &Choice) -> String {
 /// What one rank does with a case: from the whole inputs to output shards.
 pub trait Job: Sync {
     /// Runs on one rank and hands its outputs to `outputs`.
-    fn run(&self, handler: HandlerRef<'_, Host>, placement: &Arc<DynPlacement>, outputs: &mut Outputs) -> Result<()>;
+    fn run(
+        &self,
+        handler: HandlerRef<'_, Cpu<f32>>,
+        placement: &Arc<DynPlacement>,
+        outputs: &mut Outputs,
+    ) -> Result<()>;
 }
 
-/// A whole tensor, cut for one rank of `device`.
-pub fn cut<T: Element, D: MovesRows<Storage = Host>>(
-    handler: HandlerRef<'_, Host>,
-    device: &D,
+/// A whole tensor, cut for one rank.
+pub fn cut<T: Element>(
+    handler: HandlerRef<'_, Cpu<f32>>,
     placement: &Arc<DynPlacement>,
     rows: &Rows,
     narrow: impl Fn(f64) -> T,
 ) -> Result<DynShard<T>> {
     let values: Vec<T> = rows.values.iter().map(|&value| narrow(value)).collect();
     let full = laid_out(&values, rows.features, &**placement.batch(), placement.layout())?;
-    handler.dispatch(device, placement, &full)
+    handler.dispatch(placement, &full)
 }
 
 /// The outputs of one rank: its own rows and, combined, the whole.
@@ -79,14 +82,14 @@ impl Outputs {
     pub fn take<T: Element>(
         &mut self,
         name: &str,
-        handler: HandlerRef<'_, Host>,
+        handler: HandlerRef<'_, Cpu<f32>>,
         shard: &DynShard<T>,
         widen: impl Fn(T) -> f64,
     ) -> Result<()> {
         let (placement, matrix) = (shard.placement(), shard.matrix());
         let local = (0..placement.rows()).flat_map(|local| matrix.row(placement.row_of(placement.rank(), local)));
         let own = Rows { features: matrix.cols(), values: local.map(|&value| widen(value)).collect() };
-        let whole = handler.combine(&Cpu::<f32>::default(), shard)?;
+        let whole = handler.combine(shard)?;
         let whole = token_by_token(&whole, &**placement.batch(), placement.layout());
         let whole = Rows { features: matrix.cols(), values: whole.into_iter().map(widen).collect() };
         self.own.insert(name.to_string(), own);
@@ -109,7 +112,7 @@ fn on_ranks(choice: &Choice, lengths: &[usize], job: &dyn Job) -> Result<Given> 
     let chosen = select::chosen(choice)?;
     let batch = chosen.layout.batch_of(lengths)?;
     let by_rank = threads::run(choice.degree, |comm| {
-        let handler = DynHandler::new(chosen.strategy.clone(), chosen.layout, Box::new(comm))?;
+        let handler = UntypedHandler::new(chosen.strategy.clone(), chosen.layout, Cpu::default(), Box::new(comm))?;
         let placement = handler.place_for(batch.clone(), &[(Mask::Causal, 1)])?;
         let mut outputs = Outputs::default();
         job.run(handler.by_ref(), &placement, &mut outputs)?;

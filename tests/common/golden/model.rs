@@ -5,7 +5,7 @@ use std::path::Path;
 
 use context_parallel::comm::{Collectives, threads};
 use context_parallel::error::Result;
-use context_parallel::handler::DynHandler;
+use context_parallel::handler::UntypedHandler;
 use context_parallel::model::inputs::DynInputs;
 use context_parallel::model::{Config, DynModel, ParameterList, weights};
 use context_parallel::order::{DynShard, token_by_token};
@@ -53,14 +53,14 @@ fn pass(folder: &Path, choice: &Choice, Tokens { lengths, tokens, labels, .. }: 
     let counted = labels.iter().filter(|&&label| label != -100).count() as f64;
     threads::run(choice.degree, |comm| {
         let device = Cpu::<f32>::default();
-        let handler = DynHandler::new(chosen.strategy.clone(), chosen.layout, Box::new(comm))?;
+        let handler = UntypedHandler::new(chosen.strategy.clone(), chosen.layout, device.clone(), Box::new(comm))?;
         let parameters = weights::load(&device, folder, &ParameterList::new(&config))?;
         let model = DynModel::from_parameters(device.clone(), &config, parameters, chosen.kernel.object())?;
         let placement = handler.place_for(batch.clone(), &model.mask_weights())?;
-        let inputs = DynInputs::placed(&handler, &device, &placement, tokens, labels)?;
+        let inputs = DynInputs::placed(handler.by_ref(), &placement, tokens, labels)?;
         let activations = model.forward(handler.by_ref(), &inputs.tokens)?;
         let logits = DynShard::new(model.logits(&activations), placement.clone())?;
-        let logits = handler.by_ref().combine(&device, &logits)?;
+        let logits = handler.by_ref().combine(&logits)?;
         let logits = token_by_token(&logits, &*batch, chosen.layout);
         let mut gradients = model.zero_gradients();
         let (labels, weights) = (&inputs.labels, &inputs.weights);
@@ -90,9 +90,9 @@ fn training(folder: &Path, choice: &Choice, batches: &[Tokens], adamw: &AdamW) -
     let (chosen, config) = (select::chosen(choice)?, Config::read(folder)?);
     threads::run(choice.degree, |comm| {
         let device = Cpu::<f32>::default();
-        let handler = DynHandler::new(chosen.strategy.clone(), chosen.layout, Box::new(comm))?;
+        let handler = UntypedHandler::new(chosen.strategy.clone(), chosen.layout, device.clone(), Box::new(comm))?;
         let master = weights::load_master(&device, folder, &ParameterList::new(&config))?;
-        let mut learner = DynLearner::new(device, &config, master, handler, chosen.kernel.object(), options, false)?;
+        let mut learner = DynLearner::new(&config, master, handler, chosen.kernel.object())?.with_options(options);
         let mut curve = Curve::default();
         for Tokens { dense, tokens, labels, .. } in batches {
             let (batch, seq) = dense.unwrap_or((1, tokens.len()));

@@ -7,7 +7,7 @@ use context_parallel::error::Result;
 use context_parallel::handler::HandlerRef;
 use context_parallel::oracle;
 use context_parallel::order::DynPlacement;
-use context_parallel::tensor::{Cpu, Host};
+use context_parallel::tensor::Cpu;
 
 use super::combinations::{self, Job, Outputs, cut};
 use super::report::{Report, compare_relative};
@@ -65,10 +65,14 @@ struct HandlerRoll<'a> {
 }
 
 impl Job for HandlerRoll<'_> {
-    fn run(&self, handler: HandlerRef<'_, Host>, placement: &Arc<DynPlacement>, outputs: &mut Outputs) -> Result<()> {
-        let device = Cpu::<f64>::default();
-        let shard = cut(handler, &device, placement, self.x, |value| value)?;
-        let rolled = handler.roll(&device, &shard, -self.shift, 0.0)?;
+    fn run(
+        &self,
+        handler: HandlerRef<'_, Cpu<f32>>,
+        placement: &Arc<DynPlacement>,
+        outputs: &mut Outputs,
+    ) -> Result<()> {
+        let shard = cut(handler, placement, self.x, |value| value)?;
+        let rolled = handler.roll(&shard, -self.shift, 0.0)?;
         outputs.take("out", handler, &rolled, |value| value)
     }
 }

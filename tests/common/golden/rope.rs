@@ -8,7 +8,7 @@ use context_parallel::handler::HandlerRef;
 use context_parallel::oracle::{Rotary, Stretch};
 use context_parallel::order::DynPlacement;
 use context_parallel::rope::{Rope, RopeConfig, RopeScaling};
-use context_parallel::tensor::{Cpu, DType, Float, Host};
+use context_parallel::tensor::{Cpu, DType, Float};
 use half::bf16;
 use serde_json::Value;
 
@@ -126,11 +126,10 @@ fn rotary(rope: &Value, head_dim: usize) -> Result<Rotary, String> {
 pub fn run(case: &RopeCase, report: &mut Report) {
     case.tokens.run(report, "oracle", false, |tokens| {
         let positions: Vec<usize> = tokens.lengths.iter().flat_map(|&length| 0..length).collect();
-        let turn = |input: &str, inverse: bool| {
-            let rows = &tokens.inputs[input];
-            Rows { values: case.rotary.rotate(&rows.values, case.heads, &positions, inverse), ..*rows }
-        };
-        let whole = [("out".to_string(), turn("x", false)), ("grad_x".to_string(), turn("grad_out", true))];
+        let [x, dout] = ["x", "grad_out"].map(|input| &tokens.inputs[input]);
+        let turned = Rows { values: case.rotary.rotate(&x.values, case.heads, &positions), ..*x };
+        let back = Rows { values: case.rotary.rotate_backward(&dout.values, case.heads, &positions), ..*dout };
+        let whole = [("out".to_string(), turned), ("grad_x".to_string(), back)];
         Ok(Given { whole: Tensors::from(whole), ..Given::default() })
     });
     let job = HandlerRope { case };
@@ -143,7 +142,12 @@ struct HandlerRope<'a> {
 }
 
 impl Job for HandlerRope<'_> {
-    fn run(&self, handler: HandlerRef<'_, Host>, placement: &Arc<DynPlacement>, outputs: &mut Outputs) -> Result<()> {
+    fn run(
+        &self,
+        handler: HandlerRef<'_, Cpu<f32>>,
+        placement: &Arc<DynPlacement>,
+        outputs: &mut Outputs,
+    ) -> Result<()> {
         match self.case.dtype {
             DType::Bf16 => self.run_in::<bf16>(handler, placement, outputs),
             _ => self.run_in::<f32>(handler, placement, outputs),
@@ -154,20 +158,20 @@ impl Job for HandlerRope<'_> {
 impl HandlerRope<'_> {
     fn run_in<T: Float>(
         &self,
-        handler: HandlerRef<'_, Host>,
+        handler: HandlerRef<'_, Cpu<f32>>,
         placement: &Arc<DynPlacement>,
         outputs: &mut Outputs,
     ) -> Result<()> {
         let device = Cpu::<T>::default();
         let heads = self.case.heads;
         let rope = Rope::new(config(&self.case.rotary))?;
-        let rotary = handler.rotary(&device, &rope, placement)?;
-        let shard = |name: &str| cut(handler, &device, placement, &self.case.tokens.inputs[name], T::from_f64);
+        let rotary = handler.on(&device).rotary(&rope, placement)?;
+        let shard = |name: &str| cut(handler, placement, &self.case.tokens.inputs[name], T::from_f64);
         let mut x = shard("x")?;
-        rotary.rotate(&device, &mut x, heads, false)?;
+        rotary.rotate(&mut x, heads)?;
         outputs.take("out", handler, &x, T::to_f64)?;
         let mut gradient = shard("grad_out")?;
-        rotary.rotate(&device, &mut gradient, heads, true)?;
+        rotary.rotate_backward(&mut gradient, heads)?;
         outputs.take("grad_x", handler, &gradient, T::to_f64)
     }
 }

@@ -11,36 +11,34 @@ use context_parallel::model::{GptModel, Master};
 use context_parallel::ops::attention::AttentionShape;
 use context_parallel::order::{Full, Placement, Shard, Zigzag};
 use context_parallel::attention::AttentionPlan;
-use context_parallel::kernel::Flash;
 use context_parallel::strategy::Ring;
 use context_parallel::tensor::Cpu;
 
-type Handler = CpHandler<Ring, Thd, ThreadComm>;
+type Handler = CpHandler<Ring, Thd>;
 
 fn move_rows(
     handler: &Handler,
-    device: &Cpu,
     full: &Full<Thd, f32>,
     place: &Arc<Placement<Zigzag, Thd>>,
 ) -> Result<()> {
-    let shard = handler.dispatch(device, place, full)?;
-    let rolled = handler.roll(device, &shard, 1, -100.0)?;
-    let whole = handler.combine(device, &rolled)?;
-    handler.combine_adjoint::<f32, _>(device, place, Replicated(&whole))?;
-    handler.combine_adjoint::<f32, _>(device, place, Partial(&whole))?;
+    let shard = handler.dispatch(place, full)?;
+    let rolled = handler.roll(&shard, 1, -100.0)?;
+    let whole = handler.combine(&rolled)?;
+    handler.combine_adjoint::<f32>(place, Replicated(&whole))?;
+    handler.combine_adjoint::<f32>(place, Partial(&whole))?;
     Ok(())
 }
 
 fn attend(
     handler: &Handler,
-    device: &Cpu,
     plan: &AttentionPlan<Zigzag, Thd>,
     rotary: &Rotary<Ring, Thd, Cpu>,
     shape: &AttentionShape,
-    [q, k, v]: [&mut Shard<Zigzag, Thd, f32>; 3],
+    [mut q, k, v]: [Shard<Zigzag, Thd, f32>; 3],
 ) -> Result<()> {
-    handler.apply_rotary_pos_emb(device, rotary, q, 8)?;
-    handler.core_attn::<Flash, Cpu>(device, plan, shape, q, k, v)?;
+    handler.apply_rotary_pos_emb(rotary, &mut q, 8)?;
+    let (out, attended) = handler.attend(plan, shape, q, k, v)?;
+    attended.backward(handler, &out)?;
     Ok(())
 }
 
@@ -59,8 +57,8 @@ fn compute(
     Ok(())
 }
 
-fn start(comm: ThreadComm) -> Result<CpHandler<Ring<Fixed<4>>, Thd, ThreadComm>> {
-    CpHandler::new(Ring::<Fixed<4>>::default(), comm)
+fn start(comm: ThreadComm) -> Result<CpHandler<Ring<Fixed<4>>, Thd>> {
+    CpHandler::new(Ring::<Fixed<4>>::default(), Cpu::default(), comm)
 }
 
 fn main() {}

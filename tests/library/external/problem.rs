@@ -266,17 +266,17 @@ impl<T: Float> Visitor for Attend<'_, T> {
         let widths = [shape.q_width(), shape.k_width(), shape.v_width(), shape.out_width()];
         let parts = threads::run(strategy.degree(), |comm| {
             let device = Cpu::<T>::new(1);
-            let handler = CpHandler::<H, L, _>::new(strategy.clone(), comm)?;
+            let handler = CpHandler::<H, L, _, _>::new(strategy.clone(), device.clone(), comm)?;
             let placement = handler.place_with(batch.clone(), table.clone())?;
             let mut shards = Vec::new();
             for (values, width) in operands.iter().zip(widths) {
                 let full = Full::<L, T>::from_batch_first(values, width, batch.clone())?;
-                shards.push(handler.dispatch(&device, &placement, &full)?);
+                shards.push(Arc::new(handler.dispatch(&placement, &full)?));
             }
             let [q, k, v, dout] = [&shards[0], &shards[1], &shards[2], &shards[3]];
             let plan = handler.plan(&placement, &problem.case.mask)?;
-            let (out, core) = handler.core_attn::<K, _>(&device, &plan, shape, q, k, v)?;
-            let [dq, dk, dv] = handler.core_attn_backward(&device, &plan, q, k, v, &core, dout)?;
+            let (out, attended) = handler.attend_with::<K>(&plan, shape, q, k, v)?;
+            let [dq, dk, dv] = attended.backward(&handler, dout)?;
             let mut values: [Vec<f64>; 4] = Default::default();
             let tensors: [Matrix<T>; 4] = [out, dq, dk, dv].map(|shard| shard.into_matrix());
             for (tensor, (values, matrix)) in values.iter_mut().zip(&tensors).enumerate() {
