@@ -23,10 +23,10 @@ use std::sync::Arc;
 use crate::attention::{AttentionPlan, AttentionSaved};
 use crate::comm::Communicator;
 use crate::error::{PlacementError, Result};
-use crate::kernel::{Kernel, kernel_object};
+use crate::kernel::{Kernel, KernelOn, kernel_object};
 use crate::layout::{Batch, Layout};
 use crate::mask::Mask;
-use crate::ops::Ops;
+use crate::ops::Attends;
 use crate::ops::attention::AttentionShape;
 use crate::order::{DealOf, DynPlacement, Placement, Shard, TokenOrder};
 use crate::plan::Wire;
@@ -48,12 +48,12 @@ pub struct CpHandler<H: CpStrategy, L: Layout, C> {
 }
 
 /// What the backward pass of [`CpHandler::core_attn`] needs.
-pub struct CoreAttention<D: Ops, K: Kernel> {
+pub struct CoreAttention<D: Attends, K: Kernel> {
     data: DynCoreAttention<D>,
     kernel: PhantomData<K>,
 }
 
-impl<D: Ops, K: Kernel> CoreAttention<D, K> {
+impl<D: Attends, K: Kernel> CoreAttention<D, K> {
     /// Output and log-sum-exp as the kernel left them.
     pub fn saved(&self) -> &AttentionSaved<D> {
         &self.data.saved
@@ -61,7 +61,7 @@ impl<D: Ops, K: Kernel> CoreAttention<D, K> {
 }
 
 /// A [`CoreAttention`] of any kernel.
-pub struct DynCoreAttention<D: Ops> {
+pub struct DynCoreAttention<D: Attends> {
     shape: AttentionShape,
     /// Hash of the plan.
     plan: u64,
@@ -208,8 +208,8 @@ impl<H: CpStrategy, L: Layout, C> CpHandler<H, L, C> {
     ) -> Result<(ElemShard<H, L, D>, CoreAttention<D, K>)>
     where
         H: Supports<L, K>,
-        K: Kernel,
-        D: Ops,
+        K: KernelOn<D>,
+        D: Attends,
         C: Communicator<D::Storage>,
     {
         let (kernel, qkv) = (kernel_object::<K, D>(), [q.data(), k.data(), v.data()]);
@@ -236,8 +236,8 @@ impl<H: CpStrategy, L: Layout, C> CpHandler<H, L, C> {
     ) -> Result<[ElemShard<H, L, D>; 3]>
     where
         H: Supports<L, K>,
-        K: Kernel,
-        D: Ops,
+        K: KernelOn<D>,
+        D: Attends,
         C: Communicator<D::Storage>,
     {
         let (plan_data, qkv) = (plan.rank_plan(), [q.data(), k.data(), v.data()]);

@@ -3,19 +3,19 @@
 use std::ops::Deref;
 use std::sync::Arc;
 
-use crate::attention::{self, RankPlan};
+use crate::attention::{self, QkvGradients, RankPlan};
 use crate::comm::{Communicator, Operation, reduce};
 use crate::error::Result;
 use crate::handler::DynCoreAttention;
 use crate::handler::core::{HandlerCore, expect_features, expect_plan};
 use crate::kernel::DynKernel;
 use crate::layout::LayoutKind;
-use crate::ops::Ops;
+use crate::ops::Attends;
 use crate::ops::attention::AttentionShape;
-use crate::order::DynShard;
+use crate::order::{DynShard, DynShardRef};
 use crate::plan::Wire;
 use crate::strategy::DynStrategy;
-use crate::tensor::{Buffer, Device, Host, Real, Storage};
+use crate::tensor::{Buffer, Device, ElemRef, Host, Real, Storage};
 
 /// A shard of `D`'s storage type.
 pub type DynElemShard<D> = DynShard<<D as Device>::Elem, <D as Device>::Storage>;
@@ -99,7 +99,7 @@ impl<'a, S: Storage> HandlerRef<'a, S> {
     pub fn sum<D: Device<Storage = S>>(self, device: &D, values: &[f64]) -> Result<Vec<f64>> {
         let mut sums = device.upload(values);
         self.all_reduce("sum", &mut sums)?;
-        Ok(device.download(&sums))
+        device.read(&sums)
     }
 
     /// Replaces `values` by their sum over ranks, in rank order.
@@ -110,19 +110,19 @@ impl<'a, S: Storage> HandlerRef<'a, S> {
         reduce(self.comm, Operation::under(name, self.core.digest(())), values)
     }
 
-    /// [`CpHandler::core_attn`](crate::handler::CpHandler::core_attn).
+    /// [`CpHandler::core_attn`](crate::handler::CpHandler::core_attn). Queries, keys and values may be columns of one matrix.
     ///
     /// # Errors
     /// Those of `CpHandler::core_attn`.
-    pub fn core_attn<D: Ops<Storage = S>>(
+    pub fn core_attn<'q, D: Attends<Storage = S>>(
         self,
         device: &D,
         kernel: &'static dyn DynKernel<D>,
         plan: &RankPlan,
         shape: &AttentionShape,
-        qkv: [&DynElemShard<D>; 3],
+        qkv: [impl Into<DynShardRef<'q, D::Elem, S>>; 3],
     ) -> Result<(DynElemShard<D>, DynCoreAttention<D>)> {
-        let qkv = self.core.operands::<D>(plan, shape, qkv)?;
+        let qkv = self.core.operands::<D>(plan, shape, qkv.map(Into::into))?;
         let (out, saved) = attention::forward(device, self.comm, kernel, plan, shape, qkv)?;
         self.core.attends(plan);
         let out = DynShard::new(out, plan.placement().clone())?;
@@ -133,23 +133,55 @@ impl<'a, S: Storage> HandlerRef<'a, S> {
     ///
     /// # Errors
     /// Those of `CpHandler::core_attn_backward`.
-    pub fn core_attn_backward<D: Ops<Storage = S>>(
+    pub fn core_attn_backward<'q, D: Attends<Storage = S>>(
         self,
         device: &D,
         plan: &RankPlan,
-        qkv: [&DynElemShard<D>; 3],
+        qkv: [impl Into<DynShardRef<'q, D::Elem, S>>; 3],
         forward: &DynCoreAttention<D>,
         dout: &DynElemShard<D>,
     ) -> Result<[DynElemShard<D>; 3]> {
-        let shape = &forward.shape;
-        expect_plan(forward.plan, plan)?;
-        let qkv = self.core.operands::<D>(plan, shape, qkv)?;
-        plan.placement().expect_same("the plan", dout.placement(), "the output gradient")?;
-        expect_features("the output gradient", shape.out_width(), dout.matrix().cols())?;
-        let gradients = attention::backward(device, self.comm, plan, shape, qkv, &forward.saved, dout.matrix())?;
+        let (qkv, dout) = self.gradient_operands(plan, qkv.map(Into::into), forward, dout)?;
+        let (shape, saved) = (&forward.shape, &forward.saved);
+        let gradients = attention::backward_apart(device, self.comm, plan, shape, qkv, saved, dout)?;
         let [dq, dk, dv] = gradients;
         let dq = DynShard::new(dq, plan.placement().clone());
         let [dk, dv] = [dk, dv].map(|gradient| DynShard::new(gradient, plan.keys().clone()));
         Ok([dq?, dk?, dv?])
+    }
+
+    /// The same into memory that is given, whose rows are those of the plan's placement.
+    ///
+    /// # Errors
+    /// Those of `CpHandler::core_attn_backward`, and memory of another shape.
+    pub fn core_attn_backward_into<'q, D: Attends<Storage = S>>(
+        self,
+        device: &D,
+        plan: &RankPlan,
+        qkv: [impl Into<DynShardRef<'q, D::Elem, S>>; 3],
+        forward: &DynCoreAttention<D>,
+        dout: &DynElemShard<D>,
+        gradients: QkvGradients<'_, D>,
+    ) -> Result<()> {
+        let (qkv, dout) = self.gradient_operands(plan, qkv.map(Into::into), forward, dout)?;
+        let (shape, saved) = (&forward.shape, &forward.saved);
+        gradients.expect(shape, plan.placement(), plan.keys())?;
+        attention::backward(device, self.comm, plan, shape, qkv, saved, dout, gradients)
+    }
+
+    /// What a backward pass reads, if it belongs together.
+    #[allow(clippy::type_complexity)]
+    fn gradient_operands<'q, D: Attends<Storage = S>>(
+        self,
+        plan: &RankPlan,
+        qkv: [DynShardRef<'q, D::Elem, S>; 3],
+        forward: &DynCoreAttention<D>,
+        dout: &'q DynElemShard<D>,
+    ) -> Result<([ElemRef<'q, D>; 3], ElemRef<'q, D>)> {
+        expect_plan(forward.plan, plan)?;
+        let qkv = self.core.operands::<D>(plan, &forward.shape, qkv)?;
+        plan.placement().expect_same("the plan", dout.placement(), "the output gradient")?;
+        expect_features("the output gradient", forward.shape.out_width(), dout.matrix().cols())?;
+        Ok((qkv, dout.matrix().view()))
     }
 }

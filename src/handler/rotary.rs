@@ -6,10 +6,10 @@ use std::sync::Arc;
 
 use crate::error::{LayoutError, Result};
 use crate::handler::core::{MadeOf, expect_features};
-use crate::handler::{CpHandler, DynElemShard, ElemShard, HandlerCore};
+use crate::handler::{CpHandler, ElemShard, HandlerCore};
 use crate::layout::{Batch, Layout};
 use crate::ops;
-use crate::order::{DynPlacement, Placement, Shard};
+use crate::order::{DynPlacement, DynShardMut, Placement, Shard};
 use crate::rope::{Rope, RopeTable};
 use crate::strategy::CpStrategy;
 use crate::tensor::{AccMatrix, Device, Matrix};
@@ -43,18 +43,25 @@ impl<D: Device> RotaryTable<D> {
     ///
     /// # Errors
     /// If `x` is of another placement, or a head is smaller than what is rotated.
-    pub fn rotate(&self, device: &D, x: &mut DynElemShard<D>, heads: usize, inverse: bool) -> Result<()>
+    pub fn rotate<'x>(
+        &self,
+        device: &D,
+        x: impl Into<DynShardMut<'x, D::Elem, D::Storage>>,
+        heads: usize,
+        inverse: bool,
+    ) -> Result<()>
     where
         D: ops::rotary::Rotary,
     {
+        let x = x.into();
         self.placement.expect_same("the rotary table", x.placement(), "the rotated tensor")?;
-        let (cols, rotated) = (x.matrix().cols(), 2 * self.cos.cols());
+        let (cols, rotated) = (x.cols(), 2 * self.cos.cols());
         if heads == 0 || !cols.is_multiple_of(heads) || cols / heads < rotated {
             return Err(
                 LayoutError::Features { what: "the rotated tensor", expected: heads * rotated, found: cols }.into()
             );
         }
-        device.rotate(x.matrix_mut(), heads, &self.cos, &self.sin, self.interleaved, inverse);
+        device.rotate(x.into_view(), heads, self.cos.view(), self.sin.view(), self.interleaved, inverse);
         Ok(())
     }
 }

@@ -3,11 +3,12 @@
 use crate::attention::RankPlan;
 use crate::error::Result;
 use crate::handler::{DynCoreAttention, DynElemShard, HandlerRef, RotaryTable};
+use crate::kernel::DynKernel;
 use crate::model::layer::{Layer, Mixed, Projected};
-use crate::model::network::DynModel;
-use crate::model::parameters::{Gradients, LayerIds};
+use crate::model::parameters::Gradients;
 use crate::ops::Ops;
-use crate::order::DynShard;
+use crate::ops::attention::AttentionShape;
+use crate::order::{DynShard, DynShardMut, DynShardRef};
 use crate::tensor::ElemMatrix;
 
 /// A block's input, and its inside unless that is recomputed.
@@ -18,75 +19,64 @@ pub(super) struct BlockActivations<D: Ops> {
 
 struct BlockInside<D: Ops> {
     projected: Projected<D>,
-    /// Queries, keys and values, rotated.
-    qkv: [DynElemShard<D>; 3],
     core: DynCoreAttention<D>,
     attended: DynElemShard<D>,
     mixed: Mixed<D>,
 }
 
-impl<D: Ops> DynModel<D> {
-    /// The output of a block, and what its backward needs.
-    pub(super) fn block(
-        &self,
-        ids: &LayerIds,
-        handler: HandlerRef<'_, D::Storage>,
-        plan: &RankPlan,
-        rotary: &RotaryTable<D>,
-        x: ElemMatrix<D>,
-    ) -> Result<(ElemMatrix<D>, BlockActivations<D>)> {
-        let (y, inside) = self.inside(ids, handler, plan, rotary, &x)?;
+/// A block, and how its tokens attend.
+pub(super) struct Block<'a, D: Ops> {
+    pub layer: Layer<'a, D>,
+    pub handler: HandlerRef<'a, D::Storage>,
+    pub plan: &'a RankPlan,
+    pub rotary: &'a RotaryTable<D>,
+    pub kernel: &'static dyn DynKernel<D>,
+    pub shape: &'a AttentionShape,
+    /// Whether the backward pass computes the inside again.
+    pub recompute: bool,
+}
+
+impl<D: Ops> Block<'_, D> {
+    /// The output, and what the backward pass needs.
+    pub(super) fn forward(&self, x: ElemMatrix<D>) -> Result<(ElemMatrix<D>, BlockActivations<D>)> {
+        let (y, inside) = self.inside(&x)?;
         Ok((y, BlockActivations { x, inside: (!self.recompute).then_some(inside) }))
     }
 
     /// From the gradient of the output, `dx`, to that of the input, in place; adds the weights' to `gradients`.
-    #[allow(clippy::too_many_arguments)]
-    pub(super) fn block_backward(
+    pub(super) fn backward(
         &self,
-        ids: &LayerIds,
-        handler: HandlerRef<'_, D::Storage>,
-        plan: &RankPlan,
-        rotary: &RotaryTable<D>,
         BlockActivations { x, inside }: BlockActivations<D>,
         dx: &mut ElemMatrix<D>,
         gradients: &mut Gradients<D>,
     ) -> Result<()> {
-        let inside = match inside {
+        let BlockInside { projected, core, attended, mixed } = match inside {
             Some(inside) => inside,
-            None => self.inside(ids, handler, plan, rotary, &x)?.1,
+            None => self.inside(&x)?.1,
         };
-        let (device, layer) = (self.device(), self.layer(ids));
-        let dattended = layer.mix_backward(inside.attended.matrix(), &inside.mixed, dx, gradients);
-        let dattended = DynShard::new(dattended, plan.placement().clone())?;
-        let qkv = inside.qkv.each_ref();
-        let [mut dq, mut dk, dv] = handler.core_attn_backward(device, plan, qkv, &inside.core, &dattended)?;
-        rotary.rotate(device, &mut dq, self.shape.q_heads, true)?;
-        rotary.rotate(device, &mut dk, self.shape.kv_heads, true)?;
-        let dqkv = [dq.into_matrix(), dk.into_matrix(), dv.into_matrix()];
-        layer.project_backward(&x, &inside.projected, dqkv, dx, gradients);
+        let (layer, device, plan, shape) = (&self.layer, self.layer.device, self.plan, self.shape);
+        let placement = plan.placement();
+        let dattended = layer.mix_backward(attended.matrix().view(), &mixed, dx, gradients);
+        let dattended = DynShard::new(dattended, placement.clone())?;
+        let [q, k, v] = projected.qkv().map(|view| DynShardRef::new(view, placement));
+        let mut dqkv = layer.projected_gradients(&projected);
+        let targets = dqkv.targets();
+        self.handler.core_attn_backward_into(device, plan, [q?, k?, v?], &core, &dattended, targets)?;
+        self.rotary.rotate(device, DynShardMut::new(dqkv.queries_mut(), placement)?, shape.q_heads, true)?;
+        self.rotary.rotate(device, DynShardMut::new(dqkv.keys_mut(), placement)?, shape.kv_heads, true)?;
+        layer.project_backward(x.view(), &projected, dqkv, dx.view_mut(), gradients);
         Ok(())
     }
 
-    fn inside(
-        &self,
-        ids: &LayerIds,
-        handler: HandlerRef<'_, D::Storage>,
-        plan: &RankPlan,
-        rotary: &RotaryTable<D>,
-        x: &ElemMatrix<D>,
-    ) -> Result<(ElemMatrix<D>, BlockInside<D>)> {
-        let (device, layer) = (self.device(), self.layer(ids));
-        let ([q, k, v], projected) = layer.project(x);
-        let shard = |matrix| DynShard::new(matrix, plan.placement().clone());
-        let (mut q, mut k, v) = (shard(q)?, shard(k)?, shard(v)?);
-        rotary.rotate(device, &mut q, self.shape.q_heads, false)?;
-        rotary.rotate(device, &mut k, self.shape.kv_heads, false)?;
-        let (attended, core) = handler.core_attn(device, self.kernel, plan, &self.shape, [&q, &k, &v])?;
-        let (y, mixed) = layer.mix(x, attended.matrix());
-        Ok((y, BlockInside { projected, qkv: [q, k, v], core, attended, mixed }))
-    }
-
-    fn layer<'a>(&'a self, ids: &'a LayerIds) -> Layer<'a, D> {
-        Layer { device: self.device(), config: self.config(), ids, parameters: self.parameters() }
+    fn inside(&self, x: &ElemMatrix<D>) -> Result<(ElemMatrix<D>, BlockInside<D>)> {
+        let (layer, device, plan, shape) = (&self.layer, self.layer.device, self.plan, self.shape);
+        let placement = plan.placement();
+        let mut projected = layer.project(x.view());
+        self.rotary.rotate(device, DynShardMut::new(projected.queries_mut(), placement)?, shape.q_heads, false)?;
+        self.rotary.rotate(device, DynShardMut::new(projected.keys_mut(), placement)?, shape.kv_heads, false)?;
+        let [q, k, v] = projected.qkv().map(|view| DynShardRef::new(view, placement));
+        let (attended, core) = self.handler.core_attn(device, self.kernel, plan, shape, [q?, k?, v?])?;
+        let (y, mixed) = layer.mix(x.view(), attended.matrix().view());
+        Ok((y, BlockInside { projected, core, attended, mixed }))
     }
 }

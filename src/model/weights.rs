@@ -96,25 +96,22 @@ pub fn save<R, T: Float, D: Device>(
 
     std::fs::create_dir_all(folder).map_err(|e| unwritable(folder, &e))?;
     let header = header(weights.list(), file_dtype)?;
-    let file = |name: &str, fill: &dyn Fn(&mut AtomicFile) -> std::io::Result<()>| {
-        let mut file = AtomicFile::create(&folder.join(name))?;
-        fill(&mut file).map_err(|e| unwritable(file.path(), &e))?;
-        Ok::<_, Error>(file)
+    let write = |file: &mut AtomicFile, bytes: &[u8]| {
+        file.write_all(bytes).map_err(|e| Error::from(unwritable(file.path(), &e)))
     };
-    let config = file("config.json", &|out| out.write_all(config::text(&map).as_bytes()))?;
-    let tensors = file(SINGLE, &|out| {
-        out.write_all(&(header.len() as u64).to_le_bytes())?;
-        out.write_all(&header)?;
-        let mut bytes = Vec::new();
-        for spec in by_name(weights.list()) {
-            let Some(id) = weights.list().find(&spec.name) else { continue };
-            bytes.clear();
-            encode(&weights.to_host(device, id), file_dtype, &mut bytes);
-            out.write_all(&bytes)?;
-        }
-        Ok(())
-    })?;
-    AtomicFile::place_all([tensors, config])
+    let mut config_file = AtomicFile::create(&folder.join("config.json"))?;
+    write(&mut config_file, config::text(&map).as_bytes())?;
+    let mut tensors = AtomicFile::create(&folder.join(SINGLE))?;
+    write(&mut tensors, &(header.len() as u64).to_le_bytes())?;
+    write(&mut tensors, &header)?;
+    let mut bytes = Vec::new();
+    for spec in by_name(weights.list()) {
+        let Some(id) = weights.list().find(&spec.name) else { continue };
+        bytes.clear();
+        encode(&weights.to_host(device, id)?, file_dtype, &mut bytes);
+        write(&mut tensors, &bytes)?;
+    }
+    AtomicFile::place_all([tensors, config_file])
 }
 
 fn by_name(list: &ParameterList) -> Vec<&ParameterSpec> {

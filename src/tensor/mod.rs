@@ -7,11 +7,13 @@ mod dry;
 mod ledger;
 mod matrix;
 mod memory;
+mod view;
 
 pub use dry::{DryRun, Imagined};
 pub use ledger::{Charge, Ledger};
 pub use matrix::Matrix;
 pub use memory::{Buffer, Host, Pool, PoolStats, Storage};
+pub use view::{MatrixMut, MatrixRef};
 
 use std::fmt;
 use std::marker::PhantomData;
@@ -158,10 +160,24 @@ pub trait Device: Clone + Send + Sync + 'static {
     fn empty<T: Element>(&self, len: usize) -> Buffer<T, Self::Storage>;
     /// Zeroed memory.
     fn zeros<T: Element>(&self, len: usize) -> Buffer<T, Self::Storage>;
-    /// Copies from the host.
-    fn upload<T: Element>(&self, values: &[T]) -> Buffer<T, Self::Storage>;
-    /// Copies to the host.
-    fn download<T: Element>(&self, buffer: &Buffer<T, Self::Storage>) -> Vec<T>;
+    /// Copies from the host into memory of the device, row by row.
+    ///
+    /// # Panics
+    /// If there are not as many values as elements.
+    fn write<T: Element>(&self, values: &[T], target: MatrixMut<'_, T, Self::Storage>);
+    /// Copies to the host, row by row: a whole buffer, a matrix or a view. It waits until everything has run that was
+    /// asked of the device before; nothing else does.
+    ///
+    /// # Errors
+    /// What went wrong on the device since it was last asked; ops do not say so themselves.
+    fn read<'a, T: Element>(&self, from: impl Into<MatrixRef<'a, T, Self::Storage>>) -> Result<Vec<T>>
+    where
+        Self::Storage: 'a;
+    /// Makes sure that the device can hold this many bytes at a time, before the first of them is needed.
+    ///
+    /// # Errors
+    /// [`SupportError::Memory`] if it cannot, with the sizes.
+    fn reserve(&self, bytes: usize) -> Result<()>;
     /// Copies on the device.
     fn duplicate<T: Element>(&self, buffer: &Buffer<T, Self::Storage>) -> Buffer<T, Self::Storage>;
     /// What the device's arena has done so far.
@@ -170,6 +186,13 @@ pub trait Device: Clone + Send + Sync + 'static {
     fn ledger(&self) -> &Arc<Ledger>;
     /// Every shape has been seen: see [`Pool::seal`].
     fn seal(&self);
+
+    /// Copies from the host.
+    fn upload<T: Element>(&self, values: &[T]) -> Buffer<T, Self::Storage> {
+        let mut buffer = self.empty(values.len());
+        self.write(values, MatrixMut::of_buffer(&mut buffer));
+        buffer
+    }
 
     /// A matrix with unspecified contents.
     fn matrix<T: Element>(&self, rows: usize, cols: usize) -> Matrix<T, Self::Storage> {
@@ -190,6 +213,15 @@ pub type AccBuffer<D> = Buffer<<D as Device>::Acc, <D as Device>::Storage>;
 pub type ElemMatrix<D> = Matrix<<D as Device>::Elem, <D as Device>::Storage>;
 /// A matrix of `D`'s accumulation type.
 pub type AccMatrix<D> = Matrix<<D as Device>::Acc, <D as Device>::Storage>;
+
+/// A view of numbers of `D`'s storage type, to be read.
+pub type ElemRef<'a, D> = MatrixRef<'a, <D as Device>::Elem, <D as Device>::Storage>;
+/// A view of numbers of `D`'s storage type, to be written.
+pub type ElemMut<'a, D> = MatrixMut<'a, <D as Device>::Elem, <D as Device>::Storage>;
+/// A view of numbers of `D`'s accumulation type, to be read.
+pub type AccRef<'a, D> = MatrixRef<'a, <D as Device>::Acc, <D as Device>::Storage>;
+/// A view of numbers of `D`'s accumulation type, to be written.
+pub type AccMut<'a, D> = MatrixMut<'a, <D as Device>::Acc, <D as Device>::Storage>;
 
 /// The processor, storing `T`; the default device.
 #[derive(Clone)]
@@ -263,14 +295,20 @@ impl<T: Float> Device for Cpu<T> {
         Buffer::zeros(&self.pool, len)
     }
 
-    fn upload<E: Element>(&self, values: &[E]) -> Buffer<E> {
-        let mut buffer = Buffer::empty(&self.pool, values.len());
-        buffer.copy_from_slice(values);
-        buffer
+    fn write<E: Element>(&self, values: &[E], mut target: MatrixMut<'_, E>) {
+        assert_eq!(values.len(), target.len(), "values for {target:?}");
+        let cols = target.cols();
+        (0..target.rows()).for_each(|row| target.row_mut(row).copy_from_slice(&values[row * cols..(row + 1) * cols]));
     }
 
-    fn download<E: Element>(&self, buffer: &Buffer<E>) -> Vec<E> {
-        buffer.to_vec()
+    fn read<'a, E: Element>(&self, from: impl Into<MatrixRef<'a, E>>) -> Result<Vec<E>> {
+        Ok(from.into().to_vec())
+    }
+
+    /// Asks the system for what the arena does not own yet, in one piece, and gives it back: blocks are taken one by one,
+    /// as they are needed.
+    fn reserve(&self, bytes: usize) -> Result<()> {
+        self.pool.reserve(bytes)
     }
 
     fn duplicate<E: Element>(&self, buffer: &Buffer<E>) -> Buffer<E> {

@@ -3,11 +3,12 @@
 use crate::comm::{Collectives, Communicator};
 use crate::error::{Result, SupportError};
 use crate::handler::{CpHandler, DynHandler};
-use crate::kernel::{DynKernel, Kernel};
+use crate::kernel::{DynKernel, KernelOn};
 use crate::layout::Layout;
 use crate::model::inputs::{DynInputs, Inputs};
 use crate::model::{Config, DynModel, GptModel, Gradients, Master};
 use crate::ops::Ops;
+pub use crate::ops::optimizer::AdamwOptions;
 use crate::order::{Grouped, TokenOrder};
 use crate::solve::schedule::Scheduler;
 use crate::strategy::{CpStrategy, Supports};
@@ -15,28 +16,6 @@ use crate::tensor::Device;
 use crate::train::data::TokenBatch;
 use crate::train::state::State;
 use crate::train::trainer::Learner;
-
-/// AdamW's constants and the bound on the gradient's norm.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct AdamwOptions {
-    /// Decay of the mean.
-    pub beta1: f64,
-    /// Decay of the mean square.
-    pub beta2: f64,
-    /// Added to the root of the mean square.
-    pub eps: f64,
-    /// Decoupled decay, of parameters with two or more dimensions.
-    pub weight_decay: f64,
-    /// The gradient is scaled down to this norm; 0 for no bound.
-    pub clip: f64,
-}
-
-impl Default for AdamwOptions {
-    /// The constants of GPT-3 (Brown et al. 2020).
-    fn default() -> Self {
-        AdamwOptions { beta1: 0.9, beta2: 0.95, eps: 1e-8, weight_decay: 0.1, clip: 1.0 }
-    }
-}
 
 /// One rank's model in training.
 ///
@@ -53,7 +32,7 @@ impl<H, L, K, D, C> GptLearner<H, L, K, D, C>
 where
     H: Supports<L, K>,
     L: Layout,
-    K: Kernel,
+    K: KernelOn<D>,
     D: Ops,
     C: Communicator<D::Storage>,
 {
@@ -110,7 +89,7 @@ where
     /// # Errors
     /// Failures of other ranks.
     pub fn reduce_gradients(&mut self) -> Result<()> {
-        self.state.reduce_gradients(self.handler.by_ref(), self.model.device())
+        self.state.reduce_gradients(self.handler.by_ref())
     }
 
     /// Forward and backward of a batch: adds the gradient of the sum of `scale * sum of the losses` of this rank's
@@ -192,7 +171,7 @@ impl<D: Ops> DynLearner<D> {
     /// # Errors
     /// Failures of other ranks.
     pub fn reduce_gradients(&mut self) -> Result<()> {
-        self.state.reduce_gradients(self.handler.by_ref(), self.model.device())
+        self.state.reduce_gradients(self.handler.by_ref())
     }
 
     /// [`GptLearner::accumulate_inputs`].
@@ -242,7 +221,7 @@ impl<H, L, K, D, C> Learner for GptLearner<H, L, K, D, C>
 where
     H: Supports<L, K>,
     L: Layout,
-    K: Kernel,
+    K: KernelOn<D>,
     D: Ops,
     C: Communicator<D::Storage>,
 {
@@ -257,5 +236,5 @@ impl<D: Ops> Learner for DynLearner<D> {
 pub fn global_sum<D: Device, C: Communicator<D::Storage> + ?Sized>(device: &D, comm: &C, value: f64) -> Result<f64> {
     let mut sums = device.upload(&[value]);
     comm.all_reduce(&mut sums)?;
-    Ok(device.download(&sums)[0])
+    Ok(device.read(&sums)?[0])
 }

@@ -4,11 +4,12 @@ use context_parallel::comm::threads::ThreadComm;
 use context_parallel::degree::{Fixed, Grid};
 use context_parallel::error::{Result, SupportError};
 use context_parallel::handler::CpHandler;
-use context_parallel::kernel::{Flash, Kernel, LogSumExp, Unfused};
+use context_parallel::kernel::{Flash, KernelOn, LogSumExp, Unfused};
 use context_parallel::layout::{Bshd, Layout, Sbhd, Thd};
 use context_parallel::order::{Natural, Striped, Zigzag};
 use context_parallel::strategy::select::{self, Choice, TABLE, Visitor};
 use context_parallel::strategy::{AllGather, GatherKv, LocalKv, Ring, RingKv, Row, RunsOn, Single, Supports, Ulysses};
+use context_parallel::tensor::Cpu;
 use static_assertions::{assert_eq_size, assert_impl_all, assert_not_impl_any};
 
 // Markers and strategies of fixed degree take no space.
@@ -43,12 +44,13 @@ struct Names;
 
 impl Visitor for Names {
     type Output = (String, usize);
+    type Device = Cpu;
 
     fn visit<H, L, K>(self, strategy: H) -> Result<(String, usize)>
     where
         H: Supports<L, K>,
         L: Layout,
-        K: Kernel,
+        K: KernelOn<Cpu>,
     {
         use context_parallel::order::TokenOrder;
         Ok((format!("{} {} {} {}", H::NAME, H::Order::NAME, L::NAME, K::NAME), strategy.degree()))
