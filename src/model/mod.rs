@@ -13,6 +13,7 @@ mod mirrored;
 pub mod mtp;
 mod network;
 pub mod parameters;
+mod projected;
 pub mod weights;
 
 pub use architecture::{Architecture, FixedHeads, FromConfig, HeadsFit};

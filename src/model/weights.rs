@@ -24,15 +24,10 @@ use crate::tensor::{DType, Device, Float};
 
 mod files;
 mod names;
+mod tensor;
 
 use files::TensorFiles;
-
-/// The file that holds all tensors.
-const SINGLE: &str = "model.safetensors";
-/// Tensor of the output layer.
-const HEAD: &str = "lm_head.weight";
-/// Tensor of the embedding.
-const EMBEDDING: &str = "model.embed_tokens.weight";
+use tensor::SINGLE;
 
 /// Checks what the headers of the weights in `folder` say against the parameters of a configuration; no tensor is read.
 /// What was done to names to find them is a sentence each.

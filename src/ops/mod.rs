@@ -7,7 +7,6 @@ mod op;
 
 pub mod attention;
 pub mod embedding;
-mod exp;
 pub mod loss;
 pub mod matmul;
 pub mod norm;

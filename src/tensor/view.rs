@@ -38,7 +38,7 @@ impl Window {
     }
 
     fn is_contiguous(self) -> bool {
-        self.stride == self.cols || self.rows <= 1
+        self.stride == self.cols || self.rows <= 1 || self.cols == 0
     }
 
     fn is_empty(self) -> bool {

@@ -76,7 +76,7 @@ fn attend<H: Supports<Thd, Flash>>(
         let dout = cut(dout, SHAPE.out_width(), &of_queries)?;
         let (out, saved) = handler.core_attn::<Flash, _>(&device, &plan, &SHAPE, &q, &k, &v)?;
         let [dq, dk, dv] = handler.core_attn_backward(&device, &plan, &q, &k, &v, &saved, &dout)?;
-        let whole = |shard| Ok(handler.combine(&device, &shard)?.to_batch_first());
+        let whole = |shard| -> Result<Vec<f64>> { Ok(handler.combine(&device, &shard)?.to_batch_first()) };
         Ok([whole(out)?, whole(dq)?, whole(dk)?, whole(dv)?])
     })
     .unwrap();

@@ -126,7 +126,7 @@ fn run_as<T: Float>(job: &Job, cluster: &Cluster, json: bool) -> Result<Finished
     let chosen = select::chosen(choice)?;
     let scheduler = job.settings.is_dynamic().then_some(&scheduler);
     let cut_short = AtomicBool::new(false);
-    let training = Training { job, ranks: &ranks, scheduler, stop, cut_short: &cut_short, progress: &progress };
+    let training = Training { job, memory, ranks: &ranks, scheduler, stop, cut_short: &cut_short, progress: &progress };
     let trained = cluster.on_ranks(chosen.strategy.degree(), &|comm| training.rank(&chosen, comm));
     let Progress { folder, records, peak, bar, .. } = progress.into_inner().unwrap_or_else(PoisonError::into_inner);
     bar.finish_and_clear();
@@ -197,6 +197,8 @@ impl Progress {
 
 struct Training<'a, T: Float> {
     job: &'a Job,
+    /// Bytes of one rank, about.
+    memory: u64,
     ranks: &'a Ranks<T, MasterRole, T::Acc>,
     /// Cuts steps into micro-batches, for the strategy whose documents have ranks of their own.
     scheduler: Option<&'a Scheduler>,
@@ -213,6 +215,7 @@ impl<T: Float> Training<'_, T> {
         let rank = comm.rank();
         let handler = DynHandler::new(chosen.strategy.clone(), chosen.layout, comm)?.with_gradient_wire(*wire);
         let (device, master) = (self.ranks.device(rank), self.ranks.take(rank));
+        device.reserve(usize::try_from(self.memory).unwrap_or(usize::MAX))?;
         let kernel = chosen.kernel.object();
         let mut learner = DynLearner::new(device.clone(), config, master, handler, kernel, *adamw, *recompute)?;
         if let Some(scheduler) = self.scheduler {

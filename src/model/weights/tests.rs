@@ -8,6 +8,7 @@ use safetensors::tensor::{TensorView, serialize};
 use tempfile::TempDir;
 
 use super::files::INDEX;
+use super::tensor::{EMBEDDING, HEAD};
 use super::*;
 use crate::model::config::Sizes;
 use crate::tensor::Cpu;

@@ -1,9 +1,9 @@
 //! Cross entropy on the processor.
 
 use super::CrossEntropy;
-use crate::elementary::ln;
-use crate::ops::exp::exp;
+use crate::elementary::{exp, ln};
 use crate::ops::parallel::{RowsMut, by_rows};
+use crate::ops::simd;
 use crate::ops::sums::{max, sum};
 use crate::tensor::{Buffer, Cpu, ElemMut, Float, MatrixMut, MatrixRef};
 
@@ -33,6 +33,20 @@ impl<T: Float> CrossEntropy for Cpu<T> {
     }
 }
 
+/// Logits whose exponentials are in memory at a time.
+const CHUNK: usize = 256;
+
+/// Calls `each` with stretches of logits and their exponentials, relative to `largest`.
+fn with_exponentials<T: Float>(logits: &mut [T], largest: T::Acc, mut each: impl FnMut(&mut [T], &[T::Acc])) {
+    let mut exponentials = [T::Acc::default(); CHUNK];
+    for chunk in logits.chunks_mut(CHUNK) {
+        let exponentials = &mut exponentials[..chunk.len()];
+        exponentials.iter_mut().zip(chunk.iter()).for_each(|(e, x)| *e = x.to_acc());
+        simd::exp_sum(exponentials, largest);
+        each(chunk, exponentials);
+    }
+}
+
 /// Weighted loss of one row; its logits become the gradient if `scale` is given.
 fn one_row<T: Float>(logits: &mut [T], label: i64, weight: f64, scale: Option<f64>) -> f64 {
     if weight == 0.0 {
@@ -44,15 +58,16 @@ fn one_row<T: Float>(logits: &mut [T], label: i64, weight: f64, scale: Option<f6
     assert!((0..logits.len() as i64).contains(&label), "label {label} of a vocabulary of {}", logits.len());
     let label = label as usize;
     let largest: T::Acc = max(logits, T::to_acc);
-    let total: f64 = sum(logits, |x| exp(x.to_acc() - largest).to_f64());
+    let mut total = 0.0;
+    with_exponentials(logits, largest, |_, exponentials| total += sum(exponentials, |e| e.to_f64()));
     let at_label = logits[label].to_acc() - largest;
     if let Some(scale) = scale {
         let scale = scale * weight;
         let factor = T::Acc::from_f64(scale / total);
-        let gradient = scale * (exp(at_label).to_f64() / total - 1.0);
-        for x in logits.iter_mut() {
-            *x = T::from_acc(exp(x.to_acc() - largest) * factor);
-        }
+        let gradient = scale * (exp(at_label.to_f64()) / total - 1.0);
+        with_exponentials(logits, largest, |logits, exponentials| {
+            logits.iter_mut().zip(exponentials).for_each(|(x, &e)| *x = T::from_acc(e * factor));
+        });
         logits[label] = T::from_f64(gradient);
     }
     weight * (ln(total) - at_label.to_f64())

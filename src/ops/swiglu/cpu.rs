@@ -1,22 +1,33 @@
 //! The gated activation on the processor.
 
 use super::Swiglu;
-use crate::ops::exp::exp;
 use crate::ops::parallel::{RowsMut, by_rows, by_stretches};
-use crate::tensor::{Cpu, ElemMut, ElemRef, Float, Real};
+use crate::ops::simd;
+use crate::tensor::{Cpu, ElemMut, ElemRef, Float};
 
-#[inline(always)]
-fn sigmoid<A: Real>(x: A) -> A {
-    A::one() / (A::one() + exp(-x))
+/// Elements whose sigmoids are in memory at a time.
+const CHUNK: usize = 128;
+
+/// Calls `each` with an element's number, the element and its sigmoid, one after another.
+///
+/// The exponential is that of a number below 0, so that it is 0 where a sigmoid is.
+fn with_sigmoids<T: Float>(x: &[T], mut each: impl FnMut(usize, T::Acc, T::Acc)) {
+    let (one, mut exponentials) = (T::Acc::from_f64(1.0), [T::Acc::default(); CHUNK]);
+    for (index, chunk) in x.chunks(CHUNK).enumerate() {
+        let exponentials = &mut exponentials[..chunk.len()];
+        exponentials.iter_mut().zip(chunk).for_each(|(e, x)| *e = -num_traits::Float::abs(x.to_acc()));
+        simd::exp_sum(exponentials, T::Acc::default());
+        for (i, (x, &e)) in chunk.iter().zip(exponentials.iter()).enumerate() {
+            let x = x.to_acc();
+            each(index * CHUNK + i, x, if x >= T::Acc::default() { one } else { e } / (one + e));
+        }
+    }
 }
 
 impl<T: Float> Swiglu for Cpu<T> {
     fn swiglu(&self, gate: ElemRef<'_, Self>, up: ElemRef<'_, Self>, y: ElemMut<'_, Self>) {
         by_stretches(self, [gate, up], y, |[gate, up], y| {
-            for ((y, g), u) in y.iter_mut().zip(gate).zip(up) {
-                let g = g.to_acc();
-                *y = T::from_acc(g * sigmoid(g) * u.to_acc());
-            }
+            with_sigmoids(gate, |i, g, s| y[i] = T::from_acc(g * s * up[i].to_acc()));
         });
     }
 
@@ -31,18 +42,17 @@ impl<T: Float> Swiglu for Cpu<T> {
         assert_eq!((up.rows(), up.cols()), (rows, cols), "gate and up");
         assert_eq!((dy.rows(), dy.cols()), (rows, cols), "the gradient's shape");
         assert_eq!((gradient.rows(), gradient.cols()), (rows, 2 * cols), "gradients of gate and up, side by side");
+        let one = T::Acc::from_f64(1.0);
         by_rows(self, rows, 2 * cols, RowsMut::of(&mut gradient), |range, mut gradient| {
             for (i, row) in range.enumerate() {
-                let inputs = gate.row(row).iter().zip(up.row(row)).zip(dy.row(row));
+                let (up, dy) = (up.row(row), dy.row(row));
                 let (dgate, dup) = gradient.row(i).split_at_mut(cols);
-                for ((dg, du), ((g, u), dy)) in dgate.iter_mut().zip(dup).zip(inputs) {
-                    let (g, u, dy) = (g.to_acc(), u.to_acc(), dy.to_acc());
-                    let s = sigmoid(g);
+                with_sigmoids(gate.row(row), |i, g, s| {
+                    let (u, dy) = (up[i].to_acc(), dy[i].to_acc());
                     // silu'(g) = s + g s (1 - s).
-                    let one = <T::Acc as num_traits::One>::one();
-                    *dg = T::from_acc(dy * u * (s * (one + g * (one - s))));
-                    *du = T::from_acc(dy * (g * s));
-                }
+                    dgate[i] = T::from_acc(dy * u * (s * (one + g * (one - s))));
+                    dup[i] = T::from_acc(dy * (g * s));
+                });
             }
         });
     }
