@@ -83,12 +83,12 @@ fn plain_attention(plain: Plain) -> f32 {
     let plain = ManuallyDrop::new(plain);
     let Plain { device, shape, pieces, rows, qkv: [q, k, v] } = &*plain;
     let mut kv: Matrix<f32> = device.matrix(TOKENS, 128);
-    device.gather_rows(k, rows, &mut kv, 0);
-    device.gather_rows(v, rows, &mut kv, 64);
+    device.gather_rows(k.view(), rows, kv.view_mut().column_range(0..64));
+    device.gather_rows(v.view(), rows, kv.view_mut().column_range(64..128));
     let mut out: Matrix<f32> = device.matrix(TOKENS, 128);
     let mut lse: Matrix<f32> = device.zero_matrix(TOKENS, 4);
-    device.attention(shape, q, &kv, pieces, &mut out, &mut lse);
-    let out = device.to_elem_matrix(&out);
+    device.attention(shape, q.view(), kv.view(), pieces, out.view_mut(), lse.view_mut());
+    let out = device.to_elem_matrix(out.view());
     black_box(out[0])
 }
 

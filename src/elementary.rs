@@ -1,6 +1,6 @@
 //! Elementary functions that give the same bits on every processor. Those of the C library choose a variant by
 //! instruction set, so the nodes of a cluster could disagree in the last place. Here is what has one result per number
-//! or row; for the softmax of whole rows there is `ops::simd`, for other loops `ops::exp`.
+//! or row; for whole rows there is `ops::simd`.
 //!
 //! All are computed in `f64` and rounded to the accumulation type once. The exponential is ours, because it is also
 //! the inner loop of devices that compute in `f64`; the others are those of the `libm` crate, which is Rust code

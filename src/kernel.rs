@@ -2,16 +2,16 @@
 
 mod object;
 
-pub use object::{DynKernel, KernelKind, Saved, TileGradients, kernel_object};
+pub use object::{DynKernel, KernelKind, Saved, kernel_object};
 
 use std::fmt;
 
 use crate::error::{PlanError, Result};
-use crate::ops::Ops;
+use crate::ops::Attends;
 use crate::ops::attention::AttentionShape;
-use crate::ops::unfused::Block;
+use crate::ops::unfused::{self, Block, cells};
 use crate::plan::Piece;
-use crate::tensor::{AccBuffer, AccMatrix, Device, ElemMatrix};
+use crate::tensor::{AccBuffer, AccMut, AccRef, Device, ElemRef};
 
 /// One tile's operands: queries, keys with values, and which cells are attended.
 #[derive(Debug)]
@@ -19,16 +19,33 @@ pub struct TileOperands<'a, D: Device> {
     /// Heads and their sizes.
     pub shape: &'a AttentionShape,
     /// `[queries, q_width]`.
-    pub q: &'a ElemMatrix<D>,
+    pub q: ElemRef<'a, D>,
     /// `[keys, kv_width]`.
-    pub kv: &'a ElemMatrix<D>,
+    pub kv: ElemRef<'a, D>,
     /// Attended cells.
     pub pieces: &'a [Piece],
     /// Rows of each sequence in both buffers; only for dense batches and buffers of all keys.
     pub blocks: &'a [Block],
 }
 
-/// How the scores of a tile are computed.
+/// Operands of a tile's backward pass besides the tile itself, and where it adds.
+#[derive(Debug)]
+pub struct TileGradients<'a, D: Device> {
+    /// Output of the forward pass, all tiles merged.
+    pub out: AccRef<'a, D>,
+    /// Its log-sum-exp.
+    pub lse: AccRef<'a, D>,
+    /// Product of output and its gradient, by row and head.
+    pub delta: AccRef<'a, D>,
+    /// Gradient of the output.
+    pub dout: ElemRef<'a, D>,
+    /// Gradient of the queries, added to.
+    pub dq: AccMut<'a, D>,
+    /// Gradient of keys and values, added to.
+    pub dkv: AccMut<'a, D>,
+}
+
+/// A way to compute the scores of a tile: what it can do. How it does that on a device says [`KernelOn`].
 pub trait Kernel: Copy + Default + fmt::Debug + PartialEq + Send + Sync + 'static {
     /// Name on the command line.
     const NAME: &'static str;
@@ -39,45 +56,39 @@ pub trait Kernel: Copy + Default + fmt::Debug + PartialEq + Send + Sync + 'stati
     /// Whether it needs all keys in one tile, in natural order: row by row the tokens of the batch, as
     /// [`TileOperands::blocks`] has them.
     const NATURAL_KEYS: bool = false;
+}
 
+/// A kernel on devices `D`, which can do what it takes.
+#[diagnostic::on_unimplemented(
+    message = "the kernel `{Self}` does not run on the device `{D}`",
+    label = "use `Flash`, or implement the ops of the kernel for the device"
+)]
+pub trait KernelOn<D: Attends>: Kernel {
     /// What the backward pass needs besides output and log-sum-exp.
-    type Saved<D: Device>: Send + Sync + 'static;
+    type Saved: Send + Sync + 'static;
 
-    /// What stands for [`Kernel::Saved`] if there is nothing in it, so that a backward pass may be cut into other tiles
+    /// What stands for [`KernelOn::Saved`] if there is nothing in it, so that a backward pass may be cut into other tiles
     /// than its forward pass.
-    fn nothing_saved<D: Device>() -> Option<Self::Saved<D>> {
+    fn nothing_saved() -> Option<Self::Saved> {
         None
     }
 
     /// Writes `out [queries, out_width]`, and `lse [queries, q_heads]` if the kernel computes it.
-    fn forward<D: Ops>(
-        device: &D,
-        tile: TileOperands<'_, D>,
-        out: &mut AccMatrix<D>,
-        lse: &mut AccMatrix<D>,
-    ) -> Self::Saved<D>;
+    fn forward(device: &D, tile: TileOperands<'_, D>, out: AccMut<'_, D>, lse: AccMut<'_, D>) -> Self::Saved;
 
-    /// Adds to `dq` and `dkv`.
-    #[allow(clippy::too_many_arguments)]
-    fn backward<D: Ops>(
-        device: &D,
-        tile: TileOperands<'_, D>,
-        saved: &Self::Saved<D>,
-        out: &AccMatrix<D>,
-        lse: &AccMatrix<D>,
-        delta: &AccMatrix<D>,
-        dout: &ElemMatrix<D>,
-        dq: &mut AccMatrix<D>,
-        dkv: &mut AccMatrix<D>,
-    );
+    /// Adds to the gradients `dq` and `dkv`.
+    fn backward(device: &D, tile: TileOperands<'_, D>, saved: &Self::Saved, gradients: TileGradients<'_, D>);
 
     /// Merges a tile's result into the results before it.
-    fn merge<D: Ops>(
+    ///
+    /// # Errors
+    /// For kernels that keep no log-sum-exp.
+    fn merge(
         device: &D,
         shape: &AttentionShape,
-        out: &mut AccMatrix<D>,
-        lse: &mut AccMatrix<D>,
-        part: (&AccMatrix<D>, &AccMatrix<D>),
+        out: AccMut<'_, D>,
+        lse: AccMut<'_, D>,
+        part: (AccRef<'_, D>, AccRef<'_, D>),
     ) -> Result<()>;
 }
 
@@ -100,36 +111,31 @@ impl LogSumExp for Flash {}
 
 impl Kernel for Flash {
     const NAME: &'static str = "flash";
-    type Saved<D: Device> = ();
+}
 
-    fn nothing_saved<D: Device>() -> Option<()> {
+impl<D: Attends> KernelOn<D> for Flash {
+    type Saved = ();
+
+    fn nothing_saved() -> Option<()> {
         Some(())
     }
 
-    fn forward<D: Ops>(device: &D, tile: TileOperands<'_, D>, out: &mut AccMatrix<D>, lse: &mut AccMatrix<D>) {
+    fn forward(device: &D, tile: TileOperands<'_, D>, out: AccMut<'_, D>, lse: AccMut<'_, D>) {
         device.attention(tile.shape, tile.q, tile.kv, tile.pieces, out, lse);
     }
 
-    fn backward<D: Ops>(
-        device: &D,
-        tile: TileOperands<'_, D>,
-        _saved: &(),
-        _out: &AccMatrix<D>,
-        lse: &AccMatrix<D>,
-        delta: &AccMatrix<D>,
-        dout: &ElemMatrix<D>,
-        dq: &mut AccMatrix<D>,
-        dkv: &mut AccMatrix<D>,
-    ) {
-        device.attention_backward(tile.shape, tile.q, tile.kv, tile.pieces, dout, lse, delta, dq, dkv);
+    fn backward(device: &D, tile: TileOperands<'_, D>, _saved: &(), gradients: TileGradients<'_, D>) {
+        let TileOperands { shape, q, kv, pieces, .. } = tile;
+        let TileGradients { lse, delta, dout, dq, dkv, .. } = gradients;
+        device.attention_backward(shape, q, kv, pieces, dout, lse, delta, dq, dkv);
     }
 
-    fn merge<D: Ops>(
+    fn merge(
         device: &D,
         shape: &AttentionShape,
-        out: &mut AccMatrix<D>,
-        lse: &mut AccMatrix<D>,
-        part: (&AccMatrix<D>, &AccMatrix<D>),
+        out: AccMut<'_, D>,
+        lse: AccMut<'_, D>,
+        part: (AccRef<'_, D>, AccRef<'_, D>),
     ) -> Result<()> {
         device.attention_merge(shape, out, lse, part.0, part.1);
         Ok(())
@@ -141,38 +147,31 @@ impl Kernel for Unfused {
     /// Scores are materialised sequence by sequence.
     const ACROSS_SEQUENCES: bool = false;
     const NATURAL_KEYS: bool = true;
-    type Saved<D: Device> = AccBuffer<D>;
+}
 
-    fn forward<D: Ops>(
-        device: &D,
-        tile: TileOperands<'_, D>,
-        out: &mut AccMatrix<D>,
-        _lse: &mut AccMatrix<D>,
-    ) -> AccBuffer<D> {
-        device.unfused(tile.shape, tile.q, tile.kv, tile.blocks, tile.pieces, out)
+impl<D: Attends + unfused::Unfused> KernelOn<D> for Unfused {
+    type Saved = AccBuffer<D>;
+
+    fn forward(device: &D, tile: TileOperands<'_, D>, out: AccMut<'_, D>, _lse: AccMut<'_, D>) -> AccBuffer<D> {
+        let TileOperands { shape, q, kv, pieces, blocks } = tile;
+        let mut probabilities = device.empty(cells(shape, blocks));
+        device.unfused(shape, q, kv, blocks, pieces, out, &mut probabilities);
+        probabilities
     }
 
-    fn backward<D: Ops>(
-        device: &D,
-        tile: TileOperands<'_, D>,
-        saved: &AccBuffer<D>,
-        _out: &AccMatrix<D>,
-        _lse: &AccMatrix<D>,
-        _delta: &AccMatrix<D>,
-        dout: &ElemMatrix<D>,
-        dq: &mut AccMatrix<D>,
-        dkv: &mut AccMatrix<D>,
-    ) {
-        device.unfused_backward(tile.shape, tile.q, tile.kv, tile.blocks, saved, dout, dq, dkv);
+    fn backward(device: &D, tile: TileOperands<'_, D>, saved: &AccBuffer<D>, gradients: TileGradients<'_, D>) {
+        let TileOperands { shape, q, kv, blocks, .. } = tile;
+        let TileGradients { dout, dq, dkv, .. } = gradients;
+        device.unfused_backward(shape, q, kv, blocks, saved, dout, dq, dkv);
     }
 
     /// [`crate::strategy::RunsOn`] keeps every exchange that merges away from this kernel.
-    fn merge<D: Ops>(
+    fn merge(
         _device: &D,
         _shape: &AttentionShape,
-        _out: &mut AccMatrix<D>,
-        _lse: &mut AccMatrix<D>,
-        _part: (&AccMatrix<D>, &AccMatrix<D>),
+        _out: AccMut<'_, D>,
+        _lse: AccMut<'_, D>,
+        _part: (AccRef<'_, D>, AccRef<'_, D>),
     ) -> Result<()> {
         let what = "a program merges partial results of the kernel unfused, which keeps no log-sum-exp".to_string();
         Err(PlanError::Unsound { strategy: Self::NAME, what }.into())

@@ -1,5 +1,6 @@
 //! Attention over ranks: a plan of one rank's programs, and the one executor that runs the programs of any strategy.
 
+mod gradients;
 mod plan;
 mod rehearse;
 mod run;
@@ -7,6 +8,7 @@ mod slots;
 mod swap;
 mod wire;
 
+pub use gradients::QkvGradients;
 pub(crate) use plan::expect_groups;
 pub use plan::{AttentionPlan, RankPlan};
-pub use run::{AttentionSaved, backward, forward};
+pub use run::{AttentionSaved, backward, backward_apart, forward};

@@ -10,7 +10,7 @@ use crate::heads::HeadSwap;
 use crate::kernel::DynKernel;
 use crate::layout::Layout;
 use crate::mask::{Bands, Mask};
-use crate::ops::Ops;
+use crate::ops::Attends;
 use crate::ops::attention::AttentionShape;
 use crate::ops::unfused::Block;
 use crate::order::{DynPlacement, Placement, Rows, TokenOrder};
@@ -345,7 +345,7 @@ impl RankPlan {
     }
 
     /// Refuses a kernel that cannot attend what the mask says, or not the keys that the exchange brings.
-    pub(super) fn expect<D: Ops>(&self, kernel: &dyn DynKernel<D>) -> Result<()> {
+    pub(super) fn expect<D: Attends>(&self, kernel: &dyn DynKernel<D>) -> Result<()> {
         if self.across_sequences && !kernel.across_sequences() {
             return Err(SupportError::AcrossSequences { kernel: kernel.name() }.into());
         }

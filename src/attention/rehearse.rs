@@ -4,9 +4,9 @@ use crate::attention::plan::RankPlan;
 use crate::attention::run;
 use crate::comm::dry::DryComm;
 use crate::error::Result;
-use crate::kernel::{DynKernel, Kernel, KernelKind, kernel_object};
+use crate::kernel::{DynKernel, KernelKind, KernelOn, kernel_object};
 use crate::ops::attention::AttentionShape;
-use crate::tensor::{DType, Device, DryRun, Float};
+use crate::tensor::{DType, Device, DryRun, Float, Matrix};
 
 impl RankPlan {
     /// Most bytes that a forward and a backward pass hold at a time on this rank, beyond what is there when they start:
@@ -15,7 +15,11 @@ impl RankPlan {
     ///
     /// # Errors
     /// If the programs cannot be run with this kernel.
-    pub fn peak_bytes<K: Kernel, D: Device>(&self, shape: &AttentionShape) -> Result<(usize, usize)> {
+    pub fn peak_bytes<K, D>(&self, shape: &AttentionShape) -> Result<(usize, usize)>
+    where
+        D: Device,
+        K: KernelOn<DryRun<D::Elem>>,
+    {
         self.rehearsed(kernel_object::<K, DryRun<D::Elem>>(), shape)
     }
 
@@ -41,12 +45,13 @@ impl RankPlan {
         let (device, comm) = (DryRun::<T>::default(), DryComm::new(self.rank, self.placement().ranks()));
         let keys = self.keys.rows();
         let operands = [(self.stored, shape.q_width()), (keys, shape.k_width()), (keys, shape.v_width())];
-        let [q, k, v] = operands.map(|(rows, width)| device.matrix::<T>(rows, width));
+        let qkv = operands.map(|(rows, width)| device.matrix::<T>(rows, width));
+        let qkv = qkv.each_ref().map(Matrix::view);
         let held = device.ledger().mark();
-        let (out, saved) = run::forward(&device, &comm, kernel, self, shape, [&q, &k, &v])?;
+        let (out, saved) = run::forward(&device, &comm, kernel, self, shape, qkv)?;
         let forward = device.ledger().peak() - held;
         let held = device.ledger().mark();
-        let gradients = run::backward(&device, &comm, self, shape, [&q, &k, &v], &saved, &out)?;
+        let gradients = run::backward_apart(&device, &comm, self, shape, qkv, &saved, out.view())?;
         drop(gradients);
         Ok((forward, device.ledger().peak() - held))
     }

@@ -1,20 +1,21 @@
 //! The executor: walks through the programs of any strategy, forward and backward.
 
+use crate::attention::gradients::QkvGradients;
 use crate::attention::plan::RankPlan;
 use crate::attention::slots::{Packed, Walk, unsound};
 use crate::attention::swap::Swapped;
 use crate::comm::Communicator;
 use crate::error::Result;
-use crate::kernel::TileOperands;
-use crate::kernel::{DynKernel, Saved, TileGradients};
-use crate::ops::Ops;
+use crate::kernel::{DynKernel, Saved, TileGradients, TileOperands};
+use crate::ops::Attends;
 use crate::ops::attention::AttentionShape;
+use crate::order::Rows;
 use crate::plan::Step;
-use crate::tensor::{AccMatrix, ElemMatrix};
+use crate::tensor::{AccMatrix, ElemMatrix, ElemMut, ElemRef};
 
 /// What the backward pass needs of a forward pass: partial results are kept in the accumulation type.
 #[derive(Clone, Debug)]
-pub struct AttentionSaved<D: Ops> {
+pub struct AttentionSaved<D: Attends> {
     kernel: &'static dyn DynKernel<D>,
     out: AccMatrix<D>,
     lse: AccMatrix<D>,
@@ -24,7 +25,7 @@ pub struct AttentionSaved<D: Ops> {
     swapped: Option<Swapped<D>>,
 }
 
-impl<D: Ops> AttentionSaved<D> {
+impl<D: Attends> AttentionSaved<D> {
     /// Log-sum-exp of each valid row and head, `[valid rows, q_heads]`; `-inf` where nothing is attended. Zero for
     /// kernels that do not compute it. Under a head exchange, of the group's rows and this rank's heads.
     pub fn lse(&self) -> &AccMatrix<D> {
@@ -37,13 +38,13 @@ impl<D: Ops> AttentionSaved<D> {
 ///
 /// # Errors
 /// Failures of other ranks, and programs that do not fit together.
-pub fn forward<D: Ops>(
+pub fn forward<D: Attends>(
     device: &D,
     comm: &dyn Communicator<D::Storage>,
     kernel: &'static dyn DynKernel<D>,
     plan: &RankPlan,
     shape: &AttentionShape,
-    [q, k, v]: [&ElemMatrix<D>; 3],
+    [q, k, v]: [ElemRef<'_, D>; 3],
 ) -> Result<(ElemMatrix<D>, AttentionSaved<D>)> {
     plan.expect(kernel)?;
     let whole = shape;
@@ -53,11 +54,11 @@ pub fn forward<D: Ops>(
         None => None,
     };
     let (queries, kv) = match &swapped {
-        Some(Swapped { q, kv }) => (Packed::Original(q), Packed::Original(kv)),
+        Some(Swapped { q, kv }) => (Packed::Original(q.view()), Packed::Original(kv.view())),
         None => (packed(device, plan, q), Packed::Copy(packed_kv(device, plan, shape, k, v))),
     };
-    let rows = queries.matrix().rows();
-    let mut walk = Walk::new(device, comm, plan, &plan.forward, kv, queries.matrix(), shape);
+    let rows = queries.view().rows();
+    let mut walk = Walk::new(device, comm, plan, &plan.forward, kv, queries.view(), shape);
     let result = || (device.matrix(rows, shape.out_width()), device.zero_matrix(rows, shape.q_heads));
     let (mut out, mut lse): (AccMatrix<D>, AccMatrix<D>) = result();
     let mut part: Option<(AccMatrix<D>, AccMatrix<D>)> = None;
@@ -66,7 +67,7 @@ pub fn forward<D: Ops>(
         match step {
             Step::Tile { slot, pieces } => {
                 let kv = walk.key_slot(*slot);
-                let tile = TileOperands { shape, q: queries.matrix(), kv, pieces, blocks: &plan.blocks };
+                let tile = TileOperands { shape, q: queries.view(), kv, pieces, blocks: &plan.blocks };
                 let (out, lse) = match computed == 0 {
                     true => (&mut out, &mut lse),
                     false => {
@@ -74,54 +75,62 @@ pub fn forward<D: Ops>(
                         (out, lse)
                     }
                 };
-                tiles.extend(kernel.forward(device, tile, out, lse));
+                tiles.extend(kernel.forward(device, tile, out.view_mut(), lse.view_mut()));
                 computed += 1;
             }
             Step::Merge => {
                 let (part_out, part_lse) = part.as_ref().ok_or_else(|| unsound("a merge before a second tile"))?;
-                kernel.merge(device, shape, &mut out, &mut lse, (part_out, part_lse))?;
+                let part = (part_out.view(), part_lse.view());
+                kernel.merge(device, shape, out.view_mut(), lse.view_mut(), part)?;
             }
             Step::Serve { queries, slot, pieces } => {
                 let rows = walk.asked(*queries)?.rows();
-                let (mut out, mut lse) =
+                let (mut out, mut lse): (AccMatrix<D>, AccMatrix<D>) =
                     (device.matrix(rows, shape.out_width()), device.zero_matrix(rows, shape.q_heads));
                 walk.key_slot(*slot);
                 let (q, kv) = (walk.asked(*queries)?, walk.held(*slot)?);
                 let tile = TileOperands { shape, q, kv, pieces, blocks: &[] };
-                kernel.forward(device, tile, &mut out, &mut lse);
+                kernel.forward(device, tile, out.view_mut(), lse.view_mut());
                 walk.answer(*queries, &out, &lse);
             }
             step => {
                 walk.step(step)?;
                 for (part_out, part_lse) in walk.arrived() {
-                    kernel.merge(device, shape, &mut out, &mut lse, (&part_out, &part_lse))?;
+                    let part = (part_out.view(), part_lse.view());
+                    kernel.merge(device, shape, out.view_mut(), lse.view_mut(), part)?;
                 }
             }
         }
     }
     drop(walk);
     drop(queries);
-    let mut elem = device.to_elem_matrix(&out);
+    let mut elem = device.to_elem_matrix(out.view());
     if let Some(swap) = &plan.swap {
-        elem = swap.give_back(device, comm, plan, whole, whole.v_dim, &elem)?;
+        elem = swap.give_back(device, comm, plan, whole, whole.v_dim, elem.view())?;
     }
-    let full = unpacked(device, plan, elem);
-    Ok((full, AttentionSaved { kernel, out, lse, tiles, swapped }))
+    if !plan.in_place {
+        let packed = std::mem::replace(&mut elem, device.matrix(plan.stored, whole.out_width()));
+        unpack(device, &plan.rows, packed.view(), elem.view_mut());
+    }
+    Ok((elem, AttentionSaved { kernel, out, lse, tiles, swapped }))
 }
 
-/// Gradients of queries, keys and values from that of the output. Operands as in [`forward`].
+/// Gradients of queries, keys and values from that of the output, written into `gradients`, 0 for padding. Operands as in
+/// [`forward`].
 ///
 /// # Errors
 /// Failures of other ranks, and programs that do not fit together.
-pub fn backward<D: Ops>(
+#[allow(clippy::too_many_arguments)]
+pub fn backward<D: Attends>(
     device: &D,
     comm: &dyn Communicator<D::Storage>,
     plan: &RankPlan,
     shape: &AttentionShape,
-    [q, k, v]: [&ElemMatrix<D>; 3],
+    [q, k, v]: [ElemRef<'_, D>; 3],
     saved: &AttentionSaved<D>,
-    dout: &ElemMatrix<D>,
-) -> Result<[ElemMatrix<D>; 3]> {
+    dout: ElemRef<'_, D>,
+    mut gradients: QkvGradients<'_, D>,
+) -> Result<()> {
     let (whole, kernel) = (shape, saved.kernel);
     let shape = &plan.shape(whole)?;
     let dout = match &plan.swap {
@@ -129,12 +138,13 @@ pub fn backward<D: Ops>(
         None => packed(device, plan, dout),
     };
     let (queries, kv) = match &saved.swapped {
-        Some(Swapped { q, kv }) => (Packed::Original(q), Packed::Original(kv)),
+        Some(Swapped { q, kv }) => (Packed::Original(q.view()), Packed::Original(kv.view())),
         None => (packed(device, plan, q), Packed::Copy(packed_kv(device, plan, shape, k, v))),
     };
-    let delta = device.attention_delta(shape, &saved.out, dout.matrix());
-    let mut dq: AccMatrix<D> = device.zero_matrix(queries.matrix().rows(), shape.q_width());
-    let mut walk = Walk::new(device, comm, plan, &plan.backward, kv, queries.matrix(), shape);
+    let mut delta = device.matrix(saved.out.rows(), shape.q_heads);
+    device.attention_delta(shape, saved.out.view(), dout.view(), delta.view_mut());
+    let mut dq: AccMatrix<D> = device.zero_matrix(queries.view().rows(), shape.q_width());
+    let mut walk = Walk::new(device, comm, plan, &plan.backward, kv, queries.view(), shape);
     let mut tiles = saved.tiles.iter();
     if kernel.saves() && !plan.forward.tiles().eq(plan.backward.tiles()) {
         return Err(unsound("other tiles backward than forward, for a kernel that saves what it needs of each").into());
@@ -144,9 +154,10 @@ pub fn backward<D: Ops>(
             Step::Tile { slot, pieces } => {
                 let mut dkv = walk.take_gradients(*slot);
                 let kv = walk.key_slot(*slot);
-                let tile = TileOperands { shape, q: queries.matrix(), kv, pieces, blocks: &plan.blocks };
-                let (out, lse, dout) = (&saved.out, &saved.lse, dout.matrix());
-                let gradients = TileGradients { out, lse, delta: &delta, dout, dq: &mut dq, dkv: &mut dkv };
+                let tile = TileOperands { shape, q: queries.view(), kv, pieces, blocks: &plan.blocks };
+                let (out, lse, delta) = (saved.out.view(), saved.lse.view(), delta.view());
+                let (dq, added) = (dq.view_mut(), dkv.view_mut());
+                let gradients = TileGradients { out, lse, delta, dout: dout.view(), dq, dkv: added };
                 kernel.backward(device, tile, tiles.next(), gradients)?;
                 walk.put_gradients(*slot, dkv);
             }
@@ -155,57 +166,79 @@ pub fn backward<D: Ops>(
         }
     }
     let mut home = walk.take_gradients(plan.backward.home);
-    let mut dq = device.to_elem_matrix(&dq);
+    if let (true, None) = (plan.in_place, &plan.swap) {
+        device.to_elem(dq.view(), gradients.queries(whole));
+    } else {
+        let mut dq = device.to_elem_matrix(dq.view());
+        if let Some(swap) = &plan.swap {
+            dq = swap.give_back(device, comm, plan, whole, whole.qk_dim, dq.view())?;
+        }
+        unpack(device, &plan.rows, dq.view(), gradients.queries(whole));
+    }
+    drop(dq);
     if let Some(swap) = &plan.swap {
-        dq = swap.give_back(device, comm, plan, whole, whole.qk_dim, &dq)?;
         home = swap.return_gradients(device, comm, plan, whole, &home)?;
     }
-    let home = device.to_elem_matrix(&home);
-    let spread = |columns: usize, first: usize| {
-        let mut whole: ElemMatrix<D> = blank(device, plan.key_rows.len(), plan.keys.rows(), columns);
-        device.scatter_block(&home, first..first + columns, &plan.key_rows.to_vec(), &mut whole, 0);
-        whole
-    };
-    let (dk, dv) = (spread(whole.k_width(), 0), spread(whole.v_width(), whole.k_width()));
-    Ok([unpacked(device, plan, dq), dk, dv])
+    let (keys, values) = (0..whole.k_width(), whole.k_width()..whole.kv_width());
+    if plan.key_rows.are_all(plan.keys.rows()) {
+        device.to_elem(home.view().column_range(keys), gradients.keys(whole));
+        device.to_elem(home.view().column_range(values), gradients.values(whole));
+        return Ok(());
+    }
+    let home = device.to_elem_matrix(home.view());
+    unpack(device, &plan.key_rows, home.view().column_range(keys), gradients.keys(whole));
+    unpack(device, &plan.key_rows, home.view().column_range(values), gradients.values(whole));
+    Ok(())
 }
 
-fn packed<'a, D: Ops>(device: &D, plan: &RankPlan, x: &'a ElemMatrix<D>) -> Packed<'a, D> {
+/// [`backward`] into matrices of their own.
+///
+/// # Errors
+/// Those of [`backward`].
+pub fn backward_apart<D: Attends>(
+    device: &D,
+    comm: &dyn Communicator<D::Storage>,
+    plan: &RankPlan,
+    shape: &AttentionShape,
+    qkv: [ElemRef<'_, D>; 3],
+    saved: &AttentionSaved<D>,
+    dout: ElemRef<'_, D>,
+) -> Result<[ElemMatrix<D>; 3]> {
+    let keys = plan.keys.rows();
+    let sizes = [(plan.stored, shape.q_width()), (keys, shape.k_width()), (keys, shape.v_width())];
+    let mut apart = sizes.map(|(rows, width)| device.matrix(rows, width));
+    let gradients = QkvGradients::Apart(apart.each_mut().map(ElemMatrix::<D>::view_mut));
+    backward(device, comm, plan, shape, qkv, saved, dout, gradients)?;
+    Ok(apart)
+}
+
+fn packed<'a, D: Attends>(device: &D, plan: &RankPlan, x: ElemRef<'a, D>) -> Packed<'a, D> {
     if plan.in_place {
         return Packed::Original(x);
     }
     let mut copy = device.matrix(plan.rows.len(), x.cols());
-    device.gather_rows(x, &plan.rows.to_vec(), &mut copy, 0);
+    device.gather_rows(x, &plan.rows.to_vec(), copy.view_mut());
     Packed::Copy(copy)
 }
 
-fn packed_kv<D: Ops>(
+fn packed_kv<D: Attends>(
     device: &D,
     plan: &RankPlan,
     shape: &AttentionShape,
-    k: &ElemMatrix<D>,
-    v: &ElemMatrix<D>,
+    k: ElemRef<'_, D>,
+    v: ElemRef<'_, D>,
 ) -> ElemMatrix<D> {
     let rows = plan.key_rows.to_vec();
     let mut kv = device.matrix(rows.len(), shape.kv_width());
-    device.gather_rows(k, &rows, &mut kv, 0);
-    device.gather_rows(v, &rows, &mut kv, shape.k_width());
+    device.gather_rows(k, &rows, kv.view_mut().column_range(0..shape.k_width()));
+    device.gather_rows(v, &rows, kv.view_mut().column_range(shape.k_width()..shape.kv_width()));
     kv
 }
 
-/// A matrix of all rows that [`unpacked`] rows are written into: zero where there is padding.
-fn blank<D: Ops>(device: &D, valid: usize, stored: usize, cols: usize) -> ElemMatrix<D> {
-    match valid == stored {
-        true => device.matrix(stored, cols),
-        false => device.zero_matrix(stored, cols),
+/// Writes valid rows in their places among all rows, and zero where there is padding.
+fn unpack<D: Attends>(device: &D, rows: &Rows, x: ElemRef<'_, D>, mut whole: ElemMut<'_, D>) {
+    if rows.len() != whole.rows() {
+        device.clear(whole.reborrow());
     }
-}
-
-fn unpacked<D: Ops>(device: &D, plan: &RankPlan, x: ElemMatrix<D>) -> ElemMatrix<D> {
-    if plan.in_place {
-        return x;
-    }
-    let mut whole = blank(device, plan.rows.len(), plan.stored, x.cols());
-    device.scatter_rows(&x, &plan.rows.to_vec(), &mut whole, 0);
-    whole
+    device.scatter_rows(x, &rows.to_vec(), whole);
 }

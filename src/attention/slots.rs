@@ -6,11 +6,11 @@ use crate::attention::plan::RankPlan;
 use crate::attention::wire::{AsIs, Encoding};
 use crate::comm::{Accounted, Communicator, Message};
 use crate::error::{PlanError, Result};
-use crate::ops::Ops;
+use crate::ops::Attends;
 use crate::ops::attention::AttentionShape;
 use crate::order::Rows;
 use crate::plan::{Content, Program, Step, Transfer, Wire};
-use crate::tensor::{AccMatrix, Device, ElemMatrix, Element, Matrix};
+use crate::tensor::{AccMatrix, Device, ElemMatrix, ElemRef, Element, Matrix, MatrixRef};
 
 /// Names of the exchanges in errors and counters.
 const KEYS: &str = "attention keys";
@@ -29,7 +29,7 @@ fn sender(receive: &Transfer) -> Result<usize, PlanError> {
 
 /// A matrix of valid rows: packed, or the original where nothing needs moving.
 pub(super) enum Packed<'a, D: Device> {
-    Original(&'a ElemMatrix<D>),
+    Original(ElemRef<'a, D>),
     Copy(ElemMatrix<D>),
 }
 
@@ -42,10 +42,10 @@ impl<D: Device> Packed<'_, D> {
         }
     }
 
-    pub(super) fn matrix(&self) -> &ElemMatrix<D> {
+    pub(super) fn view(&self) -> ElemRef<'_, D> {
         match self {
-            Packed::Original(matrix) => matrix,
-            Packed::Copy(matrix) => matrix,
+            Packed::Original(view) => *view,
+            Packed::Copy(matrix) => matrix.view(),
         }
     }
 }
@@ -61,7 +61,7 @@ pub(super) struct Walk<'a, D: Device> {
     plan: &'a RankPlan,
     shape: &'a AttentionShape,
     /// This rank's own queries.
-    own_queries: &'a ElemMatrix<D>,
+    own_queries: ElemRef<'a, D>,
     /// By slot: queries of other ranks, and what they attended: output, then log-sum-exp.
     asked: Vec<Option<ElemMatrix<D>>>,
     answers: Vec<Option<AccMatrix<D>>>,
@@ -83,7 +83,7 @@ struct Open<'a, D: Device> {
     own_gradients: VecDeque<AccMatrix<D>>,
 }
 
-impl<'a, D: Ops> Walk<'a, D> {
+impl<'a, D: Attends> Walk<'a, D> {
     /// At the start, with the rank's own keys and values in slot 0.
     pub(super) fn new(
         device: &'a D,
@@ -91,7 +91,7 @@ impl<'a, D: Ops> Walk<'a, D> {
         plan: &'a RankPlan,
         program: &'a Program,
         own: Packed<'a, D>,
-        own_queries: &'a ElemMatrix<D>,
+        own_queries: ElemRef<'a, D>,
         shape: &'a AttentionShape,
     ) -> Self {
         let slots = program.slots.len();
@@ -132,17 +132,18 @@ impl<'a, D: Ops> Walk<'a, D> {
     ///
     /// # Errors
     /// If none have come.
-    pub(super) fn asked(&self, slot: usize) -> Result<&ElemMatrix<D>> {
+    pub(super) fn asked(&self, slot: usize) -> Result<ElemRef<'_, D>> {
         let asked = self.asked.get(slot).and_then(Option::as_ref);
-        asked.ok_or_else(|| unsound("queries served that have not come").into())
+        asked.map(Matrix::view).ok_or_else(|| unsound("queries served that have not come").into())
     }
 
     /// Keeps what queries of other ranks attended, until it is sent.
     pub(super) fn answer(&mut self, slot: usize, out: &AccMatrix<D>, lse: &AccMatrix<D>) {
         let every: Vec<usize> = (0..out.rows()).collect();
         let mut answer = self.device.matrix(out.rows(), self.width(Content::Results));
-        self.device.gather_rows(out, &every, &mut answer, 0);
-        self.device.gather_rows(lse, &every, &mut answer, out.cols());
+        let (columns, all) = (out.cols(), answer.cols());
+        self.device.gather_rows(out.view(), &every, answer.view_mut().column_range(0..columns));
+        self.device.gather_rows(lse.view(), &every, answer.view_mut().column_range(columns..all));
         self.answers[slot] = Some(answer);
     }
 
@@ -155,26 +156,27 @@ impl<'a, D: Ops> Walk<'a, D> {
             let mut out = self.device.zero_matrix(rows, columns);
             let nothing = vec![num_traits::Float::neg_infinity(); rows * heads];
             let mut lse: AccMatrix<D> = Matrix::new(self.device.upload::<D::Acc>(&nothing), rows, heads);
-            self.device.scatter_block(&part, 0..columns, &places.to_vec(), &mut out, 0);
-            self.device.scatter_block(&part, columns..columns + heads, &places.to_vec(), &mut lse, 0);
+            let (places, part) = (places.to_vec(), part.view());
+            self.device.scatter_rows(part.column_range(0..columns), &places, out.view_mut());
+            self.device.scatter_rows(part.column_range(columns..columns + heads), &places, lse.view_mut());
             (out, lse)
         };
         std::mem::take(&mut self.arrived).into_iter().map(spread).collect()
     }
 
     /// The keys and values of a slot.
-    pub(super) fn key_slot(&mut self, slot: usize) -> &ElemMatrix<D> {
+    pub(super) fn key_slot(&mut self, slot: usize) -> ElemRef<'_, D> {
         let new = || Packed::Copy(self.device.matrix(self.program.slots[slot], self.shape.kv_width()));
-        self.keys[slot].get_or_insert_with(new).matrix()
+        self.keys[slot].get_or_insert_with(new).view()
     }
 
     /// The keys and values of a slot that holds some.
     ///
     /// # Errors
     /// If it holds none.
-    pub(super) fn held(&self, slot: usize) -> Result<&ElemMatrix<D>> {
+    pub(super) fn held(&self, slot: usize) -> Result<ElemRef<'_, D>> {
         let held = self.keys.get(slot).and_then(Option::as_ref);
-        held.map(Packed::matrix).ok_or_else(|| unsound("queries served from a slot that holds no keys").into())
+        held.map(Packed::view).ok_or_else(|| unsound("queries served from a slot that holds no keys").into())
     }
 
     /// The gradients of a slot, to be put back; zero where nothing was added yet.
@@ -192,28 +194,29 @@ impl<'a, D: Ops> Walk<'a, D> {
     pub(super) fn step(&mut self, step: &'a Step) -> Result<()> {
         match step {
             &Step::Post { exchange, content: content @ Content::Keys, ref sends, ref receives } => {
-                let slot = |slot: usize| self.keys[slot].as_ref().map(Packed::matrix);
+                let slot = |slot: usize| self.keys[slot].as_ref().map(Packed::view);
                 let (messages, own_keys) = self.pack(content, AsIs, sends, slot)?;
                 let pending = self.post::<D::Elem>((KEYS, exchange, content), AsIs, messages, receives)?;
                 let own_gradients = VecDeque::new();
                 self.open.insert(exchange, Open { content, receives, pending, own_keys, own_gradients });
             }
             &Step::Post { exchange, content: content @ Content::Gradients, ref sends, ref receives } => {
-                let slot = |slot: usize| self.gradients[slot].as_ref();
+                let slot = |slot: usize| self.gradients[slot].as_ref().map(Matrix::view);
                 let (messages, own_gradients) = self.pack(content, self.wire, sends, slot)?;
                 let pending = self.post::<D::Acc>((GRADIENTS, exchange, content), self.wire, messages, receives)?;
                 let own_keys = VecDeque::new();
                 self.open.insert(exchange, Open { content, receives, pending, own_keys, own_gradients });
             }
             &Step::Post { exchange, content: content @ Content::Queries, ref sends, ref receives } => {
-                let slot = |slot: usize| if slot == 0 { Some(self.own_queries) } else { self.asked[slot].as_ref() };
+                let asked = |slot: usize| self.asked[slot].as_ref().map(Matrix::view);
+                let slot = |slot: usize| if slot == 0 { Some(self.own_queries) } else { asked(slot) };
                 let (messages, own_keys) = self.pack(content, AsIs, sends, slot)?;
                 let pending = self.post::<D::Elem>((QUERIES, exchange, content), AsIs, messages, receives)?;
                 let own_gradients = VecDeque::new();
                 self.open.insert(exchange, Open { content, receives, pending, own_keys, own_gradients });
             }
             &Step::Post { exchange, content: content @ Content::Results, ref sends, ref receives } => {
-                let slot = |slot: usize| self.answers[slot].as_ref();
+                let slot = |slot: usize| self.answers[slot].as_ref().map(Matrix::view);
                 let (messages, own_gradients) = self.pack(content, AsIs, sends, slot)?;
                 let pending = self.post::<D::Acc>((RESULTS, exchange, content), AsIs, messages, receives)?;
                 sends.iter().for_each(|send| {
@@ -241,7 +244,7 @@ impl<'a, D: Ops> Walk<'a, D> {
         content: Content,
         encoding: impl Encoding<T, D>,
         sends: &[Transfer],
-        slot: impl Fn(usize) -> Option<&'b Matrix<T, D::Storage>>,
+        slot: impl Fn(usize) -> Option<MatrixRef<'b, T, D::Storage>>,
     ) -> Result<(Vec<Message<D::Storage>>, VecDeque<Matrix<T, D::Storage>>)> {
         let (mut messages, mut own) = (Vec::new(), VecDeque::new());
         for send in sends.iter().filter(|send| !send.rows.is_empty()) {
@@ -250,7 +253,7 @@ impl<'a, D: Ops> Walk<'a, D> {
                 match slot(send.slot) {
                     Some(source) => {
                         let mut rows = self.device.matrix(list.len(), self.width(content));
-                        self.device.gather_rows(source, &list, &mut rows, 0);
+                        self.device.gather_rows(source, &list, rows.view_mut());
                         Ok(rows)
                     }
                     // Nothing was ever added to these gradients.
@@ -316,7 +319,7 @@ impl<'a, D: Ops> Walk<'a, D> {
                     self.key_slot(slot);
                     let target = self.keys[slot].as_mut().and_then(Packed::copy_mut);
                     let target = target.ok_or_else(|| unsound("keys received into a slot that is borrowed"))?;
-                    self.device.scatter_rows(&matrix, &receive.rows.to_vec(), target, 0);
+                    self.device.scatter_rows(matrix.view(), &receive.rows.to_vec(), target.view_mut());
                 }
                 Content::Gradients => {
                     let matrix = match own {
@@ -327,7 +330,7 @@ impl<'a, D: Ops> Walk<'a, D> {
                         }
                     };
                     let mut target = self.take_gradients(slot);
-                    self.device.scatter_add_rows(&matrix, &receive.rows.to_vec(), &mut target);
+                    self.device.scatter_add_rows(matrix.view(), &receive.rows.to_vec(), target.view_mut());
                     self.gradients[slot] = Some(target);
                 }
                 Content::Queries => {
@@ -340,7 +343,7 @@ impl<'a, D: Ops> Walk<'a, D> {
                     };
                     let total = self.program.queries[slot - 1];
                     let mut asked = self.asked[slot].take().unwrap_or_else(|| self.device.matrix(total, width));
-                    self.device.scatter_rows(&matrix, &receive.rows.to_vec(), &mut asked, 0);
+                    self.device.scatter_rows(matrix.view(), &receive.rows.to_vec(), asked.view_mut());
                     self.asked[slot] = Some(asked);
                 }
                 Content::Results => {

@@ -5,9 +5,9 @@ use crate::attention::wire::{AsIs, Encoding};
 use crate::comm::{Accounted, Communicator, Message, Operation};
 use crate::error::{PlanError, Result};
 use crate::heads::{HeadExchange, HeadSwap, SwapHeads};
-use crate::ops::Ops;
+use crate::ops::Attends;
 use crate::ops::attention::AttentionShape;
-use crate::tensor::{AccMatrix, Device, ElemMatrix, Element, Matrix};
+use crate::tensor::{AccMatrix, Device, ElemMatrix, ElemRef, Element, Matrix};
 
 /// Heads of the group's tokens, as the kernel takes them.
 #[derive(Clone, Debug)]
@@ -18,13 +18,13 @@ pub(super) struct Swapped<D: Device> {
 
 impl HeadSwap {
     /// Queries, keys and values of the group's tokens, this rank's heads only.
-    pub(super) fn bring<D: Ops>(
+    pub(super) fn bring<D: Attends>(
         &self,
         device: &D,
         comm: &dyn Communicator<D::Storage>,
         plan: &RankPlan,
         shape: &AttentionShape,
-        [q, k, v]: [&ElemMatrix<D>; 3],
+        [q, k, v]: [ElemRef<'_, D>; 3],
     ) -> Result<Swapped<D>> {
         let AttentionShape { qk_dim, v_dim, .. } = *shape;
         let (shares, rows) = (self.shares(shape)?, plan.rows.to_vec());
@@ -32,9 +32,11 @@ impl HeadSwap {
             let share = &shares[member];
             let mut message: ElemMatrix<D> = device.matrix(rows.len(), share.qkv_width());
             let (keys, values) = (share.shape.q_width(), share.shape.q_width() + share.kv.len() * qk_dim);
-            device.gather_block(q, &rows, share.q_columns(qk_dim), &mut message, 0);
-            device.gather_block(k, &rows, share.kv_columns(qk_dim), &mut message, keys);
-            device.gather_block(v, &rows, share.kv_columns(v_dim), &mut message, values);
+            let parts = [(q, share.q_columns(qk_dim)), (k, share.kv_columns(qk_dim)), (v, share.kv_columns(v_dim))];
+            for ((from, columns), first) in parts.into_iter().zip([0, keys, values]) {
+                let to = message.view_mut().column_range(first..first + columns.len());
+                device.gather_rows(from.column_range(columns), &rows, to);
+            }
             message
         };
         let share = &shares[self.place];
@@ -54,29 +56,29 @@ impl HeadSwap {
         };
         for (part, rows) in parts.iter().zip(&self.rows) {
             let rows = &rows.to_vec();
-            device.scatter_block(part, 0..queries, rows, &mut swapped.q, 0);
+            device.scatter_rows(part.view().column_range(0..queries), rows, swapped.q.view_mut());
             for (from, to, columns) in share.blocks() {
-                let from = queries + from;
-                device.scatter_block(part, from..from + columns, rows, &mut swapped.kv, to);
+                let from = part.view().column_range(queries + from..queries + from + columns);
+                device.scatter_rows(from, rows, swapped.kv.view_mut().column_range(to..to + columns));
             }
         }
         Ok(swapped)
     }
 
     /// Heads of this rank's tokens back from the members: `dim` columns per query head.
-    pub(super) fn give_back<D: Ops>(
+    pub(super) fn give_back<D: Attends>(
         &self,
         device: &D,
         comm: &dyn Communicator<D::Storage>,
         plan: &RankPlan,
         shape: &AttentionShape,
         dim: usize,
-        x: &ElemMatrix<D>,
+        x: ElemRef<'_, D>,
     ) -> Result<ElemMatrix<D>> {
         let (shares, own) = (self.shares(shape)?, self.rows[self.place].len());
         let message = |member: usize| {
             let mut message = device.matrix(self.rows[member].len(), x.cols());
-            device.gather_rows(x, &self.rows[member].to_vec(), &mut message, 0);
+            device.gather_rows(x, &self.rows[member].to_vec(), message.view_mut());
             message
         };
         let columns = |member: usize| shares[member].q_columns(dim);
@@ -91,25 +93,25 @@ impl HeadSwap {
         let mut whole = device.matrix(own, shape.q_heads * dim);
         let rows: Vec<usize> = (0..own).collect();
         for (member, part) in parts.iter().enumerate() {
-            device.scatter_block(part, 0..part.cols(), &rows, &mut whole, columns(member).start);
+            device.scatter_rows(part.view(), &rows, whole.view_mut().column_range(columns(member)));
         }
         Ok(whole)
     }
 
     /// The gradient of the output, this rank's heads of the group's tokens.
-    pub(super) fn bring_output_gradient<D: Ops>(
+    pub(super) fn bring_output_gradient<D: Attends>(
         &self,
         device: &D,
         comm: &dyn Communicator<D::Storage>,
         plan: &RankPlan,
         shape: &AttentionShape,
-        dout: &ElemMatrix<D>,
+        dout: ElemRef<'_, D>,
     ) -> Result<ElemMatrix<D>> {
         let (shares, rows) = (self.shares(shape)?, plan.rows.to_vec());
         let message = |member: usize| {
             let columns = shares[member].q_columns(shape.v_dim);
             let mut message: ElemMatrix<D> = device.matrix(rows.len(), columns.len());
-            device.gather_block(dout, &rows, columns, &mut message, 0);
+            device.gather_rows(dout.column_range(columns), &rows, message.view_mut());
             message
         };
         let width = shares[self.place].shape.out_width();
@@ -123,13 +125,13 @@ impl HeadSwap {
         )?;
         let mut whole = device.matrix(self.group_rows(), width);
         for (part, rows) in parts.iter().zip(&self.rows) {
-            device.scatter_rows(part, &rows.to_vec(), &mut whole, 0);
+            device.scatter_rows(part.view(), &rows.to_vec(), whole.view_mut());
         }
         Ok(whole)
     }
 
     /// The gradient of this rank's keys and values from the members that used them, summed in their order.
-    pub(super) fn return_gradients<D: Ops>(
+    pub(super) fn return_gradients<D: Attends>(
         &self,
         device: &D,
         comm: &dyn Communicator<D::Storage>,
@@ -143,11 +145,12 @@ impl HeadSwap {
         // A head that is there more than once has its gradient in parts.
         let mut once: AccMatrix<D> = device.zero_matrix(dkv.rows(), share.kv_width());
         for (to, from, columns) in share.blocks() {
-            device.scatter_add_block(dkv, from..from + columns, &every, &mut once, to);
+            let from = dkv.view().column_range(from..from + columns);
+            device.scatter_add_rows(from, &every, once.view_mut().column_range(to..to + columns));
         }
         let message = |member: usize| {
             let mut message = device.matrix(self.rows[member].len(), once.cols());
-            device.gather_rows(&once, &self.rows[member].to_vec(), &mut message, 0);
+            device.gather_rows(once.view(), &self.rows[member].to_vec(), message.view_mut());
             message
         };
         let width = |member: usize| shares[member].kv_width();
@@ -158,8 +161,11 @@ impl HeadSwap {
         for (member, part) in parts.iter().enumerate() {
             let share = &shares[member];
             let (keys, values) = (share.kv_columns(shape.qk_dim), share.kv_columns(shape.v_dim));
-            device.scatter_add_block(part, 0..keys.len(), &rows, &mut sum, keys.start);
-            device.scatter_add_block(part, keys.len()..part.cols(), &rows, &mut sum, shape.k_width() + values.start);
+            let values = shape.k_width() + values.start..shape.k_width() + values.end;
+            for (from, to) in [(0..keys.len(), keys.clone()), (keys.len()..part.cols(), values)] {
+                let to = sum.view_mut().column_range(to);
+                device.scatter_add_rows(part.view().column_range(from), &rows, to);
+            }
         }
         Ok(sum)
     }

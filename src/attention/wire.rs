@@ -2,9 +2,9 @@
 
 use crate::comm::{Parcel, Receive, open};
 use crate::error::Result;
-use crate::ops::Ops;
+use crate::ops::rows::Rows;
 use crate::plan::Wire;
-use crate::tensor::{Device, Element, Matrix};
+use crate::tensor::{Device, Element, Matrix, MatrixRef};
 
 /// How a matrix of `T` becomes a message and comes out of one.
 pub(super) trait Encoding<T: Element, D: Device>: Copy {
@@ -52,11 +52,11 @@ impl<T: Element, D: Device> Encoding<T, D> for AsIs {
 }
 
 /// Gradients, rounded to the storage type if that is asked for.
-impl<D: Ops> Encoding<D::Acc, D> for Wire {
+impl<D: Rows> Encoding<D::Acc, D> for Wire {
     fn encode(self, device: &D, matrix: Matrix<D::Acc, D::Storage>) -> Parcel<D::Storage> {
         match self {
             Wire::Accumulated => AsIs.encode(device, matrix),
-            Wire::Stored => device.to_elem(matrix.buffer()).into(),
+            Wire::Stored => device.to_elem_matrix(matrix.view()).into_buffer().into(),
         }
     }
 
@@ -78,7 +78,7 @@ impl<D: Ops> Encoding<D::Acc, D> for Wire {
             Wire::Accumulated => AsIs.decode(device, parcel, from, (rows, cols)),
             Wire::Stored => {
                 let rounded = open::<D::Elem, _>(parcel, from.0, from.1)?;
-                Ok(Matrix::new(device.to_acc(&rounded), rows, cols))
+                Ok(device.to_acc_matrix(MatrixRef::new(&rounded, 0, rows, cols, cols)))
             }
         }
     }

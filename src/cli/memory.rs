@@ -17,7 +17,8 @@ pub struct Load {
 /// Bytes of one rank, about: weights and what belongs to them, and the activations of a micro-batch.
 ///
 /// With `P` parameters, every rank holds `P (4 acc + elem)`: master weights, two moments and gradients in the
-/// accumulation type, and the working copy; on several ranks `2 P acc` more for the sum of the gradients. Loading comes
+/// accumulation type, and the working copy; on several ranks up to `2 P acc` more while the gradients are summed: what is
+/// sent, and what is received. Loading comes
 /// before moments and gradients, and takes less than they do. A row leaves `4 h + 2 q + 2 kv + 2 f` elements in a block:
 /// its input, both norms and the residual stream after attention (`4 h`), queries and attention output (`2 q`), keys and
 /// values (`2 kv`), gate and up (`2 f`), and of sums the attention output again (`q`); about as much as one block once

@@ -104,8 +104,9 @@ fn one_step<T: Float>(chosen: &Chosen, comm: Comm, task: &Task) -> Result<Step> 
     learner.reduce_gradients()?;
     let (seconds, bytes) = (started.elapsed().as_secs_f64(), traffic.bytes());
     let loss = learner.handler().by_ref().sum(&[sum])?[0] / counted;
-    let gradients = learner.gradients().values().iter();
-    let gradients = gradients.map(|gradient| gradient.iter().map(|&x| x.to_f64()).collect()).collect();
+    let (list, gradients) = (learner.gradients().list().clone(), learner.gradients());
+    let gradients = list.ids().map(|id| Ok(gradients.to_host(&device, id)?.iter().map(|x| x.to_f64()).collect()));
+    let gradients = gradients.collect::<Result<_>>()?;
     let mine = [bytes as i64, plan.forward().area() as i64, (1e9 * seconds) as i64];
     let all = gather(learner.handler().comm(), &mine)?;
     let column = |i: usize| all.iter().map(move |numbers| numbers[i] as u64);

@@ -2,24 +2,24 @@
 
 use std::sync::Arc;
 
-use super::cases::{Numbers, documents, masks, shapes};
+use super::cases::{Numbers, TestedKernel, documents, masks, shapes};
 use super::placement::{self, tokens_by_row};
 use super::{Case, Check, Comm, Failure, Kit, Subject};
 use crate::attention::RankPlan;
 use crate::comm::decorate::traffic::Counted;
 use crate::comm::threads;
 use crate::error::Result;
-use crate::kernel::{Flash, Kernel, kernel_object};
+use crate::kernel::{Flash, KernelOn, kernel_object};
 use crate::layout::{Batch, LayoutKind, Packed, Thd};
 use crate::mask::Mask;
 use crate::ops::attention::AttentionShape;
 use crate::oracle::{self, Answer, F32_BOUND, F64_BOUND, NAMES, allowed};
 use crate::order::{DynPlacement, DynShard, Natural, Placement, laid_out};
 use crate::strategy::{Single, object};
-use crate::tensor::{Cpu, Device, Float};
+use crate::tensor::{Cpu, Device, DryRun, Float};
 
 /// Checks attention on a batch under all masks; in `f32` too, and twice, if `all` is asked for.
-pub(super) fn check<K: Kernel>(kit: &mut Kit, batch: &Arc<dyn Batch>, all: bool) -> Result<(), Failure> {
+pub(super) fn check<K: TestedKernel>(kit: &mut Kit, batch: &Arc<dyn Batch>, all: bool) -> Result<(), Failure> {
     let shapes = shapes(&*kit.subject.strategy);
     let mut placements = None;
     for (index, mask) in masks::<K>(&**batch).into_iter().enumerate() {
@@ -57,7 +57,7 @@ pub(super) fn check<K: Kernel>(kit: &mut Kit, batch: &Arc<dyn Batch>, all: bool)
     Ok(())
 }
 
-fn single_precision<K: Kernel>(
+fn single_precision<K: TestedKernel>(
     kit: &mut Kit,
     case: &Case,
     placement: &DynPlacement,
@@ -153,7 +153,7 @@ pub(super) struct Part<T> {
 }
 
 /// Attention on all ranks; out, dq, dk and dv in natural order. Predictions are checked on the way.
-fn run<K: Kernel, T: Float>(
+fn run<K: KernelOn<Cpu<T>> + KernelOn<DryRun<T>>, T: Float>(
     kit: &mut Kit,
     check: Check,
     case: &Case,
@@ -185,7 +185,7 @@ fn alone(batch: &dyn Batch, problem: &Problem<f32>) -> Result<[f64; 4]> {
 }
 
 /// Forward and backward on one rank, dealt out as in a placement that was made before: solvers take time.
-pub(super) fn attend<K: Kernel, T: Float>(
+pub(super) fn attend<K: KernelOn<Cpu<T>> + KernelOn<DryRun<T>>, T: Float>(
     subject: &Subject,
     comm: Comm,
     placement: &DynPlacement,

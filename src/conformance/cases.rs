@@ -6,12 +6,13 @@ use rand::{Rng, SeedableRng};
 use rand_xoshiro::SplitMix64;
 
 use crate::error::Result;
-use crate::kernel::Kernel;
+use crate::kernel::{Kernel, KernelOn};
 use crate::layout::{Batch, LayoutKind};
 use crate::mask::{Mask, Slice, SliceKind};
 use crate::ops::attention::AttentionShape;
 use crate::oracle;
 use crate::strategy::DynStrategy;
+use crate::tensor::{Cpu, DryRun};
 
 /// Batches for `ranks` ranks, the one with most in it first: edges of what divides by two chunks per rank, padding
 /// where the layout has any, fewer tokens than ranks, and nothing at all.
@@ -31,6 +32,17 @@ pub(super) fn two_batches(layout: LayoutKind) -> Result<[Arc<dyn Batch>; 2]> {
     let first = layout.batch_of(&[12, 4]).or_else(|_| layout.batch_of(&[8, 8]))?;
     let second = layout.batch_of(&[4, 12]).or_else(|_| layout.batch_of(&[16]))?;
     Ok([first, second])
+}
+
+/// A kernel on the devices that it is tested on.
+pub trait TestedKernel:
+    KernelOn<Cpu<f32>> + KernelOn<Cpu<f64>> + KernelOn<DryRun<f32>> + KernelOn<DryRun<f64>>
+{
+}
+
+impl<K> TestedKernel for K where
+    K: KernelOn<Cpu<f32>> + KernelOn<Cpu<f64>> + KernelOn<DryRun<f32>> + KernelOn<DryRun<f64>>
+{
 }
 
 /// Masks that a batch of documents or sequences can have under kernel `K`.

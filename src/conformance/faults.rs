@@ -5,13 +5,13 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use super::attention::{Problem, attend};
-use super::cases::{shapes, two_batches};
+use super::cases::{TestedKernel, shapes, two_batches};
 use super::{Check, Failure, Kit, placement};
 use crate::comm::clock::ManualClock;
 use crate::comm::decorate::faults::{Fault, Faulty};
 use crate::comm::{Communicator, threads};
 use crate::error::{CommError, Error, PlacementError, Result};
-use crate::kernel::{Kernel, kernel_object};
+use crate::kernel::kernel_object;
 use crate::layout::Batch;
 use crate::mask::Mask;
 use crate::order::laid_out;
@@ -25,7 +25,7 @@ const TURNS: u32 = 64;
 const MOST_OPERATIONS: u64 = 8;
 
 /// Checks failures: at each of the first operations if `all` is asked for, else at the first.
-pub(super) fn check<K: Kernel>(kit: &mut Kit, batch: &Arc<dyn Batch>, all: bool) -> Result<(), Failure> {
+pub(super) fn check<K: TestedKernel>(kit: &mut Kit, batch: &Arc<dyn Batch>, all: bool) -> Result<(), Failure> {
     let mask = Mask::Causal;
     let case = super::Case { mask: Some(mask.clone()), ..kit.case.on(&**batch) };
     let subject = &kit.subject.clone();
@@ -125,7 +125,7 @@ fn with_fault(
 }
 
 /// Each operand in turn is of another placement than the plan.
-fn foreign_operands<K: Kernel>(kit: &mut Kit) -> Result<(), Failure> {
+fn foreign_operands<K: TestedKernel>(kit: &mut Kit) -> Result<(), Failure> {
     let (subject, shape) = (&kit.subject, shapes(&*kit.subject.strategy)[0]);
     let batches = two_batches(subject.layout).map_err(|error| kit.case.fails(Check::ForeignOperand, error))?;
     let case = kit.case.on(&*batches[0]);

@@ -32,6 +32,7 @@ mod movement;
 mod placement;
 mod report;
 
+pub use cases::TestedKernel;
 pub use failure::{Case, Check, Failure};
 pub use report::{Entry, Report};
 
@@ -41,7 +42,6 @@ use std::time::Duration;
 use crate::comm::{Communicator, threads};
 use crate::error::Result;
 use crate::handler::UntypedHandler;
-use crate::kernel::Kernel;
 use crate::layout::{Layout, LayoutKind};
 use crate::strategy::{DynStrategy, Supports, object};
 use crate::tensor::{Device, Host};
@@ -121,13 +121,13 @@ pub fn check<H, L, K>(strategy: impl Fn(usize) -> Option<H>, options: &Options) 
 where
     H: Supports<L, K>,
     L: Layout,
-    K: Kernel,
+    K: TestedKernel,
 {
     all_checks::<K>(H::NAME, L::KIND, &|ranks| strategy(ranks).map(object), options)
 }
 
 /// What [`check`] does, compiled once per kernel.
-fn all_checks<K: Kernel>(
+fn all_checks<K: TestedKernel>(
     name: &'static str,
     layout: LayoutKind,
     strategy: &dyn Fn(usize) -> Option<Arc<dyn DynStrategy>>,

@@ -71,6 +71,19 @@ pub enum SupportError {
         /// What stood in the way.
         reason: String,
     },
+    /// Memory that the system does not have.
+    #[error(
+        "{bytes} bytes of memory are needed for one rank, {owned} of which are there already, and the system does not have \
+         the rest ({reason}): run fewer tokens at a time, or spread them over more ranks"
+    )]
+    Memory {
+        /// Bytes in all.
+        bytes: u64,
+        /// Bytes that the device has already.
+        owned: u64,
+        /// What stood in the way.
+        reason: String,
+    },
     /// Numbers that do not go together.
     #[error("{0}")]
     Numbers(String),

@@ -7,9 +7,9 @@ use crate::attention::{AttentionPlan, AttentionSaved};
 use crate::comm::Communicator;
 use crate::error::Result;
 use crate::handler::{CpHandler, ElemShard};
-use crate::kernel::{Flash, Kernel, kernel_object};
+use crate::kernel::{Flash, KernelOn, kernel_object};
 use crate::layout::Layout;
-use crate::ops::Ops;
+use crate::ops::Attends;
 use crate::ops::attention::AttentionShape;
 use crate::order::{Shard, TokenOrder};
 use crate::strategy::{CpStrategy, Supports};
@@ -45,14 +45,14 @@ impl<O: TokenOrder, L: Layout, T: Element, S: Storage> Operand<O, L, T, S> for &
 
 /// What a forward pass of attention leaves besides its operands, whatever strategy, layout and kernel.
 #[derive(Clone, Debug)]
-pub struct DynCoreAttention<D: Ops> {
+pub struct DynCoreAttention<D: Attends> {
     pub(super) shape: AttentionShape,
     /// Hash of the plan.
     pub(super) plan: u64,
     pub(super) saved: AttentionSaved<D>,
 }
 
-impl<D: Ops> DynCoreAttention<D> {
+impl<D: Attends> DynCoreAttention<D> {
     /// Output and log-sum-exp as the kernel left them.
     pub fn saved(&self) -> &AttentionSaved<D> {
         &self.saved
@@ -61,13 +61,13 @@ impl<D: Ops> DynCoreAttention<D> {
 
 /// What a forward pass of attention leaves, operands and plan included: all that its backward pass needs. Copies share
 /// it.
-pub struct Attended<H: CpStrategy, L: Layout, D: Ops> {
+pub struct Attended<H: CpStrategy, L: Layout, D: Attends> {
     plan: AttentionPlan<H::Order, L>,
     qkv: [Arc<ElemShard<H, L, D>>; 3],
     core: Arc<DynCoreAttention<D>>,
 }
 
-impl<H: CpStrategy, L: Layout, D: Ops> Attended<H, L, D> {
+impl<H: CpStrategy, L: Layout, D: Attends> Attended<H, L, D> {
     /// Gradients of queries, keys and values from `dout [rows, q_heads * v_dim]`, that of the output.
     ///
     /// # Errors
@@ -95,13 +95,13 @@ impl<H: CpStrategy, L: Layout, D: Ops> Attended<H, L, D> {
     }
 }
 
-impl<H: CpStrategy, L: Layout, D: Ops> Clone for Attended<H, L, D> {
+impl<H: CpStrategy, L: Layout, D: Attends> Clone for Attended<H, L, D> {
     fn clone(&self) -> Self {
         Attended { plan: self.plan.clone(), qkv: self.qkv.clone(), core: self.core.clone() }
     }
 }
 
-impl<H: CpStrategy, L: Layout, D: Ops> fmt::Debug for Attended<H, L, D> {
+impl<H: CpStrategy, L: Layout, D: Attends> fmt::Debug for Attended<H, L, D> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Attended { plan, qkv, core } = self;
         let placement = plan.placement().to_string();
@@ -109,7 +109,7 @@ impl<H: CpStrategy, L: Layout, D: Ops> fmt::Debug for Attended<H, L, D> {
     }
 }
 
-impl<H: CpStrategy, L: Layout, D: Ops, C: Communicator<D::Storage>> CpHandler<H, L, D, C> {
+impl<H: CpStrategy, L: Layout, D: Attends, C: Communicator<D::Storage>> CpHandler<H, L, D, C> {
     /// Attention of this rank's queries to the keys of all ranks, and what its backward pass needs.
     ///
     /// `q [rows, q_heads * qk_dim]`, `k [rows, kv_heads * qk_dim]`, `v [rows, kv_heads * v_dim]`, each given away or in an
@@ -165,7 +165,7 @@ impl<H: CpStrategy, L: Layout, D: Ops, C: Communicator<D::Storage>> CpHandler<H,
     /// # Errors
     /// Those of `attend`.
     #[allow(clippy::type_complexity)]
-    pub fn attend_with<K: Kernel>(
+    pub fn attend_with<K: KernelOn<D>>(
         &self,
         plan: &AttentionPlan<H::Order, L>,
         shape: &AttentionShape,

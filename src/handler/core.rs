@@ -12,11 +12,11 @@ use crate::layout::{Batch, LayoutKind};
 use crate::mask::Mask;
 use crate::ops::attention::AttentionShape;
 use crate::ops::rows::Rows;
-use crate::order::{Deal, DynPlacement, DynShard};
+use crate::order::{Deal, DynPlacement, DynShard, DynShardRef};
 use crate::plan::Wire;
 use crate::rope::Rope;
 use crate::strategy::DynStrategy;
-use crate::tensor::{Device, ElemMatrix, Element, Matrix};
+use crate::tensor::{Device, ElemRef, Element, Matrix};
 
 /// Batch and masks, if the order depends on them, that a placement is made for.
 struct Placed {
@@ -230,7 +230,8 @@ impl HandlerCore {
             return Err(LayoutError::Rows { expected, found }.into());
         }
         let mut matrix = device.matrix(placement.rows(), full.cols());
-        device.gather_rows(full, &placement.full_rows_of(placement.rank()).to_vec(), &mut matrix, 0);
+        let rows = placement.full_rows_of(placement.rank()).to_vec();
+        device.gather_rows(full.view(), &rows, matrix.view_mut());
         DynShard::new(matrix, placement.clone())
     }
 
@@ -239,8 +240,8 @@ impl HandlerCore {
         &self,
         plan: &RankPlan,
         shape: &AttentionShape,
-        qkv: [&'a DynShard<D::Elem, D::Storage>; 3],
-    ) -> Result<[&'a ElemMatrix<D>; 3]> {
+        qkv: [DynShardRef<'a, D::Elem, D::Storage>; 3],
+    ) -> Result<[ElemRef<'a, D>; 3]> {
         shape.check()?;
         self.expect_own(plan.placement())?;
         expect_groups(&*self.strategy, plan.placement())?;
@@ -255,9 +256,9 @@ impl HandlerCore {
             ["queries", "keys", "values"].into_iter().zip(qkv).zip(widths).zip(placements)
         {
             placement.expect_same("the plan", shard.placement(), name)?;
-            expect_features(name, width, shard.matrix().cols())?;
+            expect_features(name, width, shard.view().cols())?;
         }
-        Ok(qkv.map(DynShard::matrix))
+        Ok(qkv.map(|shard| shard.view()))
     }
 }
 

@@ -82,7 +82,7 @@ impl<D: Rows> HandlerRef<'_, D> {
         let operation = Operation::under("combine", self.digest(placement.hash()));
         for (rank, part) in gather(self.comm, operation, mine, &counts)?.into_iter().enumerate() {
             let part = Matrix::new(part, placement.rows_of(rank), cols);
-            device.scatter_rows(&part, &placement.full_rows_of(rank).to_vec(), &mut full, 0);
+            device.scatter_rows(part.view(), &placement.full_rows_of(rank).to_vec(), full.view_mut());
         }
         Ok(full)
     }
@@ -106,7 +106,7 @@ impl<D: Rows> HandlerRef<'_, D> {
         let cols = full.cols();
         let mut by_rank = device.matrix(full.rows(), cols);
         let rows: Vec<usize> = (0..self.ranks()).flat_map(|rank| placement.full_rows_of(rank).to_vec()).collect();
-        device.gather_rows(full, &rows, &mut by_rank, 0);
+        device.gather_rows(full.view(), &rows, by_rank.view_mut());
         let counts: Vec<usize> = (0..self.ranks()).map(|rank| placement.rows_of(rank) * cols).collect();
         let operation = Operation::under("combine_adjoint", self.digest(placement.hash()));
         let sum = scatter(self.comm, operation, by_rank.buffer(), &counts)?;

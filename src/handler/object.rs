@@ -3,19 +3,19 @@
 use std::ops::Deref;
 use std::sync::Arc;
 
-use crate::attention::{self, RankPlan};
+use crate::attention::{self, QkvGradients, RankPlan};
 use crate::comm::{Communicator, Operation, reduce};
 use crate::error::Result;
 use crate::handler::DynCoreAttention;
 use crate::handler::core::{HandlerCore, expect_features, expect_plan};
 use crate::kernel::DynKernel;
 use crate::layout::LayoutKind;
-use crate::ops::Ops;
+use crate::ops::Attends;
 use crate::ops::attention::AttentionShape;
-use crate::order::DynShard;
+use crate::order::{DynShard, DynShardRef};
 use crate::plan::Wire;
 use crate::strategy::DynStrategy;
-use crate::tensor::{Buffer, Device, Real};
+use crate::tensor::{Buffer, Device, ElemRef, Real};
 
 /// A shard of `D`'s storage type.
 pub type DynElemShard<D> = DynShard<<D as Device>::Elem, <D as Device>::Storage>;
@@ -122,7 +122,7 @@ impl<'a, D: Device> HandlerRef<'a, D> {
     pub fn sum(self, values: &[f64]) -> Result<Vec<f64>> {
         let mut sums = self.device.upload(values);
         self.all_reduce("sum", &mut sums)?;
-        Ok(self.device.download(&sums))
+        self.device.read(&sums)
     }
 
     /// Replaces `values` by their sum over ranks, in rank order.
@@ -134,21 +134,21 @@ impl<'a, D: Device> HandlerRef<'a, D> {
     }
 
     /// [`CpHandler::attend`](crate::handler::CpHandler::attend) with operands that are borrowed: the backward call takes
-    /// them again.
+    /// them again. Queries, keys and values may be columns of one matrix.
     ///
     /// # Errors
     /// Those of `CpHandler::attend`.
-    pub fn core_attn(
+    pub fn core_attn<'q>(
         self,
         kernel: &'static dyn DynKernel<D>,
         plan: &RankPlan,
         shape: &AttentionShape,
-        qkv: [&DynElemShard<D>; 3],
+        qkv: [impl Into<DynShardRef<'q, D::Elem, D::Storage>>; 3],
     ) -> Result<(DynElemShard<D>, DynCoreAttention<D>)>
     where
-        D: Ops,
+        D: Attends,
     {
-        let qkv = self.core.operands::<D>(plan, shape, qkv)?;
+        let qkv = self.core.operands::<D>(plan, shape, qkv.map(Into::into))?;
         let (out, saved) = attention::forward(self.device, self.comm, kernel, plan, shape, qkv)?;
         self.core.attends(plan);
         let out = DynShard::new(out, plan.placement().clone())?;
@@ -160,25 +160,62 @@ impl<'a, D: Device> HandlerRef<'a, D> {
     /// # Errors
     /// Another plan than the forward pass had, and those of
     /// [`Attended::backward`](crate::handler::Attended::backward).
-    pub fn core_attn_backward(
+    pub fn core_attn_backward<'q>(
         self,
         plan: &RankPlan,
-        qkv: [&DynElemShard<D>; 3],
+        qkv: [impl Into<DynShardRef<'q, D::Elem, D::Storage>>; 3],
         forward: &DynCoreAttention<D>,
         dout: &DynElemShard<D>,
     ) -> Result<[DynElemShard<D>; 3]>
     where
-        D: Ops,
+        D: Attends,
     {
-        let shape = &forward.shape;
-        expect_plan(forward.plan, plan)?;
-        let qkv = self.core.operands::<D>(plan, shape, qkv)?;
-        plan.placement().expect_same("the plan", dout.placement(), "the output gradient")?;
-        expect_features("the output gradient", shape.out_width(), dout.matrix().cols())?;
-        let gradients = attention::backward(self.device, self.comm, plan, shape, qkv, &forward.saved, dout.matrix())?;
+        let (qkv, dout) = self.gradient_operands(plan, qkv.map(Into::into), forward, dout)?;
+        let (shape, saved) = (&forward.shape, &forward.saved);
+        let gradients = attention::backward_apart(self.device, self.comm, plan, shape, qkv, saved, dout)?;
         let [dq, dk, dv] = gradients;
         let dq = DynShard::new(dq, plan.placement().clone());
         let [dk, dv] = [dk, dv].map(|gradient| DynShard::new(gradient, plan.keys().clone()));
         Ok([dq?, dk?, dv?])
+    }
+
+    /// The same into memory that is given, whose rows are those of the plan's placement.
+    ///
+    /// # Errors
+    /// Those of `CpHandler::core_attn_backward`, and memory of another shape.
+    pub fn core_attn_backward_into<'q>(
+        self,
+        plan: &RankPlan,
+        qkv: [impl Into<DynShardRef<'q, D::Elem, D::Storage>>; 3],
+        forward: &DynCoreAttention<D>,
+        dout: &DynElemShard<D>,
+        gradients: QkvGradients<'_, D>,
+    ) -> Result<()>
+    where
+        D: Attends,
+    {
+        let (qkv, dout) = self.gradient_operands(plan, qkv.map(Into::into), forward, dout)?;
+        let (shape, saved) = (&forward.shape, &forward.saved);
+        gradients.expect(shape, plan.placement(), plan.keys())?;
+        attention::backward(self.device, self.comm, plan, shape, qkv, saved, dout, gradients)
+    }
+
+    /// What a backward pass reads, if it belongs together.
+    #[allow(clippy::type_complexity)]
+    fn gradient_operands<'q>(
+        self,
+        plan: &RankPlan,
+        qkv: [DynShardRef<'q, D::Elem, D::Storage>; 3],
+        forward: &DynCoreAttention<D>,
+        dout: &'q DynElemShard<D>,
+    ) -> Result<([ElemRef<'q, D>; 3], ElemRef<'q, D>)>
+    where
+        D: Attends,
+    {
+        expect_plan(forward.plan, plan)?;
+        let qkv = self.core.operands::<D>(plan, &forward.shape, qkv)?;
+        plan.placement().expect_same("the plan", dout.placement(), "the output gradient")?;
+        expect_features("the output gradient", forward.shape.out_width(), dout.matrix().cols())?;
+        Ok((qkv, dout.matrix().view()))
     }
 }

@@ -92,7 +92,7 @@ impl<T: Element, D: MoveRows> DynRollable<D> for DynRoll<'_, T, D::Storage> {
     fn pack(&self, device: &D, rows: &Rows) -> Parcel<D::Storage> {
         let source = self.shard.matrix();
         let mut packed = device.matrix(rows.len(), source.cols());
-        device.gather_rows(source, &rows.to_vec(), &mut packed, 0);
+        device.gather_rows(source.view(), &rows.to_vec(), packed.view_mut());
         packed.into_buffer().into()
     }
 
@@ -105,15 +105,15 @@ impl<T: Element, D: MoveRows> DynRollable<D> for DynRoll<'_, T, D::Storage> {
         let (rows, cols) = (source.rows(), source.cols());
         let mut rolled = Matrix::new(device.upload(&vec![self.fill; rows * cols]), rows, cols);
         let mut kept = device.matrix(sources.len(), cols);
-        device.gather_rows(source, &sources.to_vec(), &mut kept, 0);
-        device.scatter_rows(&kept, &targets.to_vec(), &mut rolled, 0);
+        device.gather_rows(source.view(), &sources.to_vec(), kept.view_mut());
+        device.scatter_rows(kept.view(), &targets.to_vec(), rolled.view_mut());
         self.rolled = Some(rolled);
     }
 
     fn place(&mut self, device: &D, from: usize, parcel: Parcel<D::Storage>, targets: &Rows) -> Result<()> {
         let rows = Matrix::new(open(parcel, from, "roll")?, targets.len(), self.shard.matrix().cols());
         if let Some(rolled) = &mut self.rolled {
-            device.scatter_rows(&rows, &targets.to_vec(), rolled, 0);
+            device.scatter_rows(rows.view(), &targets.to_vec(), rolled.view_mut());
         }
         Ok(())
     }

@@ -7,10 +7,10 @@ use std::sync::Arc;
 use crate::comm::Communicator;
 use crate::error::{LayoutError, Result};
 use crate::handler::core::{MadeOf, expect_features};
-use crate::handler::{CpHandler, DynElemShard, ElemShard, HandlerRef};
+use crate::handler::{CpHandler, ElemShard, HandlerRef};
 use crate::layout::{Batch, Layout};
 use crate::ops;
-use crate::order::{DynPlacement, Placement, Shard};
+use crate::order::{DynPlacement, DynShardMut, Placement, Shard};
 use crate::rope::{Rope, RopeTable};
 use crate::strategy::CpStrategy;
 use crate::tensor::{AccMatrix, Device, Matrix};
@@ -46,36 +46,36 @@ impl<D: Device> RotaryTable<D> {
     ///
     /// # Errors
     /// If `x` is of another placement, or a head is smaller than what is rotated.
-    pub fn rotate(&self, x: &mut DynElemShard<D>, heads: usize) -> Result<()>
+    pub fn rotate<'x>(&self, x: impl Into<DynShardMut<'x, D::Elem, D::Storage>>, heads: usize) -> Result<()>
     where
         D: ops::rotary::Rotary,
     {
-        self.turn(x, heads, false)
+        self.turn(x.into(), heads, false)
     }
 
     /// The gradient of [`RotaryTable::rotate`], in place.
     ///
     /// # Errors
     /// Those of `rotate`.
-    pub fn rotate_backward(&self, dx: &mut DynElemShard<D>, heads: usize) -> Result<()>
+    pub fn rotate_backward<'x>(&self, dx: impl Into<DynShardMut<'x, D::Elem, D::Storage>>, heads: usize) -> Result<()>
     where
         D: ops::rotary::Rotary,
     {
-        self.turn(dx, heads, true)
+        self.turn(dx.into(), heads, true)
     }
 
-    fn turn(&self, x: &mut DynElemShard<D>, heads: usize, inverse: bool) -> Result<()>
+    fn turn(&self, x: DynShardMut<'_, D::Elem, D::Storage>, heads: usize, inverse: bool) -> Result<()>
     where
         D: ops::rotary::Rotary,
     {
         self.placement.expect_same("the rotary table", x.placement(), "the rotated tensor")?;
-        let (cols, rotated) = (x.matrix().cols(), 2 * self.cos.cols());
+        let (cols, rotated) = (x.cols(), 2 * self.cos.cols());
         if heads == 0 || !cols.is_multiple_of(heads) || cols / heads < rotated {
             return Err(
                 LayoutError::Features { what: "the rotated tensor", expected: heads * rotated, found: cols }.into()
             );
         }
-        self.device.rotate(x.matrix_mut(), heads, &self.cos, &self.sin, self.interleaved, inverse);
+        self.device.rotate(x.into_view(), heads, self.cos.view(), self.sin.view(), self.interleaved, inverse);
         Ok(())
     }
 }

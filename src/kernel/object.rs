@@ -6,32 +6,16 @@ use std::marker::PhantomData;
 use std::sync::Arc;
 
 use crate::error::{PlanError, Result};
-use crate::kernel::{Flash, Kernel, TileOperands, Unfused};
-use crate::ops::Ops;
+use crate::kernel::{Flash, Kernel, KernelOn, TileGradients, TileOperands, Unfused};
 use crate::ops::attention::AttentionShape;
-use crate::tensor::{AccMatrix, Device, ElemMatrix};
+use crate::ops::{Attends, unfused};
+use crate::tensor::{AccMut, AccRef};
 
-/// What a kernel keeps of a tile for the backward pass: [`Kernel::Saved`], shared between copies.
+/// What a kernel keeps of a tile for the backward pass: [`KernelOn::Saved`], shared between copies.
 pub type Saved = Arc<dyn Any + Send + Sync>;
 
-/// Operands of a tile's backward pass besides the tile itself, and where it adds.
-pub struct TileGradients<'a, D: Device> {
-    /// Output of the forward pass, all tiles merged.
-    pub out: &'a AccMatrix<D>,
-    /// Its log-sum-exp.
-    pub lse: &'a AccMatrix<D>,
-    /// Product of output and its gradient, by row and head.
-    pub delta: &'a AccMatrix<D>,
-    /// Gradient of the output.
-    pub dout: &'a ElemMatrix<D>,
-    /// Gradient of the queries, added to.
-    pub dq: &'a mut AccMatrix<D>,
-    /// Gradient of keys and values, added to.
-    pub dkv: &'a mut AccMatrix<D>,
-}
-
 /// A [`Kernel`] without its type, on device `D`.
-pub trait DynKernel<D: Ops>: fmt::Debug + Send + Sync {
+pub trait DynKernel<D: Attends>: fmt::Debug + Send + Sync {
     /// [`Kernel::NAME`].
     fn name(&self) -> &'static str;
 
@@ -41,19 +25,13 @@ pub trait DynKernel<D: Ops>: fmt::Debug + Send + Sync {
     /// [`Kernel::NATURAL_KEYS`].
     fn natural_keys(&self) -> bool;
 
-    /// Whether the backward pass needs what the forward pass saved of each tile ([`Kernel::nothing_saved`]).
+    /// Whether the backward pass needs what the forward pass saved of each tile ([`KernelOn::nothing_saved`]).
     fn saves(&self) -> bool;
 
-    /// [`Kernel::forward`]; something to keep if [`DynKernel::saves`].
-    fn forward(
-        &self,
-        device: &D,
-        tile: TileOperands<'_, D>,
-        out: &mut AccMatrix<D>,
-        lse: &mut AccMatrix<D>,
-    ) -> Option<Saved>;
+    /// [`KernelOn::forward`]; something to keep if [`DynKernel::saves`].
+    fn forward(&self, device: &D, tile: TileOperands<'_, D>, out: AccMut<'_, D>, lse: AccMut<'_, D>) -> Option<Saved>;
 
-    /// [`Kernel::backward`], with what the forward pass saved of the same tile.
+    /// [`KernelOn::backward`], with what the forward pass saved of the same tile.
     ///
     /// # Errors
     /// If the kernel saves something, and this is nothing or of another kernel.
@@ -65,7 +43,7 @@ pub trait DynKernel<D: Ops>: fmt::Debug + Send + Sync {
         gradients: TileGradients<'_, D>,
     ) -> Result<()>;
 
-    /// [`Kernel::merge`].
+    /// [`KernelOn::merge`].
     ///
     /// # Errors
     /// For kernels that keep no log-sum-exp.
@@ -73,16 +51,16 @@ pub trait DynKernel<D: Ops>: fmt::Debug + Send + Sync {
         &self,
         device: &D,
         shape: &AttentionShape,
-        out: &mut AccMatrix<D>,
-        lse: &mut AccMatrix<D>,
-        part: (&AccMatrix<D>, &AccMatrix<D>),
+        out: AccMut<'_, D>,
+        lse: AccMut<'_, D>,
+        part: (AccRef<'_, D>, AccRef<'_, D>),
     ) -> Result<()>;
 }
 
 struct Object<K>(PhantomData<K>);
 
 /// Kernel `K` as an object.
-pub fn kernel_object<K: Kernel, D: Ops>() -> &'static dyn DynKernel<D> {
+pub fn kernel_object<K: KernelOn<D>, D: Attends>() -> &'static dyn DynKernel<D> {
     &Object::<K>(PhantomData)
 }
 
@@ -92,7 +70,7 @@ impl<K: Kernel> fmt::Debug for Object<K> {
     }
 }
 
-impl<K: Kernel, D: Ops> DynKernel<D> for Object<K> {
+impl<K: KernelOn<D>, D: Attends> DynKernel<D> for Object<K> {
     fn name(&self) -> &'static str {
         K::NAME
     }
@@ -106,18 +84,12 @@ impl<K: Kernel, D: Ops> DynKernel<D> for Object<K> {
     }
 
     fn saves(&self) -> bool {
-        K::nothing_saved::<D>().is_none()
+        K::nothing_saved().is_none()
     }
 
-    fn forward(
-        &self,
-        device: &D,
-        tile: TileOperands<'_, D>,
-        out: &mut AccMatrix<D>,
-        lse: &mut AccMatrix<D>,
-    ) -> Option<Saved> {
+    fn forward(&self, device: &D, tile: TileOperands<'_, D>, out: AccMut<'_, D>, lse: AccMut<'_, D>) -> Option<Saved> {
         let saved = K::forward(device, tile, out, lse);
-        match K::nothing_saved::<D>() {
+        match K::nothing_saved() {
             Some(_) => None,
             None => Some(Arc::new(saved)),
         }
@@ -130,14 +102,13 @@ impl<K: Kernel, D: Ops> DynKernel<D> for Object<K> {
         saved: Option<&Saved>,
         gradients: TileGradients<'_, D>,
     ) -> Result<()> {
-        let nothing = K::nothing_saved::<D>();
-        let saved = nothing.as_ref().or_else(|| saved?.downcast_ref::<K::Saved<D>>());
+        let nothing = K::nothing_saved();
+        let saved = nothing.as_ref().or_else(|| saved?.downcast_ref::<K::Saved>());
         let Some(saved) = saved else {
             let what = "a tile's backward pass without what the forward pass saved of it".to_string();
             return Err(PlanError::Unsound { strategy: K::NAME, what }.into());
         };
-        let TileGradients { out, lse, delta, dout, dq, dkv } = gradients;
-        K::backward(device, tile, saved, out, lse, delta, dout, dq, dkv);
+        K::backward(device, tile, saved, gradients);
         Ok(())
     }
 
@@ -145,9 +116,9 @@ impl<K: Kernel, D: Ops> DynKernel<D> for Object<K> {
         &self,
         device: &D,
         shape: &AttentionShape,
-        out: &mut AccMatrix<D>,
-        lse: &mut AccMatrix<D>,
-        part: (&AccMatrix<D>, &AccMatrix<D>),
+        out: AccMut<'_, D>,
+        lse: AccMut<'_, D>,
+        part: (AccRef<'_, D>, AccRef<'_, D>),
     ) -> Result<()> {
         K::merge(device, shape, out, lse, part)
     }
@@ -177,7 +148,7 @@ impl KernelKind {
     }
 
     /// The kernel as an object for device `D`.
-    pub fn object<D: Ops>(self) -> &'static dyn DynKernel<D> {
+    pub fn object<D: Attends + unfused::Unfused>(self) -> &'static dyn DynKernel<D> {
         match self {
             KernelKind::Flash => kernel_object::<Flash, D>(),
             KernelKind::Unfused => kernel_object::<Unfused, D>(),

@@ -3,11 +3,13 @@
 use crate::attention::RankPlan;
 use crate::error::Result;
 use crate::handler::{DynCoreAttention, DynElemShard, HandlerRef, RotaryTable};
-use crate::model::layer::{Layer, Mixed, Projected};
-use crate::model::network::DynModel;
-use crate::model::parameters::{Gradients, LayerIds};
+use crate::kernel::DynKernel;
+use crate::model::layer::{Layer, Mixed};
+use crate::model::parameters::Gradients;
+use crate::model::projected::Projected;
 use crate::ops::Ops;
-use crate::order::DynShard;
+use crate::ops::attention::AttentionShape;
+use crate::order::{DynShard, DynShardMut, DynShardRef};
 use crate::tensor::ElemMatrix;
 
 /// A block's input, and its inside unless that is recomputed.
@@ -20,75 +22,64 @@ pub(super) struct BlockActivations<D: Ops> {
 #[derive(Clone, Debug)]
 struct BlockInside<D: Ops> {
     projected: Projected<D>,
-    /// Queries, keys and values, rotated.
-    qkv: [DynElemShard<D>; 3],
     core: DynCoreAttention<D>,
     attended: DynElemShard<D>,
     mixed: Mixed<D>,
 }
 
-impl<D: Ops> DynModel<D> {
-    /// The output of a block, and what its backward needs.
-    pub(super) fn block(
-        &self,
-        ids: &LayerIds,
-        handler: HandlerRef<'_, D>,
-        plan: &RankPlan,
-        rotary: &RotaryTable<D>,
-        x: ElemMatrix<D>,
-    ) -> Result<(ElemMatrix<D>, BlockActivations<D>)> {
-        let (y, inside) = self.inside(ids, handler, plan, rotary, &x)?;
+/// A block, and how its tokens attend.
+pub(super) struct Block<'a, D: Ops> {
+    pub layer: Layer<'a, D>,
+    pub handler: HandlerRef<'a, D>,
+    pub plan: &'a RankPlan,
+    pub rotary: &'a RotaryTable<D>,
+    pub kernel: &'static dyn DynKernel<D>,
+    pub shape: &'a AttentionShape,
+    /// Whether the backward pass computes the inside again.
+    pub recompute: bool,
+}
+
+impl<D: Ops> Block<'_, D> {
+    /// The output, and what the backward pass needs.
+    pub(super) fn forward(&self, x: ElemMatrix<D>) -> Result<(ElemMatrix<D>, BlockActivations<D>)> {
+        let (y, inside) = self.inside(&x)?;
         Ok((y, BlockActivations { x, inside: (!self.recompute).then_some(inside) }))
     }
 
     /// From the gradient of the output, `dx`, to that of the input, in place; adds the weights' to `gradients`.
-    #[allow(clippy::too_many_arguments)]
-    pub(super) fn block_backward(
+    pub(super) fn backward(
         &self,
-        ids: &LayerIds,
-        handler: HandlerRef<'_, D>,
-        plan: &RankPlan,
-        rotary: &RotaryTable<D>,
         BlockActivations { x, inside }: BlockActivations<D>,
         dx: &mut ElemMatrix<D>,
         gradients: &mut Gradients<D>,
     ) -> Result<()> {
-        let inside = match inside {
+        let BlockInside { projected, core, attended, mixed } = match inside {
             Some(inside) => inside,
-            None => self.inside(ids, handler, plan, rotary, &x)?.1,
+            None => self.inside(&x)?.1,
         };
-        let layer = self.layer(ids);
-        let dattended = layer.mix_backward(inside.attended.matrix(), &inside.mixed, dx, gradients);
-        let dattended = DynShard::new(dattended, plan.placement().clone())?;
-        let qkv = inside.qkv.each_ref();
-        let [mut dq, mut dk, dv] = handler.core_attn_backward(plan, qkv, &inside.core, &dattended)?;
-        rotary.rotate_backward(&mut dq, self.shape.q_heads)?;
-        rotary.rotate_backward(&mut dk, self.shape.kv_heads)?;
-        let dqkv = [dq.into_matrix(), dk.into_matrix(), dv.into_matrix()];
-        layer.project_backward(&x, &inside.projected, dqkv, dx, gradients);
+        let (layer, plan, shape) = (&self.layer, self.plan, self.shape);
+        let placement = plan.placement();
+        let dattended = layer.mix_backward(attended.matrix().view(), &mixed, dx, gradients);
+        let dattended = DynShard::new(dattended, placement.clone())?;
+        let [q, k, v] = projected.qkv().map(|view| DynShardRef::new(view, placement));
+        let mut dqkv = layer.projected_gradients(&projected);
+        let targets = dqkv.targets();
+        self.handler.core_attn_backward_into(plan, [q?, k?, v?], &core, &dattended, targets)?;
+        self.rotary.rotate_backward(DynShardMut::new(dqkv.queries_mut(), placement)?, shape.q_heads)?;
+        self.rotary.rotate_backward(DynShardMut::new(dqkv.keys_mut(), placement)?, shape.kv_heads)?;
+        layer.project_backward(x.view(), &projected, dqkv, dx.view_mut(), gradients);
         Ok(())
     }
 
-    fn inside(
-        &self,
-        ids: &LayerIds,
-        handler: HandlerRef<'_, D>,
-        plan: &RankPlan,
-        rotary: &RotaryTable<D>,
-        x: &ElemMatrix<D>,
-    ) -> Result<(ElemMatrix<D>, BlockInside<D>)> {
-        let layer = self.layer(ids);
-        let ([q, k, v], projected) = layer.project(x);
-        let shard = |matrix| DynShard::new(matrix, plan.placement().clone());
-        let (mut q, mut k, v) = (shard(q)?, shard(k)?, shard(v)?);
-        rotary.rotate(&mut q, self.shape.q_heads)?;
-        rotary.rotate(&mut k, self.shape.kv_heads)?;
-        let (attended, core) = handler.core_attn(self.kernel, plan, &self.shape, [&q, &k, &v])?;
-        let (y, mixed) = layer.mix(x, attended.matrix());
-        Ok((y, BlockInside { projected, qkv: [q, k, v], core, attended, mixed }))
-    }
-
-    fn layer<'a>(&'a self, ids: &'a LayerIds) -> Layer<'a, D> {
-        Layer { device: self.device(), config: self.config(), ids, parameters: self.parameters() }
+    fn inside(&self, x: &ElemMatrix<D>) -> Result<(ElemMatrix<D>, BlockInside<D>)> {
+        let (layer, plan, shape) = (&self.layer, self.plan, self.shape);
+        let placement = plan.placement();
+        let mut projected = layer.project(x.view());
+        self.rotary.rotate(DynShardMut::new(projected.queries_mut(), placement)?, shape.q_heads)?;
+        self.rotary.rotate(DynShardMut::new(projected.keys_mut(), placement)?, shape.kv_heads)?;
+        let [q, k, v] = projected.qkv().map(|view| DynShardRef::new(view, placement));
+        let (attended, core) = self.handler.core_attn(self.kernel, plan, shape, [q?, k?, v?])?;
+        let (y, mixed) = layer.mix(x.view(), attended.matrix().view());
+        Ok((y, BlockInside { projected, core, attended, mixed }))
     }
 }

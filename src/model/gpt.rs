@@ -9,17 +9,18 @@ use crate::comm::Communicator;
 use crate::error::Result;
 use crate::handler::CpHandler;
 use crate::heads::HeadExchange;
-use crate::kernel::{Flash, Kernel, kernel_object};
+use crate::kernel::{Flash, Kernel, KernelOn, kernel_object};
 use crate::layout::Layout;
 use crate::mask::Mask;
 use crate::model::architecture::{Architecture, FromConfig, HeadsFit};
 use crate::model::inputs::Inputs;
+use crate::model::mirrored::Mirrored;
 use crate::model::network::{DynActivations, DynModel};
 use crate::model::parameters::{Gradients, Master, ParameterList, Parameters};
 use crate::model::{Config, init, weights};
 use crate::ops::Ops;
 use crate::ops::attention::AttentionShape;
-use crate::order::{Placement, Shard};
+use crate::order::Placement;
 use crate::strategy::{CpStrategy, Supports};
 use crate::tensor::{Cpu, Device, ElemMatrix};
 
@@ -59,7 +60,7 @@ impl<H: CpStrategy, L: Layout, K: Kernel, D: Ops> Activations<H, L, K, D> {
 
 impl<H, L, K, D, A> GptModel<H, L, K, D, A>
 where
-    K: Kernel,
+    K: KernelOn<D>,
     D: Ops,
 {
     /// A model with fresh weights; the same for every strategy, layout and number of ranks.
@@ -197,14 +198,14 @@ where
     }
 }
 
-/// A shard of the order of strategy `H` on device `D`.
-type ShardOf<H, L, T, D> = Shard<<H as CpStrategy>::Order, L, T, <D as Device>::Storage>;
+/// Rows of the order of strategy `H` on device `D`.
+type MirroredOf<H, L, T, D> = Mirrored<<H as CpStrategy>::Order, L, T, <D as Device>::Storage>;
 
 impl<H, L, K, D, A> GptModel<H, L, K, D, A>
 where
     H: Supports<L, K>,
     L: Layout,
-    K: Kernel,
+    K: KernelOn<D>,
     D: Ops,
 {
     /// Runs the blocks on this rank's tokens `[rows, 1]`.
@@ -214,7 +215,7 @@ where
     pub fn forward<C: Communicator<D::Storage>>(
         &self,
         handler: &CpHandler<H, L, D, C>,
-        tokens: &ShardOf<H, L, i64, D>,
+        tokens: &MirroredOf<H, L, i64, D>,
     ) -> Result<Activations<H, L, K, D>> {
         let data = self.data.forward(handler.by_ref(), tokens.data())?;
         Ok(Activations { data, placement: tokens.placement().clone(), kernel: PhantomData })
@@ -249,8 +250,8 @@ where
     pub fn loss_sum(
         &self,
         activations: &Activations<H, L, K, D>,
-        labels: &ShardOf<H, L, i64, D>,
-        weights: &ShardOf<H, L, f32, D>,
+        labels: &MirroredOf<H, L, i64, D>,
+        weights: &MirroredOf<H, L, f32, D>,
     ) -> Result<f64> {
         self.data.loss_sum(&activations.data, labels.data(), weights.data())
     }
@@ -263,8 +264,8 @@ where
     pub fn loss_backward(
         &self,
         activations: &Activations<H, L, K, D>,
-        labels: &ShardOf<H, L, i64, D>,
-        weights: &ShardOf<H, L, f32, D>,
+        labels: &MirroredOf<H, L, i64, D>,
+        weights: &MirroredOf<H, L, f32, D>,
         scale: f64,
         gradients: &mut Gradients<D>,
     ) -> Result<(f64, ElemMatrix<D>)> {

@@ -7,10 +7,11 @@ use crate::error::Result;
 use crate::handler::{CpHandler, DynRoll, HandlerRef};
 use crate::layout::Layout;
 use crate::model::loss::{IGNORED, label_weights};
+use crate::model::mirrored::{DynMirrored, Mirrored};
 use crate::ops::rows::Rows;
-use crate::order::{DynPlacement, DynShard, Placement, Shard, laid_out};
+use crate::order::{DynPlacement, Placement, laid_out};
 use crate::strategy::CpStrategy;
-use crate::tensor::{Cpu, Device, Element, Matrix, Storage};
+use crate::tensor::{Cpu, Device, Element, Storage};
 
 /// The id of a row that no token was rolled into; it embeds as zero.
 pub const NO_TOKEN: i64 = -1;
@@ -19,11 +20,11 @@ pub const NO_TOKEN: i64 = -1;
 #[derive(Debug)]
 pub struct DynInputs<D: Device> {
     /// Token ids, `[rows, 1]`.
-    pub tokens: DynShard<i64, D::Storage>,
+    pub tokens: DynMirrored<i64, D::Storage>,
     /// Labels, `[rows, 1]`.
-    pub labels: DynShard<i64, D::Storage>,
+    pub labels: DynMirrored<i64, D::Storage>,
     /// 1 for labels that count, else 0; `[rows, 1]`.
-    pub weights: DynShard<f32, D::Storage>,
+    pub weights: DynMirrored<f32, D::Storage>,
 }
 
 impl<D: Device> DynInputs<D> {
@@ -54,11 +55,11 @@ impl<D: Device> DynInputs<D> {
 #[derive(Debug)]
 pub struct InputsRef<'a, S> {
     /// Token ids, `[rows, 1]`.
-    pub tokens: &'a DynShard<i64, S>,
+    pub tokens: &'a DynMirrored<i64, S>,
     /// Labels, `[rows, 1]`.
-    pub labels: &'a DynShard<i64, S>,
+    pub labels: &'a DynMirrored<i64, S>,
     /// 1 for labels that count, else 0; `[rows, 1]`.
-    pub weights: &'a DynShard<f32, S>,
+    pub weights: &'a DynMirrored<f32, S>,
 }
 
 impl<S> Clone for InputsRef<'_, S> {
@@ -78,7 +79,11 @@ impl<S: Storage> InputsRef<'_, S> {
         let (mut tokens, mut labels) = (DynRoll::new(self.tokens, NO_TOKEN), DynRoll::new(self.labels, IGNORED));
         let mut weights = DynRoll::new(self.weights, 0.0);
         handler.roll_all(self.tokens.placement(), 1, &mut [&mut tokens, &mut labels, &mut weights])?;
-        Ok(DynInputs { tokens: tokens.finish()?, labels: labels.finish()?, weights: weights.finish()? })
+        Ok(DynInputs {
+            tokens: DynMirrored::of_shard(tokens.finish()?),
+            labels: DynMirrored::of_shard(labels.finish()?),
+            weights: DynMirrored::of_shard(weights.finish()?),
+        })
     }
 }
 
@@ -87,21 +92,21 @@ fn cut<T: Element, D: Device>(
     handler: HandlerRef<'_, D>,
     placement: &Arc<DynPlacement>,
     values: &[T],
-) -> Result<DynShard<T, D::Storage>> {
+) -> Result<DynMirrored<T, D::Storage>> {
     let whole = laid_out(values, 1, &**placement.batch(), placement.layout())?;
-    let own = handler.cut(&Cpu::<f32>::default(), placement, &whole)?.into_matrix();
-    DynShard::new(Matrix::new(handler.device().upload(&own), own.rows(), own.cols()), placement.clone())
+    let own = handler.cut(&Cpu::<f32>::default(), placement, &whole)?;
+    DynMirrored::new(handler.device(), own.matrix(), placement)
 }
 
 /// One rank's part of a batch: what a training or evaluation step takes.
 #[derive(Debug)]
 pub struct Inputs<H: CpStrategy, L: Layout, D: Device> {
     /// Token ids, `[rows, 1]`.
-    pub tokens: Shard<H::Order, L, i64, D::Storage>,
+    pub tokens: Mirrored<H::Order, L, i64, D::Storage>,
     /// Labels, `[rows, 1]`.
-    pub labels: Shard<H::Order, L, i64, D::Storage>,
+    pub labels: Mirrored<H::Order, L, i64, D::Storage>,
     /// 1 for labels that count, else 0; `[rows, 1]`.
-    pub weights: Shard<H::Order, L, f32, D::Storage>,
+    pub weights: Mirrored<H::Order, L, f32, D::Storage>,
 }
 
 impl<H: CpStrategy, L: Layout, D: Device> Inputs<H, L, D> {
@@ -141,9 +146,9 @@ impl<H: CpStrategy, L: Layout, D: Device> Inputs<H, L, D> {
     fn typed(data: DynInputs<D>, placement: &Arc<Placement<H::Order, L>>) -> Result<Self> {
         let DynInputs { tokens, labels, weights } = data;
         Ok(Inputs {
-            tokens: Shard::typed(tokens, placement)?,
-            labels: Shard::typed(labels, placement)?,
-            weights: Shard::typed(weights, placement)?,
+            tokens: Mirrored::typed(tokens, placement)?,
+            labels: Mirrored::typed(labels, placement)?,
+            weights: Mirrored::typed(weights, placement)?,
         })
     }
 

@@ -1,19 +1,32 @@
 //! The output layer and its loss, a chunk of rows at a time so that logits never fill the memory.
 
-use crate::error::{LayoutError, Result};
+use std::ops::Range;
+
+use crate::error::{LayoutError, ModelError, Result};
+use crate::model::mirrored::DynMirrored;
 use crate::model::network::{DynActivations, DynModel};
 use crate::model::parameters::Gradients;
 use crate::ops::Ops;
 use crate::order::DynShard;
-use crate::tensor::{Buffer, ElemMatrix, Storage};
+use crate::tensor::{ElemMatrix, MatrixMut};
 
 /// Logits of at most this many rows are in memory at a time.
 const CHUNK: usize = 1024;
 
+/// A sum of losses on a device, `[1, 1]`.
+type Sum<'a, S> = MatrixMut<'a, f64, S>;
+
 impl<D: Ops> DynModel<D> {
     /// Logits of this rank's rows, `[rows, vocab]`.
     pub fn logits(&self, activations: &DynActivations<D>) -> ElemMatrix<D> {
-        self.device().linear(activations.hidden(), self.head(), None)
+        self.output(activations.hidden())
+    }
+
+    /// Logits of normed features.
+    pub(super) fn output(&self, hidden: &ElemMatrix<D>) -> ElemMatrix<D> {
+        let mut logits = self.device().matrix(hidden.rows(), self.config().vocab_size);
+        self.device().linear(hidden.view(), self.head(), None, logits.view_mut());
+        logits
     }
 
     /// The sum over this rank's rows of `weight * -log softmax(logits)[label]`, in nats. `labels` and `weights` are
@@ -24,11 +37,33 @@ impl<D: Ops> DynModel<D> {
     pub fn loss_sum(
         &self,
         activations: &DynActivations<D>,
-        labels: &DynShard<i64, D::Storage>,
-        weights: &DynShard<f32, D::Storage>,
+        labels: &DynMirrored<i64, D::Storage>,
+        weights: &DynMirrored<f32, D::Storage>,
     ) -> Result<f64> {
+        self.read_sum(|sum| self.add_loss_sum(activations, labels, weights, sum))
+    }
+
+    /// [`DynModel::loss_sum`], added to a sum on the device: nothing waits for it.
+    ///
+    /// # Errors
+    /// Those of [`DynModel::loss_sum`].
+    pub fn add_loss_sum(
+        &self,
+        activations: &DynActivations<D>,
+        labels: &DynMirrored<i64, D::Storage>,
+        weights: &DynMirrored<f32, D::Storage>,
+        sum: Sum<'_, D::Storage>,
+    ) -> Result<()> {
         self.check_labels(activations, labels, weights)?;
-        Ok(self.output_loss(activations.hidden(), labels, weights))
+        self.output_loss(activations.hidden(), labels, weights, sum);
+        Ok(())
+    }
+
+    /// Adds up losses on the device, then reads the sum.
+    fn read_sum(&self, add: impl FnOnce(Sum<'_, D::Storage>) -> Result<()>) -> Result<f64> {
+        let mut sum = self.device().zero_matrix(1, 1);
+        add(sum.view_mut())?;
+        Ok(self.device().read(&sum)?[0])
     }
 
     /// [`DynModel::loss_sum`] of any normed features `[rows, hidden]`; the labels have been checked.
@@ -37,72 +72,88 @@ impl<D: Ops> DynModel<D> {
         hidden: &ElemMatrix<D>,
         labels: &DynShard<i64, D::Storage>,
         weights: &DynShard<f32, D::Storage>,
-    ) -> f64 {
-        let device = self.device();
-        let mut sum = 0.0;
+        mut sum: Sum<'_, D::Storage>,
+    ) {
+        let (device, (labels, weights)) = (self.device(), (labels.matrix().view(), weights.matrix().view()));
+        let mut logits = device.matrix(hidden.rows().min(CHUNK), self.config().vocab_size);
         for rows in chunks(hidden.rows()) {
-            let part = self.part(hidden, &rows);
-            let mut logits = device.linear(&part, self.head(), None);
-            let (labels, weights) = (cut(labels.matrix().buffer(), &rows), cut(weights.matrix().buffer(), &rows));
-            sum += device.cross_entropy(&mut logits, &labels, &weights, None);
+            let mut logits = logits.view_mut().row_range(0..rows.len());
+            device.linear(hidden.view().row_range(rows.clone()), self.head(), None, logits.reborrow());
+            let (labels, weights) = (labels.row_range(rows.clone()), weights.row_range(rows));
+            device.cross_entropy(logits, labels, weights, None, sum.reborrow());
         }
-        sum
     }
 
-    /// The same sum, with the gradient of `scale * sum`: that of [`DynActivations::hidden`] is returned, that of the
-    /// output layer is added to `gradients`.
+    /// The same sum as [`DynModel::loss_sum`], with the gradient of `scale * sum`: that of [`DynActivations::hidden`] is
+    /// returned, that of the output layer is added to `gradients`.
+    ///
+    /// # Errors
+    /// Those of [`DynModel::loss_sum`].
     pub fn loss_backward(
         &self,
         activations: &DynActivations<D>,
-        labels: &DynShard<i64, D::Storage>,
-        weights: &DynShard<f32, D::Storage>,
+        labels: &DynMirrored<i64, D::Storage>,
+        weights: &DynMirrored<f32, D::Storage>,
         scale: f64,
         gradients: &mut Gradients<D>,
     ) -> Result<(f64, ElemMatrix<D>)> {
-        self.check_labels(activations, labels, weights)?;
-        Ok(self.output_loss_backward(activations.hidden(), labels, weights, scale, gradients))
+        let mut sum = self.device().zero_matrix(1, 1);
+        let dhidden = self.add_loss_backward(activations, labels, weights, scale, gradients, sum.view_mut())?;
+        Ok((self.device().read(&sum)?[0], dhidden))
     }
 
-    /// [`DynModel::loss_backward`] of any normed features `[rows, hidden]`; the labels have been checked.
+    /// [`DynModel::loss_backward`], with a sum on the device that is added to: nothing waits for it.
+    ///
+    /// # Errors
+    /// Those of [`DynModel::loss_sum`].
+    pub fn add_loss_backward(
+        &self,
+        activations: &DynActivations<D>,
+        labels: &DynMirrored<i64, D::Storage>,
+        weights: &DynMirrored<f32, D::Storage>,
+        scale: f64,
+        gradients: &mut Gradients<D>,
+        sum: Sum<'_, D::Storage>,
+    ) -> Result<ElemMatrix<D>> {
+        self.check_labels(activations, labels, weights)?;
+        Ok(self.output_loss_backward(activations.hidden(), (labels, weights), scale, gradients, sum))
+    }
+
+    /// [`DynModel::add_loss_backward`] of any normed features `[rows, hidden]`; the labels have been checked.
     pub(super) fn output_loss_backward(
         &self,
         hidden: &ElemMatrix<D>,
-        labels: &DynShard<i64, D::Storage>,
-        weights: &DynShard<f32, D::Storage>,
+        (labels, weights): (&DynShard<i64, D::Storage>, &DynShard<f32, D::Storage>),
         scale: f64,
         gradients: &mut Gradients<D>,
-    ) -> (f64, ElemMatrix<D>) {
+        mut sum: Sum<'_, D::Storage>,
+    ) -> ElemMatrix<D> {
         let (device, list) = (self.device(), self.parameters().list());
+        let (labels, weights) = (labels.matrix().view(), weights.matrix().view());
         let mut dhidden = device.matrix(hidden.rows(), hidden.cols());
-        let mut sum = 0.0;
+        let mut logits = device.matrix(hidden.rows().min(CHUNK), self.config().vocab_size);
         for rows in chunks(hidden.rows()) {
-            let part = self.part(hidden, &rows);
-            let mut logits = device.linear(&part, self.head(), None);
-            let (labels, weights) = (cut(labels.matrix().buffer(), &rows), cut(weights.matrix().buffer(), &rows));
-            sum += device.cross_entropy(&mut logits, &labels, &weights, Some(scale));
-            let mut dpart = device.matrix(part.rows(), part.cols());
-            device.linear_backward_input(&logits, self.head(), &mut dpart, false);
+            let part = hidden.view().row_range(rows.clone());
+            let mut logits = logits.view_mut().row_range(0..rows.len());
+            device.linear(part, self.head(), None, logits.reborrow());
+            let (labels, weights) = (labels.row_range(rows.clone()), weights.row_range(rows.clone()));
+            device.cross_entropy(logits.reborrow(), labels, weights, Some(scale), sum.reborrow());
+            let dlogits = logits.as_ref();
+            device.linear_backward_input(dlogits, self.head(), dhidden.view_mut().row_range(rows), false);
             match list.head {
-                Some(head) => device.linear_backward_weight(&part, &logits, &mut gradients[head], None),
+                Some(head) => device.linear_backward_weight(part, dlogits, gradients.view_mut(head)),
                 // The table is the output layer transposed, so the two factors change places.
-                None => device.linear_backward_weight(&logits, &part, &mut gradients[list.embedding], None),
+                None => device.linear_backward_weight(dlogits, part, gradients.view_mut(list.embedding)),
             }
-            device.scatter_rows(&dpart, &rows, &mut dhidden, 0);
         }
-        (sum, dhidden)
-    }
-
-    fn part(&self, hidden: &ElemMatrix<D>, rows: &[usize]) -> ElemMatrix<D> {
-        let mut part = self.device().matrix(rows.len(), hidden.cols());
-        self.device().gather_rows(hidden, rows, &mut part, 0);
-        part
+        dhidden
     }
 
     pub(super) fn check_labels(
         &self,
         activations: &DynActivations<D>,
-        labels: &DynShard<i64, D::Storage>,
-        weights: &DynShard<f32, D::Storage>,
+        labels: &DynMirrored<i64, D::Storage>,
+        weights: &DynMirrored<f32, D::Storage>,
     ) -> Result<()> {
         let placement = activations.placement();
         placement.expect_same("the hidden states", labels.placement(), "the labels")?;
@@ -113,11 +164,10 @@ impl<D: Ops> DynModel<D> {
             }
         }
         let vocab = self.config().vocab_size as i64;
-        let device = self.device();
-        let (labels, weights) = (device.download(labels.matrix().buffer()), device.download(weights.matrix().buffer()));
+        let (labels, weights) = (labels.values(self.device())?, weights.values(self.device())?);
         let outside = |(label, weight): &(&i64, &f32)| **weight != 0.0 && !(0..vocab).contains(*label);
-        match labels.iter().zip(&weights).find(outside) {
-            Some((label, _)) => Err(crate::error::ModelError::Label { label: *label, vocab: vocab as usize }.into()),
+        match labels.iter().zip(&*weights).find(outside) {
+            Some((label, _)) => Err(ModelError::Label { label: *label, vocab: vocab as usize }.into()),
             None => Ok(()),
         }
     }
@@ -125,13 +175,8 @@ impl<D: Ops> DynModel<D> {
 
 /// The rows of each chunk. A last chunk of one row would be computed like any other: [`crate::ops::matmul`] gives a
 /// row the same bits in any company.
-fn chunks(rows: usize) -> impl Iterator<Item = Vec<usize>> {
-    (0..rows).step_by(CHUNK).map(move |first| (first..rows.min(first + CHUNK)).collect())
-}
-
-fn cut<T: crate::tensor::Element, S: Storage>(buffer: &Buffer<T, S>, rows: &[usize]) -> Buffer<T, S> {
-    let first = rows.first().copied().unwrap_or(0);
-    S::part(buffer, first..first + rows.len())
+fn chunks(rows: usize) -> impl Iterator<Item = Range<usize>> {
+    (0..rows).step_by(CHUNK).map(move |first| first..rows.min(first + CHUNK))
 }
 
 /// Which labels count: weight 1, or 0 where the label is -100.

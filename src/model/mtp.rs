@@ -18,13 +18,13 @@ use crate::error::Result;
 use crate::handler::HandlerRef;
 use crate::layout::Batch;
 use crate::model::block::BlockActivations;
-use crate::model::inputs::{DynInputs, InputsRef, NO_TOKEN};
+use crate::model::inputs::{DynInputs, InputsRef};
 use crate::model::loss::IGNORED;
 use crate::model::network::{DynActivations, DynModel};
 use crate::model::parameters::{Gradients, MtpIds};
 use crate::ops::Ops;
 use crate::order::DynShard;
-use crate::tensor::{AccMatrix, Buffer, Device, ElemMatrix};
+use crate::tensor::{AccMatrix, Device, ElemMatrix, MatrixMut};
 
 /// Weight of the mean of the depths' losses beside the main loss; Megatron's `mtp_loss_scaling_factor`.
 pub const WEIGHT: f64 = 0.1;
@@ -72,10 +72,7 @@ struct Depth<D: Ops> {
 /// The input of a depth's projection, and what its backward needs. It is made again in the backward pass, which
 /// costs a look-up and two norms instead of three rows of features for each row.
 struct Joined<D: Device> {
-    /// Rows that have a token this far on, and those tokens.
-    rows: Vec<usize>,
-    tokens: Buffer<i64, D::Storage>,
-    /// Embeddings of the tokens, a row each.
+    /// Embeddings of the tokens this far on, zero where there is none.
     embedded: ElemMatrix<D>,
     hidden_reciprocal: AccMatrix<D>,
     embedding_reciprocal: AccMatrix<D>,
@@ -97,9 +94,7 @@ impl<D: Ops> DynModel<D> {
     ) -> Result<Vec<ElemMatrix<D>>> {
         let depths = self.depths(handler, activations, inputs)?;
         let pairs = self.parameters().list().mtp.iter().zip(&depths);
-        Ok(pairs
-            .map(|(ids, depth)| self.device().linear(&self.output_norm(ids, &depth.y).0, self.head(), None))
-            .collect())
+        Ok(pairs.map(|(ids, depth)| self.output(&self.norm(depth.y.view(), ids.norm).0)).collect())
     }
 
     /// Of each depth, the sum of the losses of this rank's rows, in nats.
@@ -113,10 +108,12 @@ impl<D: Ops> DynModel<D> {
         inputs: InputsRef<'_, D::Storage>,
     ) -> Result<Vec<f64>> {
         let depths = self.depths(handler, activations, inputs)?;
-        let loss = |(ids, Depth { inputs, y, .. }): (_, &Depth<D>)| {
-            self.output_loss(&self.output_norm(ids, y).0, &inputs.labels, &inputs.weights)
-        };
-        Ok(self.parameters().list().mtp.iter().zip(&depths).map(loss).collect())
+        let mut sums = self.device().zero_matrix(1, depths.len());
+        for (index, (ids, Depth { inputs, y, .. })) in self.parameters().list().mtp.iter().zip(&depths).enumerate() {
+            let sum = sums.view_mut().column_range(index..index + 1);
+            self.output_loss(&self.norm(y.view(), ids.norm).0, &inputs.labels, &inputs.weights, sum);
+        }
+        self.device().read(&sums)
     }
 
     /// The same sums, with the gradient of `sum over k of scales[k - 1] * sum_k`. What goes to the weights of the
@@ -136,27 +133,47 @@ impl<D: Ops> DynModel<D> {
         scales: &[f64],
         gradients: &mut Gradients<D>,
     ) -> Result<Vec<f64>> {
+        let mut sums = self.device().zero_matrix(1, scales.len());
+        self.add_mtp_backward(handler, activations, inputs, scales, gradients, sums.view_mut())?;
+        self.device().read(&sums)
+    }
+
+    /// [`DynModel::mtp_backward`], with sums `[1, depths]` on the device that are added to: nothing waits for them.
+    ///
+    /// # Errors
+    /// Those of [`DynModel::mtp_loss_sums`].
+    ///
+    /// # Panics
+    /// If there is not a scale for each depth.
+    pub fn add_mtp_backward(
+        &self,
+        handler: HandlerRef<'_, D>,
+        activations: &mut DynActivations<D>,
+        inputs: InputsRef<'_, D::Storage>,
+        scales: &[f64],
+        gradients: &mut Gradients<D>,
+        mut sums: MatrixMut<'_, f64, D::Storage>,
+    ) -> Result<()> {
         let list = self.parameters().list().clone();
         assert_eq!(scales.len(), list.mtp.len(), "a scale for each depth");
         let mut depths = self.depths(handler, activations, inputs)?;
-        let mut sums = vec![0.0; depths.len()];
         // What comes to the output of a depth through the depth after it.
         let mut dy = None;
         while let Some(Depth { inputs, block, y }) = depths.pop() {
             let index = depths.len();
             let (ids, dlater) = (&list.mtp[index], dy.take());
-            let (hidden, reciprocal) = self.output_norm(ids, &y);
-            let (labels, weights) = (&inputs.labels, &inputs.weights);
-            let (sum, dhidden) = self.output_loss_backward(&hidden, labels, weights, scales[index], gradients);
-            sums[index] = sum;
+            let (hidden, reciprocal) = self.norm(y.view(), ids.norm);
+            let labels = (inputs.labels.shard(), inputs.weights.shard());
+            let sum = sums.reborrow().column_range(index..index + 1);
+            let dhidden = self.output_loss_backward(&hidden, labels, scales[index], gradients, sum);
             let mut dx = self.final_norm_backward(ids.norm, &y, &reciprocal, &dhidden, dlater, gradients);
-            let (plan, rotary) = (last_plan(activations), &activations.rotary);
-            self.block_backward(&ids.layer, handler, plan, rotary, block, &mut dx, gradients)?;
+            let (plan, rotary) = (last_plan(activations), activations.rotary());
+            self.block(&ids.layer, handler, plan, rotary).backward(block, &mut dx, gradients)?;
             let before = depths.last().map_or(&activations.last, |depth| &depth.y);
             dy = Some(self.join_backward(ids, before, &inputs.tokens, &dx, gradients));
         }
         activations.dlast = dy;
-        Ok(sums)
+        Ok(())
     }
 
     /// Runs every depth.
@@ -175,33 +192,35 @@ impl<D: Ops> DynModel<D> {
             let (inputs, before) = last.map_or((inputs, &activations.last), |depth| (depth.inputs.by_ref(), &depth.y));
             let inputs = inputs.ahead(handler)?;
             let Joined { joined, .. } = self.join(ids, before, &inputs.tokens);
-            let x = self.device().linear(&joined, &self.parameters()[ids.projection.weight], None);
-            let (y, block) = self.block(&ids.layer, handler, last_plan(activations), &activations.rotary, x)?;
+            let mut x = self.device().matrix(before.rows(), before.cols());
+            let projection = self.parameters().view(ids.projection.weight);
+            self.device().linear(joined.view(), projection, None, x.view_mut());
+            drop(joined);
+            let (plan, rotary) = (last_plan(activations), activations.rotary());
+            let (y, block) = self.block(&ids.layer, handler, plan, rotary).forward(x)?;
             depths.push(Depth { inputs, block, y });
         }
         Ok(depths)
     }
 
-    fn output_norm(&self, ids: &MtpIds, y: &ElemMatrix<D>) -> (ElemMatrix<D>, AccMatrix<D>) {
-        self.device().rms_norm(y, &self.parameters()[ids.norm], self.config().rms_norm_eps)
-    }
-
-    /// Both norms side by side; zeros beside the rows whose document has no such token.
+    /// Both norms side by side, that of the embedding first; zeros beside the rows whose document has no such token.
     fn join(&self, ids: &MtpIds, before: &ElemMatrix<D>, tokens: &DynShard<i64, D::Storage>) -> Joined<D> {
         let (device, parameters, eps) = (self.device(), self.parameters(), self.config().rms_norm_eps);
         let (rows, hidden) = (before.rows(), before.cols());
-        let known = device.download(tokens.matrix().buffer()).into_iter().enumerate().filter(|(_, id)| *id != NO_TOKEN);
-        let (known, tokens): (Vec<usize>, Vec<i64>) = known.unzip();
-        let tokens = device.upload(&tokens);
-        let embedded = device.embed(&parameters[parameters.list().embedding], &tokens);
-        let (right, hidden_reciprocal) = device.rms_norm(before, &parameters[ids.hidden_norm], eps);
-        let (normed, embedding_reciprocal) = device.rms_norm(&embedded, &parameters[ids.embedding_norm], eps);
-        let mut left = device.zero_matrix(rows, hidden);
-        device.scatter_rows(&normed, &known, &mut left, 0);
-        let (all, mut joined): (Vec<usize>, _) = ((0..rows).collect(), device.matrix(rows, 2 * hidden));
-        device.gather_rows(&left, &all, &mut joined, 0);
-        device.gather_rows(&right, &all, &mut joined, hidden);
-        Joined { rows: known, tokens, embedded, hidden_reciprocal, embedding_reciprocal, joined }
+        let mut saved = Joined {
+            embedded: device.matrix(rows, hidden),
+            hidden_reciprocal: device.matrix(rows, 1),
+            embedding_reciprocal: device.matrix(rows, 1),
+            joined: device.matrix(rows, 2 * hidden),
+        };
+        let table = parameters.view(parameters.list().embedding);
+        device.embed(table, tokens.matrix().view(), saved.embedded.view_mut());
+        let (weight, left) = (parameters.view(ids.embedding_norm), saved.joined.view_mut().column_range(0..hidden));
+        device.rms_norm(saved.embedded.view(), weight, 1, eps, left, saved.embedding_reciprocal.view_mut());
+        let weight = parameters.view(ids.hidden_norm);
+        let right = saved.joined.view_mut().column_range(hidden..2 * hidden);
+        device.rms_norm(before.view(), weight, 1, eps, right, saved.hidden_reciprocal.view_mut());
+        saved
     }
 
     /// From the gradient of the block's input: that of the output before, returned, and those of projection, norms
@@ -218,22 +237,20 @@ impl<D: Ops> DynModel<D> {
         let saved = self.join(ids, before, tokens);
         let (rows, hidden, projection) = (before.rows(), before.cols(), ids.projection.weight);
         let mut djoined = device.matrix(rows, 2 * hidden);
-        device.linear_backward_input(dx, &parameters[projection], &mut djoined, false);
-        device.linear_backward_weight(&saved.joined, dx, &mut gradients[projection], None);
-        let (all, mut part): (Vec<usize>, _) = ((0..rows).collect(), device.matrix(rows, hidden));
-        device.scatter_rows(&djoined, &all, &mut part, 0);
-        let mut dnormed = device.matrix(saved.rows.len(), hidden);
-        device.gather_rows(&part, &saved.rows, &mut dnormed, 0);
-        let mut dembedded = device.matrix(saved.rows.len(), hidden);
-        let (weight, reciprocal) = (&parameters[ids.embedding_norm], &saved.embedding_reciprocal);
-        let dweight = &mut gradients[ids.embedding_norm];
-        device.rms_norm_backward(&saved.embedded, weight, reciprocal, &dnormed, &mut dembedded, false, dweight);
+        device.linear_backward_input(dx.view(), parameters.view(projection), djoined.view_mut(), false);
+        device.linear_backward_weight(saved.joined.view(), dx.view(), gradients.view_mut(projection));
+        let [left, right] = [0..hidden, hidden..2 * hidden].map(|columns| djoined.view().column_range(columns));
+        let mut dembedded = device.matrix(rows, hidden);
+        let (embedded, reciprocal) = (saved.embedded.view(), saved.embedding_reciprocal.view());
+        let (weight, dweight) = (parameters.view(ids.embedding_norm), gradients.view_mut(ids.embedding_norm));
+        device.rms_norm_backward(embedded, weight, reciprocal, left, dembedded.view_mut(), false, dweight);
         let padding = self.config().pad_token_id.map(|id| id as i64);
-        device.embed_backward(&saved.tokens, &dembedded, padding, &mut gradients[parameters.list().embedding]);
-        device.scatter_rows(&djoined, &all, &mut part, hidden);
+        let table = gradients.view_mut(parameters.list().embedding);
+        device.embed_backward(tokens.matrix().view(), dembedded.view(), padding, table);
         let mut dbefore = device.matrix(rows, hidden);
-        let (weight, dweight) = (&parameters[ids.hidden_norm], &mut gradients[ids.hidden_norm]);
-        device.rms_norm_backward(before, weight, &saved.hidden_reciprocal, &part, &mut dbefore, false, dweight);
+        let (weight, dweight) = (parameters.view(ids.hidden_norm), gradients.view_mut(ids.hidden_norm));
+        let reciprocal = saved.hidden_reciprocal.view();
+        device.rms_norm_backward(before.view(), weight, reciprocal, right, dbefore.view_mut(), false, dweight);
         dbefore
     }
 }

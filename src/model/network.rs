@@ -9,13 +9,15 @@ use crate::handler::{HandlerRef, RotaryTable};
 use crate::kernel::DynKernel;
 use crate::mask::Mask;
 use crate::model::Config;
-use crate::model::block::BlockActivations;
-use crate::model::parameters::{Gradients, Master, ParameterId, Parameters};
+use crate::model::block::{Block, BlockActivations};
+use crate::model::layer::Layer;
+use crate::model::mirrored::DynMirrored;
+use crate::model::parameters::{Gradients, LayerIds, Master, ParameterId, Parameters};
 use crate::ops::Ops;
 use crate::ops::attention::AttentionShape;
-use crate::order::{DynPlacement, DynShard};
+use crate::order::DynPlacement;
 use crate::rope::Rope;
-use crate::tensor::{AccMatrix, Buffer, ElemMatrix};
+use crate::tensor::{AccMatrix, ElemMatrix, ElemRef, Matrix};
 
 /// A [`GptModel`](crate::model::GptModel) whose strategy and layout are those of the handler that it is run with.
 pub struct DynModel<D: Ops> {
@@ -27,17 +29,17 @@ pub struct DynModel<D: Ops> {
     rope: Rope,
     /// Mask of each layer.
     masks: Vec<Mask>,
-    pub(super) shape: AttentionShape,
-    pub(super) recompute: bool,
-    pub(super) kernel: &'static dyn DynKernel<D>,
+    shape: AttentionShape,
+    recompute: bool,
+    kernel: &'static dyn DynKernel<D>,
 }
 
 /// What one forward pass leaves for the backward pass.
 #[derive(Debug)]
 pub struct DynActivations<D: Ops> {
     placement: Arc<DynPlacement>,
-    tokens: Buffer<i64, D::Storage>,
-    pub(super) rotary: Arc<RotaryTable<D>>,
+    tokens: Matrix<i64, D::Storage>,
+    rotary: Arc<RotaryTable<D>>,
     /// One per layer; layers with the same mask share it.
     plans: Vec<Arc<RankPlan>>,
     blocks: Vec<BlockActivations<D>>,
@@ -74,6 +76,11 @@ impl<D: Ops> DynActivations<D> {
     /// Where the tokens are.
     pub fn placement(&self) -> &Arc<DynPlacement> {
         &self.placement
+    }
+
+    /// Cosines and sines for the tokens.
+    pub(super) fn rotary(&self) -> &RotaryTable<D> {
+        &self.rotary
     }
 
     /// The attention plan of each layer.
@@ -182,45 +189,70 @@ impl<D: Ops> DynModel<D> {
 
     /// Takes over changed master weights.
     pub fn update(&mut self, master: &Master<D>) {
-        master.refresh(&self.device, &mut self.parameters);
+        self.update_with(|device, working| master.refresh(device, working));
+    }
+
+    /// Lets `change` write the weights.
+    pub(crate) fn update_with(&mut self, change: impl FnOnce(&D, &mut Parameters<D>)) {
+        change(&self.device, &mut self.parameters);
         self.refresh_tied();
     }
 
     fn refresh_tied(&mut self) {
-        let list = self.parameters.list();
-        self.tied = list.head.is_none().then(|| self.device.transpose(&self.parameters[list.embedding]));
+        if self.parameters.list().head.is_some() {
+            return;
+        }
+        let table = self.parameters.view(self.parameters.list().embedding);
+        let tied = self.tied.get_or_insert_with(|| self.device.matrix(table.cols(), table.rows()));
+        self.device.transpose(table, tied.view_mut());
     }
 
     /// The output layer, `[hidden, vocab]`.
-    pub(super) fn head(&self) -> &ElemMatrix<D> {
+    pub(super) fn head(&self) -> ElemRef<'_, D> {
         match (&self.tied, self.parameters.list().head) {
-            (None, Some(head)) => &self.parameters[head],
-            (Some(tied), _) => tied,
+            (None, Some(head)) => self.parameters.view(head),
+            (Some(tied), _) => tied.view(),
             (None, None) => unreachable!("a model without an output layer of its own has a tied one"),
         }
+    }
+
+    /// A block that runs on the tokens of a plan.
+    pub(super) fn block<'a>(
+        &'a self,
+        ids: &'a LayerIds,
+        handler: HandlerRef<'a, D>,
+        plan: &'a RankPlan,
+        rotary: &'a RotaryTable<D>,
+    ) -> Block<'a, D> {
+        let layer = Layer { device: &self.device, config: &self.config, ids, parameters: &self.parameters };
+        Block { layer, handler, plan, rotary, kernel: self.kernel, shape: &self.shape, recompute: self.recompute }
     }
 
     /// Runs the blocks on this rank's tokens `[rows, 1]`.
     ///
     /// # Errors
     /// Heads that the handler's ranks cannot share out, ids outside the vocabulary, and failures of other ranks.
-    pub fn forward(&self, handler: HandlerRef<'_, D>, tokens: &DynShard<i64, D::Storage>) -> Result<DynActivations<D>> {
+    pub fn forward(
+        &self,
+        handler: HandlerRef<'_, D>,
+        tokens: &DynMirrored<i64, D::Storage>,
+    ) -> Result<DynActivations<D>> {
         handler.strategy().heads_per_rank(self.shape.q_heads)?;
         self.check_tokens(tokens)?;
         let placement = tokens.placement().clone();
         let rotary = handler.rotary(&self.rope, &placement)?;
         let plans = self.masks.iter().map(|mask| handler.plan(&placement, mask)).collect::<Result<Vec<_>>>()?;
-        let list = self.parameters.list();
-        let mut x = self.device.embed(&self.parameters[list.embedding], tokens.matrix().buffer());
+        let (list, tokens) = (self.parameters.list(), tokens.matrix());
+        let mut x = self.device.matrix(tokens.rows(), self.config.hidden_size);
+        self.device.embed(self.parameters.view(list.embedding), tokens.view(), x.view_mut());
         let mut blocks = Vec::with_capacity(plans.len());
         for (layer, plan) in list.layers.iter().zip(&plans) {
-            let (y, block) = self.block(layer, handler, plan, &rotary, x)?;
+            let (y, block) = self.block(layer, handler, plan, &rotary).forward(x)?;
             blocks.push(block);
             x = y;
         }
-        let norm = &self.parameters[list.norm];
-        let (hidden, reciprocal) = self.device.rms_norm(&x, norm, self.config.rms_norm_eps);
-        let tokens = self.device.duplicate(tokens.matrix().buffer());
+        let (hidden, reciprocal) = self.norm(x.view(), list.norm);
+        let tokens = Matrix::new(self.device.duplicate(tokens.buffer()), tokens.rows(), 1);
         Ok(DynActivations { placement, tokens, rotary, plans, blocks, last: x, dlast: None, reciprocal, hidden })
     }
 
@@ -243,12 +275,20 @@ impl<D: Ops> DynModel<D> {
         let mut dx = self.final_norm_backward(list.norm, last, reciprocal, dhidden, dlast, gradients);
         let parts = list.layers.iter().zip(&activations.plans).zip(activations.blocks);
         for ((layer, plan), block) in parts.rev() {
-            let rotary = &*activations.rotary;
-            self.block_backward(layer, handler, plan, rotary, block, &mut dx, gradients)?;
+            self.block(layer, handler, plan, &activations.rotary).backward(block, &mut dx, gradients)?;
         }
         let padding = self.config.pad_token_id.map(|id| id as i64);
-        self.device.embed_backward(&activations.tokens, &dx, padding, &mut gradients[list.embedding]);
+        let table = gradients.view_mut(list.embedding);
+        self.device.embed_backward(activations.tokens.view(), dx.view(), padding, table);
         Ok(())
+    }
+
+    /// A norm of rows, and its reciprocal root mean squares.
+    pub(super) fn norm(&self, x: ElemRef<'_, D>, weight: ParameterId) -> (ElemMatrix<D>, AccMatrix<D>) {
+        let (mut y, mut reciprocal) = (self.device.matrix(x.rows(), x.cols()), self.device.matrix(x.rows(), 1));
+        let (weight, eps) = (self.parameters.view(weight), self.config.rms_norm_eps);
+        self.device.rms_norm(x, weight, 1, eps, y.view_mut(), reciprocal.view_mut());
+        (y, reciprocal)
     }
 
     /// The gradient of the input `x` of a norm before the output layer: what comes through the norm, and `dx` if
@@ -264,14 +304,15 @@ impl<D: Ops> DynModel<D> {
     ) -> ElemMatrix<D> {
         let accumulate = dx.is_some();
         let mut dx = dx.unwrap_or_else(|| self.device.matrix(x.rows(), x.cols()));
-        let (weight, dweight) = (&self.parameters[norm], &mut gradients[norm]);
-        self.device.rms_norm_backward(x, weight, reciprocal, dy, &mut dx, accumulate, dweight);
+        let (x, dy, reciprocal) = (x.view(), dy.view(), reciprocal.view());
+        let (weight, dweight) = (self.parameters.view(norm), gradients.view_mut(norm));
+        self.device.rms_norm_backward(x, weight, reciprocal, dy, dx.view_mut(), accumulate, dweight);
         dx
     }
 
-    pub(super) fn check_tokens(&self, tokens: &DynShard<i64, D::Storage>) -> Result<()> {
+    pub(super) fn check_tokens(&self, tokens: &DynMirrored<i64, D::Storage>) -> Result<()> {
         let vocab = self.config.vocab_size;
-        let ids = self.device.download(tokens.matrix().buffer());
+        let ids = tokens.values(&self.device)?;
         let Some(row) = ids.iter().position(|id| !(0..vocab as i64).contains(id)) else { return Ok(()) };
         let placement = tokens.placement();
         let local = (0..ids.len()).find(|&local| placement.row_of(placement.rank(), local) == row).unwrap_or(row);

@@ -2,21 +2,24 @@
 //!
 //! Files hold linear layers as `[out, in]`, memory holds them as `[in, out]`, which is what
 //! [`crate::ops::matmul`] multiplies with. Vectors are `[n]` in files and `[1, n]` in memory; the embedding is
-//! `[vocab, hidden]` in both.
+//! `[vocab, hidden]` in both. In memory all parameters are in one buffer, and layers that read the same (queries, keys and
+//! values; gate and up) are columns of one matrix.
 
-use std::fmt;
-use std::marker::PhantomData;
-use std::ops::{Index, IndexMut};
+use std::ops::Index;
 use std::sync::Arc;
 
 use super::config::Config;
-use crate::error::{ModelError, Result};
-use crate::ops::rows::Rows;
-use crate::tensor::{Device, Element, Matrix, Storage};
 
 mod builder;
+mod places;
+mod set;
 
 use builder::Builder;
+use places::Places;
+pub use places::StoredId;
+pub use set::{
+    GradientRole, Gradients, Master, MasterRole, MomentRole, Moments, ParameterSet, Parameters, WorkingRole,
+};
 
 /// What a parameter is for, which decides its layout, its initial values and whether weight decay applies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -122,6 +125,15 @@ pub struct LinearIds {
     pub bias: Option<ParameterId>,
 }
 
+/// Linear layers of one input, side by side in one matrix.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct JoinedIds {
+    /// The weights, `[in, sum of the outputs]`.
+    pub weight: StoredId,
+    /// The biases, `[1, sum of the outputs]`, if every layer has one. If only some have, each is apart.
+    pub bias: Option<StoredId>,
+}
+
 /// The parameters of one block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LayerIds {
@@ -133,6 +145,8 @@ pub struct LayerIds {
     pub key: LinearIds,
     /// Value projection.
     pub value: LinearIds,
+    /// These three side by side.
+    pub qkv: JoinedIds,
     /// Norms of the features of each query and each key head.
     pub head_norms: Option<(ParameterId, ParameterId)>,
     /// Output projection of attention.
@@ -143,6 +157,8 @@ pub struct LayerIds {
     pub gate: LinearIds,
     /// Up projection.
     pub up: LinearIds,
+    /// These two side by side.
+    pub gate_up: JoinedIds,
     /// Down projection.
     pub down: LinearIds,
 }
@@ -170,6 +186,7 @@ pub struct MtpIds {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ParameterList {
     specs: Vec<ParameterSpec>,
+    places: Places,
     /// The embedding table.
     pub embedding: ParameterId,
     /// Per block.
@@ -192,7 +209,8 @@ impl ParameterList {
         let norm = builder.norm("model.norm".into(), config.hidden_size);
         let head = (!config.tie_word_embeddings).then(|| builder.add("lm_head.weight".into(), table(), Kind::Linear));
         let mtp = (0..config.mtp_depth).map(|depth| builder.mtp(config, depth)).collect();
-        Arc::new(ParameterList { specs: builder.into_specs(), embedding, layers, norm, head, mtp })
+        let (specs, places) = builder.into_parts();
+        Arc::new(ParameterList { specs, places, embedding, layers, norm, head, mtp })
     }
 
     /// Number of parameters (tensors).
@@ -207,7 +225,12 @@ impl ParameterList {
 
     /// Number of elements of all parameters.
     pub fn elements(&self) -> usize {
-        self.specs.iter().fold(0, |sum, spec| sum.saturating_add(spec.len()))
+        self.places.elements()
+    }
+
+    /// Number of elements that weight decay applies to; in memory they are the first ones.
+    pub fn decayed(&self) -> usize {
+        self.places.decayed()
     }
 
     /// Handles, in order.
@@ -230,150 +253,6 @@ impl Index<ParameterId> for ParameterList {
     type Output = ParameterSpec;
     fn index(&self, id: ParameterId) -> &ParameterSpec {
         &self.specs[id.0]
-    }
-}
-
-/// Role of a [`ParameterSet`]: the copy that forward and backward read, in the storage type.
-#[derive(Clone, Copy, Debug)]
-pub enum WorkingRole {}
-/// Role of a [`ParameterSet`]: the weights that the optimizer updates, in the accumulation type.
-#[derive(Clone, Copy, Debug)]
-pub enum MasterRole {}
-/// Role of a [`ParameterSet`]: gradients, in the accumulation type.
-#[derive(Clone, Copy, Debug)]
-pub enum GradientRole {}
-/// Role of a [`ParameterSet`]: running means of the optimizer, in the accumulation type.
-#[derive(Clone, Copy, Debug)]
-pub enum MomentRole {}
-
-/// The working copy of the weights.
-pub type Parameters<D> = ParameterSet<WorkingRole, <D as Device>::Elem, <D as Device>::Storage>;
-/// The weights that the optimizer updates.
-pub type Master<D> = ParameterSet<MasterRole, <D as Device>::Acc, <D as Device>::Storage>;
-/// Gradients.
-pub type Gradients<D> = ParameterSet<GradientRole, <D as Device>::Acc, <D as Device>::Storage>;
-/// Running means of gradients or of their squares.
-pub type Moments<D> = ParameterSet<MomentRole, <D as Device>::Acc, <D as Device>::Storage>;
-
-/// One matrix per parameter of a list, in its memory shape. `R` says what the set is for, so that gradients cannot
-/// be passed for weights.
-pub struct ParameterSet<R, T, S> {
-    list: Arc<ParameterList>,
-    values: Vec<Matrix<T, S>>,
-    role: PhantomData<fn() -> R>,
-}
-
-impl<R, T: Element, S: Storage> ParameterSet<R, T, S> {
-    /// Every element zero.
-    pub fn zeros<D: Device<Storage = S>>(device: &D, list: &Arc<ParameterList>) -> Self {
-        let zero = |(_, spec): (_, &ParameterSpec)| {
-            let (rows, cols) = spec.memory_shape();
-            device.zero_matrix(rows, cols)
-        };
-        ParameterSet { values: list.iter().map(zero).collect(), list: list.clone(), role: PhantomData }
-    }
-
-    /// From host memory in file order: `values(id, spec)` gives each parameter's elements, `[out, in]` for linear
-    /// layers. Parameters are asked for in the list's order.
-    pub fn from_host<D: Device<Storage = S>>(
-        device: &D,
-        list: &Arc<ParameterList>,
-        mut values: impl FnMut(ParameterId, &ParameterSpec) -> Result<Vec<T>>,
-    ) -> Result<Self> {
-        let matrix = |(id, spec): (ParameterId, &ParameterSpec)| {
-            let host = values(id, spec)?;
-            if host.len() != spec.len() {
-                return Err(ModelError::Weights(format!(
-                    "{}: {} elements, expected {} for shape {:?}",
-                    spec.name,
-                    host.len(),
-                    spec.len(),
-                    spec.shape
-                ))
-                .into());
-            }
-            let (rows, cols) = spec.memory_shape();
-            // One copy beside the parameter at any time: the first is gone before the last is made.
-            let memory = spec.to_memory(&host);
-            drop(host);
-            Ok(Matrix::new(device.upload(&memory), rows, cols))
-        };
-        let values = list.iter().map(matrix).collect::<Result<_>>()?;
-        Ok(ParameterSet { values, list: list.clone(), role: PhantomData })
-    }
-
-    /// One parameter in host memory, in file order.
-    pub fn to_host<D: Device<Storage = S>>(&self, device: &D, id: ParameterId) -> Vec<T> {
-        self.list[id].to_file(&device.download(self[id].buffer()))
-    }
-
-    /// The list that this is a set over.
-    pub fn list(&self) -> &Arc<ParameterList> {
-        &self.list
-    }
-
-    /// The matrices, in the list's order.
-    pub fn values(&self) -> &[Matrix<T, S>] {
-        &self.values
-    }
-
-    /// The matrices, in the list's order.
-    pub fn values_mut(&mut self) -> &mut [Matrix<T, S>] {
-        &mut self.values
-    }
-
-    /// Two different parameters at once, such as the weight and the bias of a linear layer.
-    ///
-    /// # Panics
-    /// If they are the same.
-    pub fn pair_mut(&mut self, first: ParameterId, second: ParameterId) -> (&mut Matrix<T, S>, &mut Matrix<T, S>) {
-        assert_ne!(first, second, "a parameter cannot be borrowed twice");
-        let (low, high) = (first.0.min(second.0), first.0.max(second.0));
-        let (left, right) = self.values.split_at_mut(high);
-        match first.0 < second.0 {
-            true => (&mut left[low], &mut right[0]),
-            false => (&mut right[0], &mut left[low]),
-        }
-    }
-
-    /// A copy.
-    pub fn duplicate<D: Device<Storage = S>>(&self, device: &D) -> Self {
-        let copy = |m: &Matrix<T, S>| Matrix::new(device.duplicate(m.buffer()), m.rows(), m.cols());
-        ParameterSet { list: self.list.clone(), values: self.values.iter().map(copy).collect(), role: PhantomData }
-    }
-}
-
-impl<T: Element, S: Storage> ParameterSet<MasterRole, T, S> {
-    /// The working copy: every weight rounded to the storage type.
-    pub fn working<D: Rows + Device<Acc = T, Storage = S>>(&self, device: &D) -> Parameters<D> {
-        let values = self.values.iter().map(|value| device.to_elem_matrix(value)).collect();
-        ParameterSet { list: self.list.clone(), values, role: PhantomData }
-    }
-
-    /// Brings a working copy up to date, after an optimizer step.
-    pub fn refresh<D: Rows + Device<Acc = T, Storage = S>>(&self, device: &D, working: &mut Parameters<D>) {
-        for (target, value) in working.values.iter_mut().zip(&self.values) {
-            *target = device.to_elem_matrix(value);
-        }
-    }
-}
-
-impl<R, T, S> Index<ParameterId> for ParameterSet<R, T, S> {
-    type Output = Matrix<T, S>;
-    fn index(&self, id: ParameterId) -> &Matrix<T, S> {
-        &self.values[id.0]
-    }
-}
-
-impl<R, T, S> IndexMut<ParameterId> for ParameterSet<R, T, S> {
-    fn index_mut(&mut self, id: ParameterId) -> &mut Matrix<T, S> {
-        &mut self.values[id.0]
-    }
-}
-
-impl<R, T: Element, S> fmt::Debug for ParameterSet<R, T, S> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "ParameterSet<{}>[{} parameters]", T::DTYPE, self.values.len())
     }
 }
 

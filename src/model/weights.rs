@@ -24,15 +24,10 @@ use crate::tensor::{DType, Device, Float};
 
 mod files;
 mod names;
+mod tensor;
 
 use files::TensorFiles;
-
-/// The file that holds all tensors.
-const SINGLE: &str = "model.safetensors";
-/// Tensor of the output layer.
-const HEAD: &str = "lm_head.weight";
-/// Tensor of the embedding.
-const EMBEDDING: &str = "model.embed_tokens.weight";
+use tensor::SINGLE;
 
 /// Checks what the headers of the weights in `folder` say against the parameters of a configuration; no tensor is read.
 /// What was done to names to find them is a sentence each.
@@ -96,25 +91,22 @@ pub fn save<R, T: Float, D: Device>(
 
     std::fs::create_dir_all(folder).map_err(|e| unwritable(folder, &e))?;
     let header = header(weights.list(), file_dtype)?;
-    let file = |name: &str, fill: &dyn Fn(&mut AtomicFile) -> std::io::Result<()>| {
-        let mut file = AtomicFile::create(&folder.join(name))?;
-        fill(&mut file).map_err(|e| unwritable(file.path(), &e))?;
-        Ok::<_, Error>(file)
+    let write = |file: &mut AtomicFile, bytes: &[u8]| {
+        file.write_all(bytes).map_err(|e| Error::from(unwritable(file.path(), &e)))
     };
-    let config = file("config.json", &|out| out.write_all(config::text(&map).as_bytes()))?;
-    let tensors = file(SINGLE, &|out| {
-        out.write_all(&(header.len() as u64).to_le_bytes())?;
-        out.write_all(&header)?;
-        let mut bytes = Vec::new();
-        for spec in by_name(weights.list()) {
-            let Some(id) = weights.list().find(&spec.name) else { continue };
-            bytes.clear();
-            encode(&weights.to_host(device, id), file_dtype, &mut bytes);
-            out.write_all(&bytes)?;
-        }
-        Ok(())
-    })?;
-    AtomicFile::place_all([tensors, config])
+    let mut config_file = AtomicFile::create(&folder.join("config.json"))?;
+    write(&mut config_file, config::text(&map).as_bytes())?;
+    let mut tensors = AtomicFile::create(&folder.join(SINGLE))?;
+    write(&mut tensors, &(header.len() as u64).to_le_bytes())?;
+    write(&mut tensors, &header)?;
+    let mut bytes = Vec::new();
+    for spec in by_name(weights.list()) {
+        let Some(id) = weights.list().find(&spec.name) else { continue };
+        bytes.clear();
+        encode(&weights.to_host(device, id)?, file_dtype, &mut bytes);
+        write(&mut tensors, &bytes)?;
+    }
+    AtomicFile::place_all([tensors, config_file])
 }
 
 fn by_name(list: &ParameterList) -> Vec<&ParameterSpec> {

@@ -1,12 +1,12 @@
 //! Ops: one folder each, `mod.rs` says what it computes, `cpu.rs` how.
 //!
-//! Ops take plain data: matrices, numbers, row lists, pieces of bands. Type parameters of strategies and layouts end
-//! above this floor. Forward and backward stand next to each other.
+//! Ops take plain data: views of matrices, numbers, row lists, pieces of bands, and write into memory that they are given.
+//! Type parameters of strategies and layouts end above this floor. Forward and backward stand next to each other.
+
+mod op;
 
 pub mod attention;
-mod dry;
 pub mod embedding;
-mod exp;
 pub mod loss;
 pub mod matmul;
 pub mod norm;
@@ -19,33 +19,35 @@ mod sums;
 pub mod swiglu;
 #[cfg(test)]
 mod testing;
+mod transpose;
 pub mod unfused;
 mod workers;
 
+/// A device that can attend over ranks: all that the handler and attention ask for.
+pub trait Attends: attention::Attention + rotary::Rotary + rows::Rows {}
+
+impl<D> Attends for D where D: attention::Attention + rotary::Rotary + rows::Rows {}
+
 /// A device that can do everything a GPT needs.
 pub trait Ops:
-    attention::Attention
+    Attends
     + embedding::Embedding
     + loss::CrossEntropy
     + matmul::Matmul
     + norm::RmsNorm
     + optimizer::Optimizer
-    + rotary::Rotary
-    + rows::Rows
     + swiglu::Swiglu
     + unfused::Unfused
 {
 }
 
 impl<D> Ops for D where
-    D: attention::Attention
+    D: Attends
         + embedding::Embedding
         + loss::CrossEntropy
         + matmul::Matmul
         + norm::RmsNorm
         + optimizer::Optimizer
-        + rotary::Rotary
-        + rows::Rows
         + swiglu::Swiglu
         + unfused::Unfused
 {

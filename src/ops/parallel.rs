@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use crate::ops::workers::install;
-use crate::tensor::{Cpu, Float};
+use crate::tensor::{Cpu, Element, Float, MatrixMut, MatrixRef};
 
 /// Elements that one task handles at least; smaller loops stay on the calling thread.
 const GRAIN: usize = 1 << 14;
@@ -18,29 +18,43 @@ pub(super) trait Cut: Sized + Send {
 pub(super) struct RowsMut<'a, T> {
     values: &'a mut [T],
     cols: usize,
+    /// Elements from one row to the next.
+    stride: usize,
 }
 
 impl<'a, T> RowsMut<'a, T> {
     /// `values` as rows of `cols` columns.
     pub(super) fn new(values: &'a mut [T], cols: usize) -> Self {
-        RowsMut { values, cols }
+        RowsMut { values, cols, stride: cols }
     }
 
-    /// All elements of these rows.
+    /// The rows of a view.
+    pub(super) fn of(view: &'a mut MatrixMut<'_, T>) -> Self
+    where
+        T: Element,
+    {
+        let (cols, stride) = (view.cols(), if view.is_contiguous() { view.cols() } else { view.stride() });
+        RowsMut { values: view.span_mut(), cols, stride }
+    }
+
+    /// All elements of these rows, which lie one after another.
     pub(super) fn all(&mut self) -> &mut [T] {
+        debug_assert_eq!(self.cols, self.stride, "nothing lies between rows");
         self.values
     }
 
     /// Row `index` of these rows.
     pub(super) fn row(&mut self, index: usize) -> &mut [T] {
-        &mut self.values[index * self.cols..(index + 1) * self.cols]
+        &mut self.values[index * self.stride..][..self.cols]
     }
 }
 
 impl<T: Send> Cut for RowsMut<'_, T> {
     fn cut(self, rows: usize) -> (Self, Self) {
-        let (head, tail) = self.values.split_at_mut(rows * self.cols);
-        (RowsMut::new(head, self.cols), RowsMut::new(tail, self.cols))
+        let RowsMut { values, cols, stride } = self;
+        // Behind the last row nothing lies between rows.
+        let (head, tail) = values.split_at_mut((rows * stride).min(values.len()));
+        (RowsMut { values: head, cols, stride }, RowsMut { values: tail, cols, stride })
     }
 }
 
@@ -82,6 +96,35 @@ pub(super) fn by_elements<T: Float, C: Cut>(
     each: impl Fn(Range<usize>, C) + Sync,
 ) {
     by_rows(cpu, elements, 1, outputs, each);
+}
+
+/// Calls `each` with stretches of elements of matrices of one shape, all of them once: of as many elements as come one
+/// after another in all of them.
+///
+/// # Panics
+/// If they have not one shape.
+pub(super) fn by_stretches<T: Float, X: Element, Y: Element, const N: usize>(
+    cpu: &Cpu<T>,
+    inputs: [MatrixRef<'_, X>; N],
+    mut output: MatrixMut<'_, Y>,
+    each: impl Fn([&[X]; N], &mut [Y]) + Sync,
+) {
+    let (rows, cols) = (output.rows(), output.cols());
+    for input in inputs {
+        assert_eq!((input.rows(), input.cols()), (rows, cols), "shapes of what goes element by element");
+    }
+    if output.is_contiguous() && inputs.iter().all(MatrixRef::is_contiguous) {
+        let inputs = inputs.map(|input| input.span());
+        by_elements(cpu, output.len(), RowsMut::new(output.span_mut(), 1), |range, mut output| {
+            each(inputs.map(|input| &input[range.clone()]), output.all());
+        });
+    } else {
+        by_rows(cpu, rows, cols, RowsMut::of(&mut output), |range, mut output| {
+            for (i, row) in range.enumerate() {
+                each(inputs.map(|input| input.row(row)), output.row(i));
+            }
+        });
+    }
 }
 
 /// The loop is behind a pointer, so that this and what it takes of rayon is compiled once per kind of output.

@@ -1,6 +1,5 @@
 //! How ops spread work over the threads of one rank, and how they widen and round its storage type.
 
-use std::ops::Deref;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -8,7 +7,7 @@ use half::f16;
 use half::slice::HalfFloatSliceExt;
 use rayon::ThreadPool;
 
-use crate::tensor::{Buffer, Cpu, DType, Element, Float};
+use crate::tensor::{Buffer, Cpu, DType, Element, Float, MatrixMut, MatrixRef};
 
 /// Number of threads of the device.
 pub(crate) fn threads<T: Float>(device: &Cpu<T>) -> usize {
@@ -70,8 +69,14 @@ pub(crate) const fn is_acc<T: Float>() -> bool {
     T::DTYPE.size() == T::Acc::DTYPE.size()
 }
 
-/// Values in the accumulation type: the caller's own, or a widened copy.
-pub(crate) enum Wide<'a, T: Float> {
+/// A matrix in the accumulation type: the caller's own, or a widened copy.
+pub(crate) struct Wide<'a, T: Float> {
+    values: Values<'a, T>,
+    cols: usize,
+    stride: usize,
+}
+
+enum Values<'a, T: Float> {
     /// Stored in the accumulation type.
     Same(&'a [T::Acc]),
     /// Widened into memory from the device's arena.
@@ -80,38 +85,59 @@ pub(crate) enum Wide<'a, T: Float> {
 
 impl<'a, T: Float> Wide<'a, T> {
     /// Widens if need be.
-    pub(crate) fn new(device: &Cpu<T>, values: &'a [T]) -> Self {
+    pub(crate) fn new(device: &Cpu<T>, from: MatrixRef<'a, T>) -> Self {
+        let cols = from.cols();
         if is_acc::<T>() {
-            return Wide::Same(bytemuck::cast_slice(values));
+            return Wide { values: Values::Same(bytemuck::cast_slice(from.span())), cols, stride: from.stride() };
         }
-        let mut copy = device.scratch::<T::Acc>(values.len());
-        widen(values, &mut copy);
-        Wide::Copy(copy)
+        let mut copy = device.scratch::<T::Acc>(from.len());
+        match from.flat() {
+            Some(values) => widen(values, &mut copy),
+            None => (0..from.rows()).for_each(|row| widen(from.row(row), &mut copy[row * cols..(row + 1) * cols])),
+        }
+        Wide { values: Values::Copy(copy), cols, stride: cols }
+    }
+
+    /// From the first element to the last, with what lies between rows.
+    pub(crate) fn span(&self) -> &[T::Acc] {
+        match &self.values {
+            Values::Same(values) => values,
+            Values::Copy(buffer) => buffer,
+        }
+    }
+
+    /// Elements from one row to the next.
+    pub(crate) fn stride(&self) -> usize {
+        self.stride
+    }
+
+    /// One row.
+    pub(crate) fn row(&self, row: usize) -> &[T::Acc] {
+        &self.span()[row * self.stride..][..self.cols]
     }
 }
 
-impl<T: Float> Deref for Wide<'_, T> {
-    type Target = [T::Acc];
-    fn deref(&self) -> &[T::Acc] {
-        match self {
-            Wide::Same(values) => values,
-            Wide::Copy(buffer) => buffer,
-        }
-    }
-}
-
-/// Lets `fill` write `target` in the accumulation type, then rounds each element once. With `keep`, `fill` finds
-/// the old values in place.
-pub(crate) fn write_rounded<T: Float>(device: &Cpu<T>, target: &mut [T], keep: bool, fill: impl FnOnce(&mut [T::Acc])) {
+/// Lets `fill` write `target` in the accumulation type, given elements and those from row to row, then rounds each element
+/// once. With `keep`, `fill` finds the old values in place.
+pub(crate) fn write_rounded<T: Float>(
+    device: &Cpu<T>,
+    mut target: MatrixMut<'_, T>,
+    keep: bool,
+    fill: impl FnOnce(&mut [T::Acc], usize),
+) {
+    let (rows, cols, stride) = (target.rows(), target.cols(), target.stride());
     if is_acc::<T>() {
-        return fill(bytemuck::cast_slice_mut(target));
+        return fill(bytemuck::cast_slice_mut(target.span_mut()), stride);
     }
     let mut wide = device.scratch::<T::Acc>(target.len());
     if keep {
-        widen(target, &mut wide);
+        (0..rows).for_each(|row| widen(target.row(row), &mut wide[row * cols..(row + 1) * cols]));
     }
-    fill(&mut wide);
-    target.iter_mut().zip(wide.iter()).for_each(|(to, &from)| *to = T::from_acc(from));
+    fill(&mut wide, cols);
+    for row in 0..rows {
+        let pairs = target.row_mut(row).iter_mut().zip(&wide[row * cols..(row + 1) * cols]);
+        pairs.for_each(|(to, &from)| *to = T::from_acc(from));
+    }
 }
 
 /// Widens a run of values.

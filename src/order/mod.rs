@@ -23,7 +23,7 @@ pub use natural::Natural;
 pub use placement::{DynPlacement, Placement};
 pub use rows::{RowDocuments, place_in_rows};
 pub use run::{Rows, Run};
-pub use shard::{DynShard, Full, Shard, laid_out, token_by_token};
+pub use shard::{DynShard, DynShardMut, DynShardRef, Full, Shard, laid_out, token_by_token};
 pub use striped::Striped;
 pub use zigzag::Zigzag;
 

@@ -4,7 +4,10 @@ use std::marker::PhantomData;
 use std::ops::Range;
 use std::sync::Arc;
 
-use crate::tensor::{Buffer, Charge, Device, Element, Float, Ledger, PoolStats, Real, Storage, bytes_of};
+use crate::error::Result;
+use crate::tensor::{
+    Buffer, Charge, Device, Element, Float, Ledger, MatrixMut, MatrixRef, PoolStats, Real, Storage, bytes_of,
+};
 
 /// Stands for a device that stores `T`, so that a program can be rehearsed for the memory that it takes. Buffers have
 /// a length and no contents; ops give results of the right shape ([`crate::ops`]).
@@ -77,13 +80,18 @@ impl<T: Float> Device for DryRun<T> {
         self.empty(len)
     }
 
-    fn upload<E: Element>(&self, values: &[E]) -> Buffer<E, Imagined> {
-        self.empty(values.len())
+    fn write<E: Element>(&self, values: &[E], target: MatrixMut<'_, E, Imagined>) {
+        assert_eq!(values.len(), target.len(), "values for {target:?}");
     }
 
     /// Zeros.
-    fn download<E: Element>(&self, buffer: &Buffer<E, Imagined>) -> Vec<E> {
-        vec![E::zeroed(); buffer.len()]
+    fn read<'a, E: Element>(&self, from: impl Into<MatrixRef<'a, E, Imagined>>) -> Result<Vec<E>> {
+        Ok(vec![E::zeroed(); from.into().len()])
+    }
+
+    /// Memory that is only counted never runs out.
+    fn reserve(&self, _bytes: usize) -> Result<()> {
+        Ok(())
     }
 
     fn duplicate<E: Element>(&self, buffer: &Buffer<E, Imagined>) -> Buffer<E, Imagined> {

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::ops::{Deref, DerefMut};
 
-use crate::tensor::{Buffer, Element, Host, Storage, product};
+use crate::tensor::{Buffer, Element, Host, MatrixMut, MatrixRef, Storage, product};
 
 /// A row-major matrix `[rows, cols]`; what every activation is, whatever the layout.
 pub struct Matrix<T, S = Host> {
@@ -41,6 +41,16 @@ impl<T: Element, S: Storage> Matrix<T, S> {
     /// The elements, row by row.
     pub fn buffer_mut(&mut self) -> &mut Buffer<T, S> {
         &mut self.buffer
+    }
+
+    /// All of it, to be read in place.
+    pub fn view(&self) -> MatrixRef<'_, T, S> {
+        MatrixRef::new(&self.buffer, 0, self.rows, self.cols, self.cols)
+    }
+
+    /// All of it, to be written in place.
+    pub fn view_mut(&mut self) -> MatrixMut<'_, T, S> {
+        MatrixMut::new(&mut self.buffer, 0, self.rows, self.cols, self.cols)
     }
 
     /// Gives up the shape.

@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex};
 
 use bytemuck::{Pod, Zeroable};
 
+use crate::error::{Result, SupportError};
 use crate::tensor::foreign::Foreign;
 use crate::tensor::{Charge, Element, Ledger, Real, bytes_of};
 
@@ -247,6 +248,22 @@ impl Pool {
         &self.ledger
     }
 
+    /// Makes sure that `bytes` can be owned in all.
+    ///
+    /// # Errors
+    /// [`SupportError::Memory`] if the system refuses what is missing.
+    pub(super) fn reserve(&self, bytes: usize) -> Result<()> {
+        let owned = self.stats().owned;
+        let missing = bytes.saturating_sub(owned);
+        let mut lines: Vec<Line> = Vec::new();
+        let refused = |error: std::collections::TryReserveError| SupportError::Memory {
+            bytes: bytes as u64,
+            owned: owned as u64,
+            reason: error.to_string(),
+        };
+        Ok(lines.try_reserve_exact(missing.div_ceil(LINE)).map_err(refused)?)
+    }
+
     fn lock(&self) -> std::sync::MutexGuard<'_, PoolState> {
         self.state.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
@@ -458,6 +475,21 @@ mod tests {
         assert_eq!(pool.stats().allocations, 3);
         assert_eq!(pool.stats().peak, 64 * 102);
         drop((first, second, third));
+    }
+
+    #[test]
+    fn what_the_system_does_not_have_cannot_be_reserved() {
+        let pool = Pool::new();
+        let _some = Buffer::<u8>::empty(&pool, 640);
+        assert_eq!(pool.reserve(640), Ok(()));
+        assert_eq!(pool.reserve(1 << 20), Ok(()));
+        assert_eq!(pool.stats().owned, 640, "blocks are taken as they are needed");
+        let error = pool.reserve(usize::MAX / 2).unwrap_err();
+        let message = error.to_string();
+        assert!(
+            error.is_input() && message.contains("9223372036854775807 bytes") && message.contains("640"),
+            "{message}"
+        );
     }
 
     #[test]

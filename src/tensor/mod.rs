@@ -3,26 +3,29 @@
 //! Everything larger than a few numbers lives in a [`Buffer`], which comes from a per-rank [`Pool`] and goes back
 //! to it when dropped, so that a training step allocates nothing once every shape has been seen.
 
+mod cpu;
 mod dry;
 mod foreign;
 mod ledger;
 mod matrix;
 mod memory;
+mod view;
 
+pub use cpu::Cpu;
 pub use dry::{DryRun, Imagined};
 pub(crate) use foreign::Lent;
 pub use ledger::{Charge, Ledger};
 pub use matrix::Matrix;
 pub use memory::{Buffer, Host, Pool, PoolStats, Storage};
+pub use view::{MatrixMut, MatrixRef};
 
 use std::fmt;
-use std::marker::PhantomData;
 use std::sync::Arc;
 
 use bytemuck::Pod;
 use half::{bf16, f16};
 
-use crate::error::{Result, SupportError};
+use crate::error::Result;
 
 /// The element types that buffers, files and messages can hold.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -160,10 +163,24 @@ pub trait Device: Clone + fmt::Debug + Send + Sync + 'static {
     fn empty<T: Element>(&self, len: usize) -> Buffer<T, Self::Storage>;
     /// Zeroed memory.
     fn zeros<T: Element>(&self, len: usize) -> Buffer<T, Self::Storage>;
-    /// Copies from the host.
-    fn upload<T: Element>(&self, values: &[T]) -> Buffer<T, Self::Storage>;
-    /// Copies to the host.
-    fn download<T: Element>(&self, buffer: &Buffer<T, Self::Storage>) -> Vec<T>;
+    /// Copies from the host into memory of the device, row by row.
+    ///
+    /// # Panics
+    /// If there are not as many values as elements.
+    fn write<T: Element>(&self, values: &[T], target: MatrixMut<'_, T, Self::Storage>);
+    /// Copies to the host, row by row: a whole buffer, a matrix or a view. It waits until everything has run that was
+    /// asked of the device before; nothing else does.
+    ///
+    /// # Errors
+    /// What went wrong on the device since it was last asked; ops do not say so themselves.
+    fn read<'a, T: Element>(&self, from: impl Into<MatrixRef<'a, T, Self::Storage>>) -> Result<Vec<T>>
+    where
+        Self::Storage: 'a;
+    /// Makes sure that the device can hold this many bytes at a time, before the first of them is needed.
+    ///
+    /// # Errors
+    /// [`SupportError::Memory`](crate::error::SupportError::Memory) if it cannot, with the sizes.
+    fn reserve(&self, bytes: usize) -> Result<()>;
     /// Copies on the device.
     fn duplicate<T: Element>(&self, buffer: &Buffer<T, Self::Storage>) -> Buffer<T, Self::Storage>;
     /// What the device's arena has done so far.
@@ -172,6 +189,13 @@ pub trait Device: Clone + fmt::Debug + Send + Sync + 'static {
     fn ledger(&self) -> &Arc<Ledger>;
     /// Every shape has been seen: see [`Pool::seal`].
     fn seal(&self);
+
+    /// Copies from the host.
+    fn upload<T: Element>(&self, values: &[T]) -> Buffer<T, Self::Storage> {
+        let mut buffer = self.empty(values.len());
+        self.write(values, MatrixMut::of_buffer(&mut buffer));
+        buffer
+    }
 
     /// A matrix with unspecified contents.
     fn matrix<T: Element>(&self, rows: usize, cols: usize) -> Matrix<T, Self::Storage> {
@@ -193,128 +217,11 @@ pub type ElemMatrix<D> = Matrix<<D as Device>::Elem, <D as Device>::Storage>;
 /// A matrix of `D`'s accumulation type.
 pub type AccMatrix<D> = Matrix<<D as Device>::Acc, <D as Device>::Storage>;
 
-/// The processor, storing `T`; the default device.
-#[derive(Clone)]
-pub struct Cpu<T = f32> {
-    pool: Arc<Pool>,
-    workers: Option<Arc<rayon::ThreadPool>>,
-    marker: PhantomData<T>,
-}
-
-impl<T: Float> Cpu<T> {
-    /// One rank's share of the processor: `threads` threads (at least 1), the caller's among them.
-    ///
-    /// # Panics
-    /// If the system refuses the threads, which it never does for 1; [`Cpu::with_threads`] gives an error then.
-    pub fn new(threads: usize) -> Self {
-        Cpu::with_threads(threads).unwrap_or_else(|error| panic!("{error}"))
-    }
-
-    /// The same, for a number of threads that comes from outside the program.
-    ///
-    /// # Errors
-    /// [`SupportError::Threads`] if the system refuses the threads.
-    pub fn with_threads(threads: usize) -> Result<Self> {
-        let refused = |reason| SupportError::Threads { threads, reason };
-        let workers = match threads {
-            0 | 1 => None,
-            _ if threads > rayon::max_num_threads() => {
-                return Err(refused(format!("a pool has at most {}", rayon::max_num_threads())).into());
-            }
-            _ => {
-                let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
-                Some(Arc::new(pool.map_err(|error| refused(error.to_string()))?))
-            }
-        };
-        Ok(Cpu { pool: Pool::new(), workers, marker: PhantomData })
-    }
-
-    /// The same share of the processor and the same memory, storing another type.
-    pub fn storing<E: Float>(&self) -> Cpu<E> {
-        Cpu { pool: self.pool.clone(), workers: self.workers.clone(), marker: PhantomData }
-    }
-
-    /// The arena that buffers come from.
-    pub fn pool(&self) -> &Arc<Pool> {
-        &self.pool
-    }
-
-    /// Memory with unspecified contents for the inside of an op: it does not count in the [`Ledger`], because its size
-    /// may depend on threads and tiles.
-    pub(crate) fn scratch<E: Element>(&self, len: usize) -> Buffer<E> {
-        Buffer::scratch(&self.pool, len)
-    }
-
-    /// The threads to spread work over, if more than one.
-    pub fn workers(&self) -> Option<&rayon::ThreadPool> {
-        self.workers.as_deref()
-    }
-}
-
-impl<T: Float> fmt::Debug for Cpu<T> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let threads = self.workers.as_ref().map_or(1, |workers| workers.current_num_threads());
-        write!(f, "Cpu<{}>({threads} threads)", T::DTYPE)
-    }
-}
-
-impl<T: Float> Default for Cpu<T> {
-    fn default() -> Self {
-        Cpu::new(1)
-    }
-}
-
-impl<T: Float> Device for Cpu<T> {
-    type Elem = T;
-    type Acc = T::Acc;
-    type Storage = Host;
-
-    fn empty<E: Element>(&self, len: usize) -> Buffer<E> {
-        Buffer::empty(&self.pool, len)
-    }
-
-    fn zeros<E: Element>(&self, len: usize) -> Buffer<E> {
-        Buffer::zeros(&self.pool, len)
-    }
-
-    fn upload<E: Element>(&self, values: &[E]) -> Buffer<E> {
-        let mut buffer = Buffer::empty(&self.pool, values.len());
-        buffer.copy_from_slice(values);
-        buffer
-    }
-
-    fn download<E: Element>(&self, buffer: &Buffer<E>) -> Vec<E> {
-        buffer.to_vec()
-    }
-
-    fn duplicate<E: Element>(&self, buffer: &Buffer<E>) -> Buffer<E> {
-        self.upload(buffer)
-    }
-
-    fn memory(&self) -> PoolStats {
-        self.pool.stats()
-    }
-
-    fn ledger(&self) -> &Arc<Ledger> {
-        self.pool.ledger()
-    }
-
-    fn seal(&self) {
-        self.pool.seal();
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_pool_that_is_refused_is_an_error_with_the_number_of_threads() {
-        let error = Cpu::<f32>::with_threads(usize::MAX).err().unwrap();
-        assert!(matches!(&error, crate::error::Error::Support(SupportError::Threads { threads: usize::MAX, .. })));
-        assert!(error.is_input() && error.to_string().contains("use fewer"), "{error}");
-        assert!(std::panic::catch_unwind(|| Cpu::<f32>::new(usize::MAX)).is_err(), "not one thread without a word");
-        assert_eq!(Cpu::<f32>::with_threads(3).unwrap().workers().map(|pool| pool.current_num_threads()), Some(3));
-        assert!(Cpu::<f32>::with_threads(0).unwrap().workers().is_none());
-    }
-}
+/// A view of numbers of `D`'s storage type, to be read.
+pub type ElemRef<'a, D> = MatrixRef<'a, <D as Device>::Elem, <D as Device>::Storage>;
+/// A view of numbers of `D`'s storage type, to be written.
+pub type ElemMut<'a, D> = MatrixMut<'a, <D as Device>::Elem, <D as Device>::Storage>;
+/// A view of numbers of `D`'s accumulation type, to be read.
+pub type AccRef<'a, D> = MatrixRef<'a, <D as Device>::Acc, <D as Device>::Storage>;
+/// A view of numbers of `D`'s accumulation type, to be written.
+pub type AccMut<'a, D> = MatrixMut<'a, <D as Device>::Acc, <D as Device>::Storage>;

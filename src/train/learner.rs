@@ -4,12 +4,13 @@ use crate::comm::threads::ThreadComm;
 use crate::comm::{Collectives, Communicator};
 use crate::error::{Result, SupportError};
 use crate::handler::{CpHandler, UntypedHandler};
-use crate::kernel::{DynKernel, Flash, Kernel};
+use crate::kernel::{DynKernel, Flash, KernelOn};
 use crate::layout::Layout;
 use crate::model::architecture::{Architecture, FromConfig, HeadsFit};
 use crate::model::inputs::{DynInputs, Inputs};
 use crate::model::{Config, DynModel, GptModel, Gradients, Master};
 use crate::ops::Ops;
+pub use crate::ops::optimizer::AdamwOptions;
 use crate::order::{Grouped, TokenOrder};
 use crate::solve::schedule::Scheduler;
 use crate::strategy::{CpStrategy, Supports};
@@ -17,28 +18,6 @@ use crate::tensor::{Cpu, Device};
 use crate::train::data::TokenBatch;
 use crate::train::state::State;
 use crate::train::trainer::Learner;
-
-/// AdamW's constants and the bound on the gradient's norm.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct AdamwOptions {
-    /// Decay of the mean.
-    pub beta1: f64,
-    /// Decay of the mean square.
-    pub beta2: f64,
-    /// Added to the root of the mean square.
-    pub eps: f64,
-    /// Decoupled decay, of parameters with two or more dimensions.
-    pub weight_decay: f64,
-    /// The gradient is scaled down to this norm; 0 for no bound.
-    pub clip: f64,
-}
-
-impl Default for AdamwOptions {
-    /// The constants of GPT-3 (Brown et al. 2020).
-    fn default() -> Self {
-        AdamwOptions { beta1: 0.9, beta2: 0.95, eps: 1e-8, weight_decay: 0.1, clip: 1.0 }
-    }
-}
 
 /// One rank's model in training.
 ///
@@ -58,7 +37,7 @@ impl<H, L, K, D, C, A> GptLearner<H, L, K, D, C, A>
 where
     H: Supports<L, K>,
     L: Layout,
-    K: Kernel,
+    K: KernelOn<D>,
     D: Ops,
     C: Communicator<D::Storage>,
 {
@@ -264,7 +243,7 @@ impl<H, L, K, D, C, A> Learner for GptLearner<H, L, K, D, C, A>
 where
     H: Supports<L, K>,
     L: Layout,
-    K: Kernel,
+    K: KernelOn<D>,
     D: Ops,
     C: Communicator<D::Storage>,
 {
@@ -279,5 +258,5 @@ impl<D: Ops> Learner for DynLearner<D> {
 pub fn global_sum<D: Device, C: Communicator<D::Storage> + ?Sized>(device: &D, comm: &C, value: f64) -> Result<f64> {
     let mut sums = device.upload(&[value]);
     comm.all_reduce(&mut sums)?;
-    Ok(device.download(&sums)[0])
+    Ok(device.read(&sums)?[0])
 }

@@ -8,12 +8,11 @@ use crate::handler::HandlerRef;
 use crate::model::inputs::{DynInputs, InputsRef};
 use crate::model::{DynModel, Gradients, Master, Moments, mtp};
 use crate::ops::Ops;
-use crate::ops::optimizer::AdamwStep;
+use crate::ops::optimizer::{AdamwOptions, AdamwState, StepNumbers};
 use crate::order::{DealOf, DynPlacement, Grouped};
 use crate::solve::schedule::{MicroBatch, Scheduler};
-use crate::tensor::{AccMatrix, Buffer, Device, Storage};
+use crate::tensor::{Device, MatrixMut};
 use crate::train::data::TokenBatch;
-use crate::train::learner::AdamwOptions;
 
 /// Sequences that run at once, and where their tokens are.
 type Part<'a> = (Cow<'a, TokenBatch>, Arc<DynPlacement>);
@@ -76,24 +75,7 @@ impl<D: Ops> State<D> {
 
     /// Sums the accumulated gradient over ranks, in rank order.
     pub(super) fn reduce_gradients(&mut self, handler: HandlerRef<'_, D>) -> Result<()> {
-        if handler.ranks() == 1 {
-            return Ok(());
-        }
-        let mut flat: Buffer<D::Acc, D::Storage> = handler.device().empty(self.gradients.list().elements());
-        let mut at = 0;
-        for value in self.gradients.values() {
-            D::Storage::write(&mut flat, at, value.buffer());
-            at += value.buffer().len();
-        }
-        handler.all_reduce("gradients", &mut flat)?;
-        at = 0;
-        for value in self.gradients.values_mut() {
-            let len = value.buffer().len();
-            let part = D::Storage::part(&flat, at..at + len);
-            D::Storage::write(value.buffer_mut(), 0, &part);
-            at += len;
-        }
-        Ok(())
+        handler.all_reduce("gradients", self.gradients.flat_mut())
     }
 
     /// What of a batch runs at once, one after another: all of it, or what the scheduler says. Each sequence is a
@@ -126,6 +108,20 @@ impl<D: Ops> State<D> {
         inputs: InputsRef<'_, D::Storage>,
         scales: &[f64],
     ) -> Result<Vec<f64>> {
+        let mut sums = model.device().zero_matrix(1, scales.len());
+        self.add_inputs(handler, model, inputs, scales, sums.view_mut())?;
+        model.device().read(&sums)
+    }
+
+    /// The same, with sums `[1, losses]` on the device that are added to.
+    fn add_inputs(
+        &mut self,
+        handler: HandlerRef<'_, D>,
+        model: &DynModel<D>,
+        inputs: InputsRef<'_, D::Storage>,
+        scales: &[f64],
+        mut sums: MatrixMut<'_, f64, D::Storage>,
+    ) -> Result<()> {
         let (depth, given, gradients) = (model.config().mtp_depth, scales.len(), &mut self.gradients);
         if given != depth + 1 {
             return Err(SupportError::Numbers(format!(
@@ -136,14 +132,16 @@ impl<D: Ops> State<D> {
             .into());
         }
         let mut activations = model.forward(handler, inputs.tokens)?;
-        let (sum, dhidden) = model.loss_backward(&activations, inputs.labels, inputs.weights, scales[0], gradients)?;
-        let mut sums = vec![sum];
+        let (labels, weights) = (inputs.labels, inputs.weights);
+        let sum = sums.reborrow().column_range(0..1);
+        let dhidden = model.add_loss_backward(&activations, labels, weights, scales[0], gradients, sum)?;
         if depth > 0 {
-            sums.extend(model.mtp_backward(handler, &mut activations, inputs, &scales[1..], gradients)?);
+            let sums = sums.column_range(1..given);
+            model.add_mtp_backward(handler, &mut activations, inputs, &scales[1..], gradients, sums)?;
         }
         model.backward(handler, activations, &dhidden, gradients)?;
         self.micro_batches += 1;
-        Ok(sums)
+        Ok(())
     }
 
     /// Forward and backward of a part of a step; the sums of its losses over ranks.
@@ -154,13 +152,14 @@ impl<D: Ops> State<D> {
         batch: &TokenBatch,
         labels_in_step: &[usize],
     ) -> Result<Vec<f64>> {
-        let mut sums = vec![0.0; labels_in_step.len()];
+        let (device, scales) = (model.device(), mtp::scales(labels_in_step));
+        let mut sums = device.zero_matrix(1, scales.len());
         for (part, placement) in self.parts(handler, model, batch)? {
             let inputs = DynInputs::placed(handler, &placement, &part.tokens, &part.labels)?;
-            let losses = self.accumulate_inputs(handler, model, inputs.by_ref(), &mtp::scales(labels_in_step))?;
-            sums.iter_mut().zip(losses).for_each(|(sum, loss)| *sum += loss);
+            self.add_inputs(handler, model, inputs.by_ref(), &scales, sums.view_mut())?;
         }
-        handler.sum(&sums)
+        handler.all_reduce("sum", sums.buffer_mut())?;
+        device.read(&sums)
     }
 
     /// One step of AdamW with the accumulated gradient; its norm before clipping. All ranks have the same gradient by
@@ -168,40 +167,43 @@ impl<D: Ops> State<D> {
     pub(super) fn update(&mut self, handler: HandlerRef<'_, D>, model: &mut DynModel<D>, lr: f64) -> Result<f64> {
         let device = model.device().clone();
         self.reduce_gradients(handler)?;
-        let norm_of = |values: &[AccMatrix<D>]| {
-            values.iter().map(|value| device.sum_of_squares(value.buffer())).sum::<f64>().sqrt()
-        };
-        let norm = norm_of(self.gradients.values());
+        let numbers = StepNumbers { lr, step: (self.step + 1) as f64, ..StepNumbers::default() };
+        let mut numbers = device.upload(&numbers.to_array());
+        device.sum_of_squares(self.gradients.flat(), &mut numbers);
+        let decayed = self.master.list().decayed();
+        model.update_with(|device, working| {
+            let state = AdamwState {
+                gradient: self.gradients.flat_mut(),
+                weights: self.master.flat_mut(),
+                mean: self.mean.flat_mut(),
+                square: self.square.flat_mut(),
+                working: working.flat_mut(),
+            };
+            device.adamw(&self.options, decayed, &mut numbers, state);
+        });
+        let found = device.read(&numbers)?;
+        let norm = found[StepNumbers::GRADIENT].sqrt();
+        // Where it is not finite, the optimizer has changed nothing.
         DataError::check_finite(self.step + 1, DataError::GRADIENT, norm)?;
-        let AdamwOptions { beta1, beta2, eps, weight_decay, clip } = self.options;
-        // PyTorch's `clip_grad_norm_`.
-        let gradient_scale = if clip > 0.0 { (clip / (norm + 1e-6)).min(1.0) } else { 1.0 };
         self.step += 1;
         self.micro_batches = 0;
-        let list = self.gradients.list().clone();
-        for (id, spec) in list.iter() {
-            let weight_decay = if spec.decays() { weight_decay } else { 0.0 };
-            let step = AdamwStep { lr, beta1, beta2, eps, weight_decay, step: self.step, gradient_scale };
-            let (mean, square) = (&mut self.mean[id], &mut self.square[id]);
-            device.adamw(&step, &self.gradients[id], &mut self.master[id], mean, square);
-            device.clear(self.gradients[id].buffer_mut());
-        }
         // A rate that is too large for the type of the weights does what no gradient shows.
-        DataError::check_finite(self.step, "the norm of the weights", norm_of(self.master.values()))?;
-        model.update(&self.master);
+        DataError::check_finite(self.step, "the norm of the weights", found[StepNumbers::WEIGHTS].sqrt())?;
         device.seal();
         Ok(norm)
     }
 
     /// The sum over ranks of the losses of a batch.
     pub(super) fn evaluate(&self, handler: HandlerRef<'_, D>, model: &DynModel<D>, batch: &TokenBatch) -> Result<f64> {
-        let mut sum = 0.0;
+        let device = model.device();
+        let mut sum = device.zero_matrix(1, 1);
         for (part, placement) in self.parts(handler, model, batch)? {
             let inputs = DynInputs::placed(handler, &placement, &part.tokens, &part.labels)?;
             let activations = model.forward(handler, &inputs.tokens)?;
-            sum += model.loss_sum(&activations, &inputs.labels, &inputs.weights)?;
+            model.add_loss_sum(&activations, &inputs.labels, &inputs.weights, sum.view_mut())?;
         }
-        Ok(handler.sum(&[sum])?[0])
+        handler.all_reduce("sum", sum.buffer_mut())?;
+        Ok(device.read(&sum)?[0])
     }
 }
 
@@ -233,9 +235,7 @@ mod tests {
                 let handler = CpHandler::<Ring, Thd>::new(Ring::new(Runtime(2)), device.clone(), comm)?;
                 let weights = init::fresh(&device, &config, &ParameterList::new(&config), 0)?;
                 let mut learner = GptLearner::<Ring, Thd>::new(&config, weights, handler)?;
-                let values = |learner: &GptLearner<Ring, Thd>| {
-                    learner.master().values().iter().flat_map(|value| value.buffer().to_vec()).collect::<Vec<f32>>()
-                };
+                let values = |learner: &GptLearner<Ring, Thd>| learner.master().flat().to_vec();
                 let before = values(&learner);
                 let shape = Arc::new(crate::layout::Packed::from_lengths(&batch.lengths)?);
                 let inputs = Inputs::new(learner.handler(), shape, &batch.tokens, &batch.labels)?;

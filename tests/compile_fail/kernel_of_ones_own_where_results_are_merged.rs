@@ -4,49 +4,37 @@
 
 use context_parallel::degree::Fixed;
 use context_parallel::error::Result;
+use context_parallel::kernel::{Kernel, KernelOn, TileGradients, TileOperands, Unfused};
 use context_parallel::layout::Thd;
 use context_parallel::ops::Ops;
 use context_parallel::ops::attention::AttentionShape;
-use context_parallel::kernel::{Kernel, TileOperands, Unfused};
 use context_parallel::strategy::{Ring, Row};
-use context_parallel::tensor::{AccMatrix, Device, ElemMatrix};
+use context_parallel::tensor::{AccBuffer, AccMut, AccRef};
 
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 struct Scores;
 
 impl Kernel for Scores {
     const NAME: &'static str = "scores";
-    type Saved<D: Device> = <Unfused as Kernel>::Saved<D>;
+}
 
-    fn forward<D: Ops>(
-        device: &D,
-        tile: TileOperands<'_, D>,
-        out: &mut AccMatrix<D>,
-        lse: &mut AccMatrix<D>,
-    ) -> Self::Saved<D> {
+impl<D: Ops> KernelOn<D> for Scores {
+    type Saved = AccBuffer<D>;
+
+    fn forward(device: &D, tile: TileOperands<'_, D>, out: AccMut<'_, D>, lse: AccMut<'_, D>) -> Self::Saved {
         Unfused::forward(device, tile, out, lse)
     }
 
-    fn backward<D: Ops>(
-        device: &D,
-        tile: TileOperands<'_, D>,
-        saved: &Self::Saved<D>,
-        out: &AccMatrix<D>,
-        lse: &AccMatrix<D>,
-        delta: &AccMatrix<D>,
-        dout: &ElemMatrix<D>,
-        dq: &mut AccMatrix<D>,
-        dkv: &mut AccMatrix<D>,
-    ) {
-        Unfused::backward(device, tile, saved, out, lse, delta, dout, dq, dkv);
+    fn backward(device: &D, tile: TileOperands<'_, D>, saved: &Self::Saved, gradients: TileGradients<'_, D>) {
+        Unfused::backward(device, tile, saved, gradients);
     }
 
-    fn merge<D: Ops>(
+    fn merge(
         device: &D,
         shape: &AttentionShape,
-        out: &mut AccMatrix<D>,
-        lse: &mut AccMatrix<D>,
-        part: (&AccMatrix<D>, &AccMatrix<D>),
+        out: AccMut<'_, D>,
+        lse: AccMut<'_, D>,
+        part: (AccRef<'_, D>, AccRef<'_, D>),
     ) -> Result<()> {
         Unfused::merge(device, shape, out, lse, part)
     }

@@ -2,9 +2,9 @@
 
 use std::collections::BTreeSet;
 
-use context_parallel::conformance::{self, Check, Options, Report};
+use context_parallel::conformance::{self, Check, Options, Report, TestedKernel};
 use context_parallel::degree::Runtime;
-use context_parallel::kernel::{Flash, Kernel, Unfused};
+use context_parallel::kernel::{Flash, Unfused};
 use context_parallel::layout::{Bshd, Layout, Sbhd, Thd};
 use context_parallel::order::{Contiguous, Striped, TokenOrder, Zigzag};
 use context_parallel::solve::stages::{Merging, StageCosts, StageCount, Staging};
@@ -21,7 +21,7 @@ fn passes<H, L, K>(
 where
     H: Supports<L, K>,
     L: Layout,
-    K: Kernel,
+    K: TestedKernel,
 {
     let options = Options { degrees: degrees.to_vec(), ..Options::default() };
     let report = conformance::check::<H, L, K>(strategy, &options).unwrap_or_else(|failure| panic!("{failure}"));

@@ -11,7 +11,7 @@ use context_parallel::error::{Error, Result, ScheduleError};
 use context_parallel::handler::CpHandler;
 use context_parallel::kernel::Flash;
 use context_parallel::layout::{Packed, Thd};
-use context_parallel::model::{Config, Master, ParameterList, Sizes, init};
+use context_parallel::model::{Config, ParameterList, Sizes, init};
 use context_parallel::solve::schedule::{Schedule, Scheduler, schedule};
 use context_parallel::strategy::{Dynamic, Single, Supports};
 use context_parallel::tensor::{Cpu, Host};
@@ -79,8 +79,7 @@ impl Run {
             validate_every: 2,
         };
         let records = train(&mut learner, &text(), &options, &AtomicBool::new(false), |_| Ok(()))?;
-        let values = |master: &Master<Cpu<f64>>| master.values().iter().flat_map(|value| value.to_vec()).collect();
-        Ok(Run { records, weights: values(learner.master()) })
+        Ok(Run { records, weights: learner.master().flat().to_vec() })
     }
 
     fn single(mtp_depth: usize) -> Self {

@@ -8,7 +8,7 @@ use context_parallel::degree::{Fixed, Grid, Runtime};
 use context_parallel::error::{Error, PlacementError, Result, SupportError};
 use context_parallel::handler::CpHandler;
 use context_parallel::heads::SwapHeads;
-use context_parallel::kernel::{Flash, Kernel, Unfused};
+use context_parallel::kernel::{Flash, KernelOn, Unfused};
 use context_parallel::layout::{Bshd, Layout, Packed, Thd};
 use context_parallel::model::inputs::Inputs;
 use context_parallel::model::{
@@ -37,7 +37,7 @@ fn step<H, L, K, A>(strategy: H, lengths: &[usize]) -> Vec<(Vec<u32>, Vec<u32>)>
 where
     H: Supports<L, K>,
     L: Layout,
-    K: Kernel,
+    K: KernelOn<Cpu<f32>>,
     A: Architecture + HeadsFit<H>,
 {
     let total = lengths.iter().sum::<usize>() as i64;
@@ -53,14 +53,13 @@ where
         let (_, dhidden) =
             model.loss_backward(&activations, &inputs.labels, &inputs.weights, 1.0 / total as f64, &mut gradients)?;
         model.backward(&handler, activations, &dhidden, &mut gradients)?;
-        let gradients = gradients.values().iter().flat_map(|value| value.iter().map(|x| x.to_bits()));
-        Ok((features, gradients.collect()))
+        Ok((features, gradients.flat().iter().map(|x| x.to_bits()).collect()))
     })
     .unwrap()
 }
 
 /// Fixed degree and fixed heads against both of run time.
-fn same<F, R, L: Layout, K: Kernel>(fixed: F, of_run_time: R, lengths: &[usize])
+fn same<F, R, L: Layout, K: KernelOn<Cpu<f32>>>(fixed: F, of_run_time: R, lengths: &[usize])
 where
     F: Supports<L, K>,
     R: Supports<L, K>,
@@ -201,7 +200,7 @@ fn trained<A: Architecture + HeadsFit<Ulysses<Fixed<2>>>>(config: &Config) -> Re
             losses.push(learner.accumulate(&batch, batch.counted())?.to_bits());
             learner.update(1e-2)?;
         }
-        let weights = learner.master().values().iter().flat_map(|value| value.iter().map(|x| x.to_bits()));
+        let weights = learner.master().flat().iter().map(|x| x.to_bits());
         Ok((losses, weights.collect()))
     })
 }

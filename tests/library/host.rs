@@ -6,7 +6,7 @@ use std::sync::Arc;
 use context_parallel::comm::threads;
 use context_parallel::error::{Error, LayoutError, Result};
 use context_parallel::handler::{CpHandler, DynHandler, HostGradient, HostMut, HostRef, IGNORED, Partial, Replicated};
-use context_parallel::kernel::{Flash, Kernel};
+use context_parallel::kernel::{Flash, Kernel, KernelOn};
 use context_parallel::layout::{Batch, Layout, Thd};
 use context_parallel::mask::Mask;
 use context_parallel::model::init::Normal;
@@ -53,13 +53,14 @@ struct Typed<T>(std::marker::PhantomData<T>);
 
 impl<T: Float> Visitor for Typed<T> {
     type Output = Vec<Found>;
+    type Device = Cpu<T>;
 
-    fn visit<H: Supports<L, K>, L: Layout, K: Kernel>(self, strategy: H) -> Result<Vec<Found>> {
+    fn visit<H: Supports<L, K>, L: Layout, K: KernelOn<Cpu<T>>>(self, strategy: H) -> Result<Vec<Found>> {
         typed::<H, L, K, T>(&strategy)
     }
 }
 
-fn typed<H: Supports<L, K>, L: Layout, K: Kernel, T: Float>(strategy: &H) -> Result<Vec<Found>> {
+fn typed<H: Supports<L, K>, L: Layout, K: KernelOn<Cpu<T>>, T: Float>(strategy: &H) -> Result<Vec<Found>> {
     let (valid, stored) = lengths(L::NAME);
     let batch = Arc::new(L::padded_batch_of(&valid, &stored)?);
     let tokens = batch.tokens();

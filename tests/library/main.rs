@@ -9,6 +9,7 @@ mod dispatch;
 mod dynamic;
 mod external;
 mod fixed_degrees;
+mod foreign_device;
 mod handler;
 mod host;
 mod mtp;

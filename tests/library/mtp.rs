@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use context_parallel::comm::threads;
+use context_parallel::comm::{Collectives, threads};
 use context_parallel::degree::Runtime;
 use context_parallel::error::Result;
 use context_parallel::handler::{CpHandler, UntypedHandler};
@@ -110,14 +110,11 @@ impl Case {
             for (sum, &count) in std::iter::once(sum).chain(sums).zip(&counts) {
                 losses.push(global_sum(&device, handler.comm(), sum)? / count.max(1) as f64);
             }
-            for value in gradients.values_mut() {
-                use context_parallel::comm::Collectives;
-                handler.comm().all_reduce(value.buffer_mut())?;
-            }
-            let wide = |values: &[T::Acc]| values.iter().map(|x| x.to_f64()).collect::<Vec<f64>>();
+            handler.comm().all_reduce(gradients.flat_mut())?;
+            let wide = |id| gradients.view(id).to_vec().iter().map(|x| x.to_f64()).collect::<Vec<f64>>();
             Ok(Step {
                 losses,
-                gradients: gradients.values().iter().map(|value| wide(value)).collect(),
+                gradients: gradients.list().ids().map(wide).collect(),
                 logits: logits.iter().map(|logits| logits.iter().map(|x| x.to_f64()).collect()).collect(),
             })
         });
@@ -147,7 +144,7 @@ fn depths_are_what_their_definition_says() {
 
     let device = Cpu::<f64>::default();
     let master = weights_of::<f64>(&config);
-    let host = |name: &str| master.to_host(&device, master.list().find(name).unwrap());
+    let host = |name: &str| master.to_host(&device, master.list().find(name).unwrap()).unwrap();
     let ones = |len| vec![1.0; len];
     // Normed features of a model whose final norm is 1.
     let features = |config: &Config, tokens: &[i64], values: &(dyn Fn(&str) -> Vec<f64> + Sync)| {
@@ -249,9 +246,10 @@ fn gradients_equal_finite_differences() {
         for (id, spec) in list.iter() {
             let mut expected = Vec::new();
             for element in 0..spec.len() {
-                let (middle, step) = (master[id][element], 1e-5);
+                let (row, col) = (element / master.view(id).cols(), element % master.view(id).cols());
+                let (middle, step) = (master.view(id).row(row)[col], 1e-5);
                 let mut at = |value: f64| {
-                    master[id][element] = value;
+                    master.view_mut(id).row_mut(row)[col] = value;
                     loss(&master).unwrap()
                 };
                 expected.push((at(middle + step) - at(middle - step)) / (2.0 * step));
@@ -443,7 +441,8 @@ fn micro_batches_add_up_to_one_batch() {
                 sums.iter_mut().zip(part).for_each(|(sum, part)| *sum += part);
             }
             learner.reduce_gradients()?;
-            let gradients = learner.gradients().values().iter().map(|value| value.to_vec()).collect();
+            let gradients = learner.gradients();
+            let gradients = gradients.list().ids().map(|id| gradients.view(id).to_vec()).collect();
             Ok(Step { losses: sums.to_vec(), gradients, logits: Vec::new() })
         })
         .unwrap()
@@ -474,9 +473,9 @@ fn files_keep_the_depths() {
     let bare = init::fresh(&device, &plain, &ParameterList::new(&plain), 3).unwrap();
     let completed = init::completed(&device, &config, &list, 3, &bare).unwrap();
     for id in list.ids() {
-        assert_eq!(fresh[id][..], completed[id][..], "{}", list[id].name);
+        assert_eq!(fresh.view(id).to_vec(), completed.view(id).to_vec(), "{}", list[id].name);
     }
-    assert_eq!(fresh[list.mtp[1].norm][..], [1.0; 8]);
+    assert_eq!(fresh.view(list.mtp[1].norm).row(0), [1.0; 8]);
 
     let folder = tempfile::tempdir().unwrap();
     weights::save(&device, folder.path(), &config, &fresh, DType::F32).unwrap();
@@ -484,9 +483,7 @@ fn files_keep_the_depths() {
     assert_eq!((read.mtp_depth, &read), (2, &config));
     assert!(read.to_json().unwrap().contains("\"num_nextn_predict_layers\": 2"));
     let again = weights::load_master(&device, folder.path(), &list).unwrap();
-    for id in list.ids() {
-        assert_eq!(fresh[id][..], again[id][..]);
-    }
+    assert_eq!(fresh.flat()[..], again.flat()[..]);
     // Without the key in the configuration, the blocks have no use.
     let error = weights::load_master(&device, folder.path(), &ParameterList::new(&plain)).unwrap_err().to_string();
     assert!(error.contains("4 blocks") && error.contains("num_nextn_predict_layers"), "{error}");
@@ -518,7 +515,7 @@ fn depths_are_read_by_older_names_and_with_copies() {
     };
     let same = || {
         let read = weights::load_master(&device, folder.path(), &list).unwrap();
-        list.ids().all(|id| read[id][..] == fresh[id][..])
+        read.flat()[..] == fresh.flat()[..]
     };
 
     let mut older = tensors.clone();

@@ -28,9 +28,9 @@ fn gradients(tied: bool, pad: Option<usize>) -> BTreeMap<String, Vec<f64>> {
     let list = ParameterList::new(&config);
     let fresh = init::fresh(&device, &config, &list, 0).unwrap();
     // An output layer of its own has the numbers of a tied one.
-    let table = fresh.to_host(&device, list.embedding);
-    let numbers = |id| if Some(id) == list.head { table.clone() } else { fresh.to_host(&device, id) };
-    let master = Master::<Cpu<f64>>::from_host(&device, &list, |id, _| Ok(numbers(id))).unwrap();
+    let table = fresh.to_host(&device, list.embedding).unwrap();
+    let numbers = |id| if Some(id) == list.head { Ok(table.clone()) } else { fresh.to_host(&device, id) };
+    let master = Master::<Cpu<f64>>::from_host(&device, &list, |id, _| numbers(id)).unwrap();
     let found = threads::run(1, |comm| {
         let handler = CpHandler::<Single, Thd, _, _>::new(Single, device.clone(), comm)?;
         let model = GptModel::<Single, Thd, Flash, Cpu<f64>>::from_master(device.clone(), &config, &master)?;
@@ -40,7 +40,7 @@ fn gradients(tied: bool, pad: Option<usize>) -> BTreeMap<String, Vec<f64>> {
         let mut gradients = model.zero_gradients();
         let (_, dhidden) = model.loss_backward(&activations, &labels, &weights, 1.0, &mut gradients)?;
         model.backward(&handler, activations, &dhidden, &mut gradients)?;
-        Ok(list.iter().map(|(id, spec)| (spec.name.clone(), gradients.to_host(&device, id))).collect())
+        list.iter().map(|(id, spec)| Ok((spec.name.clone(), gradients.to_host(&device, id)?))).collect()
     });
     found.unwrap().swap_remove(0)
 }

@@ -7,7 +7,7 @@ use context_parallel::comm::threads::{self, ThreadComm};
 use context_parallel::degree::Runtime;
 use context_parallel::error::{Error, PlacementError, Result};
 use context_parallel::handler::{CpHandler, HandlerRef, Partial, Replicated, UntypedHandler, WholeBatch};
-use context_parallel::kernel::{Flash, Kernel, Unfused, kernel_object};
+use context_parallel::kernel::{Flash, KernelOn, Unfused, kernel_object};
 use context_parallel::layout::{Batch, Bshd, Layout, LayoutKind, Packed, Sbhd, Thd};
 use context_parallel::mask::Mask;
 use context_parallel::model::init::{self, Normal};
@@ -37,7 +37,7 @@ fn agrees<H, L, K>(strategy: H, ranks: usize, lengths: &[usize])
 where
     H: Supports<L, K>,
     L: Layout,
-    K: Kernel,
+    K: KernelOn<Cpu<f32>>,
 {
     let batch = Arc::new(L::batch_of(lengths).unwrap());
     let typed = threads::run(ranks, |comm| typed::<H, L, K>(strategy.clone(), comm, &batch)).unwrap();
@@ -99,7 +99,7 @@ fn typed<H, L, K>(strategy: H, comm: ThreadComm, batch: &Arc<L::Batch>) -> Resul
 where
     H: Supports<L, K>,
     L: Layout,
-    K: Kernel,
+    K: KernelOn<Cpu<f32>>,
 {
     let (device, config, tokens) = (Cpu::<f32>::default(), config(), batch.tokens());
     let handler = CpHandler::<H, L, _, _>::new(strategy.clone(), device.clone(), comm)?;
@@ -163,7 +163,9 @@ where
     losses.extend(model.mtp_backward(&handler, &mut activations, &inputs, &[0.01], &mut gradients)?);
     model.backward(&handler, activations, &dhidden, &mut gradients)?;
     found.push(("losses", losses));
-    found.extend(gradients.values().iter().map(|gradient| ("gradient", wide(gradient))));
+    let list = gradients.list().clone();
+    found
+        .extend(list.ids().map(|id| ("gradient", gradients.view(id).to_vec().iter().map(|&x| f64::from(x)).collect())));
     let learner = GptLearner::<H, L, K, _, _>::new(&config, master, handler)?;
     found.push(("training", trained(learner, &**batch)?));
     Ok(found)
@@ -232,7 +234,9 @@ fn modelled(handler: HandlerRef<'_, Cpu<f32>>, batch: Arc<dyn Batch>, model: &Dy
     losses.extend(model.mtp_backward(handler, &mut activations, inputs.by_ref(), &[0.01], &mut gradients)?);
     model.backward(handler, activations, &dhidden, &mut gradients)?;
     found.push(("losses", losses));
-    found.extend(gradients.values().iter().map(|gradient| ("gradient", wide(gradient))));
+    let list = gradients.list().clone();
+    found
+        .extend(list.ids().map(|id| ("gradient", gradients.view(id).to_vec().iter().map(|&x| f64::from(x)).collect())));
     Ok(found)
 }
 

@@ -9,13 +9,13 @@ use context_parallel::degree::Runtime;
 use context_parallel::error::Result;
 use context_parallel::handler::CpHandler;
 use context_parallel::heads::KeepHeads;
-use context_parallel::kernel::{Flash, Kernel, LogSumExp, TileOperands, Unfused};
+use context_parallel::kernel::{Flash, Kernel, KernelOn, LogSumExp, TileGradients, TileOperands, Unfused};
 use context_parallel::layout::{Batch, Bshd, Layout, Packed, Sbhd, Thd};
 use context_parallel::mask::{Mask, Slice, SliceKind};
 use context_parallel::model::init::Normal;
 use context_parallel::model::inputs::Inputs;
 use context_parallel::model::{Config, GptModel, ParameterList, Sizes, init};
-use context_parallel::ops::Ops;
+use context_parallel::ops::Attends;
 use context_parallel::ops::attention::AttentionShape;
 use context_parallel::oracle;
 use context_parallel::order::{Contiguous, Full, Shard, Striped, Zigzag};
@@ -24,7 +24,7 @@ use context_parallel::solve::stages::{Merging, StageCosts, StageCount, Staging};
 use context_parallel::strategy::{
     AllGather, CastKv, CpStrategy, Dynamic, LocalKv, Magi, Ring, RingUlysses, Row, Single, Supports, Ulysses,
 };
-use context_parallel::tensor::{AccMatrix, Cpu, Device, ElemMatrix};
+use context_parallel::tensor::{AccMut, AccRef, Cpu, Device};
 use context_parallel::train::data::{IGNORED, Recall, Source, TokenBatch};
 use context_parallel::train::learner::{AdamwOptions, GptLearner};
 use context_parallel::train::trainer::Learner;
@@ -73,7 +73,7 @@ fn logits<H, L, K>(strategy: H, lengths: &[usize]) -> Vec<f32>
 where
     H: Supports<L, K>,
     L: Layout,
-    K: Kernel,
+    K: KernelOn<Cpu<f32>>,
 {
     let config = config();
     let total: usize = lengths.iter().sum();
@@ -91,7 +91,7 @@ where
     logits.unwrap().swap_remove(0)
 }
 
-fn same_bits<H, L: Layout, K: Kernel>(strategy: H, lengths: &[usize])
+fn same_bits<H, L: Layout, K: KernelOn<Cpu<f32>>>(strategy: H, lengths: &[usize])
 where
     Single: Supports<L, K>,
     H: Supports<L, K>,
@@ -270,35 +270,28 @@ impl Row<Thd, Saving> for Magi {}
 
 impl Kernel for Saving {
     const NAME: &'static str = "saving";
-    type Saved<D: Device> = usize;
+}
 
-    fn forward<D: Ops>(d: &D, tile: TileOperands<'_, D>, out: &mut AccMatrix<D>, lse: &mut AccMatrix<D>) -> usize {
+impl<D: Attends> KernelOn<D> for Saving {
+    type Saved = usize;
+
+    fn forward(d: &D, tile: TileOperands<'_, D>, out: AccMut<'_, D>, lse: AccMut<'_, D>) -> usize {
         let cells = tile.pieces.len();
         Flash::forward(d, tile, out, lse);
         cells
     }
 
-    fn backward<D: Ops>(
-        d: &D,
-        tile: TileOperands<'_, D>,
-        saved: &usize,
-        out: &AccMatrix<D>,
-        lse: &AccMatrix<D>,
-        delta: &AccMatrix<D>,
-        dout: &ElemMatrix<D>,
-        dq: &mut AccMatrix<D>,
-        dkv: &mut AccMatrix<D>,
-    ) {
+    fn backward(d: &D, tile: TileOperands<'_, D>, saved: &usize, gradients: TileGradients<'_, D>) {
         assert_eq!(*saved, tile.pieces.len());
-        Flash::backward(d, tile, &(), out, lse, delta, dout, dq, dkv);
+        Flash::backward(d, tile, &(), gradients);
     }
 
-    fn merge<D: Ops>(
+    fn merge(
         d: &D,
         shape: &AttentionShape,
-        out: &mut AccMatrix<D>,
-        lse: &mut AccMatrix<D>,
-        part: (&AccMatrix<D>, &AccMatrix<D>),
+        out: AccMut<'_, D>,
+        lse: AccMut<'_, D>,
+        part: (AccRef<'_, D>, AccRef<'_, D>),
     ) -> Result<()> {
         Flash::merge(d, shape, out, lse, part)
     }
@@ -526,7 +519,7 @@ fn ranks_with_different_plans_are_told_before_they_compute() {
 /// The unfused kernel computes sequence by sequence.
 #[test]
 fn a_mask_across_sequences_is_refused_where_it_would_be_cut_short() {
-    fn attend<K: Kernel>(mask: &Mask) -> Result<()>
+    fn attend<K: KernelOn<Cpu<f32>>>(mask: &Mask) -> Result<()>
     where
         Single: Supports<Bshd, K>,
     {
@@ -616,7 +609,7 @@ fn recomputing_blocks_changes_no_bit_of_the_gradient() {
             let weights = init::fresh(&device, &config, &ParameterList::new(&config), 0)?;
             let mut learner = GptLearner::<Ring, Thd>::new(&config, weights, handler)?.with_recompute(recompute);
             learner.accumulate(&batch, batch.counted())?;
-            let bits = learner.gradients().values().iter().flat_map(|value| value.iter().map(|x| x.to_bits()));
+            let bits = learner.gradients().flat().iter().map(|x| x.to_bits());
             Ok((bits.collect::<Vec<u32>>(), device.pool().stats().peak))
         })
         .unwrap()

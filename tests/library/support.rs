@@ -7,7 +7,7 @@ use context_parallel::comm::Communicator;
 use context_parallel::degree::{Fixed, Grid};
 use context_parallel::error::{Result, SupportError};
 use context_parallel::handler::{Attended, CpHandler, DynCoreAttention, DynHandler, HostAttended, UntypedHandler};
-use context_parallel::kernel::{Flash, Kernel, LogSumExp, Unfused};
+use context_parallel::kernel::{Flash, KernelOn, LogSumExp, Unfused};
 use context_parallel::layout::{Bshd, Layout, Sbhd, Thd};
 use context_parallel::model::{Activations, DynActivations};
 use context_parallel::order::{Natural, Striped, Zigzag};
@@ -58,12 +58,13 @@ struct Names;
 
 impl Visitor for Names {
     type Output = (String, usize);
+    type Device = Cpu;
 
     fn visit<H, L, K>(self, strategy: H) -> Result<(String, usize)>
     where
         H: Supports<L, K>,
         L: Layout,
-        K: Kernel,
+        K: KernelOn<Cpu>,
     {
         use context_parallel::order::TokenOrder;
         Ok((format!("{} {} {} {}", H::NAME, H::Order::NAME, L::NAME, K::NAME), strategy.degree()))

@@ -9,7 +9,7 @@ use context_parallel::model::parameters::WorkingRole;
 use context_parallel::model::{DynModel, ParameterList, weights};
 use context_parallel::order::{DynShard, token_by_token};
 use context_parallel::strategy::select::{self, Chosen};
-use context_parallel::tensor::{Cpu, Float};
+use context_parallel::tensor::{Cpu, Device, Float};
 use indicatif::ProgressBar;
 
 use super::super::engine::{Cluster, Comm, with_storage_type};
@@ -20,15 +20,21 @@ use super::super::sets::Ranks;
 use super::logits::LogitsFile;
 use super::{Job, Logits};
 
-/// Refuses what does not fit the machine.
-pub fn check_memory(job: &Job, cluster: &Cluster) -> Result<()> {
+/// Bytes of one rank, about.
+fn memory_of_rank(job: &Job) -> Result<u64> {
     let sizes = with_storage_type!(job.settings.dtype, T => Ok((size_of::<T>(), size_of::<<T as Float>::Acc>())));
     let ((elem, acc), ranks) = (sizes?, job.settings.choice.degree);
     let tokens = job.input.lengths.chunks(job.batch).map(|lengths| lengths.iter().sum()).max().unwrap_or(0);
     let load = Load { rows: usize::div_ceil(tokens, ranks), ranks, elem, acc, recompute: false };
-    let kept = job.logits.as_ref().map(|_| tokens);
-    let (longest, what) = (job.input.longest(), if kept.is_some() { "logits" } else { "a forward pass" });
-    let memory = memory::evaluation(&job.config, load, kept).saturating_mul(cluster.local(ranks).len() as u64);
+    Ok(memory::evaluation(&job.config, load, job.logits.as_ref().map(|_| tokens)))
+}
+
+/// Refuses what does not fit the machine.
+pub fn check_memory(job: &Job, cluster: &Cluster) -> Result<()> {
+    let longest = job.input.longest();
+    let what = if job.logits.is_some() { "logits" } else { "a forward pass" };
+    let ranks = cluster.local(job.settings.choice.degree).len() as u64;
+    let memory = memory_of_rank(job)?.saturating_mul(ranks);
     machine::check(
         memory.saturating_add(machine::token_bytes(job.input.tokens.len())),
         &format!("{what} of --batch {} sequences of up to {longest} tokens ({})", job.batch, job.name),
@@ -79,6 +85,7 @@ impl<T: Float> Evaluation<'_, T> {
         let Evaluation { job, ranks, file, bar } = self;
         let rank = comm.rank();
         let device = ranks.device(rank);
+        device.reserve(usize::try_from(memory_of_rank(job)?).unwrap_or(usize::MAX))?;
         let handler = UntypedHandler::new(chosen.strategy.clone(), chosen.layout, device.clone(), comm)?;
         let model = DynModel::from_parameters(device.clone(), &job.config, ranks.take(rank), chosen.kernel.object())?;
         let mut sum = 0.0;

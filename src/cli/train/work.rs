@@ -116,7 +116,7 @@ fn run_as<T: Float>(job: &Job, cluster: &Cluster, json: bool) -> Result<Finished
     let chosen = select::chosen(choice)?;
     let scheduler = job.settings.is_dynamic().then_some(&scheduler);
     let cut_short = AtomicBool::new(false);
-    let training = Training { job, ranks: &ranks, scheduler, stop, cut_short: &cut_short, progress: &progress };
+    let training = Training { job, memory, ranks: &ranks, scheduler, stop, cut_short: &cut_short, progress: &progress };
     let trained = cluster.on_ranks(chosen.strategy.degree(), &|comm| training.rank(&chosen, comm));
     let Progress { folder, records, peak, bar, .. } = progress.into_inner().unwrap_or_else(PoisonError::into_inner);
     bar.finish_and_clear();
@@ -187,6 +187,8 @@ impl Progress {
 
 struct Training<'a, T: Float> {
     job: &'a Job,
+    /// Bytes of one rank, about.
+    memory: u64,
     ranks: &'a Ranks<T, MasterRole, T::Acc>,
     /// Cuts steps into micro-batches, for the strategy whose documents have ranks of their own.
     scheduler: Option<&'a Scheduler>,
@@ -202,6 +204,7 @@ impl<T: Float> Training<'_, T> {
         let Job { config, companions, source, options, settings, adamw, recompute, wire, .. } = self.job;
         let rank = comm.rank();
         let (device, master) = (self.ranks.device(rank), self.ranks.take(rank));
+        device.reserve(usize::try_from(self.memory).unwrap_or(usize::MAX))?;
         let handler = UntypedHandler::new(chosen.strategy.clone(), chosen.layout, device.clone(), comm)?;
         let (handler, kernel) = (handler.with_gradient_wire(*wire), chosen.kernel.object());
         let mut learner = DynLearner::new(config, master, handler, kernel)?;

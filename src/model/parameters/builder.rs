@@ -1,21 +1,37 @@
-//! Names and shapes of a model's parameters, added one after another.
+//! Names and shapes of a model's parameters, added one after another, and their places in memory.
 
-use super::{Kind, LayerIds, LinearIds, MtpIds, ParameterId, ParameterSpec};
+use super::places::{Places, StoredId};
+use super::{JoinedIds, Kind, LayerIds, LinearIds, MtpIds, ParameterId, ParameterSpec};
 use crate::model::config::{AttentionBias, Config};
 
 /// The parameters so far.
 #[derive(Default)]
 pub(super) struct Builder {
     specs: Vec<ParameterSpec>,
+    places: Places,
 }
 
+/// A linear layer among those of one input: name, output features, whether it has a bias.
+type Part<'a> = (&'a str, usize, bool);
+
 impl Builder {
-    pub fn into_specs(self) -> Vec<ParameterSpec> {
-        self.specs
+    pub fn into_parts(self) -> (Vec<ParameterSpec>, Places) {
+        (self.specs, self.places.laid_out())
     }
 
     pub fn add(&mut self, name: String, shape: Vec<usize>, kind: Kind) -> ParameterId {
-        self.specs.push(ParameterSpec { name, shape, kind });
+        let spec = ParameterSpec { name, shape, kind };
+        self.places.alone(&spec);
+        self.specs.push(spec);
+        ParameterId(self.specs.len() - 1)
+    }
+
+    /// Adds a parameter to a matrix that holds others, or to a new one.
+    fn beside(&mut self, matrix: &mut Option<StoredId>, name: String, shape: Vec<usize>, kind: Kind) -> ParameterId {
+        let spec = ParameterSpec { name, shape, kind };
+        let matrix = *matrix.get_or_insert_with(|| self.places.matrix(&spec));
+        self.places.beside(matrix, &spec);
+        self.specs.push(spec);
         ParameterId(self.specs.len() - 1)
     }
 
@@ -30,6 +46,32 @@ impl Builder {
         }
     }
 
+    /// Linear layers of one input of `inner` features, side by side in memory; so are their biases, if all have one.
+    fn joined<const N: usize>(
+        &mut self,
+        name: impl Fn(&str) -> String,
+        inner: usize,
+        parts: [Part<'_>; N],
+    ) -> ([LinearIds; N], JoinedIds) {
+        let (mut weight, mut bias) = (None, None);
+        let every = parts.iter().all(|part| part.2);
+        let ids = parts.map(|(part, out, has_bias)| {
+            let name = name(part);
+            LinearIds {
+                weight: self.beside(&mut weight, format!("{name}.weight"), vec![out, inner], Kind::Linear),
+                bias: has_bias.then(|| {
+                    let (name, shape) = (format!("{name}.bias"), vec![out]);
+                    match every {
+                        true => self.beside(&mut bias, name, shape, Kind::Bias),
+                        false => self.add(name, shape, Kind::Bias),
+                    }
+                }),
+            }
+        });
+        let weight = weight.unwrap_or_else(|| unreachable!("{N} layers have a weight"));
+        (ids, JoinedIds { weight, bias })
+    }
+
     /// A block whose names begin with `prefix`.
     pub fn layer(&mut self, config: &Config, prefix: &str) -> LayerIds {
         let (hidden, inner) = (config.hidden_size, config.intermediate_size);
@@ -38,21 +80,19 @@ impl Builder {
         let name = |part: &str| format!("{prefix}.{part}");
         let attention = |part: &str| name(&format!("self_attn.{part}"));
         let mlp = |part: &str| name(&format!("mlp.{part}"));
-        LayerIds {
-            input_norm: self.norm(name("input_layernorm"), hidden),
-            query: self.linear(attention("q_proj"), (queries, hidden), query, Kind::Linear),
-            key: self.linear(attention("k_proj"), (keys, hidden), key, Kind::Linear),
-            value: self.linear(attention("v_proj"), (keys, hidden), value, Kind::Linear),
-            head_norms: config.qk_norm.then(|| {
-                let norm = |builder: &mut Self, part| builder.norm(attention(part), config.head_dim);
-                (norm(self, "q_norm"), norm(self, "k_norm"))
-            }),
-            output: self.linear(attention("o_proj"), (hidden, queries), output, Kind::ResidualLinear),
-            mlp_norm: self.norm(name("post_attention_layernorm"), hidden),
-            gate: self.linear(mlp("gate_proj"), (inner, hidden), config.mlp_bias, Kind::Linear),
-            up: self.linear(mlp("up_proj"), (inner, hidden), config.mlp_bias, Kind::Linear),
-            down: self.linear(mlp("down_proj"), (hidden, inner), config.mlp_bias, Kind::ResidualLinear),
-        }
+        let input_norm = self.norm(name("input_layernorm"), hidden);
+        let parts = [("q_proj", queries, query), ("k_proj", keys, key), ("v_proj", keys, value)];
+        let ([query, key, value], qkv) = self.joined(attention, hidden, parts);
+        let head_norms = config.qk_norm.then(|| {
+            let norm = |builder: &mut Self, part| builder.norm(attention(part), config.head_dim);
+            (norm(self, "q_norm"), norm(self, "k_norm"))
+        });
+        let output = self.linear(attention("o_proj"), (hidden, queries), output, Kind::ResidualLinear);
+        let mlp_norm = self.norm(name("post_attention_layernorm"), hidden);
+        let parts = [("gate_proj", inner, config.mlp_bias), ("up_proj", inner, config.mlp_bias)];
+        let ([gate, up], gate_up) = self.joined(mlp, hidden, parts);
+        let down = self.linear(mlp("down_proj"), (hidden, inner), config.mlp_bias, Kind::ResidualLinear);
+        LayerIds { input_norm, query, key, value, qkv, head_norms, output, mlp_norm, gate, up, gate_up, down }
     }
 
     /// One depth of multi-token prediction, by DeepSeek's names.

@@ -53,20 +53,44 @@ fn linear_layers_are_transposed_and_come_back() {
         ParameterSet::from_host(&device, &list, |_, spec| Ok((0..spec.len()).map(|i| i as f32).collect())).unwrap();
     let key = list.layers[0].key.weight;
     // Row `in` of memory holds column `in` of the file's [4, 8].
-    assert_eq!(set[key].row(1), [1.0, 9.0, 17.0, 25.0]);
+    assert_eq!(set.view(key).row(1), [1.0, 9.0, 17.0, 25.0]);
     for (id, spec) in list.iter() {
-        assert_eq!(set.to_host(&device, id), (0..spec.len()).map(|i| i as f32).collect::<Vec<_>>(), "{}", spec.name);
+        let expected: Vec<f32> = (0..spec.len()).map(|i| i as f32).collect();
+        assert_eq!(set.to_host(&device, id).unwrap(), expected, "{}", spec.name);
     }
 }
 
+/// Every element of the flat buffer belongs to one parameter, what decays comes first, and what reads the same is side by
+/// side.
 #[test]
-fn two_parameters_at_once() {
-    let list = ParameterList::new(&small());
-    let mut set: Gradients<Cpu<f32>> = ParameterSet::zeros(&Cpu::<f32>::new(1), &list);
-    let (a, b) = (list.norm, list.embedding);
-    let (first, second) = set.pair_mut(a, b);
-    assert_eq!((first.rows(), second.rows()), (1, 11));
-    first[0] = 1.0;
-    second[0] = 2.0;
-    assert_eq!((set[a][0], set[b][0]), (1.0, 2.0));
+fn parameters_fill_one_buffer() {
+    for biases in [[false; 3], [true; 3], [true, false, true]] {
+        let mut config = small();
+        (config.attention_bias.query, config.attention_bias.key, config.attention_bias.value) = biases.into();
+        config.mlp_bias = biases[0];
+        let list = ParameterList::new(&config.with_mtp_depth(1));
+        let mut set: Gradients<Cpu<f32>> = ParameterSet::zeros(&Cpu::<f32>::new(1), &list);
+        assert_eq!(set.flat().len(), list.iter().map(|(_, spec)| spec.len()).sum::<usize>());
+        for id in list.ids() {
+            let mut view = set.view_mut(id);
+            assert_eq!((view.rows(), view.cols()), list[id].memory_shape());
+            (0..view.rows()).for_each(|row| view.row_mut(row).iter_mut().for_each(|x| *x += 1.0 + id.index() as f32));
+        }
+        for (id, spec) in list.iter() {
+            let values = set.view(id).to_vec();
+            assert!(values.iter().all(|&x| x == 1.0 + id.index() as f32), "{} overlaps", spec.name);
+        }
+        let decays: Vec<bool> = set.flat().iter().map(|&x| list[ParameterId(x as usize - 1)].decays()).collect();
+        assert!(decays.iter().enumerate().all(|(at, &decays)| decays == (at < list.decayed())));
+        let layer = list.layers[1];
+        let qkv = set.stored(layer.qkv.weight);
+        let ids = [layer.query, layer.key, layer.value].map(|linear| 1.0 + linear.weight.index() as f32);
+        assert_eq!(
+            (qkv.rows(), qkv.cols(), qkv.row(7)[0], qkv.row(7)[8], qkv.row(7)[12]),
+            (8, 16, ids[0], ids[1], ids[2])
+        );
+        let bias = layer.qkv.bias.map(|bias| set.stored(bias).len());
+        assert_eq!(bias, biases.iter().all(|&bias| bias).then_some(16));
+        assert_eq!(set.stored(layer.gate_up.weight).cols(), 24);
+    }
 }

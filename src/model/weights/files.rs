@@ -11,8 +11,8 @@ use safetensors::Dtype;
 use safetensors::tensor::{Metadata, TensorInfo};
 use serde_json::Value;
 
-use super::names::{self, Tensors};
-use super::{EMBEDDING, HEAD, SINGLE};
+use super::names;
+use super::tensor::{EMBEDDING, HEAD, SINGLE, Tensor, Tensors};
 use crate::error::{Error, ModelError, Result};
 use crate::files::{self, unreadable};
 use crate::model::parameters::{ParameterList, ParameterSpec};
@@ -101,15 +101,6 @@ impl Shard {
             .map_err(|e| unreadable(&self.path, e))?;
         Ok(bytes)
     }
-}
-
-/// One tensor.
-pub(super) struct Tensor {
-    /// Which file holds it.
-    shard: usize,
-    info: TensorInfo,
-    /// Whether the two halves of every row change places when it is read.
-    pub halves_swapped: bool,
 }
 
 /// All tensors of a folder.

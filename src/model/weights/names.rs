@@ -1,10 +1,8 @@
 //! Names of tensors as other programs write them, translated to those of parameters.
 
-use std::collections::BTreeMap;
 use std::path::Path;
 
-use super::files::Tensor;
-use super::{EMBEDDING, HEAD};
+use super::tensor::{EMBEDDING, HEAD, Tensor, Tensors};
 use crate::error::{ModelError, Result};
 use crate::model::parameters::ParameterList;
 
@@ -17,9 +15,6 @@ const MODEL: &str = "model.";
 const INNER: [&str; 4] = ["embed_tokens.", "layers.", "mtp.", "norm."];
 /// Every model has this tensor once.
 const ANCHOR: &str = "layers.0.input_layernorm.weight";
-
-/// By name, in an order that does not change from run to run.
-pub(super) type Tensors = BTreeMap<String, Tensor>;
 
 /// Translates all names, and says what was done in a sentence each. Names that need nothing stay as they are.
 ///

@@ -6,13 +6,13 @@ use std::sync::{Mutex, PoisonError};
 use num_traits::{Float as _, Zero as _};
 
 use crate::ops::attention::AttentionShape;
-use crate::ops::attention::cpu::{pack_keys, pack_values};
-use crate::ops::attention::pack::{pack, pack_scaled, transpose};
+use crate::ops::attention::pack::{pack, pack_keys, pack_scaled, pack_values};
 use crate::ops::attention::schedule::{BLOCK, Schedule, TILE, Visit};
 use crate::ops::matmul::{View, ViewMut, gemm};
 use crate::ops::simd;
+use crate::ops::transpose::transpose;
 use crate::ops::workers::{for_each_task, threads};
-use crate::tensor::{Buffer, Cpu, Float, Matrix, Real, product};
+use crate::tensor::{Buffer, Cpu, Float, MatrixMut, MatrixRef, Real, product};
 
 /// Key blocks of one unit of work. The number is fixed, so that sums are grouped the same for any number of threads.
 const SEGMENT: usize = 16;
@@ -22,11 +22,11 @@ pub(super) struct Inputs<'a, T: Float> {
     pub(super) device: &'a Cpu<T>,
     pub(super) shape: &'a AttentionShape,
     pub(super) schedule: &'a Schedule<'a>,
-    pub(super) q: &'a Matrix<T>,
-    pub(super) kv: &'a Matrix<T>,
-    pub(super) dout: &'a Matrix<T>,
-    pub(super) lse: &'a Matrix<T::Acc>,
-    pub(super) delta: &'a Matrix<T::Acc>,
+    pub(super) q: MatrixRef<'a, T>,
+    pub(super) kv: MatrixRef<'a, T>,
+    pub(super) dout: MatrixRef<'a, T>,
+    pub(super) lse: MatrixRef<'a, T::Acc>,
+    pub(super) delta: MatrixRef<'a, T::Acc>,
 }
 
 /// Gradients of one unit: one query head and the keys of one segment.
@@ -59,7 +59,7 @@ struct Scratch<A> {
 impl<T: Float> Inputs<'_, T> {
     /// Adds the gradients. Units run in parallel, as many at a time as there are threads; their results are added
     /// one after the other, so the bits do not depend on the number of threads.
-    pub(super) fn run(&self, dq: &mut Matrix<T::Acc>, dkv: &mut Matrix<T::Acc>) {
+    pub(super) fn run(&self, mut dq: MatrixMut<'_, T::Acc>, mut dkv: MatrixMut<'_, T::Acc>) {
         let (shape, device) = (self.shape, self.device);
         let segments = self.schedule.blocks().div_ceil(SEGMENT);
         let units = product(&[shape.q_heads, segments]);
@@ -89,7 +89,7 @@ impl<T: Float> Inputs<'_, T> {
             for (task, unit) in results.iter().enumerate().take(count) {
                 let unit = unit.lock().unwrap_or_else(PoisonError::into_inner);
                 let (head, segment) = ((first + task) / segments, (first + task) % segments);
-                self.add(head, self.segment(segment), &unit, dq, dkv);
+                self.add(head, self.segment(segment), &unit, &mut dq, &mut dkv);
             }
         }
     }
@@ -119,9 +119,9 @@ impl<T: Float> Inputs<'_, T> {
                 continue;
             }
             pack_keys(shape, schedule, self.kv, kv_head, block, &mut scratch.k);
-            transpose(&scratch.k, keys.len(), d, &mut scratch.k_transposed);
+            transpose((&scratch.k, d), keys.len(), d, (&mut scratch.k_transposed, keys.len()));
             pack_values(shape, schedule, self.kv, kv_head, block, &mut scratch.v);
-            transpose(&scratch.v, keys.len(), dv, &mut scratch.v_transposed);
+            transpose((&scratch.v, dv), keys.len(), dv, (&mut scratch.v_transposed, keys.len()));
             let dk = &mut unit.dk[(keys.start - first) * d..(keys.end - first) * d];
             let dv = &mut unit.dv[(keys.start - first) * dv..(keys.end - first) * dv];
             dk.fill(T::Acc::zero());
@@ -182,8 +182,8 @@ impl<T: Float> Inputs<'_, T> {
         head: usize,
         blocks: Range<usize>,
         unit: &Unit<T::Acc>,
-        dq: &mut Matrix<T::Acc>,
-        dkv: &mut Matrix<T::Acc>,
+        dq: &mut MatrixMut<'_, T::Acc>,
+        dkv: &mut MatrixMut<'_, T::Acc>,
     ) {
         let (shape, schedule) = (self.shape, self.schedule);
         let (d, width) = (shape.qk_dim, shape.v_dim);
@@ -230,7 +230,7 @@ mod tests {
     use crate::ops::testing::*;
     use crate::order::Run;
     use crate::plan::Piece;
-    use crate::tensor::Device;
+    use crate::tensor::{Device, Matrix};
 
     /// Gradients of queries, and of keys and values, through one piece.
     fn gradients<T: Float>(rows: usize, keys: usize, v_dim: usize, [d_lo, d_hi]: [i64; 2]) -> [Vec<f64>; 2] {
@@ -240,12 +240,16 @@ mod tests {
         let pieces = [Piece { q_row: 0, k_row: 0, q: run(rows), k: run(keys), d_lo, d_hi }];
         let (q, kv) = (random(1, rows, shape.q_width()), random(2, keys, shape.kv_width()));
         let (mut out, mut lse) = (poisoned(rows, shape.out_width()), poisoned(rows, 2));
-        device.attention(&shape, &q, &kv, &pieces, &mut out, &mut lse);
+        let (q, kv): (&Matrix<T>, &Matrix<T>) = (&q, &kv);
+        let (q, kv) = (q.view(), kv.view());
+        device.attention(&shape, q, kv, &pieces, out.view_mut(), lse.view_mut());
         let dout = random(3, rows, shape.out_width());
-        let delta = device.attention_delta(&shape, &out, &dout);
+        let mut delta = device.matrix(rows, 2);
+        device.attention_delta(&shape, out.view(), dout.view(), delta.view_mut());
         let mut dq = device.zero_matrix(rows, shape.q_width());
         let mut dkv = device.zero_matrix(keys, shape.kv_width());
-        device.attention_backward(&shape, &q, &kv, &pieces, &dout, &lse, &delta, &mut dq, &mut dkv);
+        let (lse, delta, targets) = (lse.view(), delta.view(), (dq.view_mut(), dkv.view_mut()));
+        device.attention_backward(&shape, q, kv, &pieces, dout.view(), lse, delta, targets.0, targets.1);
         [wide(&dq), wide(&dkv)]
     }
 

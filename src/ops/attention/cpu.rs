@@ -4,24 +4,25 @@ use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
 
 use crate::elementary::{exp, ln, ln_1p};
-use crate::ops::attention::pack::{pack, pack_scaled, transpose};
+use crate::ops::attention::pack::{pack_keys, pack_scaled, pack_values};
 use crate::ops::attention::schedule::{BLOCK, Schedule, TILE};
 use crate::ops::attention::{Attention, AttentionShape, backward};
 use crate::ops::matmul::{View, ViewMut, gemm};
 use crate::ops::simd;
+use crate::ops::transpose::transpose;
 use crate::ops::workers::{Wide, for_each_task, threads};
 use crate::plan::Piece;
-use crate::tensor::{Buffer, Cpu, Device, Float, Matrix, Real, product};
+use crate::tensor::{Buffer, Cpu, Float, MatrixMut, MatrixRef, Real, product};
 
 impl<T: Float> Attention for Cpu<T> {
     fn attention(
         &self,
         shape: &AttentionShape,
-        q: &Matrix<T>,
-        kv: &Matrix<T>,
+        q: MatrixRef<'_, T>,
+        kv: MatrixRef<'_, T>,
         pieces: &[Piece],
-        out: &mut Matrix<T::Acc>,
-        lse: &mut Matrix<T::Acc>,
+        mut out: MatrixMut<'_, T::Acc>,
+        mut lse: MatrixMut<'_, T::Acc>,
     ) {
         shape.expect();
         assert_eq!((q.cols(), kv.cols()), (shape.q_width(), shape.kv_width()), "columns of q and kv");
@@ -33,9 +34,11 @@ impl<T: Float> Attention for Cpu<T> {
         let block_size = product(&[BLOCK, shape.qk_dim + shape.v_dim]);
         let mut packs = self.scratch::<T::Acc>(product(&[wave, schedule.blocks(), block_size]));
         // A tile's results are written by one head after another; each holds the lock only while it copies.
+        let strides = (out.stride(), lse.stride());
         let tiles: Vec<_> = out
-            .chunks_mut(product(&[TILE, shape.out_width()]))
-            .zip(lse.chunks_mut(product(&[TILE, shape.q_heads])))
+            .span_mut()
+            .chunks_mut(product(&[TILE, strides.0]))
+            .zip(lse.span_mut().chunks_mut(product(&[TILE, strides.1])))
             .map(Mutex::new)
             .collect();
         for first in (0..shape.kv_heads).step_by(wave) {
@@ -55,7 +58,7 @@ impl<T: Float> Attention for Cpu<T> {
                     scratch.forward(shape, &schedule, q, blocks, tile, head);
                     let mut tile_out = tiles[tile].lock().unwrap_or_else(PoisonError::into_inner);
                     let (out, lse) = &mut *tile_out;
-                    scratch.write(shape, &schedule, tile, head, out, lse);
+                    scratch.write(shape, schedule.tile_rows(tile).len(), head, (out, strides.0), (lse, strides.1));
                 },
             );
         }
@@ -64,43 +67,55 @@ impl<T: Float> Attention for Cpu<T> {
     fn attention_merge(
         &self,
         shape: &AttentionShape,
-        out: &mut Matrix<T::Acc>,
-        lse: &mut Matrix<T::Acc>,
-        part_out: &Matrix<T::Acc>,
-        part_lse: &Matrix<T::Acc>,
+        mut out: MatrixMut<'_, T::Acc>,
+        mut lse: MatrixMut<'_, T::Acc>,
+        part_out: MatrixRef<'_, T::Acc>,
+        part_lse: MatrixRef<'_, T::Acc>,
     ) {
         shape.expect();
         assert_eq!((out.cols(), lse.cols()), (shape.out_width(), shape.q_heads), "columns of out and lse");
         assert_eq!(out.rows(), lse.rows(), "a row of lse per row of out");
-        assert_eq!((out.len(), lse.len()), (part_out.len(), part_lse.len()), "partial results of other queries");
-        let heads = out.chunks_exact_mut(shape.v_dim).zip(part_out.chunks_exact(shape.v_dim));
-        for ((out, part), (lse, &part_lse)) in heads.zip(lse.iter_mut().zip(part_lse.iter())) {
-            merge(out, lse, part, part_lse);
+        let parts = [part_out.rows(), part_out.cols(), part_lse.rows(), part_lse.cols()];
+        assert_eq!([out.rows(), out.cols(), lse.rows(), lse.cols()], parts, "partial results of other queries");
+        for row in 0..out.rows() {
+            let parts = part_out.row(row).chunks_exact(shape.v_dim).zip(part_lse.row(row));
+            let heads = out.row_mut(row).chunks_exact_mut(shape.v_dim).zip(lse.row_mut(row));
+            for ((out, lse), (part, &part_lse)) in heads.zip(parts) {
+                merge(out, lse, part, part_lse);
+            }
         }
     }
 
-    fn attention_delta(&self, shape: &AttentionShape, out: &Matrix<T::Acc>, dout: &Matrix<T>) -> Matrix<T::Acc> {
+    fn attention_delta(
+        &self,
+        shape: &AttentionShape,
+        out: MatrixRef<'_, T::Acc>,
+        dout: MatrixRef<'_, T>,
+        mut delta: MatrixMut<'_, T::Acc>,
+    ) {
         shape.expect();
         assert_eq!(out.cols(), shape.out_width(), "columns of out");
         assert_eq!((out.rows(), out.cols()), (dout.rows(), dout.cols()), "output and its gradient");
-        let mut delta = self.matrix::<T::Acc>(out.rows(), shape.q_heads);
+        assert_eq!((delta.rows(), delta.cols()), (out.rows(), shape.q_heads), "shape of delta");
         let dout = Wide::new(self, dout);
-        let heads = out.chunks_exact(shape.v_dim).zip(dout.chunks_exact(shape.v_dim));
-        delta.iter_mut().zip(heads).for_each(|(delta, (out, dout))| *delta = simd::dot(out, dout));
-        delta
+        for row in 0..out.rows() {
+            let heads = out.row(row).chunks_exact(shape.v_dim).zip(dout.row(row).chunks_exact(shape.v_dim));
+            let pairs = delta.row_mut(row).iter_mut().zip(heads);
+            pairs.for_each(|(delta, (out, dout))| *delta = simd::dot(out, dout));
+        }
     }
 
     fn attention_backward(
         &self,
         shape: &AttentionShape,
-        q: &Matrix<T>,
-        kv: &Matrix<T>,
+        q: MatrixRef<'_, T>,
+        kv: MatrixRef<'_, T>,
         pieces: &[Piece],
-        dout: &Matrix<T>,
-        lse: &Matrix<T::Acc>,
-        delta: &Matrix<T::Acc>,
-        dq: &mut Matrix<T::Acc>,
-        dkv: &mut Matrix<T::Acc>,
+        dout: MatrixRef<'_, T>,
+        lse: MatrixRef<'_, T::Acc>,
+        delta: MatrixRef<'_, T::Acc>,
+        dq: MatrixMut<'_, T::Acc>,
+        dkv: MatrixMut<'_, T::Acc>,
     ) {
         shape.expect();
         assert_eq!((q.cols(), kv.cols()), (shape.q_width(), shape.kv_width()), "columns of q and kv");
@@ -143,7 +158,7 @@ impl<T: Float> Cpu<T> {
         &self,
         shape: &AttentionShape,
         schedule: &Schedule,
-        kv: &Matrix<T>,
+        kv: MatrixRef<'_, T>,
         heads: Range<usize>,
         packs: &mut Buffer<T::Acc>,
     ) {
@@ -161,46 +176,11 @@ impl<T: Float> Cpu<T> {
                 let mut pack = packs[task].lock().unwrap_or_else(PoisonError::into_inner);
                 let (k, v) = pack.split_at_mut(k_size);
                 pack_keys(shape, schedule, kv, head, block, scratch);
-                transpose(scratch, schedule.block_rows(block).len(), shape.qk_dim, k);
+                let keys = schedule.block_rows(block).len();
+                transpose((scratch, shape.qk_dim), keys, shape.qk_dim, (k, keys));
                 pack_values(shape, schedule, kv, head, block, v);
             },
         );
-    }
-}
-
-/// Packs a block's keys `[block, qk_dim]`; rows of no piece become 0.
-pub(super) fn pack_keys<T: Float>(
-    shape: &AttentionShape,
-    schedule: &Schedule,
-    kv: &Matrix<T>,
-    head: usize,
-    block: usize,
-    to: &mut [T::Acc],
-) {
-    let col = head * shape.qk_dim;
-    pack(kv, schedule.block_rows(block), col..col + shape.qk_dim, to);
-    clear_untouched(schedule, block, shape.qk_dim, to);
-}
-
-/// Packs a block's values `[block, v_dim]`; rows of no piece become 0.
-pub(super) fn pack_values<T: Float>(
-    shape: &AttentionShape,
-    schedule: &Schedule,
-    kv: &Matrix<T>,
-    head: usize,
-    block: usize,
-    to: &mut [T::Acc],
-) {
-    let col = shape.k_width() + head * shape.v_dim;
-    pack(kv, schedule.block_rows(block), col..col + shape.v_dim, to);
-    clear_untouched(schedule, block, shape.v_dim, to);
-}
-
-fn clear_untouched<A: Real>(schedule: &Schedule, block: usize, width: usize, to: &mut [A]) {
-    for (key, to) in schedule.block_rows(block).zip(to.chunks_exact_mut(width)) {
-        if !schedule.touched(key) {
-            to.fill(A::zero());
-        }
     }
 }
 
@@ -237,7 +217,7 @@ impl<A: Real> Scratch<A> {
         &mut self,
         shape: &AttentionShape,
         schedule: &Schedule,
-        q: &Matrix<T>,
+        q: MatrixRef<'_, T>,
         blocks: &[A],
         tile: usize,
         head: usize,
@@ -299,29 +279,29 @@ impl<A: Real> Scratch<A> {
         }
     }
 
-    /// Writes a tile's outputs and log-sum-exps of one head.
+    /// Writes the outputs and log-sum-exps of one head of a tile of `rows` rows; each comes with the number of elements
+    /// from row to row.
     fn write(
         &self,
         shape: &AttentionShape,
-        schedule: &Schedule,
-        tile: usize,
+        rows: usize,
         head: usize,
-        out: &mut [A],
-        lse: &mut [A],
+        (out, out_stride): (&mut [A], usize),
+        (lse, lse_stride): (&mut [A], usize),
     ) {
         let dv = shape.v_dim;
-        for row in 0..schedule.tile_rows(tile).len() {
-            let out = &mut out[row * shape.out_width() + head * dv..][..dv];
+        for row in 0..rows {
+            let out = &mut out[row * out_stride + head * dv..][..dv];
             let sum = self.sum[row];
             if sum == A::zero() {
                 out.fill(A::zero());
-                lse[row * shape.q_heads + head] = A::neg_infinity();
+                lse[row * lse_stride + head] = A::neg_infinity();
                 continue;
             }
             // A zero has no sign here, whatever underflowed on the way to it.
             let o = &self.o[row * dv..][..dv];
             out.iter_mut().zip(o).for_each(|(out, &o)| *out = o / sum + A::zero());
-            lse[row * shape.q_heads + head] = self.most[row] + ln(sum);
+            lse[row * lse_stride + head] = self.most[row] + ln(sum);
         }
     }
 }

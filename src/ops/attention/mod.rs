@@ -8,8 +8,9 @@ mod schedule;
 pub(crate) use schedule::mask_row;
 
 use crate::error::SupportError;
+use crate::ops::op::op;
 use crate::plan::Piece;
-use crate::tensor::{AccMatrix, Device, ElemMatrix, product};
+use crate::tensor::{AccMut, AccRef, ElemRef, product};
 
 /// Head counts and sizes of one attention call.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -93,57 +94,59 @@ impl AttentionShape {
     }
 }
 
-/// Attention of a buffer of queries to a buffer of keys and values.
-///
-/// `q` is `[queries, q_width]`, `kv` is `[keys, kv_width]` (a row holds its keys, then its values). Key blocks are
-/// cut at multiples of 256 rows of `kv` and computed whole or skipped whole for a tile of queries, so an output row
-/// has the same bits whatever other queries the buffer holds.
-pub trait Attention: Device {
-    /// Writes `out [queries, out_width]` and `lse [queries, q_heads]`. A query that attends nothing gets 0 and
-    /// `-inf`. `pieces` are sorted by `q_row`, then by `k_row`.
-    fn attention(
-        &self,
-        shape: &AttentionShape,
-        q: &ElemMatrix<Self>,
-        kv: &ElemMatrix<Self>,
-        pieces: &[Piece],
-        out: &mut AccMatrix<Self>,
-        lse: &mut AccMatrix<Self>,
-    );
+op! {
+    /// Attention of a buffer of queries to a buffer of keys and values.
+    ///
+    /// `q` is `[queries, q_width]`, `kv` is `[keys, kv_width]` (a row holds its keys, then its values). Key blocks are
+    /// cut at multiples of 256 rows of `kv` and computed whole or skipped whole for a tile of queries, so an output row
+    /// has the same bits whatever other queries the buffer holds.
+    pub trait Attention {
+        /// Writes `out [queries, out_width]` and `lse [queries, q_heads]`. A query that attends nothing gets 0 and
+        /// `-inf`. `pieces` are sorted by `q_row`, then by `k_row`.
+        fn attention(
+            &self,
+            shape: &AttentionShape,
+            q: ElemRef<'_, Self>,
+            kv: ElemRef<'_, Self>,
+            pieces: &[Piece],
+            out: AccMut<'_, Self>,
+            lse: AccMut<'_, Self>,
+        );
 
-    /// Merges a partial result into a running one, safe for `-inf`.
-    fn attention_merge(
-        &self,
-        shape: &AttentionShape,
-        out: &mut AccMatrix<Self>,
-        lse: &mut AccMatrix<Self>,
-        part_out: &AccMatrix<Self>,
-        part_lse: &AccMatrix<Self>,
-    );
+        /// Merges a partial result into a running one, safe for `-inf`.
+        fn attention_merge(
+            &self,
+            shape: &AttentionShape,
+            out: AccMut<'_, Self>,
+            lse: AccMut<'_, Self>,
+            part_out: AccRef<'_, Self>,
+            part_lse: AccRef<'_, Self>,
+        );
 
-    /// `delta [queries, q_heads]`: the sum over a head's features of `out * dout`.
-    fn attention_delta(
-        &self,
-        shape: &AttentionShape,
-        out: &AccMatrix<Self>,
-        dout: &ElemMatrix<Self>,
-    ) -> AccMatrix<Self>;
+        /// Writes `delta [queries, q_heads]`: the sum over a head's features of `out * dout`.
+        fn attention_delta(
+            &self,
+            shape: &AttentionShape,
+            out: AccRef<'_, Self>,
+            dout: ElemRef<'_, Self>,
+            delta: AccMut<'_, Self>,
+        );
 
-    /// Adds to `dq [queries, q_width]` and `dkv [keys, kv_width]` the gradients through the given pieces. `lse` and
-    /// `delta` are those of the final output. Queries with `lse == -inf` contribute nothing.
-    #[allow(clippy::too_many_arguments)]
-    fn attention_backward(
-        &self,
-        shape: &AttentionShape,
-        q: &ElemMatrix<Self>,
-        kv: &ElemMatrix<Self>,
-        pieces: &[Piece],
-        dout: &ElemMatrix<Self>,
-        lse: &AccMatrix<Self>,
-        delta: &AccMatrix<Self>,
-        dq: &mut AccMatrix<Self>,
-        dkv: &mut AccMatrix<Self>,
-    );
+        /// Adds to `dq [queries, q_width]` and `dkv [keys, kv_width]` the gradients through the given pieces. `lse` and
+        /// `delta` are those of the final output. Queries with `lse == -inf` contribute nothing.
+        fn attention_backward(
+            &self,
+            shape: &AttentionShape,
+            q: ElemRef<'_, Self>,
+            kv: ElemRef<'_, Self>,
+            pieces: &[Piece],
+            dout: ElemRef<'_, Self>,
+            lse: AccRef<'_, Self>,
+            delta: AccRef<'_, Self>,
+            dq: AccMut<'_, Self>,
+            dkv: AccMut<'_, Self>,
+        );
+    }
 }
 
 #[cfg(test)]
@@ -175,7 +178,7 @@ mod shape_tests {
     fn ops_refuse_the_same_shapes() {
         use crate::ops::testing::{poisoned, random};
         use crate::ops::unfused::Unfused;
-        use crate::tensor::{Cpu, Matrix};
+        use crate::tensor::{Buffer, Cpu, Matrix};
 
         let refused = |body: &dyn Fn(&Cpu<f32>)| {
             let run = std::panic::AssertUnwindSafe(|| body(&Cpu::default()));
@@ -186,9 +189,16 @@ mod shape_tests {
         let shape = AttentionShape { v_dim: 0, ..SHAPE };
         let (q, kv) = (random(1, 3, 32), random(2, 3, 16));
         let (out, lse): (Matrix<f32>, Matrix<f32>) = (poisoned(3, 0), poisoned(3, 4));
-        refused(&|cpu| cpu.attention(&shape, &q, &kv, &[], &mut out.clone(), &mut lse.clone()));
-        refused(&|cpu| cpu.attention_merge(&shape, &mut out.clone(), &mut lse.clone(), &out, &lse));
-        refused(&|cpu| drop(cpu.attention_delta(&shape, &out, &out)));
-        refused(&|cpu| drop(cpu.unfused(&shape, &q, &kv, &[(0..3, 0..3)], &[], &mut out.clone())));
+        let (q, kv) = (q.view(), kv.view());
+        refused(&|cpu| cpu.attention(&shape, q, kv, &[], out.clone().view_mut(), lse.clone().view_mut()));
+        refused(&|cpu| {
+            let (mut merged, mut merged_lse) = (out.clone(), lse.clone());
+            cpu.attention_merge(&shape, merged.view_mut(), merged_lse.view_mut(), out.view(), lse.view());
+        });
+        refused(&|cpu| cpu.attention_delta(&shape, out.view(), out.view(), lse.clone().view_mut()));
+        refused(&|cpu| {
+            let mut probabilities = Buffer::from_slice(&[]);
+            cpu.unfused(&shape, q, kv, &[(0..3, 0..3)], &[], out.clone().view_mut(), &mut probabilities);
+        });
     }
 }

@@ -2,11 +2,13 @@
 
 use std::ops::Range;
 
+use crate::ops::attention::AttentionShape;
+use crate::ops::attention::schedule::Schedule;
 use crate::ops::workers::widen;
-use crate::tensor::{Float, Matrix};
+use crate::tensor::{Float, MatrixRef, Real};
 
 /// Writes columns `cols` of `rows` to `to`, row after row.
-pub(crate) fn pack<T: Float>(from: &Matrix<T>, rows: Range<usize>, cols: Range<usize>, to: &mut [T::Acc]) {
+pub(crate) fn pack<T: Float>(from: MatrixRef<T>, rows: Range<usize>, cols: Range<usize>, to: &mut [T::Acc]) {
     let width = cols.len();
     for (row, to) in rows.zip(to.chunks_exact_mut(width)) {
         widen(&from.row(row)[cols.clone()], to);
@@ -15,7 +17,7 @@ pub(crate) fn pack<T: Float>(from: &Matrix<T>, rows: Range<usize>, cols: Range<u
 
 /// The same, multiplied by `factor`.
 pub(crate) fn pack_scaled<T: Float>(
-    from: &Matrix<T>,
+    from: MatrixRef<T>,
     rows: Range<usize>,
     cols: Range<usize>,
     factor: T::Acc,
@@ -26,16 +28,38 @@ pub(crate) fn pack_scaled<T: Float>(
     to[..len].iter_mut().for_each(|value| *value *= factor);
 }
 
-/// Writes `from [rows, cols]` as `to [cols, rows]`.
-pub(crate) fn transpose<A: Copy>(from: &[A], rows: usize, cols: usize, to: &mut [A]) {
-    const SIDE: usize = 16;
-    for first_row in (0..rows).step_by(SIDE) {
-        let end = rows.min(first_row + SIDE);
-        for col in 0..cols {
-            let to = &mut to[col * rows + first_row..col * rows + end];
-            for (to, row) in to.iter_mut().zip(first_row..end) {
-                *to = from[row * cols + col];
-            }
+/// Packs a block's keys `[block, qk_dim]`; rows of no piece become 0.
+pub(super) fn pack_keys<T: Float>(
+    shape: &AttentionShape,
+    schedule: &Schedule,
+    kv: MatrixRef<'_, T>,
+    head: usize,
+    block: usize,
+    to: &mut [T::Acc],
+) {
+    let col = head * shape.qk_dim;
+    pack(kv, schedule.block_rows(block), col..col + shape.qk_dim, to);
+    clear_untouched(schedule, block, shape.qk_dim, to);
+}
+
+/// Packs a block's values `[block, v_dim]`; rows of no piece become 0.
+pub(super) fn pack_values<T: Float>(
+    shape: &AttentionShape,
+    schedule: &Schedule,
+    kv: MatrixRef<'_, T>,
+    head: usize,
+    block: usize,
+    to: &mut [T::Acc],
+) {
+    let col = shape.k_width() + head * shape.v_dim;
+    pack(kv, schedule.block_rows(block), col..col + shape.v_dim, to);
+    clear_untouched(schedule, block, shape.v_dim, to);
+}
+
+fn clear_untouched<A: Real>(schedule: &Schedule, block: usize, width: usize, to: &mut [A]) {
+    for (key, to) in schedule.block_rows(block).zip(to.chunks_exact_mut(width)) {
+        if !schedule.touched(key) {
+            to.fill(A::zero());
         }
     }
 }

@@ -6,6 +6,7 @@ use rand_xoshiro::Xoshiro256PlusPlus;
 
 use super::*;
 use crate::order::Run;
+use crate::tensor::{Device, Matrix};
 
 /// Who attends whom: tokens of the same document with `-left <= k - q <= right`.
 #[derive(Clone)]
@@ -119,7 +120,7 @@ fn forward<T: Float>(
 ) -> (Matrix<T::Acc>, Matrix<T::Acc>) {
     let rows = inputs.q.rows();
     let (mut out, mut lse) = (poisoned(rows, shape.out_width()), poisoned(rows, shape.q_heads));
-    device.attention(shape, &inputs.q, &inputs.kv, &case.pieces(), &mut out, &mut lse);
+    device.attention(shape, inputs.q.view(), inputs.kv.view(), &case.pieces(), out.view_mut(), lse.view_mut());
     (out, lse)
 }
 
@@ -127,11 +128,13 @@ type Gradients<T> = (Matrix<<T as Float>::Acc>, Matrix<<T as Float>::Acc>);
 
 fn backward<T: Float>(device: &Cpu<T>, case: &Case, shape: &AttentionShape, inputs: &Inputs<T>) -> Gradients<T> {
     let (out, lse) = forward(device, case, shape, inputs);
-    let delta = device.attention_delta(shape, &out, &inputs.dout);
+    let mut delta = poisoned::<T::Acc>(out.rows(), shape.q_heads);
+    device.attention_delta(shape, out.view(), inputs.dout.view(), delta.view_mut());
     let mut dq = device.zero_matrix(inputs.q.rows(), shape.q_width());
     let mut dkv = device.zero_matrix(inputs.kv.rows(), shape.kv_width());
-    let Inputs { q, kv, dout } = inputs;
-    device.attention_backward(shape, q, kv, &case.pieces(), dout, &lse, &delta, &mut dq, &mut dkv);
+    let [q, kv, dout] = [&inputs.q, &inputs.kv, &inputs.dout].map(Matrix::view);
+    let (lse, delta, targets) = (lse.view(), delta.view(), (dq.view_mut(), dkv.view_mut()));
+    device.attention_backward(shape, q, kv, &case.pieces(), dout, lse, delta, targets.0, targets.1);
     (dq, dkv)
 }
 
@@ -342,19 +345,22 @@ fn merging_parts_gives_the_whole() {
     lse.fill(f64::NEG_INFINITY);
     for part in &parts {
         let (part_out, part_lse) = forward(&device, part, &shape, &Inputs::new(part, &shape));
-        device.attention_merge(&shape, &mut out, &mut lse, &part_out, &part_lse);
+        device.attention_merge(&shape, out.view_mut(), lse.view_mut(), part_out.view(), part_lse.view());
     }
     assert!(error(&out, &expected.out) < 1e-14);
     assert!(error(&lse, &expected.lse) < 1e-14);
 
     // With the final log-sum-exp and delta, the gradients of the parts add up.
     let inputs = Inputs::<f64>::new(&whole, &shape);
-    let delta = device.attention_delta(&shape, &out, &inputs.dout);
+    let mut delta = device.matrix(400, shape.q_heads);
+    device.attention_delta(&shape, out.view(), inputs.dout.view(), delta.view_mut());
     let mut dq = device.zero_matrix(400, shape.q_width());
     for part in &parts {
         let Inputs { q, kv, dout } = Inputs::new(part, &shape);
         let mut dkv = device.zero_matrix(kv.rows(), shape.kv_width());
-        device.attention_backward(&shape, &q, &kv, &part.pieces(), &dout, &lse, &delta, &mut dq, &mut dkv);
+        let [q, kv, dout] = [&q, &kv, &dout].map(Matrix::view);
+        let (lse, delta, targets) = (lse.view(), delta.view(), (dq.view_mut(), dkv.view_mut()));
+        device.attention_backward(&shape, q, kv, &part.pieces(), dout, lse, delta, targets.0, targets.1);
         for (row, token) in Case::tokens(&part.k).into_iter().enumerate() {
             let expected = &expected.dkv[token * shape.kv_width()..][..shape.kv_width()];
             assert!(dkv.row(row).iter().zip(expected).all(|(a, b)| (a - b).abs() < 1e-12));
@@ -390,22 +396,25 @@ fn rows_of_no_piece_are_written_and_poison_nothing() {
     }
     let valid = [Piece { q_row: 0, k_row: 0, q: run(0, 1, 200), k: run(0, 1, 200), d_lo: -FAR, d_hi: 0 }];
     let (mut out, mut lse) = (poisoned(300, shape.out_width()), poisoned(300, shape.q_heads));
-    device.attention(&shape, &inputs.q, &inputs.kv, &valid, &mut out, &mut lse);
+    let [q, kv, dout] = [&inputs.q, &inputs.kv, &inputs.dout].map(Matrix::view);
+    device.attention(&shape, q, kv, &valid, out.view_mut(), lse.view_mut());
     assert!(out[..200 * shape.out_width()].iter().all(|x| x.is_finite()));
     assert!(out[200 * shape.out_width()..].iter().all(|x| *x == 0.0));
     assert!(lse[200 * shape.q_heads..].iter().all(|x| *x == f32::NEG_INFINITY));
-    let delta = device.attention_delta(&shape, &out, &inputs.dout);
+    let mut delta = device.matrix(300, shape.q_heads);
+    device.attention_delta(&shape, out.view(), dout, delta.view_mut());
     let (mut dq, mut dkv) = (device.zero_matrix(300, shape.q_width()), device.zero_matrix(300, shape.kv_width()));
-    let Inputs { q, kv, dout } = &inputs;
-    device.attention_backward(&shape, q, kv, &valid, dout, &lse, &delta, &mut dq, &mut dkv);
+    let targets = (dq.view_mut(), dkv.view_mut());
+    device.attention_backward(&shape, q, kv, &valid, dout, lse.view(), delta.view(), targets.0, targets.1);
     assert!(dq.iter().chain(dkv.iter()).all(|x| x.is_finite()));
     assert!(dq[200 * shape.q_width()..].iter().chain(&dkv[200 * shape.kv_width()..]).all(|x| *x == 0.0));
 
     // Nothing at all: no queries, no keys, no pieces.
-    device.attention(&shape, q, &poisoned(0, shape.kv_width()), &[], &mut out, &mut lse);
+    let (no_queries, no_keys) = (poisoned(0, shape.q_width()), poisoned(0, shape.kv_width()));
+    device.attention(&shape, q, no_keys.view(), &[], out.view_mut(), lse.view_mut());
     assert!(out.iter().all(|x| *x == 0.0));
     let (mut no_out, mut no_lse) = (poisoned(0, shape.out_width()), poisoned(0, shape.q_heads));
-    device.attention(&shape, &poisoned(0, shape.q_width()), kv, &[], &mut no_out, &mut no_lse);
+    device.attention(&shape, no_queries.view(), kv, &[], no_out.view_mut(), no_lse.view_mut());
 }
 
 #[test]

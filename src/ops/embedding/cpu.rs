@@ -2,30 +2,34 @@
 
 use super::Embedding;
 use crate::ops::parallel::{RowsMut, by_rows};
-use crate::tensor::{AccMatrix, Buffer, Cpu, Device, ElemMatrix, Float};
+use crate::tensor::{AccMut, Cpu, ElemMut, ElemRef, Float, MatrixRef};
 
 impl<T: Float> Embedding for Cpu<T> {
-    fn embed(&self, table: &ElemMatrix<Self>, tokens: &Buffer<i64>) -> ElemMatrix<Self> {
-        let cols = table.cols();
-        let mut y = self.matrix(tokens.len(), cols);
-        by_rows(self, tokens.len(), cols, RowsMut::new(&mut y, cols), |range, mut y| {
-            for (i, &token) in tokens[range].iter().enumerate() {
-                y.row(i).copy_from_slice(table.row(index(token, table.rows())));
+    fn embed(&self, table: ElemRef<'_, Self>, tokens: MatrixRef<'_, i64>, mut y: ElemMut<'_, Self>) {
+        let (rows, cols) = (tokens.rows(), table.cols());
+        assert_eq!((tokens.cols(), y.rows(), y.cols()), (1, rows, cols), "a row per token");
+        by_rows(self, rows, cols, RowsMut::of(&mut y), |range, mut y| {
+            for (i, row) in range.enumerate() {
+                match tokens.row(row)[0] {
+                    ..0 => y.row(i).fill(T::default()),
+                    token => y.row(i).copy_from_slice(table.row(index(token, table.rows()))),
+                }
             }
         });
-        y
     }
 
     fn embed_backward(
         &self,
-        tokens: &Buffer<i64>,
-        dy: &ElemMatrix<Self>,
+        tokens: MatrixRef<'_, i64>,
+        dy: ElemRef<'_, Self>,
         skip: Option<i64>,
-        dtable: &mut AccMatrix<Self>,
+        mut dtable: AccMut<'_, Self>,
     ) {
-        assert_eq!((dy.rows(), dy.cols()), (tokens.len(), dtable.cols()), "a row of gradient per token");
+        let found = (tokens.cols(), dy.rows(), dy.cols());
+        assert_eq!(found, (1, tokens.rows(), dtable.cols()), "a row of gradient per token");
         let vocab = dtable.rows();
-        for (row, &token) in tokens.iter().enumerate().filter(|(_, token)| Some(**token) != skip) {
+        let tokens = (0..tokens.rows()).map(|row| (row, tokens.row(row)[0]));
+        for (row, token) in tokens.filter(|&(_, token)| token >= 0 && Some(token) != skip) {
             let sum = dtable.row_mut(index(token, vocab));
             sum.iter_mut().zip(dy.row(row)).for_each(|(sum, dy)| *sum += dy.to_acc());
         }
@@ -41,18 +45,29 @@ fn index(token: i64, vocab: usize) -> usize {
 mod tests {
     use super::*;
     use crate::ops::testing::*;
+    use crate::tensor::{Device, Matrix};
     use half::bf16;
 
     const TOKENS: [i64; 5] = [3, 0, 3, 6, 3];
+
+    fn column(tokens: &[i64]) -> Matrix<i64> {
+        Matrix::from_slice(tokens, tokens.len(), 1)
+    }
+
+    fn embed<T: Float>(cpu: &Cpu<T>, table: &Matrix<T>, tokens: &[i64]) -> Matrix<T> {
+        let mut y = poisoned(tokens.len(), table.cols());
+        cpu.embed(table.view(), column(tokens).view(), y.view_mut());
+        y
+    }
 
     /// Rows of the table, and the table's gradient.
     fn run<T: Float>(tokens: &[i64]) -> [Vec<f64>; 2] {
         let cpu = Cpu::<T>::default();
         poison(&cpu, 1 << 12);
-        let (table, tokens) = (random(1, 7, 4), cpu.upload(tokens));
         let mut dtable = cpu.zero_matrix(7, 4);
-        cpu.embed_backward(&tokens, &random(2, tokens.len(), 4), None, &mut dtable);
-        [wide(&cpu.embed(&table, &tokens)), wide(&dtable)]
+        let dy = random(2, tokens.len(), 4);
+        cpu.embed_backward(column(tokens).view(), dy.view(), None, dtable.view_mut());
+        [wide(&embed(&cpu, &random(1, 7, 4), tokens)), wide(&dtable)]
     }
 
     #[test]
@@ -66,8 +81,7 @@ mod tests {
     #[test]
     fn gradient_equals_finite_differences() {
         let (cpu, dy) = (Cpu::<f64>::default(), values(2, 20));
-        let tokens = cpu.upload(&TOKENS);
-        let loss = |table: &[f64]| dot(&cpu.embed(&matrix(table, 7, 4), &tokens), &dy);
+        let loss = |table: &[f64]| dot(&embed(&cpu, &matrix(table, 7, 4), &TOKENS), &dy);
         assert!(relative(&run::<f64>(&TOKENS)[1], &differences(&values(1, 28), loss)) < 1e-8);
     }
 
@@ -77,7 +91,7 @@ mod tests {
         let [_, mut expected] = run::<f64>(&tokens);
         expected[3 * 4..4 * 4].fill(0.0);
         let mut dtable = cpu.zero_matrix(7, 4);
-        cpu.embed_backward(&cpu.upload(&tokens), &dy, Some(3), &mut dtable);
+        cpu.embed_backward(column(&tokens).view(), dy.view(), Some(3), dtable.view_mut());
         assert_eq!(wide(&dtable), expected);
     }
 
@@ -95,7 +109,7 @@ mod tests {
         let tokens: Vec<i64> = (0..30_000).map(|i| i * i % 7).collect();
         let by = |threads| {
             let cpu = Cpu::<f32>::new(threads);
-            bits(&cpu.embed(&random(1, 7, 4), &cpu.upload(&tokens)))
+            bits(&embed(&cpu, &random(1, 7, 4), &tokens))
         };
         assert_eq!(by(1), by(3));
     }

@@ -1,31 +1,49 @@
 //! Cross entropy on the processor.
 
 use super::CrossEntropy;
-use crate::elementary::ln;
-use crate::ops::exp::exp;
+use crate::elementary::{exp, ln};
 use crate::ops::parallel::{RowsMut, by_rows};
+use crate::ops::simd;
 use crate::ops::sums::{max, sum};
-use crate::tensor::{Buffer, Cpu, ElemMatrix, Float};
+use crate::tensor::{Buffer, Cpu, ElemMut, Float, MatrixMut, MatrixRef};
 
 impl<T: Float> CrossEntropy for Cpu<T> {
     fn cross_entropy(
         &self,
-        logits: &mut ElemMatrix<Self>,
-        labels: &Buffer<i64>,
-        weights: &Buffer<f32>,
+        mut logits: ElemMut<'_, Self>,
+        labels: MatrixRef<'_, i64>,
+        weights: MatrixRef<'_, f32>,
         scale: Option<f64>,
-    ) -> f64 {
+        mut sum: MatrixMut<'_, f64>,
+    ) {
         let (rows, vocab) = (logits.rows(), logits.cols());
-        assert_eq!((labels.len(), weights.len()), (rows, rows), "a label and a weight per row");
+        let found = [labels.rows(), labels.cols(), weights.rows(), weights.cols()];
+        assert_eq!(found, [rows, 1, rows, 1], "a label and a weight per row");
+        assert_eq!((sum.rows(), sum.cols()), (1, 1), "one sum");
         let mut losses: Buffer<f64> = self.scratch(rows);
-        let outputs = (RowsMut::new(logits, vocab), RowsMut::new(&mut losses, 1));
+        let outputs = (RowsMut::of(&mut logits), RowsMut::new(&mut losses, 1));
         by_rows(self, rows, vocab, outputs, |range, (mut logits, mut losses)| {
             for (i, row) in range.enumerate() {
-                losses.all()[i] = one_row(logits.row(i), labels[row], f64::from(weights[row]), scale);
+                let (label, weight) = (labels.row(row)[0], f64::from(weights.row(row)[0]));
+                losses.all()[i] = one_row(logits.row(i), label, weight, scale);
             }
         });
         // In row order, so that the sum does not depend on threads.
-        losses.iter().sum()
+        sum.row_mut(0)[0] += losses.iter().sum::<f64>();
+    }
+}
+
+/// Logits whose exponentials are in memory at a time.
+const CHUNK: usize = 256;
+
+/// Calls `each` with stretches of logits and their exponentials, relative to `largest`.
+fn with_exponentials<T: Float>(logits: &mut [T], largest: T::Acc, mut each: impl FnMut(&mut [T], &[T::Acc])) {
+    let mut exponentials = [T::Acc::default(); CHUNK];
+    for chunk in logits.chunks_mut(CHUNK) {
+        let exponentials = &mut exponentials[..chunk.len()];
+        exponentials.iter_mut().zip(chunk.iter()).for_each(|(e, x)| *e = x.to_acc());
+        simd::exp_sum(exponentials, largest);
+        each(chunk, exponentials);
     }
 }
 
@@ -40,15 +58,16 @@ fn one_row<T: Float>(logits: &mut [T], label: i64, weight: f64, scale: Option<f6
     assert!((0..logits.len() as i64).contains(&label), "label {label} of a vocabulary of {}", logits.len());
     let label = label as usize;
     let largest: T::Acc = max(logits, T::to_acc);
-    let total: f64 = sum(logits, |x| exp(x.to_acc() - largest).to_f64());
+    let mut total = 0.0;
+    with_exponentials(logits, largest, |_, exponentials| total += sum(exponentials, |e| e.to_f64()));
     let at_label = logits[label].to_acc() - largest;
     if let Some(scale) = scale {
         let scale = scale * weight;
         let factor = T::Acc::from_f64(scale / total);
-        let gradient = scale * (exp(at_label).to_f64() / total - 1.0);
-        for x in logits.iter_mut() {
-            *x = T::from_acc(exp(x.to_acc() - largest) * factor);
-        }
+        let gradient = scale * (exp(at_label.to_f64()) / total - 1.0);
+        with_exponentials(logits, largest, |logits, exponentials| {
+            logits.iter_mut().zip(exponentials).for_each(|(x, &e)| *x = T::from_acc(e * factor));
+        });
         logits[label] = T::from_f64(gradient);
     }
     weight * (ln(total) - at_label.to_f64())
@@ -69,8 +88,22 @@ mod tests {
     /// Loss and gradient of logits.
     fn run<T: Float>(cpu: &Cpu<T>, logits: &[f64], scale: Option<f64>) -> (f64, Vec<f64>) {
         let mut logits = matrix::<T>(logits, ROWS, VOCAB);
-        let loss = cpu.cross_entropy(&mut logits, &cpu.upload(&LABELS), &cpu.upload(&WEIGHTS), scale);
+        let loss = loss(cpu, &mut logits, &LABELS, &WEIGHTS, scale);
         (loss, wide(&logits))
+    }
+
+    fn loss<T: Float>(
+        cpu: &Cpu<T>,
+        logits: &mut Matrix<T>,
+        labels: &[i64],
+        weights: &[f32],
+        scale: Option<f64>,
+    ) -> f64 {
+        let (labels, weights) =
+            (Matrix::from_slice(labels, labels.len(), 1), Matrix::from_slice(weights, weights.len(), 1));
+        let mut sum = cpu.zero_matrix(1, 1);
+        cpu.cross_entropy(logits.view_mut(), labels.view(), weights.view(), scale, sum.view_mut());
+        sum[0]
     }
 
     fn logits() -> Vec<f64> {
@@ -119,7 +152,7 @@ mod tests {
     fn huge_logits_do_not_overflow() {
         let cpu = Cpu::<f32>::default();
         let mut logits = matrix(&[1e30, -1e30, 0.0], 1, 3);
-        let loss = cpu.cross_entropy(&mut logits, &cpu.upload(&[0]), &cpu.upload(&[1.0]), Some(1.0));
+        let loss = loss(&cpu, &mut logits, &[0], &[1.0], Some(1.0));
         assert_eq!((loss, &logits[..]), (0.0, &[0.0, 0.0, 0.0][..]));
     }
 
@@ -136,16 +169,31 @@ mod tests {
             let cpu = Cpu::<f32>::new(threads);
             let mut logits = random::<f32>(1, 900, 100);
             let labels: Vec<i64> = (0..900).map(|i| i % 100).collect();
-            let loss = cpu.cross_entropy(&mut logits, &cpu.upload(&labels), &cpu.upload(&[1.0; 900]), Some(0.1));
+            let loss = loss(&cpu, &mut logits, &labels, &[1.0; 900], Some(0.1));
             (loss.to_bits(), bits(&logits))
         };
         assert_eq!(by(1), by(3));
     }
 
     #[test]
+    fn losses_add_up_over_ranges_of_rows() {
+        let cpu = Cpu::<f64>::default();
+        let (whole, gradient) = run(&cpu, &logits(), Some(0.25));
+        let mut parts = matrix::<f64>(&logits(), ROWS, VOCAB);
+        let (labels, weights) = (Matrix::from_slice(&LABELS, ROWS, 1), Matrix::from_slice(&WEIGHTS, ROWS, 1));
+        let mut sum = cpu.zero_matrix(1, 1);
+        for rows in [0..1, 1..ROWS] {
+            let (labels, weights) = (labels.view().row_range(rows.clone()), weights.view().row_range(rows.clone()));
+            cpu.cross_entropy(parts.view_mut().row_range(rows), labels, weights, Some(0.25), sum.view_mut());
+        }
+        assert!((sum[0] - whole).abs() < 1e-14);
+        assert_eq!(wide(&parts), gradient);
+    }
+
+    #[test]
     fn no_rows() {
         let cpu = Cpu::<f32>::default();
         let mut logits: Matrix<f32> = cpu.matrix(0, 5);
-        assert_eq!(cpu.cross_entropy(&mut logits, &cpu.upload(&[]), &cpu.upload(&[]), Some(1.0)), 0.0);
+        assert_eq!(loss(&cpu, &mut logits, &[], &[], Some(1.0)), 0.0);
     }
 }

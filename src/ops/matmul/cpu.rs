@@ -5,8 +5,9 @@ use bytemuck::Pod;
 use gemm_common::Parallelism;
 
 use crate::ops::matmul::Matmul;
+use crate::ops::transpose::transpose;
 use crate::ops::workers::{Wide, install, threads, write_rounded};
-use crate::tensor::{Buffer, Cpu, DType, Device, Float, Matrix, Real};
+use crate::tensor::{Cpu, DType, Float, MatrixMut, MatrixRef, Real};
 
 /// Where the inner dimension of every product is cut: each part is summed on its own, then added to the result.
 pub(crate) const CUT: usize = 256;
@@ -77,6 +78,12 @@ impl<'a, A> ViewMut<'a, A> {
         assert!(row_stride >= cols || rows <= 1, "rows of {cols} overlap at a stride of {row_stride}");
         ViewMut { data, rows, cols, row_stride }
     }
+}
+
+/// A view of host memory, to be written.
+pub(crate) fn target<A: Real>(view: MatrixMut<'_, A>) -> ViewMut<'_, A> {
+    let (rows, cols, row_stride) = (view.rows(), view.cols(), view.stride());
+    ViewMut::new(view.into_span(), rows, cols, row_stride)
 }
 
 /// Whether every element of a matrix is inside a slice of `len`; not if it cannot be counted where the last one is.
@@ -229,72 +236,58 @@ fn product<T: Copy>(
 }
 
 impl<T: Float> Matmul for Cpu<T> {
-    fn linear(&self, x: &Matrix<T>, w: &Matrix<T>, bias: Option<&Buffer<T>>) -> Matrix<T> {
+    fn linear(&self, x: MatrixRef<T>, w: MatrixRef<T>, bias: Option<MatrixRef<T>>, y: MatrixMut<T>) {
         let (rows, inner, cols) = (x.rows(), x.cols(), w.cols());
         assert_eq!(w.rows(), inner, "{inner} features into a layer for {}", w.rows());
-        let mut out = self.matrix::<T>(rows, cols);
+        assert_eq!((y.rows(), y.cols()), (rows, cols), "result of a linear layer");
         let (x, w) = (Wide::new(self, x), Wide::new(self, w));
-        write_rounded(self, &mut out, false, |out| {
-            let (lhs, rhs) = (View::new(&x, rows, inner, inner), View::new(&w, inner, cols, cols));
+        write_rounded(self, y, false, |y, stride| {
+            let lhs = View::new(x.span(), rows, inner, x.stride());
+            let rhs = View::new(w.span(), inner, cols, w.stride());
             let threads = threads(self);
-            install(self, || gemm(ViewMut::new(out, rows, cols, cols), lhs, rhs, false, threads));
+            install(self, || gemm(ViewMut::new(y, rows, cols, stride), lhs, rhs, false, threads));
             if let (Some(bias), true) = (bias, cols > 0) {
-                assert_eq!(bias.len(), cols, "a bias of {} for {cols} features", bias.len());
-                for row in out.chunks_exact_mut(cols) {
-                    row.iter_mut().zip(bias.iter()).for_each(|(y, b)| *y += b.to_acc());
+                assert_eq!((bias.rows(), bias.cols()), (1, cols), "a bias of {} for {cols} features", bias.len());
+                for row in y.chunks_mut(stride.max(1)) {
+                    row[..cols].iter_mut().zip(bias.row(0)).for_each(|(y, b)| *y += b.to_acc());
                 }
             }
         });
-        out
     }
 
-    fn linear_backward_input(&self, dy: &Matrix<T>, w: &Matrix<T>, dx: &mut Matrix<T>, accumulate: bool) {
+    fn linear_backward_input(&self, dy: MatrixRef<T>, w: MatrixRef<T>, dx: MatrixMut<T>, accumulate: bool) {
         let (rows, inner, cols) = (dy.rows(), dy.cols(), w.rows());
         assert_eq!((w.cols(), dx.rows(), dx.cols()), (inner, rows, cols), "gradient of a linear layer's input");
         let (dy, w) = (Wide::new(self, dy), Wide::new(self, w));
-        write_rounded(self, dx, accumulate, |dx| {
-            let (lhs, rhs) = (View::new(&dy, rows, inner, inner), View::new(&w, cols, inner, inner).transposed());
+        write_rounded(self, dx, accumulate, |dx, stride| {
+            let lhs = View::new(dy.span(), rows, inner, dy.stride());
+            let rhs = View::new(w.span(), cols, inner, w.stride()).transposed();
             let threads = threads(self);
-            install(self, || gemm(ViewMut::new(dx, rows, cols, cols), lhs, rhs, accumulate, threads));
+            install(self, || gemm(ViewMut::new(dx, rows, cols, stride), lhs, rhs, accumulate, threads));
         });
     }
 
-    fn linear_backward_weight(
-        &self,
-        x: &Matrix<T>,
-        dy: &Matrix<T>,
-        dw: &mut Matrix<T::Acc>,
-        db: Option<&mut Matrix<T::Acc>>,
-    ) {
+    fn linear_backward_weight(&self, x: MatrixRef<T>, dy: MatrixRef<T>, dw: MatrixMut<T::Acc>) {
         let (rows, inputs, outputs) = (x.rows(), x.cols(), dy.cols());
         assert_eq!((dy.rows(), dw.rows(), dw.cols()), (rows, inputs, outputs), "gradient of a linear layer's weight");
         let (x, dy) = (Wide::new(self, x), Wide::new(self, dy));
-        let (lhs, rhs) = (View::new(&x, rows, inputs, inputs).transposed(), View::new(&dy, rows, outputs, outputs));
+        let lhs = View::new(x.span(), rows, inputs, x.stride()).transposed();
+        let rhs = View::new(dy.span(), rows, outputs, dy.stride());
         let threads = threads(self);
-        install(self, || gemm(ViewMut::new(dw, inputs, outputs, outputs), lhs, rhs, true, threads));
-        if let (Some(db), true) = (db, outputs > 0) {
-            assert_eq!(db.len(), outputs, "gradient of a bias of {outputs}");
-            for row in dy.chunks_exact(outputs) {
-                db.iter_mut().zip(row).for_each(|(sum, &dy)| *sum += dy);
-            }
+        install(self, || gemm(target(dw), lhs, rhs, true, threads));
+    }
+
+    fn linear_backward_bias(&self, dy: MatrixRef<T>, mut db: MatrixMut<T::Acc>) {
+        assert_eq!((db.rows(), db.cols()), (1, dy.cols()), "gradient of a bias of {}", dy.cols());
+        for row in 0..dy.rows() {
+            db.row_mut(0).iter_mut().zip(dy.row(row)).for_each(|(sum, dy)| *sum += dy.to_acc());
         }
     }
 
-    fn transpose(&self, x: &Matrix<T>) -> Matrix<T> {
-        let (rows, cols) = (x.rows(), x.cols());
-        let mut out = self.matrix::<T>(cols, rows);
-        // Squares that fit the first-level cache, so that neither side misses it on every element.
-        const SIDE: usize = 32;
-        for from_row in (0..rows).step_by(SIDE) {
-            for from_col in (0..cols).step_by(SIDE) {
-                for row in from_row..rows.min(from_row + SIDE) {
-                    for col in from_col..cols.min(from_col + SIDE) {
-                        out[col * rows + row] = x[row * cols + col];
-                    }
-                }
-            }
-        }
-        out
+    fn transpose(&self, x: MatrixRef<T>, mut y: MatrixMut<T>) {
+        assert_eq!((y.rows(), y.cols()), (x.cols(), x.rows()), "rows and columns exchanged");
+        let (from, to) = (x.stride(), y.stride());
+        transpose((x.span(), from), x.rows(), x.cols(), (y.span_mut(), to));
     }
 }
 

@@ -5,33 +5,39 @@
 
 mod cpu;
 
-pub(crate) use cpu::{CUT, View, ViewMut, gemm};
+pub(crate) use cpu::{CUT, View, ViewMut, gemm, target};
 
-use crate::tensor::{AccMatrix, Device, ElemBuffer, ElemMatrix};
+use crate::ops::op::op;
+use crate::tensor::{AccMut, ElemMut, ElemRef};
 
-/// Products with weights.
-pub trait Matmul: Device {
-    /// `x [rows, in] * w [in, out] + bias [out]`.
-    fn linear(&self, x: &ElemMatrix<Self>, w: &ElemMatrix<Self>, bias: Option<&ElemBuffer<Self>>) -> ElemMatrix<Self>;
+op! {
+    /// Products with weights.
+    pub trait Matmul {
+        /// `y [rows, out] = x [rows, in] * w [in, out] + bias [1, out]`.
+        fn linear(
+            &self,
+            x: ElemRef<'_, Self>,
+            w: ElemRef<'_, Self>,
+            bias: Option<ElemRef<'_, Self>>,
+            y: ElemMut<'_, Self>,
+        );
 
-    /// Gradient of the input: `dy [rows, out] * w^T`, added to `dx [rows, in]` if `accumulate`, else written.
-    fn linear_backward_input(
-        &self,
-        dy: &ElemMatrix<Self>,
-        w: &ElemMatrix<Self>,
-        dx: &mut ElemMatrix<Self>,
-        accumulate: bool,
-    );
+        /// Gradient of the input: `dy [rows, out] * w^T`, added to `dx [rows, in]` if `accumulate`, else written.
+        fn linear_backward_input(
+            &self,
+            dy: ElemRef<'_, Self>,
+            w: ElemRef<'_, Self>,
+            dx: ElemMut<'_, Self>,
+            accumulate: bool,
+        );
 
-    /// Gradient of the weights, added: `dw [in, out] += x^T * dy`, `db [1, out] += sum of the rows of dy`.
-    fn linear_backward_weight(
-        &self,
-        x: &ElemMatrix<Self>,
-        dy: &ElemMatrix<Self>,
-        dw: &mut AccMatrix<Self>,
-        db: Option<&mut AccMatrix<Self>>,
-    );
+        /// Gradient of the weights, added: `dw [in, out] += x^T * dy`.
+        fn linear_backward_weight(&self, x: ElemRef<'_, Self>, dy: ElemRef<'_, Self>, dw: AccMut<'_, Self>);
 
-    /// `[cols, rows]`.
-    fn transpose(&self, x: &ElemMatrix<Self>) -> ElemMatrix<Self>;
+        /// Gradient of the bias, added: `db [1, out] +=` the sum of the rows of `dy`, in order.
+        fn linear_backward_bias(&self, dy: ElemRef<'_, Self>, db: AccMut<'_, Self>);
+
+        /// `y [cols, rows]` of `x [rows, cols]`.
+        fn transpose(&self, x: ElemRef<'_, Self>, y: ElemMut<'_, Self>);
+    }
 }

@@ -1,61 +1,124 @@
-//! AdamW (Loshchilov and Hutter 2019) and the sums that gradient clipping needs.
+//! AdamW (Loshchilov and Hutter 2019) with a bound on the gradient's norm, for all parameters at once.
 
 mod cpu;
 
-use crate::tensor::{AccBuffer, AccMatrix, Device};
+use crate::ops::op::op;
+use crate::tensor::{AccBuffer, Buffer, Device, ElemBuffer};
 
-/// One AdamW step's numbers.
+/// AdamW's constants and the bound on the gradient's norm.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct AdamwStep {
-    /// Learning rate.
-    pub lr: f64,
+pub struct AdamwOptions {
     /// Decay of the mean.
     pub beta1: f64,
     /// Decay of the mean square.
     pub beta2: f64,
     /// Added to the root of the mean square.
     pub eps: f64,
-    /// Decoupled weight decay; 0 for vectors.
+    /// Decoupled decay, of parameters with two or more dimensions.
     pub weight_decay: f64,
-    /// Number of this step, from 1, for the bias corrections.
-    pub step: u64,
-    /// Factor on the gradient (clipping).
-    pub gradient_scale: f64,
+    /// The gradient is scaled down to this norm; 0 for no bound.
+    pub clip: f64,
 }
 
-/// Updates of master weights in the accumulation type.
-///
-/// ```
-/// use context_parallel::ops::optimizer::{AdamwStep, Optimizer};
-/// use context_parallel::tensor::{Cpu, Device, Matrix};
-///
-/// let cpu = Cpu::<f64>::default();
-/// let (beta1, beta2, eps) = (0.9, 0.95, 0.0);
-/// let step = AdamwStep { lr: 0.25, beta1, beta2, eps, weight_decay: 0.0, step: 1, gradient_scale: 1.0 };
-/// let gradient = Matrix::from_slice(&[0.3, -70.0], 1, 2);
-/// let mut weights = Matrix::from_slice(&[1.0, 1.0], 1, 2);
-/// let (mut mean, mut square) = (cpu.zero_matrix(1, 2), cpu.zero_matrix(1, 2));
-/// cpu.adamw(&step, &gradient, &mut weights, &mut mean, &mut square);
-/// // The first step is lr, whatever the gradient's size.
-/// assert!((weights[0] - 0.75).abs() < 1e-12 && (weights[1] - 1.25).abs() < 1e-12);
-/// ```
-pub trait Optimizer: Device {
-    /// Updates `weights`, `mean` and `square` from `gradient`, in PyTorch's order of operations.
-    fn adamw(
-        &self,
-        step: &AdamwStep,
-        gradient: &AccMatrix<Self>,
-        weights: &mut AccMatrix<Self>,
-        mean: &mut AccMatrix<Self>,
-        square: &mut AccMatrix<Self>,
-    );
+impl Default for AdamwOptions {
+    /// The constants of GPT-3 (Brown et al. 2020).
+    fn default() -> Self {
+        AdamwOptions { beta1: 0.9, beta2: 0.95, eps: 1e-8, weight_decay: 0.1, clip: 1.0 }
+    }
+}
 
-    /// Sum of squares, in `f64`.
-    fn sum_of_squares(&self, x: &AccBuffer<Self>) -> f64;
+/// The numbers of a step, in the order in which the device has them.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct StepNumbers {
+    /// Learning rate.
+    pub lr: f64,
+    /// Number of the step, from 1, for the bias corrections.
+    pub step: f64,
+    /// Sum of the squares of the gradient, before it is scaled.
+    pub gradient: f64,
+    /// Sum of the squares of the weights after the step.
+    pub weights: f64,
+}
 
-    /// `x *= factor`.
-    fn scale(&self, x: &mut AccBuffer<Self>, factor: f64);
+impl StepNumbers {
+    /// How many there are.
+    pub const LEN: usize = 4;
+    /// Place of [`StepNumbers::gradient`].
+    pub const GRADIENT: usize = 2;
+    /// Place of [`StepNumbers::weights`].
+    pub const WEIGHTS: usize = 3;
 
-    /// Zeroes.
-    fn clear(&self, x: &mut AccBuffer<Self>);
+    /// As the device has them.
+    pub fn to_array(self) -> [f64; Self::LEN] {
+        [self.lr, self.step, self.gradient, self.weights]
+    }
+
+    /// From what was read of the device.
+    pub fn from_array([lr, step, gradient, weights]: [f64; Self::LEN]) -> Self {
+        StepNumbers { lr, step, gradient, weights }
+    }
+
+    /// The factor on a gradient whose squares sum to this: PyTorch's `clip_grad_norm_`.
+    pub fn gradient_scale(self, clip: f64) -> f64 {
+        if clip > 0.0 { (clip / (self.gradient.sqrt() + 1e-6)).min(1.0) } else { 1.0 }
+    }
+}
+
+/// What an optimizer step changes: each has an element for every weight.
+#[derive(Debug)]
+pub struct AdamwState<'a, D: Device> {
+    /// The gradient; zero after the step.
+    pub gradient: &'a mut AccBuffer<D>,
+    /// The weights.
+    pub weights: &'a mut AccBuffer<D>,
+    /// Running mean of the gradient.
+    pub mean: &'a mut AccBuffer<D>,
+    /// Running mean of its squares.
+    pub square: &'a mut AccBuffer<D>,
+    /// The weights rounded to the storage type; only written.
+    pub working: &'a mut ElemBuffer<D>,
+}
+
+op! {
+    /// Updates of weights in the accumulation type.
+    ///
+    /// ```
+    /// use context_parallel::ops::optimizer::{AdamwOptions, AdamwState, Optimizer, StepNumbers};
+    /// use context_parallel::tensor::{Cpu, Device};
+    ///
+    /// let cpu = Cpu::<f64>::default();
+    /// let options = AdamwOptions { beta1: 0.9, beta2: 0.95, eps: 0.0, weight_decay: 0.0, clip: 0.0 };
+    /// let mut numbers = cpu.upload(&StepNumbers { lr: 0.25, step: 1.0, ..StepNumbers::default() }.to_array());
+    /// let (mut gradient, mut weights) = (cpu.upload(&[0.3, -70.0]), cpu.upload(&[1.0, 1.0]));
+    /// let (mut mean, mut square, mut working) = (cpu.zeros(2), cpu.zeros(2), cpu.empty(2));
+    /// cpu.sum_of_squares(&gradient, &mut numbers);
+    /// let state = AdamwState {
+    ///     gradient: &mut gradient,
+    ///     weights: &mut weights,
+    ///     mean: &mut mean,
+    ///     square: &mut square,
+    ///     working: &mut working,
+    /// };
+    /// cpu.adamw(&options, 0, &mut numbers, state);
+    /// // The first step is lr, whatever the gradient's size.
+    /// assert!((weights[0] - 0.75).abs() < 1e-12 && (weights[1] - 1.25).abs() < 1e-12);
+    /// assert_eq!((&working[..], &gradient[..]), (&weights[..], &[0.0, 0.0][..]));
+    /// ```
+    pub trait Optimizer {
+        /// Writes the sum of the squares of a gradient to [`StepNumbers::gradient`] of `numbers [StepNumbers::LEN]`.
+        fn sum_of_squares(&self, gradient: &AccBuffer<Self>, numbers: &mut Buffer<f64, Self::Storage>);
+
+        /// One step in one pass over memory, in PyTorch's order of operations: the gradient is scaled, weights and means
+        /// are updated, the working copy is written, the gradient is zeroed, and the sum of the squares of the new weights
+        /// is written to [`StepNumbers::weights`]. Weight decay applies to the first `decayed` weights.
+        ///
+        /// Where the gradient's sum of squares is not finite, nothing is changed.
+        fn adamw(
+            &self,
+            options: &AdamwOptions,
+            decayed: usize,
+            numbers: &mut Buffer<f64, Self::Storage>,
+            state: AdamwState<'_, Self>,
+        );
+    }
 }

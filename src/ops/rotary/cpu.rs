@@ -2,15 +2,15 @@
 
 use super::Rotary;
 use crate::ops::parallel::{RowsMut, by_rows};
-use crate::tensor::{AccMatrix, Cpu, ElemMatrix, Float};
+use crate::tensor::{AccRef, Cpu, ElemMut, Float};
 
 impl<T: Float> Rotary for Cpu<T> {
     fn rotate(
         &self,
-        x: &mut ElemMatrix<Self>,
+        mut x: ElemMut<'_, Self>,
         heads: usize,
-        cos: &AccMatrix<Self>,
-        sin: &AccMatrix<Self>,
+        cos: AccRef<'_, Self>,
+        sin: AccRef<'_, Self>,
         interleaved: bool,
         inverse: bool,
     ) {
@@ -28,7 +28,7 @@ impl<T: Float> Rotary for Cpu<T> {
             *a = T::from_acc(from_a * c - from_b * s);
             *b = T::from_acc(from_b * c + from_a * s);
         };
-        by_rows(self, rows, cols, RowsMut::new(x, cols), |range, mut x| {
+        by_rows(self, rows, cols, RowsMut::of(&mut x), |range, mut x| {
             for (i, row) in range.enumerate() {
                 let (cos, sin) = (cos.row(row), sin.row(row));
                 for head in x.row(i).chunks_exact_mut(dim) {
@@ -71,7 +71,7 @@ mod tests {
     fn rotate<T: Float>(cpu: &Cpu<T>, x: &[f64], rows: usize, interleaved: bool, inverse: bool) -> Vec<f64> {
         let mut x = matrix::<T>(x, rows, HEADS * DIM);
         let (cos, sin) = table::<T::Acc>(rows);
-        cpu.rotate(&mut x, HEADS, &cos, &sin, interleaved, inverse);
+        cpu.rotate(x.view_mut(), HEADS, cos.view(), sin.view(), interleaved, inverse);
         wide(&x)
     }
 
@@ -119,6 +119,22 @@ mod tests {
         let x = values(1, 4000 * HEADS * DIM);
         let by = |threads| rotate(&Cpu::<f32>::new(threads), &x, 4000, false, false);
         assert_eq!(by(1), by(3));
+    }
+
+    #[test]
+    fn columns_of_a_matrix_turn_as_they_do_alone() {
+        let (cpu, width) = (Cpu::<f32>::new(2), HEADS * DIM);
+        let mut x = random::<f32>(1, 20, width + 9);
+        let before = x.clone();
+        let alone: Vec<f64> = x.view().column_range(4..4 + width).to_vec().iter().map(|&x| f64::from(x)).collect();
+        let (cos, sin) = table::<f32>(20);
+        cpu.rotate(x.view_mut().column_range(4..4 + width), HEADS, cos.view(), sin.view(), true, false);
+        let turned = wide(&x.view().column_range(4..4 + width).to_vec());
+        assert_eq!(turned, rotate(&cpu, &alone, 20, true, false));
+        let rest = |x: &Matrix<f32>| {
+            [x.view().column_range(0..4).to_vec(), x.view().column_range(4 + width..width + 9).to_vec()]
+        };
+        assert_eq!(rest(&x), rest(&before));
     }
 
     #[test]

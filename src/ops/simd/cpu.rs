@@ -1,12 +1,10 @@
 //! The passes on 16 lanes of `f32`, written once over [`Lanes`] and compiled for each instruction set.
 
 use crate::ops::matmul::CUT;
+use crate::ops::simd::lanes::{Lanes, WIDTH};
 #[cfg(target_arch = "x86_64")]
 use crate::ops::simd::x86;
 use crate::tensor::Real;
-
-/// Lanes per step.
-const WIDTH: usize = 16;
 
 /// Below this the result would be subnormal; it is 0 instead.
 const LOWEST: f32 = -87.336_54;
@@ -19,30 +17,6 @@ const LN2_HIGH: f32 = 0.693_359_4;
 const LN2_LOW: f32 = -2.121_944_4e-4;
 /// `(exp(r) - 1 - r) / r^2` on `[-ln 2 / 2, ln 2 / 2]`, highest power first (minimax, as in Cephes' `expf`).
 const SERIES: [f32; 6] = [1.987_569_1e-4, 1.398_199_9e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_5e-1, 0.5];
-
-/// 16 lanes of `f32`.
-///
-/// # Safety
-/// Every method needs the instruction set of the implementation; `load` and `store` need 16 valid elements, aligned as
-/// `f32`.
-pub(super) trait Lanes: Copy {
-    unsafe fn load(from: *const f32) -> Self;
-    unsafe fn store(self, to: *mut f32);
-    unsafe fn splat(value: f32) -> Self;
-    unsafe fn add(self, other: Self) -> Self;
-    unsafe fn sub(self, other: Self) -> Self;
-    unsafe fn mul(self, other: Self) -> Self;
-    /// `self * by + plus`, rounded once.
-    unsafe fn mul_add(self, by: Self, plus: Self) -> Self;
-    /// The larger; `other` if either is NaN.
-    unsafe fn max(self, other: Self) -> Self;
-    /// The smaller; `other` if either is NaN.
-    unsafe fn min(self, other: Self) -> Self;
-    /// `self`, or 0 in lanes where `a < b`.
-    unsafe fn zero_where_less(self, a: Self, b: Self) -> Self;
-    /// Moves the low 9 bits of each lane to sign and exponent.
-    unsafe fn low_bits_to_exponent(self) -> Self;
-}
 
 /// `exp(x)`: `2^n * exp(r)` with `x = n ln 2 + r`.
 ///

@@ -5,6 +5,7 @@
 //! order, so the instruction set does not change a result. In `f64` rows are computed element by element.
 
 mod cpu;
+mod lanes;
 #[cfg(target_arch = "x86_64")]
 mod x86;
 

@@ -2,7 +2,7 @@
 
 use std::arch::x86_64::*;
 
-use crate::ops::simd::cpu::Lanes;
+use crate::ops::simd::lanes::Lanes;
 
 /// Two registers of 8 lanes.
 #[derive(Clone, Copy)]

@@ -2,35 +2,36 @@
 
 use std::ops::Range;
 
-use num_traits::Zero as _;
-
-use crate::ops::attention::pack::{pack, pack_scaled, transpose};
+use crate::ops::attention::pack::{pack, pack_scaled};
 use crate::ops::attention::{AttentionShape, mask_row};
-use crate::ops::matmul::{View, ViewMut, gemm};
+use crate::ops::matmul::{View, ViewMut, gemm, target};
+use crate::ops::rows::Rows;
 use crate::ops::simd;
+use crate::ops::transpose::transpose;
 use crate::ops::unfused::{Block, Unfused, cells};
 use crate::ops::workers::{install, threads};
 use crate::plan::Piece;
-use crate::tensor::{Buffer, Cpu, Device, Float, Matrix, Real, product};
+use crate::tensor::{Buffer, Cpu, Float, MatrixMut, MatrixRef, Real, product};
 
 impl<T: Float> Unfused for Cpu<T> {
     fn unfused(
         &self,
         shape: &AttentionShape,
-        q: &Matrix<T>,
-        kv: &Matrix<T>,
+        q: MatrixRef<'_, T>,
+        kv: MatrixRef<'_, T>,
         blocks: &[Block],
         pieces: &[Piece],
-        out: &mut Matrix<T::Acc>,
-    ) -> Buffer<T::Acc> {
+        mut out: MatrixMut<'_, T::Acc>,
+        probabilities: &mut Buffer<T::Acc>,
+    ) {
         shape.expect();
         assert_eq!((q.cols(), kv.cols()), (shape.q_width(), shape.kv_width()), "columns of q and kv");
         assert_eq!((out.rows(), out.cols()), (q.rows(), shape.out_width()), "shape of out");
         let (d, width, threads) = (shape.qk_dim, shape.v_dim, threads(self));
-        let mut probabilities = self.empty::<T::Acc>(cells(shape, blocks));
+        assert_eq!(probabilities.len(), cells(shape, blocks), "probabilities of other blocks");
         let mut rest = &mut probabilities[..];
         let mut attended = Vec::new();
-        out.fill(T::Acc::zero());
+        self.clear(out.reborrow());
         for (queries, keys) in blocks.iter().filter(|(queries, keys)| !queries.is_empty() && !keys.is_empty()) {
             let (rows, cols) = (queries.len(), keys.len());
             let pieces: Vec<&Piece> = pieces
@@ -44,7 +45,7 @@ impl<T: Float> Unfused for Cpu<T> {
                 let columns = Columns::new(shape, head);
                 pack_scaled(q, queries.clone(), columns.q, T::Acc::from_f64(shape.scale), &mut packs.q);
                 pack(kv, keys.clone(), columns.k, &mut packs.k);
-                transpose(&packs.k, cols, d, &mut packs.k_transposed);
+                transpose((&packs.k, d), cols, d, (&mut packs.k_transposed, cols));
                 pack(kv, keys.clone(), columns.v, &mut packs.v);
                 let (lhs, rhs) = (View::new(&packs.q, rows, d, d), View::new(&packs.k_transposed, d, cols, cols));
                 install(self, || gemm(ViewMut::new(p, rows, cols, cols), lhs, rhs, false, threads));
@@ -52,24 +53,23 @@ impl<T: Float> Unfused for Cpu<T> {
                     mask_row(pieces.iter().copied(), row, keys.clone(), scores, &mut attended);
                     softmax(scores);
                 }
-                let out = &mut out[queries.start * shape.out_width() + columns.out.start..];
+                let out = out.reborrow().row_range(queries.clone()).column_range(columns.out);
                 let (lhs, rhs) = (View::new(p, rows, cols, cols), View::new(&packs.v, cols, width, width));
-                install(self, || gemm(ViewMut::new(out, rows, width, shape.out_width()), lhs, rhs, false, threads));
+                install(self, || gemm(target(out), lhs, rhs, false, threads));
             }
         }
-        probabilities
     }
 
     fn unfused_backward(
         &self,
         shape: &AttentionShape,
-        q: &Matrix<T>,
-        kv: &Matrix<T>,
+        q: MatrixRef<'_, T>,
+        kv: MatrixRef<'_, T>,
         blocks: &[Block],
         probabilities: &Buffer<T::Acc>,
-        dout: &Matrix<T>,
-        dq: &mut Matrix<T::Acc>,
-        dkv: &mut Matrix<T::Acc>,
+        dout: MatrixRef<'_, T>,
+        mut dq: MatrixMut<'_, T::Acc>,
+        mut dkv: MatrixMut<'_, T::Acc>,
     ) {
         shape.expect();
         assert_eq!((q.cols(), kv.cols()), (shape.q_width(), shape.kv_width()), "columns of q and kv");
@@ -105,13 +105,13 @@ impl<T: Float> Unfused for Cpu<T> {
                 let ds = View::new(&ds, rows, cols, cols);
                 let (queries_packed, keys_packed) = (View::new(&packs.q, rows, d, d), View::new(&packs.k, cols, d, d));
                 install(self, || {
-                    let dq = &mut dq[queries.start * shape.q_width() + columns.q.start..];
-                    gemm(ViewMut::new(dq, rows, d, shape.q_width()), ds, keys_packed, true, threads);
-                    let first = keys.start * shape.kv_width();
-                    let dk = &mut dkv[first + columns.k.start..];
-                    gemm(ViewMut::new(dk, cols, d, shape.kv_width()), ds.transposed(), queries_packed, true, threads);
-                    let dv = &mut dkv[first + columns.v.start..];
-                    gemm(ViewMut::new(dv, cols, width, shape.kv_width()), p.transposed(), dout, true, threads);
+                    let dq = dq.reborrow().row_range(queries.clone()).column_range(columns.q);
+                    gemm(target(dq), ds, keys_packed, true, threads);
+                    let mut dkv = dkv.reborrow().row_range(keys.clone());
+                    let dk = dkv.reborrow().column_range(columns.k);
+                    gemm(target(dk), ds.transposed(), queries_packed, true, threads);
+                    let dv = dkv.column_range(columns.v);
+                    gemm(target(dv), p.transposed(), dout, true, threads);
                 });
             }
         }
@@ -186,6 +186,7 @@ mod tests {
     use super::*;
     use crate::ops::attention::Attention;
     use crate::order::Run;
+    use crate::tensor::{Device, Matrix};
 
     /// Two sequences of 300 and 70 rows, one of none, causal with a window of 200.
     const LENGTHS: [usize; 3] = [300, 0, 70];
@@ -223,14 +224,27 @@ mod tests {
 
     const SHAPE: AttentionShape = AttentionShape { q_heads: 4, kv_heads: 2, qk_dim: 16, v_dim: 24, scale: 0.25 };
 
+    fn unfused<T: Float>(
+        device: &Cpu<T>,
+        (q, kv): (&Matrix<T>, &Matrix<T>),
+        blocks: &[Block],
+        pieces: &[Piece],
+        out: &mut Matrix<T::Acc>,
+    ) -> Buffer<T::Acc> {
+        let mut probabilities = device.empty(cells(&SHAPE, blocks));
+        device.unfused(&SHAPE, q.view(), kv.view(), blocks, pieces, out.view_mut(), &mut probabilities);
+        probabilities
+    }
+
     fn run<T: Float>(device: &Cpu<T>) -> [Matrix<T::Acc>; 3] {
         let (q, kv, dout) =
             (random(370, SHAPE.q_width(), 1), random(370, SHAPE.kv_width(), 2), random(370, SHAPE.out_width(), 3));
         let mut out = device.matrix::<T::Acc>(370, SHAPE.out_width());
         out.fill(T::Acc::nan());
-        let p = device.unfused(&SHAPE, &q, &kv, &blocks(), &pieces(0..370), &mut out);
+        let p = unfused(device, (&q, &kv), &blocks(), &pieces(0..370), &mut out);
         let (mut dq, mut dkv) = (device.zero_matrix(370, SHAPE.q_width()), device.zero_matrix(370, SHAPE.kv_width()));
-        device.unfused_backward(&SHAPE, &q, &kv, &blocks(), &p, &dout, &mut dq, &mut dkv);
+        let (q, kv, dout, targets) = (q.view(), kv.view(), dout.view(), (dq.view_mut(), dkv.view_mut()));
+        device.unfused_backward(&SHAPE, q, kv, &blocks(), &p, dout, targets.0, targets.1);
         [out, dq, dkv]
     }
 
@@ -238,11 +252,14 @@ mod tests {
         let (q, kv, dout) =
             (random(370, SHAPE.q_width(), 1), random(370, SHAPE.kv_width(), 2), random(370, SHAPE.out_width(), 3));
         let (mut out, mut lse) = (device.matrix(370, SHAPE.out_width()), device.matrix(370, SHAPE.q_heads));
-        device.attention(&SHAPE, &q, &kv, &pieces(0..370), &mut out, &mut lse);
-        let delta = device.attention_delta(&SHAPE, &out, &dout);
+        let (q, kv, dout) = (q.view(), kv.view(), dout.view());
+        device.attention(&SHAPE, q, kv, &pieces(0..370), out.view_mut(), lse.view_mut());
+        let mut delta = device.matrix(370, SHAPE.q_heads);
+        device.attention_delta(&SHAPE, out.view(), dout, delta.view_mut());
         let (mut dq, mut dkv) = (device.zero_matrix(370, SHAPE.q_width()), device.zero_matrix(370, SHAPE.kv_width()));
         let pieces = pieces(0..370);
-        device.attention_backward(&SHAPE, &q, &kv, &pieces, &dout, &lse, &delta, &mut dq, &mut dkv);
+        let (lse, delta, targets) = (lse.view(), delta.view(), (dq.view_mut(), dkv.view_mut()));
+        device.attention_backward(&SHAPE, q, kv, &pieces, dout, lse, delta, targets.0, targets.1);
         [out, dq, dkv]
     }
 
@@ -273,7 +290,7 @@ mod tests {
         let mut out = device.matrix(370, SHAPE.out_width());
         out.fill(f32::NAN);
         let first = &pieces(0..370)[..1];
-        let p = device.unfused(&SHAPE, &q, &kv, &blocks(), first, &mut out);
+        let p = unfused(&device, (&q, &kv), &blocks(), first, &mut out);
         let (whole, rest) = p.split_at(300 * 300 * SHAPE.q_heads);
         assert!(whole.chunks(300).all(|row| (row.iter().sum::<f32>() - 1.0).abs() < 1e-5));
         assert!(rest.iter().chain(&out[300 * SHAPE.out_width()..]).all(|x| *x == 0.0));
@@ -291,7 +308,7 @@ mod tests {
                 SHAPE.q_width(),
             );
             let mut out = device.matrix(rows.len(), SHAPE.out_width());
-            device.unfused(&SHAPE, &some, &kv, &[(0..rows.len(), 0..300)], &pieces(rows.clone()), &mut out);
+            unfused(&device, (&some, &kv), &[(0..rows.len(), 0..300)], &pieces(rows.clone()), &mut out);
             let expected = &whole[rows.start * SHAPE.out_width()..rows.end * SHAPE.out_width()];
             assert!(out.iter().zip(expected).all(|(a, b)| a.to_bits() == b.to_bits()), "{rows:?}");
         }

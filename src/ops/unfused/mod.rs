@@ -5,8 +5,9 @@ mod cpu;
 use std::ops::Range;
 
 use crate::ops::attention::AttentionShape;
+use crate::ops::op::op;
 use crate::plan::Piece;
-use crate::tensor::{AccBuffer, AccMatrix, Device, ElemMatrix, product};
+use crate::tensor::{AccBuffer, AccMut, ElemRef, product};
 
 /// Query rows and key rows of one sequence.
 pub type Block = (Range<usize>, Range<usize>);
@@ -15,37 +16,39 @@ pub type Block = (Range<usize>, Range<usize>);
 ///
 /// # Panics
 /// If it cannot be counted.
-pub(super) fn cells(shape: &AttentionShape, blocks: &[Block]) -> usize {
+pub(crate) fn cells(shape: &AttentionShape, blocks: &[Block]) -> usize {
     let cells = blocks.iter().map(|(queries, keys)| product(&[queries.len(), keys.len(), shape.q_heads]));
     let sum = cells.into_iter().try_fold(0usize, usize::checked_add);
     sum.unwrap_or_else(|| panic!("the probabilities of {} sequences cannot be counted", blocks.len()))
 }
 
-/// Attention that keeps every probability. Buffers and pieces as in [`crate::ops::attention::Attention`]; `blocks`
-/// lists the rows of each sequence in both buffers, and no piece crosses them.
-pub trait Unfused: Device {
-    /// Writes `out` and returns the probabilities: block by block, head by head, `[queries, keys]`.
-    fn unfused(
-        &self,
-        shape: &AttentionShape,
-        q: &ElemMatrix<Self>,
-        kv: &ElemMatrix<Self>,
-        blocks: &[Block],
-        pieces: &[Piece],
-        out: &mut AccMatrix<Self>,
-    ) -> AccBuffer<Self>;
+op! {
+    /// Attention that keeps every probability. Buffers and pieces as in [`crate::ops::attention::Attention`]; `blocks`
+    /// lists the rows of each sequence in both buffers, and no piece crosses them.
+    pub trait Unfused {
+        /// Writes `out` and the probabilities: block by block, head by head, `[queries, keys]`.
+        fn unfused(
+            &self,
+            shape: &AttentionShape,
+            q: ElemRef<'_, Self>,
+            kv: ElemRef<'_, Self>,
+            blocks: &[Block],
+            pieces: &[Piece],
+            out: AccMut<'_, Self>,
+            probabilities: &mut AccBuffer<Self>,
+        );
 
-    /// Adds to `dq` and `dkv`.
-    #[allow(clippy::too_many_arguments)]
-    fn unfused_backward(
-        &self,
-        shape: &AttentionShape,
-        q: &ElemMatrix<Self>,
-        kv: &ElemMatrix<Self>,
-        blocks: &[Block],
-        probabilities: &AccBuffer<Self>,
-        dout: &ElemMatrix<Self>,
-        dq: &mut AccMatrix<Self>,
-        dkv: &mut AccMatrix<Self>,
-    );
+        /// Adds to `dq` and `dkv`.
+        fn unfused_backward(
+            &self,
+            shape: &AttentionShape,
+            q: ElemRef<'_, Self>,
+            kv: ElemRef<'_, Self>,
+            blocks: &[Block],
+            probabilities: &AccBuffer<Self>,
+            dout: ElemRef<'_, Self>,
+            dq: AccMut<'_, Self>,
+            dkv: AccMut<'_, Self>,
+        );
+    }
 }

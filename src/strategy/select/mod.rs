@@ -13,11 +13,12 @@ use std::sync::Arc;
 
 use crate::degree::Grid;
 use crate::error::{Error, Result, SupportError};
-use crate::kernel::{Kernel, KernelKind};
+use crate::kernel::{KernelKind, KernelOn};
 use crate::layout::{Layout, LayoutKind, Thd};
 use crate::strategy::{
     AllGather, CpStrategy, DynStrategy, Dynamic, Ring, RingUlysses, Single, Supports, Ulysses, object,
 };
+use crate::tensor::Cpu;
 
 /// Runs `visitor` with the types that `choice` names.
 ///
@@ -173,12 +174,13 @@ struct Choose;
 
 impl Visitor for Choose {
     type Output = (Arc<dyn DynStrategy>, LayoutKind, &'static str);
+    type Device = Cpu;
 
     fn visit<H, L, K>(self, strategy: H) -> Result<Self::Output>
     where
         H: Supports<L, K>,
         L: Layout,
-        K: Kernel,
+        K: KernelOn<Cpu>,
     {
         Ok((object(strategy), L::KIND, K::NAME))
     }

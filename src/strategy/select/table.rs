@@ -2,8 +2,9 @@
 
 use crate::degree::{Degree, Runtime};
 use crate::error::Result;
-use crate::kernel::{Flash, Kernel, Unfused};
+use crate::kernel::{Flash, Kernel, KernelOn, Unfused};
 use crate::layout::{Bshd, Layout, Sbhd, Thd};
+use crate::ops::Ops;
 use crate::order::{Contiguous, Striped, TokenOrder, Zigzag};
 use crate::strategy::select::choice::Choice;
 use crate::strategy::{AllGather, CpStrategy, Dynamic, Magi, Ring, RingUlysses, Row, Single, Supports, Ulysses};
@@ -23,13 +24,15 @@ pub struct Line {
 pub trait Visitor {
     /// What it gives.
     type Output;
+    /// What kernels run on.
+    type Device: Ops;
 
     /// Runs with the chosen types.
     fn visit<H, L, K>(self, strategy: H) -> Result<Self::Output>
     where
         H: Supports<L, K>,
         L: Layout,
-        K: Kernel;
+        K: KernelOn<Self::Device>;
 }
 
 macro_rules! support_table {

@@ -67,18 +67,16 @@ fn pass(folder: &Path, choice: &Choice, Tokens { lengths, tokens, labels, .. }: 
         let (sum, dhidden) =
             model.loss_backward(&activations, labels, weights, 1.0 / counted.max(1.0), &mut gradients)?;
         model.backward(handler.by_ref(), activations, &dhidden, &mut gradients)?;
-        for gradient in gradients.values_mut() {
-            handler.comm().all_reduce(gradient.buffer_mut())?;
-        }
+        handler.comm().all_reduce(gradients.flat_mut())?;
         let list = gradients.list().clone();
         let named = list.iter().map(|(id, spec)| {
-            let values = gradients.to_host(&device, id).into_iter().map(f64::from).collect();
-            (spec.name.clone(), values)
+            let values = gradients.to_host(&device, id)?.into_iter().map(f64::from).collect();
+            Ok((spec.name.clone(), values))
         });
         Ok(Step {
             logits: logits.into_iter().map(f64::from).collect(),
             loss: global_sum(&device, handler.comm(), sum)? / counted.max(1.0),
-            gradients: named.collect::<BTreeMap<_, _>>(),
+            gradients: named.collect::<Result<BTreeMap<_, _>>>()?,
         })
     })
 }

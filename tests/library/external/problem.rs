@@ -9,7 +9,7 @@ use std::thread;
 use context_parallel::comm::threads;
 use context_parallel::error::Result;
 use context_parallel::handler::CpHandler;
-use context_parallel::kernel::Kernel;
+use context_parallel::kernel::KernelOn;
 use context_parallel::layout::{Batch, Layout, Packed};
 use context_parallel::mask::{Mask, SliceKind};
 use context_parallel::model::init::Normal;
@@ -249,12 +249,13 @@ impl<'a, T> Attend<'a, T> {
 
 impl<T: Float> Visitor for Attend<'_, T> {
     type Output = [f64; 4];
+    type Device = Cpu<T>;
 
     fn visit<H, L, K>(self, strategy: H) -> Result<[f64; 4]>
     where
         H: Supports<L, K>,
         L: Layout,
-        K: Kernel,
+        K: KernelOn<Cpu<T>>,
     {
         let problem = self.problem;
         let shape = &problem.shape;

@@ -1,0 +1,140 @@
+//! The processor as a device.
+
+use std::fmt;
+use std::marker::PhantomData;
+use std::sync::Arc;
+
+use crate::error::{Result, SupportError};
+use crate::tensor::{Buffer, Device, Element, Float, Host, Ledger, MatrixMut, MatrixRef, Pool, PoolStats};
+
+/// The processor, storing `T`; the default device.
+#[derive(Clone)]
+pub struct Cpu<T = f32> {
+    pool: Arc<Pool>,
+    workers: Option<Arc<rayon::ThreadPool>>,
+    marker: PhantomData<T>,
+}
+
+impl<T: Float> Cpu<T> {
+    /// One rank's share of the processor: `threads` threads (at least 1), the caller's among them.
+    ///
+    /// # Panics
+    /// If the system refuses the threads, which it never does for 1; [`Cpu::with_threads`] gives an error then.
+    pub fn new(threads: usize) -> Self {
+        Cpu::with_threads(threads).unwrap_or_else(|error| panic!("{error}"))
+    }
+
+    /// The same, for a number of threads that comes from outside the program.
+    ///
+    /// # Errors
+    /// [`SupportError::Threads`] if the system refuses the threads.
+    pub fn with_threads(threads: usize) -> Result<Self> {
+        let refused = |reason| SupportError::Threads { threads, reason };
+        let workers = match threads {
+            0 | 1 => None,
+            _ if threads > rayon::max_num_threads() => {
+                return Err(refused(format!("a pool has at most {}", rayon::max_num_threads())).into());
+            }
+            _ => {
+                let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
+                Some(Arc::new(pool.map_err(|error| refused(error.to_string()))?))
+            }
+        };
+        Ok(Cpu { pool: Pool::new(), workers, marker: PhantomData })
+    }
+
+    /// The same share of the processor and the same memory, storing another type.
+    pub fn storing<E: Float>(&self) -> Cpu<E> {
+        Cpu { pool: self.pool.clone(), workers: self.workers.clone(), marker: PhantomData }
+    }
+
+    /// The arena that buffers come from.
+    pub fn pool(&self) -> &Arc<Pool> {
+        &self.pool
+    }
+
+    /// Memory with unspecified contents for the inside of an op: it does not count in the [`Ledger`], because its size
+    /// may depend on threads and tiles.
+    pub(crate) fn scratch<E: Element>(&self, len: usize) -> Buffer<E> {
+        Buffer::scratch(&self.pool, len)
+    }
+
+    /// The threads to spread work over, if more than one.
+    pub fn workers(&self) -> Option<&rayon::ThreadPool> {
+        self.workers.as_deref()
+    }
+}
+
+impl<T: Float> fmt::Debug for Cpu<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let threads = self.workers.as_ref().map_or(1, |workers| workers.current_num_threads());
+        write!(f, "Cpu<{}>({threads} threads)", T::DTYPE)
+    }
+}
+
+impl<T: Float> Default for Cpu<T> {
+    fn default() -> Self {
+        Cpu::new(1)
+    }
+}
+
+impl<T: Float> Device for Cpu<T> {
+    type Elem = T;
+    type Acc = T::Acc;
+    type Storage = Host;
+
+    fn empty<E: Element>(&self, len: usize) -> Buffer<E> {
+        Buffer::empty(&self.pool, len)
+    }
+
+    fn zeros<E: Element>(&self, len: usize) -> Buffer<E> {
+        Buffer::zeros(&self.pool, len)
+    }
+
+    fn write<E: Element>(&self, values: &[E], mut target: MatrixMut<'_, E>) {
+        assert_eq!(values.len(), target.len(), "values for {target:?}");
+        let cols = target.cols();
+        (0..target.rows()).for_each(|row| target.row_mut(row).copy_from_slice(&values[row * cols..(row + 1) * cols]));
+    }
+
+    fn read<'a, E: Element>(&self, from: impl Into<MatrixRef<'a, E>>) -> Result<Vec<E>> {
+        Ok(from.into().to_vec())
+    }
+
+    /// Asks the system for what the arena does not own yet, in one piece, and gives it back: blocks are taken one by one,
+    /// as they are needed.
+    fn reserve(&self, bytes: usize) -> Result<()> {
+        self.pool.reserve(bytes)
+    }
+
+    fn duplicate<E: Element>(&self, buffer: &Buffer<E>) -> Buffer<E> {
+        self.upload(buffer)
+    }
+
+    fn memory(&self) -> PoolStats {
+        self.pool.stats()
+    }
+
+    fn ledger(&self) -> &Arc<Ledger> {
+        self.pool.ledger()
+    }
+
+    fn seal(&self) {
+        self.pool.seal();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pool_that_is_refused_is_an_error_with_the_number_of_threads() {
+        let error = Cpu::<f32>::with_threads(usize::MAX).err().unwrap();
+        assert!(matches!(&error, crate::error::Error::Support(SupportError::Threads { threads: usize::MAX, .. })));
+        assert!(error.is_input() && error.to_string().contains("use fewer"), "{error}");
+        assert!(std::panic::catch_unwind(|| Cpu::<f32>::new(usize::MAX)).is_err(), "not one thread without a word");
+        assert_eq!(Cpu::<f32>::with_threads(3).unwrap().workers().map(|pool| pool.current_num_threads()), Some(3));
+        assert!(Cpu::<f32>::with_threads(0).unwrap().workers().is_none());
+    }
+}
