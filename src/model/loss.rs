@@ -120,6 +120,7 @@ impl<D: Ops> DynModel<D> {
     }
 
     /// [`DynModel::add_loss_backward`] of any normed features `[rows, hidden]`; the labels have been checked.
+    #[allow(clippy::type_complexity)]
     pub(super) fn output_loss_backward(
         &self,
         hidden: &ElemMatrix<D>,

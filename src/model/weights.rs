@@ -18,7 +18,7 @@ use serde_json::json;
 
 use super::config::{self, Config};
 use super::parameters::{Master, ParameterList, ParameterSet, ParameterSpec, Parameters};
-use crate::error::{Error, ModelError, Result};
+use crate::error::{ModelError, Result};
 use crate::files::{AtomicFile, unwritable};
 use crate::tensor::{DType, Device, Float};
 
@@ -91,9 +91,7 @@ pub fn save<R, T: Float, D: Device>(
 
     std::fs::create_dir_all(folder).map_err(|e| unwritable(folder, &e))?;
     let header = header(weights.list(), file_dtype)?;
-    let write = |file: &mut AtomicFile, bytes: &[u8]| {
-        file.write_all(bytes).map_err(|e| Error::from(unwritable(file.path(), &e)))
-    };
+    let write = |file: &mut AtomicFile, bytes: &[u8]| file.write_all(bytes).map_err(|e| unwritable(file.path(), &e));
     let mut config_file = AtomicFile::create(&folder.join("config.json"))?;
     write(&mut config_file, config::text(&map).as_bytes())?;
     let mut tensors = AtomicFile::create(&folder.join(SINGLE))?;

@@ -107,7 +107,7 @@ impl Rows {
         self.len += run.len;
         if let Some(last) = self.runs.last_mut() {
             // Single rows have no step of their own.
-            let step = if last.len == 1 { run.start.checked_sub(last.start).unwrap_or(0) } else { last.step };
+            let step = if last.len == 1 { run.start.saturating_sub(last.start) } else { last.step };
             let goes_on = step > 0 && run.start == last.start + step * last.len;
             if goes_on && (run.len == 1 || run.step == step) {
                 *last = Run { start: last.start, step, len: last.len + run.len };

@@ -268,9 +268,9 @@ impl<'a> Writer<'a> {
         if !mine.own_last {
             self.steps.push(own.clone());
         }
-        let (mut before, mut stages) = (None, mine.stages.iter().peekable());
+        let mut before = None;
         let mut keys = Post::Keys(None);
-        while let Some(parts) = stages.next() {
+        for parts in &mine.stages {
             self.wait(keys);
             keys = Post::Keys(Some(parts.start));
             self.post(keys);

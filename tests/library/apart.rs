@@ -164,7 +164,7 @@ fn what_cannot_be_placed_apart_is_refused() {
     let place = |lengths: &[usize], ranks, rank| {
         Placement::<Zigzag, Thd>::new(Arc::new(Packed::from_lengths(lengths).unwrap()), ranks, rank).unwrap()
     };
-    let refused = |result: Result<RankPlan>| -> Error { result.err().expect("a plan that cannot be") };
+    let refused = |result: Result<RankPlan>| -> Error { result.expect_err("a plan that cannot be") };
     let (new, all) = (place(&[1, 1], 2, 0), place(&[8, 9], 2, 0));
     let ring = object(Ring::<Runtime>::new(Runtime(2)));
     let other_rank = refused(RankPlan::between(&*ring, new.data(), place(&[8, 9], 2, 1).data(), &Mask::Causal));
@@ -195,7 +195,7 @@ fn operands_are_those_of_their_own_placements() {
         };
         let (k, v) = (shard(&all, SHAPE.k_width())?, shard(&all, SHAPE.v_width())?);
         let q = shard(&all, SHAPE.q_width())?;
-        let error = handler.attend(&plan, &SHAPE, q, k, v).err().expect("refused");
+        let error = handler.attend(&plan, &SHAPE, q, k, v).expect_err("refused");
         assert!(error.to_string().contains("queries"), "{error}");
         Ok(())
     })

@@ -118,7 +118,7 @@ fn drop_tile(program: &mut Program, rank: usize) {
 }
 
 fn shift_window(program: &mut Program, by: i64) {
-    for piece in tiles(program).flat_map(|pieces| Arc::make_mut(pieces)) {
+    for piece in tiles(program).flat_map(Arc::make_mut) {
         piece.d_lo += by;
         piece.d_hi += by;
     }

@@ -252,7 +252,7 @@ fn own_keys_last() -> Staging {
 fn own_keys_hide_the_return_of_gradients_where_that_is_quicker() {
     let plan = threads::run(2, |comm| {
         let strategy = Magi::new(Runtime(2)).with_stages(own_keys_last());
-        let handler = CpHandler::<Magi, Thd>::new(strategy.clone(), Cpu::new(1), comm)?;
+        let handler = CpHandler::<Magi, Thd>::new(strategy, Cpu::new(1), comm)?;
         let placement = handler.place(Packed::from_lengths(&[200])?)?;
         let plan = handler.plan(&placement, &Mask::Full)?;
         let slots = |program: &Program| program.tiles().map(|(slot, _)| slot).collect::<Vec<_>>();
@@ -303,7 +303,7 @@ fn a_kernel_that_saves_its_tiles_gets_them_back_or_an_error() {
         threads::run(2, |comm| {
             let device = Cpu::<f32>::new(1);
             let strategy = Magi::new(Runtime(2)).with_stages(staging);
-            let handler = CpHandler::<Magi, Thd, _, _>::new(strategy.clone(), device.clone(), comm)?;
+            let handler = CpHandler::<Magi, Thd, _, _>::new(strategy, device.clone(), comm)?;
             let batch = Arc::new(Packed::from_lengths(&[64])?);
             let placement = handler.place(batch.clone())?;
             let x = Full::<Thd, f32>::from_batch_first(&[0.5; 64 * 4], 4, batch)?;
@@ -370,7 +370,7 @@ fn ranks_with_other_stages_are_told_before_they_compute() {
     let error = threads::run(2, |comm| {
         let device = Cpu::<f32>::new(1);
         let strategy = Magi::new(Runtime(2)).with_stages(StageCount::Exactly(2 + comm.rank()));
-        let handler = CpHandler::<Magi, Thd, _, _>::new(strategy.clone(), device.clone(), comm)?;
+        let handler = CpHandler::<Magi, Thd, _, _>::new(strategy, device.clone(), comm)?;
         let placement = handler.place(Packed::from_lengths(&[64])?)?;
         let plan = handler.plan(&placement, &Mask::Causal)?;
         let shape = AttentionShape { q_heads: 2, kv_heads: 1, qk_dim: 4, v_dim: 4, scale: 0.5 };

@@ -253,6 +253,7 @@ impl Storage for Noted {
 #[test]
 fn memory_of_any_kind_leaves_once_and_arrives_once_at_each_receiver() {
     // Messages that leave, and that arrive, in all.
+    #[allow(clippy::type_complexity)]
     let counted = |ranks: usize, act: &(dyn Fn(&ThreadComm<Noted>, &Arc<[AtomicUsize; 2]>) -> Result<()> + Sync)| {
         let marks = Arc::new([AtomicUsize::new(0), AtomicUsize::new(0)]);
         run_on::<Noted, _, _>(Options::default(), ranks, |comm| act(&comm, &marks)).expect("no rank fails");
