@@ -1,6 +1,7 @@
 //! The support table, and everything that is derived from it, agree.
 
 use std::fmt::Debug;
+use std::path::Path;
 
 use context_parallel::attention::AttentionSaved;
 use context_parallel::comm::Communicator;
@@ -181,4 +182,44 @@ fn the_readme_has_the_table() {
     let readme = include_str!("../../README.md");
     let table = select::markdown();
     assert!(readme.contains(&table), "put this table into README.md:\n\n{table}");
+}
+
+/// Names of Megatron-LM and of the handler that was proposed for it.
+const NAMES_ELSEWHERE: [&str; 12] = [
+    "ContextParallelHandler",
+    "DefaultContextParallelHandler",
+    "MagiAttnContextParallelHandler",
+    "get_cp_handler_cls",
+    "get_batch_on_this_cp_rank",
+    "get_thd_batch_on_this_cp_rank",
+    "get_rotary_seq_len",
+    "get_emb_on_this_cp_rank",
+    "apply_rotary_pos_emb",
+    "roll_tensor",
+    "core_attn",
+    "PackedSeqParams",
+];
+
+fn sources(folder: &Path, found: &mut Vec<String>) {
+    for entry in std::fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        match path.is_dir() {
+            true => sources(&path, found),
+            false => found
+                .extend(path.extension().filter(|kind| *kind == "rs").map(|_| std::fs::read_to_string(&path).unwrap())),
+        }
+    }
+}
+
+#[test]
+fn names_of_megatron_lm_are_found_in_the_documentation() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut files = Vec::new();
+    sources(&root.join("src"), &mut files);
+    let page = std::fs::read_to_string(root.join("src/coming_from_megatron.md")).unwrap();
+    for name in NAMES_ELSEWHERE {
+        let ways = [format!("#[doc(alias = \"{name}\")]"), format!("pub fn {name}(")];
+        assert!(files.iter().any(|file| ways.iter().any(|way| file.contains(way))), "nothing is found for {name}");
+        assert!(page.contains(name), "the page does not map {name}");
+    }
 }
