@@ -182,7 +182,7 @@ impl<'a, D: Device> HandlerRef<'a, D> {
     /// The same into memory that is given, whose rows are those of the plan's placement.
     ///
     /// # Errors
-    /// Those of `CpHandler::core_attn_backward`, and memory of another shape.
+    /// Those of [`HandlerRef::core_attn_backward`], and memory of another shape.
     pub fn core_attn_backward_into<'q>(
         self,
         plan: &RankPlan,

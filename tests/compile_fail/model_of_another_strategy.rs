@@ -5,14 +5,14 @@
 
 use context_parallel::handler::CpHandler;
 use context_parallel::layout::Thd;
-use context_parallel::model::GptModel;
-use context_parallel::order::{Shard, Zigzag};
+use context_parallel::model::{GptModel, Mirrored};
+use context_parallel::order::Zigzag;
 use context_parallel::strategy::{AllGather, Ring};
 
 fn step(
     model: &GptModel<AllGather, Thd>,
     handler: &CpHandler<Ring, Thd>,
-    tokens: &Shard<Zigzag, Thd, i64>,
+    tokens: &Mirrored<Zigzag, Thd, i64>,
 ) {
     let _ = model.forward(handler, tokens);
 }

@@ -26,8 +26,9 @@ impl DynHandler {
         k: impl Into<HostOperand<'a, T>>,
         v: impl Into<HostOperand<'a, T>>,
     ) -> Result<(Matrix<T>, HostAttended<'a, T>)> {
-        let held = |operand, what| held_shard(operand, what, plan.placement()).map(Arc::new);
-        let qkv = [held(q.into(), "queries")?, held(k.into(), "keys")?, held(v.into(), "values")?];
+        let held = |operand, what, placement| held_shard(operand, what, placement).map(Arc::new);
+        let (queries, keys) = (plan.placement(), plan.keys());
+        let qkv = [held(q.into(), "queries", queries)?, held(k.into(), "keys", keys)?, held(v.into(), "values", keys)?];
         let operands = qkv.each_ref().map(|shard| &***shard);
         let device = self.handler.device().storing();
         let (out, core) = self.on(&device).core_attn(self.kernel.object(), plan, shape, operands)?;

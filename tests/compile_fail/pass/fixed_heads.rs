@@ -4,7 +4,7 @@ use context_parallel::degree::Fixed;
 use context_parallel::layout::{Bshd, Layout, Thd};
 use context_parallel::model::{Architecture, Config, FixedHeads, FromConfig, GptModel, HeadsFit};
 use context_parallel::strategy::{AllGather, CpStrategy, Dynamic, Magi, Ring, RingUlysses, Single, Supports, Ulysses};
-use context_parallel::kernel::{Flash, Kernel, Unfused};
+use context_parallel::kernel::{Flash, KernelOn, Unfused};
 use context_parallel::tensor::Cpu;
 
 /// More heads than the compiler divides.
@@ -17,12 +17,12 @@ impl Architecture for Wide {
 
 impl HeadsFit<Ring<Fixed<5>>> for Wide {}
 
-fn model<H: Supports<L, K>, L: Layout, K: Kernel, A: Architecture + HeadsFit<H>>(config: &Config) {
+fn model<H: Supports<L, K>, L: Layout, K: KernelOn<Cpu>, A: Architecture + HeadsFit<H>>(config: &Config) {
     let _ = GptModel::<H, L, K, Cpu, A>::new(Cpu::default(), config, 0);
 }
 
 /// Code for any strategy needs no more than it did where the head counts are of run time.
-fn of_run_time<H: Supports<L, K>, L: Layout, K: Kernel>(config: &Config) {
+fn of_run_time<H: Supports<L, K>, L: Layout, K: KernelOn<Cpu>>(config: &Config) {
     model::<H, L, K, FromConfig>(config);
 }
 

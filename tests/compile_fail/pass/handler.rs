@@ -7,7 +7,7 @@ use context_parallel::degree::Fixed;
 use context_parallel::error::Result;
 use context_parallel::handler::{CpHandler, LocalBatch, Partial, Replicated, Rotary};
 use context_parallel::layout::Thd;
-use context_parallel::model::{GptModel, Master};
+use context_parallel::model::{GptModel, Master, Mirrored};
 use context_parallel::ops::attention::AttentionShape;
 use context_parallel::order::{Full, Placement, Shard, Zigzag};
 use context_parallel::attention::AttentionPlan;
@@ -49,7 +49,7 @@ fn with_mask(batch: LocalBatch<Ring, Thd>, mask: Shard<Zigzag, Thd, u8>) -> Loca
 fn compute(
     model: &mut GptModel<Ring, Thd>,
     handler: &Handler,
-    tokens: &Shard<Zigzag, Thd, i64>,
+    tokens: &Mirrored<Zigzag, Thd, i64>,
     weights: &Master<Cpu>,
 ) -> Result<()> {
     model.update(weights);
