@@ -99,14 +99,6 @@ pub enum CommError {
         /// How many there are.
         found: usize,
     },
-    /// Splits of a group collective that do not go together.
-    #[error("{operation}: {what}: give both ends of a transfer the same splits, and the ranks of a split in order")]
-    Splits {
-        /// The collective.
-        operation: &'static str,
-        /// What does not go together.
-        what: String,
-    },
 }
 
 /// What is known of why a rank is silent.
