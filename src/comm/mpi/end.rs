@@ -59,8 +59,8 @@ impl World {
     /// signs of life, but only for the grace once something has failed.
     fn wait_for_ends(&self) -> Exit {
         let start = Instant::now();
-        // Since when only what this process has to send is missing.
-        let mut alone = start;
+        // Since when only what this process has to send is missing, if that is all.
+        let mut alone = None;
         let mut state = self.lock();
         loop {
             if state.branch.is_over && state.flushed {
@@ -70,14 +70,12 @@ impl World {
                 return Exit::Stuck;
             }
             let quietest = state.branch.quietest();
+            alone = quietest.is_none().then(|| alone.unwrap_or_else(Instant::now));
             let due = match (&state.failure, quietest) {
                 (Some((_, when)), _) => start.max(*when) + self.grace,
                 (None, Some((_, heard))) => start.max(heard) + self.waits.deadline,
-                (None, None) => alone + self.waits.deadline,
+                (None, None) => alone.unwrap_or(start) + self.waits.deadline,
             };
-            if quietest.is_some() {
-                alone = Instant::now();
-            }
             let left = due.saturating_duration_since(Instant::now());
             if left.is_zero() {
                 let (failed, unanswered) = (state.failure.is_some(), state.asks.unanswered());
