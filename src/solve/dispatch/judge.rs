@@ -1,6 +1,6 @@
 //! Weighs what ranks have: estimated times, and what is above the limits.
 
-use crate::solve::dispatch::model::Load;
+use crate::solve::dispatch::load::Load;
 use crate::solve::dispatch::profile::Profile;
 use crate::solve::dispatch::{Costs, Options, Problem};
 

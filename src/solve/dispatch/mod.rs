@@ -31,6 +31,7 @@
 mod bound;
 mod heap;
 mod judge;
+mod load;
 mod measure;
 mod model;
 mod problem;

@@ -3,6 +3,7 @@
 use std::ops::Range;
 
 use crate::solve::dispatch::judge::{Judge, Limits};
+use crate::solve::dispatch::load::Load;
 use crate::solve::dispatch::problem::join;
 use crate::solve::dispatch::profile::{Needs, Profile};
 use crate::solve::dispatch::span::spans;
@@ -14,31 +15,6 @@ pub(super) struct Segment {
     pub(super) start: usize,
     pub(super) end: usize,
     pub(super) rank: usize,
-}
-
-/// What a rank has of a span, or of the whole batch.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Load {
-    pub(super) area: u128,
-    pub(super) rows: u64,
-    pub(super) received: u64,
-    pub(super) sent: u64,
-}
-
-impl Load {
-    pub(super) fn add(&mut self, other: &Load) {
-        self.area += other.area;
-        self.rows += other.rows;
-        self.received += other.received;
-        self.sent += other.sent;
-    }
-
-    pub(super) fn subtract(&mut self, other: &Load) {
-        self.area -= other.area;
-        self.rows -= other.rows;
-        self.received -= other.received;
-        self.sent -= other.sent;
-    }
 }
 
 /// What does not change during the search.

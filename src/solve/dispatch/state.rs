@@ -2,7 +2,8 @@
 
 use std::ops::Range;
 
-use crate::solve::dispatch::model::{Load, Model, Scratch, Segment};
+use crate::solve::dispatch::load::Load;
+use crate::solve::dispatch::model::{Model, Scratch, Segment};
 use crate::solve::dispatch::problem::joined;
 
 /// A span cut into segments of different ranks.

@@ -28,6 +28,7 @@ mod reference;
 mod scheduler;
 mod search;
 mod state;
+mod task;
 #[cfg(test)]
 mod tests;
 mod work;
@@ -38,8 +39,9 @@ use crate::error::{Result, ScheduleError};
 use crate::layout::Batch;
 use crate::order::{Dealt, Grouped};
 pub use scheduler::Scheduler;
-use search::{Task, improve, start_of};
+use search::{improve, start_of};
 use state::{Place, State};
+use task::Task;
 pub use work::Work;
 
 /// One document's ranks in its micro-batch: `first..first + degree`.

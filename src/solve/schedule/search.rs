@@ -8,46 +8,13 @@ use rand_xoshiro::rand_core::{Rng, SeedableRng};
 
 use super::price;
 use super::state::{Fit, Load, Place, State};
+use super::task::Task;
 use super::work::Work;
 
 /// Ranks that the search may look at.
 const EFFORT: usize = 1_000_000;
 /// Most documents that are taken out at once.
 const MOST_OUT: usize = 8;
-
-/// What is to be scheduled, and within which limits.
-pub(super) struct Task<'a> {
-    pub lengths: &'a [usize],
-    pub ranks: usize,
-    /// Most tokens of a rank in a micro-batch.
-    pub tokens: usize,
-    /// Largest makespan; at least that of all documents on all ranks.
-    pub limit: Work,
-    /// Whether all must be in one micro-batch.
-    pub single: bool,
-    /// Makespan of all documents on all ranks, which no schedule is below.
-    pub even: Work,
-}
-
-impl Task<'_> {
-    /// The documents that have tokens; the others need no place.
-    pub fn documents(&self) -> impl Iterator<Item = usize> {
-        (0..self.lengths.len()).filter(|&document| self.lengths[document] > 0)
-    }
-
-    /// What a micro-batch costs besides its work: its launches, exchanges and waits. A little of everything's work, so
-    /// that a step has a few dozen micro-batches at most where tokens permit.
-    pub fn toll(&self) -> Work {
-        self.even.share(1, 128)
-    }
-
-    /// The smallest degree with which a document keeps the limits even if it is alone.
-    pub fn least_degree(&self, document: usize) -> usize {
-        let length = self.lengths[document];
-        let for_tokens = length.div_ceil(self.tokens.max(1)).max(1);
-        (for_tokens..self.ranks).find(|&degree| Work::of(length, degree) <= self.limit).unwrap_or(self.ranks)
-    }
-}
 
 /// Every document on all ranks: the least makespan and the most rows. Micro-batches as full as tokens permit.
 pub(super) fn start_of(task: &Task) -> State {

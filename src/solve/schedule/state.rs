@@ -1,6 +1,6 @@
 //! A schedule under construction: who is where, and what that makes of every rank in every micro-batch.
 
-use super::search::Task;
+use super::task::Task;
 use super::work::Work;
 
 /// Where a document is.

@@ -7,7 +7,7 @@ mod packed;
 #[cfg(test)]
 mod serial;
 
-use super::search::Task;
+use super::task::Task;
 use super::state::{Place, State};
 use super::work::Work;
 
