@@ -2,7 +2,7 @@
 
 use crate::attention::gradients::QkvGradients;
 use crate::attention::plan::RankPlan;
-use crate::attention::slots::{Packed, Walk, unsound};
+use crate::attention::slots::{Gathered, Walk, unsound};
 use crate::attention::swap::Swapped;
 use crate::comm::Communicator;
 use crate::error::Result;
@@ -54,8 +54,8 @@ pub fn forward<D: Attends>(
         None => None,
     };
     let (queries, kv) = match &swapped {
-        Some(Swapped { q, kv }) => (Packed::Original(q.view()), Packed::Original(kv.view())),
-        None => (packed(device, plan, q), Packed::Copy(packed_kv(device, plan, shape, k, v))),
+        Some(Swapped { q, kv }) => (Gathered::Original(q.view()), Gathered::Original(kv.view())),
+        None => (packed(device, plan, q), Gathered::Copy(packed_kv(device, plan, shape, k, v))),
     };
     let rows = queries.view().rows();
     let mut walk = Walk::new(device, comm, plan, &plan.forward, kv, queries.view(), shape);
@@ -134,12 +134,12 @@ pub fn backward<D: Attends>(
     let (whole, kernel) = (shape, saved.kernel);
     let shape = &plan.shape(whole)?;
     let dout = match &plan.swap {
-        Some(swap) => Packed::Copy(swap.bring_output_gradient(device, comm, plan, whole, dout)?),
+        Some(swap) => Gathered::Copy(swap.bring_output_gradient(device, comm, plan, whole, dout)?),
         None => packed(device, plan, dout),
     };
     let (queries, kv) = match &saved.swapped {
-        Some(Swapped { q, kv }) => (Packed::Original(q.view()), Packed::Original(kv.view())),
-        None => (packed(device, plan, q), Packed::Copy(packed_kv(device, plan, shape, k, v))),
+        Some(Swapped { q, kv }) => (Gathered::Original(q.view()), Gathered::Original(kv.view())),
+        None => (packed(device, plan, q), Gathered::Copy(packed_kv(device, plan, shape, k, v))),
     };
     let mut delta = device.matrix(saved.out.rows(), shape.q_heads);
     device.attention_delta(shape, saved.out.view(), dout.view(), delta.view_mut());
@@ -212,13 +212,13 @@ pub fn backward_apart<D: Attends>(
     Ok(apart)
 }
 
-fn packed<'a, D: Attends>(device: &D, plan: &RankPlan, x: ElemRef<'a, D>) -> Packed<'a, D> {
+fn packed<'a, D: Attends>(device: &D, plan: &RankPlan, x: ElemRef<'a, D>) -> Gathered<'a, D> {
     if plan.in_place {
-        return Packed::Original(x);
+        return Gathered::Original(x);
     }
     let mut copy = device.matrix(plan.rows.len(), x.cols());
     device.gather_rows(x, &plan.rows.to_vec(), copy.view_mut());
-    Packed::Copy(copy)
+    Gathered::Copy(copy)
 }
 
 fn packed_kv<D: Attends>(

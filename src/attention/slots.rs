@@ -28,24 +28,24 @@ fn sender(receive: &Transfer) -> Result<usize, PlanError> {
 }
 
 /// A matrix of valid rows: packed, or the original where nothing needs moving.
-pub(super) enum Packed<'a, D: Device> {
+pub(super) enum Gathered<'a, D: Device> {
     Original(ElemRef<'a, D>),
     Copy(ElemMatrix<D>),
 }
 
-impl<D: Device> Packed<'_, D> {
+impl<D: Device> Gathered<'_, D> {
     /// The copy, to write into.
     fn copy_mut(&mut self) -> Option<&mut ElemMatrix<D>> {
         match self {
-            Packed::Original(_) => None,
-            Packed::Copy(matrix) => Some(matrix),
+            Gathered::Original(_) => None,
+            Gathered::Copy(matrix) => Some(matrix),
         }
     }
 
     pub(super) fn view(&self) -> ElemRef<'_, D> {
         match self {
-            Packed::Original(view) => *view,
-            Packed::Copy(matrix) => matrix.view(),
+            Gathered::Original(view) => *view,
+            Gathered::Copy(matrix) => matrix.view(),
         }
     }
 }
@@ -68,7 +68,7 @@ pub(super) struct Walk<'a, D: Device> {
     /// Results of other ranks for this rank's queries, to be merged.
     arrived: Vec<(&'a Rows, AccMatrix<D>)>,
     /// Slot 0 may be borrowed; it is never written into.
-    keys: Vec<Option<Packed<'a, D>>>,
+    keys: Vec<Option<Gathered<'a, D>>>,
     gradients: Vec<Option<AccMatrix<D>>>,
     open: HashMap<usize, Open<'a, D>>,
 }
@@ -90,7 +90,7 @@ impl<'a, D: Attends> Walk<'a, D> {
         comm: &'a dyn Communicator<D::Storage>,
         plan: &'a RankPlan,
         program: &'a Program,
-        own: Packed<'a, D>,
+        own: Gathered<'a, D>,
         own_queries: ElemRef<'a, D>,
         shape: &'a AttentionShape,
     ) -> Self {
@@ -166,7 +166,7 @@ impl<'a, D: Attends> Walk<'a, D> {
 
     /// The keys and values of a slot.
     pub(super) fn key_slot(&mut self, slot: usize) -> ElemRef<'_, D> {
-        let new = || Packed::Copy(self.device.matrix(self.program.slots[slot], self.shape.kv_width()));
+        let new = || Gathered::Copy(self.device.matrix(self.program.slots[slot], self.shape.kv_width()));
         self.keys[slot].get_or_insert_with(new).view()
     }
 
@@ -176,7 +176,7 @@ impl<'a, D: Attends> Walk<'a, D> {
     /// If it holds none.
     pub(super) fn held(&self, slot: usize) -> Result<ElemRef<'_, D>> {
         let held = self.keys.get(slot).and_then(Option::as_ref);
-        held.map(Packed::view).ok_or_else(|| unsound("queries served from a slot that holds no keys").into())
+        held.map(Gathered::view).ok_or_else(|| unsound("queries served from a slot that holds no keys").into())
     }
 
     /// The gradients of a slot, to be put back; zero where nothing was added yet.
@@ -194,7 +194,7 @@ impl<'a, D: Attends> Walk<'a, D> {
     pub(super) fn step(&mut self, step: &'a Step) -> Result<()> {
         match step {
             &Step::Post { exchange, content: content @ Content::Keys, ref sends, ref receives } => {
-                let slot = |slot: usize| self.keys[slot].as_ref().map(Packed::view);
+                let slot = |slot: usize| self.keys[slot].as_ref().map(Gathered::view);
                 let (messages, own_keys) = self.pack(content, AsIs, sends, slot)?;
                 let pending = self.post::<D::Elem>((KEYS, exchange, content), AsIs, messages, receives)?;
                 let own_gradients = VecDeque::new();
@@ -313,11 +313,11 @@ impl<'a, D: Attends> Walk<'a, D> {
                     };
                     let whole = receive.rows.are_all(self.program.slots[slot]);
                     if whole && self.keys[slot].is_none() {
-                        self.keys[slot] = Some(Packed::Copy(matrix));
+                        self.keys[slot] = Some(Gathered::Copy(matrix));
                         continue;
                     }
                     self.key_slot(slot);
-                    let target = self.keys[slot].as_mut().and_then(Packed::copy_mut);
+                    let target = self.keys[slot].as_mut().and_then(Gathered::copy_mut);
                     let target = target.ok_or_else(|| unsound("keys received into a slot that is borrowed"))?;
                     self.device.scatter_rows(matrix.view(), &receive.rows.to_vec(), target.view_mut());
                 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::failure::poisoned;
 use super::mailbox::{Lost, Slot};
-use super::wire::{Options, Packet, Wire};
+use super::wire::{Options, Packet, Carrier};
 use crate::error::{CommError, Result};
 use crate::tensor::Storage;
 
@@ -27,7 +27,7 @@ impl Act {
 /// Messages that a rank expects: gives them in order, and gives up the rest when dropped, so that messages sent
 /// later find their places.
 #[derive(Debug)]
-pub(super) struct Expected<W: Wire> {
+pub(super) struct Expected<W: Carrier> {
     pub(super) wire: Arc<W>,
     /// Of the run.
     pub(super) rank: usize,
@@ -37,7 +37,7 @@ pub(super) struct Expected<W: Wire> {
     since: Option<Duration>,
 }
 
-impl<W: Wire> Expected<W> {
+impl<W: Carrier> Expected<W> {
     /// The next message of a stream from each of `peers`, for an operation that begins now.
     pub(super) fn new(
         wire: &Arc<W>,
@@ -89,7 +89,7 @@ impl<W: Wire> Expected<W> {
     }
 }
 
-impl<W: Wire> Drop for Expected<W> {
+impl<W: Carrier> Drop for Expected<W> {
     fn drop(&mut self) {
         let mailbox = self.wire.mailbox(self.rank);
         self.slots.by_ref().for_each(|slot| mailbox.discard(slot));

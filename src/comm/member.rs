@@ -13,7 +13,7 @@ use super::parcel::{Message, Operation, Receive};
 use super::pending::{Completion, Pending, Received};
 use super::tag::Tag;
 use super::tree;
-use super::wire::{Entry, NoteKind, Packet, Wire};
+use super::wire::{Entry, NoteKind, Packet, Carrier};
 use crate::error::{CommError, Result};
 use crate::tensor::Storage;
 
@@ -45,7 +45,7 @@ pub(super) struct Member<W> {
     rank: usize,
 }
 
-impl<W: Wire> Member<W> {
+impl<W: Carrier> Member<W> {
     /// Rank `rank` of all `size` ranks.
     pub(super) fn everyone(wire: Arc<W>, rank: usize, size: usize) -> Self {
         Member { wire, group: ALL, members: (0..size).collect(), rank }
@@ -101,7 +101,7 @@ impl<W: Wire> Member<W> {
     }
 }
 
-impl<W: Wire> Communicator<W::Storage> for Member<W> {
+impl<W: Carrier> Communicator<W::Storage> for Member<W> {
     fn rank(&self) -> usize {
         self.rank
     }
@@ -170,7 +170,7 @@ impl<W: Wire> Communicator<W::Storage> for Member<W> {
 
 /// An exchange under way.
 #[derive(Debug)]
-struct Exchange<W: Wire> {
+struct Exchange<W: Carrier> {
     expected: Expected<W>,
     receives: Vec<Receive>,
     tag: Tag,
@@ -178,7 +178,7 @@ struct Exchange<W: Wire> {
     me: usize,
 }
 
-impl<W: Wire> Completion<W::Storage> for Exchange<W> {
+impl<W: Carrier> Completion<W::Storage> for Exchange<W> {
     fn complete(mut self: Box<Self>) -> Result<Received<W::Storage>> {
         self.expected.check()?;
         let mut parcels = Vec::with_capacity(self.receives.len());

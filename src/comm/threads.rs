@@ -11,7 +11,7 @@ use super::communicator::Communicator;
 use super::failure::{caught, failure_of, panicked, poisoned};
 use super::mailbox::{Failure, Mailbox, Switchboard};
 use super::member::Member;
-use super::wire::{Counts, Packet, Wire};
+use super::wire::{Counts, Packet, Carrier};
 use crate::error::{CommError, Error, Result};
 use crate::tensor::{Host, Storage};
 
@@ -136,7 +136,7 @@ impl<S: Storage> World<S> {
     }
 }
 
-impl<S: Storage> Wire for World<S> {
+impl<S: Storage> Carrier for World<S> {
     type Storage = S;
 
     fn options(&self) -> &Options {

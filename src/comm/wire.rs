@@ -29,7 +29,7 @@ impl Default for Options {
 }
 
 /// What carries the messages of one rank to the mailboxes of the others. Ranks are those of the run.
-pub(super) trait Wire: Debug + Send + Sync + 'static {
+pub(super) trait Carrier: Debug + Send + Sync + 'static {
     /// Where the buffers that it carries live.
     type Storage: Storage;
 

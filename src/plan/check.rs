@@ -25,7 +25,7 @@ use crate::plan::{Content, Program, Step, Transfer, View};
 /// time in the rows that move and the rows of the pieces, not in the attended cells.
 pub fn check(strategy: &'static str, view: &View, programs: &[(Program, Program)]) -> Result<()> {
     let unsound = |what: String| PlanError::Unsound { strategy, what };
-    let expected = Expected::new(view);
+    let expected = Due::new(view);
     expected.check_holders().map_err(unsound)?;
     for (direction, backward) in [("forward", false), ("backward", true)] {
         let mut ranks = Vec::with_capacity(programs.len());
@@ -80,12 +80,12 @@ type Mail = HashMap<(usize, usize), Way>;
 #[derive(Default)]
 struct Way {
     /// Taken out where they have been received.
-    sent: Vec<Option<Message>>,
+    sent: Vec<Option<Letter>>,
     /// Receives posted so far.
     expected: usize,
 }
 
-struct Message {
+struct Letter {
     exchange: usize,
     content: Content,
     values: Vec<u64>,
@@ -190,7 +190,7 @@ impl<'a> Actor<'a> {
             };
             for &peer in send.peers.as_slice() {
                 let values = send.rows.iter().map(|row| source.get(row).copied().unwrap_or(0)).collect();
-                mail.entry((self.rank, peer)).or_default().sent.push(Some(Message { exchange, content, values }));
+                mail.entry((self.rank, peer)).or_default().sent.push(Some(Letter { exchange, content, values }));
             }
         }
         // A receive without a sender was refused before.
@@ -311,7 +311,7 @@ impl Sums {
 }
 
 /// What the mask says, by token.
-struct Expected {
+struct Due {
     /// By token; as many as are attended or held.
     met: Vec<u64>,
     gradients: Vec<u64>,
@@ -321,7 +321,7 @@ struct Expected {
     queries: Vec<Vec<usize>>,
 }
 
-impl Expected {
+impl Due {
     fn new(view: &View) -> Self {
         let listed = |held: &[(usize, Run)]| held.iter().flat_map(|(_, run)| run.iter()).collect();
         let tokens: Vec<Vec<usize>> = (0..view.ranks()).map(|rank| listed(view.held(rank))).collect();
@@ -346,7 +346,7 @@ impl Expected {
             sum
         };
         let gradients = changes.into_iter().map(running).collect();
-        Expected { met, gradients, tokens, queries }
+        Due { met, gradients, tokens, queries }
     }
 
     /// Every token that attends is held once by the queries, and every token that is attended by the keys.

@@ -154,7 +154,7 @@ impl<S: Storage, C: Communicator<S>> Communicator<S> for SimulatedLink<C> {
             sent.iter().for_each(|&(way, _)| arrivals.entry(way).or_default().withdraw());
         })?;
         let messages = expected.into_iter().map(|way| (way, arrivals.entry(way).or_default().expect())).collect();
-        let expected = Expected { link: self.link.clone(), messages };
+        let expected = Arrival { link: self.link.clone(), messages };
         Ok(Pending::new(Delayed { pending, expected }))
     }
 
@@ -174,12 +174,12 @@ impl<S: Storage, C: Communicator<S>> Communicator<S> for SimulatedLink<C> {
 }
 
 /// Messages whose arrival times this rank has not read yet.
-struct Expected {
+struct Arrival {
     link: Arc<Link>,
     messages: Vec<(Way, u64)>,
 }
 
-impl Drop for Expected {
+impl Drop for Arrival {
     fn drop(&mut self) {
         let mut arrivals = self.link.arrivals();
         for (way, number) in self.messages.drain(..) {
@@ -190,7 +190,7 @@ impl Drop for Expected {
 
 struct Delayed<S> {
     pending: Pending<S>,
-    expected: Expected,
+    expected: Arrival,
 }
 
 impl<S: Storage> Completion<S> for Delayed<S> {

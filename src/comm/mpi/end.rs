@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use super::super::failure::{failure_of, poisoned};
-use super::super::wire::Wire as _;
+use super::super::wire::Carrier as _;
 use super::frame::End;
 use super::state::{Order, Progress};
 use super::world::World;

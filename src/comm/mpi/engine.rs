@@ -13,10 +13,10 @@ use ::mpi::{Tag, Threading};
 
 use super::super::failure::panicked;
 use super::super::mailbox::Failure;
-use super::super::wire::Wire as _;
+use super::super::wire::Carrier as _;
 use super::frame::{Frame, Header};
 use super::state::{Order, Outgoing, Place, Progress};
-use super::transfer::Transfer;
+use super::transfer::InFlight;
 use super::world::World;
 use crate::error::{CommError, Error};
 use crate::tensor::{Buffer, Pool};
@@ -33,8 +33,8 @@ const LONGEST_NAP: Duration = Duration::from_micros(200);
 
 /// A frame under way to this rank.
 enum Incoming {
-    Header(Transfer),
-    Bytes(Header, Transfer),
+    Header(InFlight),
+    Bytes(Header, InFlight),
 }
 
 pub(super) struct Engine {
@@ -43,7 +43,7 @@ pub(super) struct Engine {
     part: usize,
     /// Memory of received messages.
     pool: Arc<Pool>,
-    outgoing: Vec<Transfer>,
+    outgoing: Vec<InFlight>,
     /// By sender, in the order in which they were sent.
     incoming: Vec<VecDeque<Incoming>>,
     /// The senders from which something is coming.
@@ -111,9 +111,9 @@ impl Engine {
     fn post(&mut self, (to, frame): Outgoing) {
         let (header, bytes) = frame.pack(self.part);
         let header = Buffer::from_slice(bytemuck::bytes_of(&header));
-        self.outgoing.push(Transfer::send(&self.comm, to as i32, HEADER, header, usize::MAX));
+        self.outgoing.push(InFlight::send(&self.comm, to as i32, HEADER, header, usize::MAX));
         if !bytes.is_empty() {
-            self.outgoing.push(Transfer::send(&self.comm, to as i32, BYTES, bytes, self.part));
+            self.outgoing.push(InFlight::send(&self.comm, to as i32, BYTES, bytes, self.part));
         }
     }
 
@@ -135,7 +135,7 @@ impl Engine {
         let mut moved = false;
         while let Some((message, status)) = self.comm.any_process().immediate_matched_probe_with_tag(HEADER) {
             let len = status.count(u8::equivalent_datatype()) as usize;
-            let header = Transfer::receive_matched(message, Buffer::empty(&self.pool, len));
+            let header = InFlight::receive_matched(message, Buffer::empty(&self.pool, len));
             let from = status.source_rank() as usize;
             if self.incoming[from].is_empty() {
                 self.active.push(from);
@@ -166,7 +166,7 @@ impl Engine {
                     break;
                 };
                 let bytes = Buffer::empty(pool, header.bytes as usize);
-                let transfer = Transfer::receive(comm, from as i32, BYTES, bytes, header.part as usize);
+                let transfer = InFlight::receive(comm, from as i32, BYTES, bytes, header.part as usize);
                 *frame = Incoming::Bytes(header, transfer);
             }
             if let Incoming::Bytes(header, transfer) = frame {

@@ -12,15 +12,15 @@ use crate::tensor::Buffer;
 
 /// Memory that MPI reads or writes, and the operations that do. If it is dropped before they are complete, the memory
 /// is never freed.
-pub(super) struct Transfer {
+pub(super) struct InFlight {
     bytes: ManuallyDrop<Buffer<u8>>,
     operations: Vec<Request<'static, [u8], StaticScope>>,
 }
 
-impl Transfer {
+impl InFlight {
     /// Nothing is under way yet.
     fn of(bytes: Buffer<u8>) -> Self {
-        Transfer { bytes: ManuallyDrop::new(bytes), operations: Vec::new() }
+        InFlight { bytes: ManuallyDrop::new(bytes), operations: Vec::new() }
     }
 
     /// Starts operations that read parts of `bytes`; `start` gets the whole once.
@@ -32,7 +32,7 @@ impl Transfer {
         bytes: Buffer<u8>,
         start: impl FnOnce(&'static [u8], &mut Vec<Request<'static, [u8], StaticScope>>),
     ) -> Self {
-        let mut transfer = Transfer::of(bytes);
+        let mut transfer = InFlight::of(bytes);
         // SAFETY: these are the initialised bytes of a heap block that `transfer` owns, alone or with others, and that
         // does not move with it. Its share is given up or handed out only when `operations` is empty (see `take` and
         // `drop`), and only they use it here, as the caller promises, so it outlives every use by MPI; if MPI never
@@ -53,7 +53,7 @@ impl Transfer {
         bytes: Buffer<u8>,
         start: impl FnOnce(&'static mut [u8], &mut Vec<Request<'static, [u8], StaticScope>>),
     ) -> Self {
-        let mut transfer = Transfer::of(bytes);
+        let mut transfer = InFlight::of(bytes);
         let len = transfer.bytes.len();
         // SAFETY: these are the `len` initialised bytes of a heap block that `transfer` owns alone, because `as_mut_ptr`
         // gives it one of its own if it did not, and that does not move with it. It is freed or handed out only when
@@ -71,7 +71,7 @@ impl Transfer {
         let peer = comm.process_at_rank(to);
         // SAFETY: every part goes into one operation, which reads it, and nowhere else.
         unsafe {
-            Transfer::reading(bytes, |whole, operations| {
+            InFlight::reading(bytes, |whole, operations| {
                 let parts = whole.chunks(countable(part));
                 operations.extend(parts.map(|part| peer.immediate_send_with_tag(StaticScope, part, tag)));
             })
@@ -83,7 +83,7 @@ impl Transfer {
         let peer = comm.process_at_rank(from);
         // SAFETY: every part goes into one operation, and nowhere else.
         unsafe {
-            Transfer::writing(bytes, |whole, operations| {
+            InFlight::writing(bytes, |whole, operations| {
                 let parts = whole.chunks_mut(countable(part));
                 operations.extend(parts.map(|part| peer.immediate_receive_into_with_tag(StaticScope, part, tag)));
             })
@@ -94,7 +94,7 @@ impl Transfer {
     pub(super) fn receive_matched(message: Message, bytes: Buffer<u8>) -> Self {
         // SAFETY: every part goes into one operation, and nowhere else.
         unsafe {
-            Transfer::writing(bytes, |whole, operations| {
+            InFlight::writing(bytes, |whole, operations| {
                 operations.push(message.immediate_matched_receive_into(StaticScope, whole));
             })
         }
@@ -126,7 +126,7 @@ impl Transfer {
     }
 }
 
-impl Drop for Transfer {
+impl Drop for InFlight {
     fn drop(&mut self) {
         if self.is_complete() {
             // SAFETY: no operation uses the memory any more, and nothing uses `bytes` after `drop`; what `take` handed
@@ -159,7 +159,7 @@ mod tests {
         let mut found = Vec::new();
         // SAFETY: nothing of it is kept.
         let transfer = unsafe {
-            Transfer::writing(bytes, |whole, _| {
+            InFlight::writing(bytes, |whole, _| {
                 found.extend(whole.chunks_mut(2).map(|part| (part.as_ptr() as usize - start, part.to_vec())));
                 whole[4] = 9;
             })
@@ -173,7 +173,7 @@ mod tests {
         let (mine, other) = Buffer::from_slice(&[1u8, 2, 3]).share();
         let mut found = None;
         // SAFETY: nothing of it is kept.
-        let transfer = unsafe { Transfer::reading(other, |whole, _| found = Some((whole.as_ptr(), whole.len()))) };
+        let transfer = unsafe { InFlight::reading(other, |whole, _| found = Some((whole.as_ptr(), whole.len()))) };
         assert_eq!(found, Some((mine.as_ptr(), 3)));
         assert_eq!(transfer.take().map(|bytes| bytes.as_ptr()), Some(mine.as_ptr()));
     }

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use super::super::clock::SystemClock;
 use super::super::mailbox::{Failure, Mailbox};
 use super::super::tree;
-use super::super::wire::{Counts, Options, Packet, Wire};
+use super::super::wire::{Counts, Options, Packet, Carrier};
 use super::frame::{Doing, End, Frame};
 use super::state::{Order, Outgoing, Place, Progress, State};
 use crate::tensor::Host;
@@ -177,7 +177,7 @@ impl World {
     }
 }
 
-impl Wire for World {
+impl Carrier for World {
     type Storage = Host;
 
     fn options(&self) -> &Options {

@@ -8,7 +8,7 @@ use num_traits::{Float as _, Zero as _};
 use crate::ops::attention::AttentionShape;
 use crate::ops::attention::pack::{pack, pack_keys, pack_scaled, pack_values};
 use crate::ops::attention::schedule::{BLOCK, Schedule, TILE, Visit};
-use crate::ops::matmul::{View, ViewMut, gemm};
+use crate::ops::matmul::{GemmRef, GemmMut, gemm};
 use crate::ops::simd;
 use crate::ops::transpose::transpose;
 use crate::ops::workers::{for_each_task, threads};
@@ -150,12 +150,12 @@ impl<T: Float> Inputs<'_, T> {
         let scale = T::Acc::from_f64(self.shape.scale);
         pack_scaled(self.q, visit.rows.clone(), head * d..(head + 1) * d, scale, q);
         pack(self.dout, visit.rows.clone(), head * width..(head + 1) * width, dout);
-        let q = View::new(q, rows, d, d);
-        let dout = View::new(dout, rows, width, width);
+        let q = GemmRef::new(q, rows, d, d);
+        let dout = GemmRef::new(dout, rows, width, width);
 
-        gemm(ViewMut::new(p, rows, keys, keys), q, View::new(&k_transposed[first..], d, keys, block.len()), false, 1);
-        let values = View::new(&v_transposed[first..], width, keys, block.len());
-        gemm(ViewMut::new(ds, rows, keys, keys), dout, values, false, 1);
+        gemm(GemmMut::new(p, rows, keys, keys), q, GemmRef::new(&k_transposed[first..], d, keys, block.len()), false, 1);
+        let values = GemmRef::new(&v_transposed[first..], width, keys, block.len());
+        gemm(GemmMut::new(ds, rows, keys, keys), dout, values, false, 1);
         let scores = p.chunks_exact_mut(keys).zip(ds.chunks_exact_mut(keys));
         for (row, (p, ds)) in visit.rows.clone().zip(scores) {
             let lse = self.lse.row(row)[head];
@@ -169,11 +169,11 @@ impl<T: Float> Inputs<'_, T> {
             }
             simd::exp_grad(p, ds, lse, self.delta.row(row)[head]);
         }
-        let (p, ds) = (View::new(p, rows, keys, keys), View::new(ds, rows, keys, keys));
-        gemm(ViewMut::new(&mut dv[first * width..], keys, width, width), p.transposed(), dout, true, 1);
-        gemm(ViewMut::new(&mut dk[first * d..], keys, d, d), ds.transposed(), q, true, 1);
-        let dq = ViewMut::new(&mut dq[visit.rows.start * d..], rows, d, d);
-        gemm(dq, ds, View::new(&k[first * d..], keys, d, d), true, 1);
+        let (p, ds) = (GemmRef::new(p, rows, keys, keys), GemmRef::new(ds, rows, keys, keys));
+        gemm(GemmMut::new(&mut dv[first * width..], keys, width, width), p.transposed(), dout, true, 1);
+        gemm(GemmMut::new(&mut dk[first * d..], keys, d, d), ds.transposed(), q, true, 1);
+        let dq = GemmMut::new(&mut dq[visit.rows.start * d..], rows, d, d);
+        gemm(dq, ds, GemmRef::new(&k[first * d..], keys, d, d), true, 1);
     }
 
     /// Adds a unit's gradients to all.

@@ -7,7 +7,7 @@ use crate::elementary::{exp, ln, ln_1p};
 use crate::ops::attention::pack::{pack_keys, pack_scaled, pack_values};
 use crate::ops::attention::schedule::{BLOCK, Schedule, TILE};
 use crate::ops::attention::{Attention, AttentionShape, backward};
-use crate::ops::matmul::{View, ViewMut, gemm};
+use crate::ops::matmul::{GemmRef, GemmMut, gemm};
 use crate::ops::simd;
 use crate::ops::transpose::transpose;
 use crate::ops::workers::{Wide, for_each_task, threads};
@@ -244,9 +244,9 @@ impl<A: Real> Scratch<A> {
             let (rows, keys) = (visit.rows.len(), visit.keys.len());
             let tile_at = at(visit.rows.start);
             gemm(
-                ViewMut::new(s, rows, keys, keys),
-                View::new(&q_tile[tile_at * d..], rows, d, d),
-                View::new(&k[first..], d, keys, block.len()),
+                GemmMut::new(s, rows, keys, keys),
+                GemmRef::new(&q_tile[tile_at * d..], rows, d, d),
+                GemmRef::new(&k[first..], d, keys, block.len()),
                 false,
                 1,
             );
@@ -270,9 +270,9 @@ impl<A: Real> Scratch<A> {
                 *sum += simd::exp_sum(scores, larger);
             }
             gemm(
-                ViewMut::new(&mut o[tile_at * dv..], rows, dv, dv),
-                View::new(s, rows, keys, keys),
-                View::new(&v[first * dv..], keys, dv, dv),
+                GemmMut::new(&mut o[tile_at * dv..], rows, dv, dv),
+                GemmRef::new(s, rows, keys, keys),
+                GemmRef::new(&v[first * dv..], keys, dv, dv),
                 true,
                 1,
             );

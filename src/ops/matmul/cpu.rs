@@ -17,7 +17,7 @@ const PARALLEL: usize = 128 * 64 * 128;
 
 /// A matrix in a slice: element `(i, j)` is `data[i * row_stride + j * col_stride]`.
 #[derive(Clone, Copy)]
-pub(crate) struct View<'a, A> {
+pub(crate) struct GemmRef<'a, A> {
     data: &'a [A],
     rows: usize,
     cols: usize,
@@ -25,32 +25,32 @@ pub(crate) struct View<'a, A> {
     col_stride: usize,
 }
 
-impl<'a, A> View<'a, A> {
+impl<'a, A> GemmRef<'a, A> {
     /// Row-major, `row_stride` elements from row to row.
     ///
     /// # Panics
     /// If the slice is too short.
     pub(crate) fn new(data: &'a [A], rows: usize, cols: usize, row_stride: usize) -> Self {
         assert!(fits(rows, cols, [row_stride, 1], data.len()), "{rows} x {cols} by {row_stride} in {}", data.len());
-        View { data, rows, cols, row_stride, col_stride: 1 }
+        GemmRef { data, rows, cols, row_stride, col_stride: 1 }
     }
 
     /// The same elements by the name of their type.
     ///
     /// # Panics
     /// If `T` has another size.
-    fn of<T: Pod>(self) -> View<'a, T>
+    fn of<T: Pod>(self) -> GemmRef<'a, T>
     where
         A: Pod,
     {
         assert_eq!(size_of::<A>(), size_of::<T>(), "bytes of an element");
-        let View { data, rows, cols, row_stride, col_stride } = self;
-        View { data: bytemuck::cast_slice(data), rows, cols, row_stride, col_stride }
+        let GemmRef { data, rows, cols, row_stride, col_stride } = self;
+        GemmRef { data: bytemuck::cast_slice(data), rows, cols, row_stride, col_stride }
     }
 
     /// The same elements with rows and columns exchanged.
     pub(crate) fn transposed(self) -> Self {
-        View {
+        GemmRef {
             rows: self.cols,
             cols: self.rows,
             row_stride: self.col_stride,
@@ -61,14 +61,14 @@ impl<'a, A> View<'a, A> {
 }
 
 /// A row-major matrix in a slice, to be written.
-pub(crate) struct ViewMut<'a, A> {
+pub(crate) struct GemmMut<'a, A> {
     data: &'a mut [A],
     rows: usize,
     cols: usize,
     row_stride: usize,
 }
 
-impl<'a, A> ViewMut<'a, A> {
+impl<'a, A> GemmMut<'a, A> {
     /// Row-major, `row_stride` elements from row to row.
     ///
     /// # Panics
@@ -76,14 +76,14 @@ impl<'a, A> ViewMut<'a, A> {
     pub(crate) fn new(data: &'a mut [A], rows: usize, cols: usize, row_stride: usize) -> Self {
         assert!(fits(rows, cols, [row_stride, 1], data.len()), "{rows} x {cols} by {row_stride} in {}", data.len());
         assert!(row_stride >= cols || rows <= 1, "rows of {cols} overlap at a stride of {row_stride}");
-        ViewMut { data, rows, cols, row_stride }
+        GemmMut { data, rows, cols, row_stride }
     }
 }
 
 /// A view of host memory, to be written.
-pub(crate) fn target<A: Real>(view: MatrixMut<'_, A>) -> ViewMut<'_, A> {
+pub(crate) fn target<A: Real>(view: MatrixMut<'_, A>) -> GemmMut<'_, A> {
     let (rows, cols, row_stride) = (view.rows(), view.cols(), view.stride());
-    ViewMut::new(view.into_span(), rows, cols, row_stride)
+    GemmMut::new(view.into_span(), rows, cols, row_stride)
 }
 
 /// Whether every element of a matrix is inside a slice of `len`; not if it cannot be counted where the last one is.
@@ -101,7 +101,7 @@ fn fits(rows: usize, cols: usize, [row_stride, col_stride]: [usize; 2], len: usi
 ///
 /// # Panics
 /// If the shapes do not fit.
-pub(crate) fn gemm<A: Real>(out: ViewMut<A>, lhs: View<A>, rhs: View<A>, accumulate: bool, threads: usize) {
+pub(crate) fn gemm<A: Real>(out: GemmMut<A>, lhs: GemmRef<A>, rhs: GemmRef<A>, accumulate: bool, threads: usize) {
     assert!(
         (lhs.rows, rhs.cols) == (out.rows, out.cols) && lhs.cols == rhs.rows,
         "{} x {} times {} x {} into {} x {}",
@@ -112,7 +112,7 @@ pub(crate) fn gemm<A: Real>(out: ViewMut<A>, lhs: View<A>, rhs: View<A>, accumul
         out.rows,
         out.cols
     );
-    let ViewMut { data, rows, cols, row_stride } = out;
+    let GemmMut { data, rows, cols, row_stride } = out;
     if rows == 0 || cols == 0 {
         return;
     }
@@ -124,30 +124,30 @@ pub(crate) fn gemm<A: Real>(out: ViewMut<A>, lhs: View<A>, rhs: View<A>, accumul
         // Twice in memory: a stride of 0 along its columns would change how the kernels read it.
         let column: Vec<A> = (0..rhs.rows).flat_map(|k| [rhs.data[k * rhs.row_stride]; 2]).collect();
         let mut pair: Vec<A> = (0..rows).flat_map(|row| [data[row * row_stride]; 2]).collect();
-        gemm(ViewMut::new(&mut pair, rows, 2, 2), lhs, View::new(&column, rhs.rows, 2, 2), accumulate, threads);
+        gemm(GemmMut::new(&mut pair, rows, 2, 2), lhs, GemmRef::new(&column, rhs.rows, 2, 2), accumulate, threads);
         (0..rows).for_each(|row| data[row * row_stride] = pair[2 * row]);
         return;
     }
     if rows == 1 {
         let mut pair = [&data[..cols], &data[..cols]].concat();
-        let twice = View { rows: 2, row_stride: 0, ..lhs };
-        by_type(ViewMut::new(&mut pair, 2, cols, cols), twice, rhs, accumulate, threads);
+        let twice = GemmRef { rows: 2, row_stride: 0, ..lhs };
+        by_type(GemmMut::new(&mut pair, 2, cols, cols), twice, rhs, accumulate, threads);
         data[..cols].copy_from_slice(&pair[..cols]);
         return;
     }
-    by_type(ViewMut { data, rows, cols, row_stride }, lhs, rhs, accumulate, threads);
+    by_type(GemmMut { data, rows, cols, row_stride }, lhs, rhs, accumulate, threads);
 }
 
 /// The product of at least 2 rows and 2 columns with the kernel for `A`. There are two, so `A` must be one of them.
-fn by_type<A: Real>(out: ViewMut<A>, lhs: View<A>, rhs: View<A>, accumulate: bool, threads: usize) {
-    let ViewMut { data, rows, cols, row_stride } = out;
+fn by_type<A: Real>(out: GemmMut<A>, lhs: GemmRef<A>, rhs: GemmRef<A>, accumulate: bool, threads: usize) {
+    let GemmMut { data, rows, cols, row_stride } = out;
     match A::DTYPE {
         DType::F64 => {
-            let out = ViewMut { data: bytemuck::cast_slice_mut(data), rows, cols, row_stride };
+            let out = GemmMut { data: bytemuck::cast_slice_mut(data), rows, cols, row_stride };
             product(gemm_f64::gemm::f64::get_gemm_fn(), 1.0, out, lhs.of(), rhs.of(), accumulate, threads);
         }
         _ => {
-            let out = ViewMut { data: bytemuck::cast_slice_mut(data), rows, cols, row_stride };
+            let out = GemmMut { data: bytemuck::cast_slice_mut(data), rows, cols, row_stride };
             product(gemm_f32::gemm::f32::get_gemm_fn(), 1.0, out, lhs.of(), rhs.of(), accumulate, threads);
         }
     }
@@ -181,9 +181,9 @@ type Kernel<T> = unsafe fn(
 fn product<T: Copy>(
     kernel: Kernel<T>,
     one: T,
-    out: ViewMut<T>,
-    lhs: View<T>,
-    rhs: View<T>,
+    out: GemmMut<T>,
+    lhs: GemmRef<T>,
+    rhs: GemmRef<T>,
     accumulate: bool,
     threads: usize,
 ) {
@@ -242,10 +242,10 @@ impl<T: Float> Matmul for Cpu<T> {
         assert_eq!((y.rows(), y.cols()), (rows, cols), "result of a linear layer");
         let (x, w) = (Wide::new(self, x), Wide::new(self, w));
         write_rounded(self, y, false, |y, stride| {
-            let lhs = View::new(x.span(), rows, inner, x.stride());
-            let rhs = View::new(w.span(), inner, cols, w.stride());
+            let lhs = GemmRef::new(x.span(), rows, inner, x.stride());
+            let rhs = GemmRef::new(w.span(), inner, cols, w.stride());
             let threads = threads(self);
-            install(self, || gemm(ViewMut::new(y, rows, cols, stride), lhs, rhs, false, threads));
+            install(self, || gemm(GemmMut::new(y, rows, cols, stride), lhs, rhs, false, threads));
             if let (Some(bias), true) = (bias, cols > 0) {
                 assert_eq!((bias.rows(), bias.cols()), (1, cols), "a bias of {} for {cols} features", bias.len());
                 for row in y.chunks_mut(stride.max(1)) {
@@ -260,10 +260,10 @@ impl<T: Float> Matmul for Cpu<T> {
         assert_eq!((w.cols(), dx.rows(), dx.cols()), (inner, rows, cols), "gradient of a linear layer's input");
         let (dy, w) = (Wide::new(self, dy), Wide::new(self, w));
         write_rounded(self, dx, accumulate, |dx, stride| {
-            let lhs = View::new(dy.span(), rows, inner, dy.stride());
-            let rhs = View::new(w.span(), cols, inner, w.stride()).transposed();
+            let lhs = GemmRef::new(dy.span(), rows, inner, dy.stride());
+            let rhs = GemmRef::new(w.span(), cols, inner, w.stride()).transposed();
             let threads = threads(self);
-            install(self, || gemm(ViewMut::new(dx, rows, cols, stride), lhs, rhs, accumulate, threads));
+            install(self, || gemm(GemmMut::new(dx, rows, cols, stride), lhs, rhs, accumulate, threads));
         });
     }
 
@@ -271,8 +271,8 @@ impl<T: Float> Matmul for Cpu<T> {
         let (rows, inputs, outputs) = (x.rows(), x.cols(), dy.cols());
         assert_eq!((dy.rows(), dw.rows(), dw.cols()), (rows, inputs, outputs), "gradient of a linear layer's weight");
         let (x, dy) = (Wide::new(self, x), Wide::new(self, dy));
-        let lhs = View::new(x.span(), rows, inputs, x.stride()).transposed();
-        let rhs = View::new(dy.span(), rows, outputs, dy.stride());
+        let lhs = GemmRef::new(x.span(), rows, inputs, x.stride()).transposed();
+        let rhs = GemmRef::new(dy.span(), rows, outputs, dy.stride());
         let threads = threads(self);
         install(self, || gemm(target(dw), lhs, rhs, true, threads));
     }

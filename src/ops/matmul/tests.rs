@@ -216,12 +216,12 @@ fn parts_of_wider_matrices_are_as_good_as_matrices_of_their_own() {
 fn views_that_wrap_around_the_end_are_refused() {
     let data = [1.0f32; 8];
     for (rows, cols, stride) in [(3, 4, usize::MAX / 2 + 1), (usize::MAX, 1, 1), (1 << 32, 4, 1 << 32), (2, 5, 4)] {
-        assert!(std::panic::catch_unwind(|| View::new(&data, rows, cols, stride)).is_err(), "{rows} x {cols}");
+        assert!(std::panic::catch_unwind(|| GemmRef::new(&data, rows, cols, stride)).is_err(), "{rows} x {cols}");
         assert!(!fits(cols, rows, [1, stride], data.len()), "{rows} x {cols}, transposed");
     }
-    let View { data, .. } = View::new(&data, 2, 4, 4);
+    let GemmRef { data, .. } = GemmRef::new(&data, 2, 4, 4);
     assert_eq!(data.len(), 8);
-    assert!(View::new(data, 0, usize::MAX, usize::MAX).rows == 0 && View::new(data, 1, 8, usize::MAX).cols == 8);
+    assert!(GemmRef::new(data, 0, usize::MAX, usize::MAX).rows == 0 && GemmRef::new(data, 1, 8, usize::MAX).cols == 8);
 }
 
 #[test]

@@ -257,7 +257,7 @@ pass!(exp_grad = exp_grad_with(p: &mut [f32], ds: &mut [f32], lse: f32, delta: f
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ops::matmul::{View, ViewMut, gemm};
+    use crate::ops::matmul::{GemmRef, GemmMut, gemm};
 
     fn arguments() -> Vec<f32> {
         let mut values: Vec<f32> = (0..200_003).map(|i| -(i as f32) * 4.4e-4).collect();
@@ -303,8 +303,8 @@ mod tests {
                 for (rows, cols) in [(1, 1), (1, 2), (2, 1), (1, 3), (3, 1), (2, 2), (5, 3), (3, 16), (16, 7)] {
                     let rhs: Vec<A> = (0..len * cols).map(|i| columns[i % cols * len + i / cols]).collect();
                     let mut out = vec![A::nan(); rows * cols];
-                    let (left, right) = (View::new(&lhs, rows, len, len), View::new(&rhs, len, cols, cols));
-                    gemm(ViewMut::new(&mut out, rows, cols, cols), left, right, false, 1);
+                    let (left, right) = (GemmRef::new(&lhs, rows, len, len), GemmRef::new(&rhs, len, cols, cols));
+                    gemm(GemmMut::new(&mut out, rows, cols, cols), left, right, false, 1);
                     for (at, &product) in out.iter().enumerate() {
                         let (row, column) = (&lhs[at / cols * len..][..len], &columns[at % cols * len..][..len]);
                         let dot = dot(row, column);

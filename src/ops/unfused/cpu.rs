@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use crate::ops::attention::pack::{pack, pack_scaled};
 use crate::ops::attention::{AttentionShape, mask_row};
-use crate::ops::matmul::{View, ViewMut, gemm, target};
+use crate::ops::matmul::{GemmRef, GemmMut, gemm, target};
 use crate::ops::rows::Rows;
 use crate::ops::simd;
 use crate::ops::transpose::transpose;
@@ -47,14 +47,14 @@ impl<T: Float> Unfused for Cpu<T> {
                 pack(kv, keys.clone(), columns.k, &mut packs.k);
                 transpose((&packs.k, d), cols, d, (&mut packs.k_transposed, cols));
                 pack(kv, keys.clone(), columns.v, &mut packs.v);
-                let (lhs, rhs) = (View::new(&packs.q, rows, d, d), View::new(&packs.k_transposed, d, cols, cols));
-                install(self, || gemm(ViewMut::new(p, rows, cols, cols), lhs, rhs, false, threads));
+                let (lhs, rhs) = (GemmRef::new(&packs.q, rows, d, d), GemmRef::new(&packs.k_transposed, d, cols, cols));
+                install(self, || gemm(GemmMut::new(p, rows, cols, cols), lhs, rhs, false, threads));
                 for (row, scores) in queries.clone().zip(p.chunks_exact_mut(cols)) {
                     mask_row(pieces.iter().copied(), row, keys.clone(), scores, &mut attended);
                     softmax(scores);
                 }
                 let out = out.reborrow().row_range(queries.clone()).column_range(columns.out);
-                let (lhs, rhs) = (View::new(p, rows, cols, cols), View::new(&packs.v, cols, width, width));
+                let (lhs, rhs) = (GemmRef::new(p, rows, cols, cols), GemmRef::new(&packs.v, cols, width, width));
                 install(self, || gemm(target(out), lhs, rhs, false, threads));
             }
         }
@@ -92,18 +92,18 @@ impl<T: Float> Unfused for Cpu<T> {
                 pack(kv, keys.clone(), columns.k.clone(), &mut packs.k);
                 pack(kv, keys.clone(), columns.v.clone(), &mut packs.v);
                 pack(dout, queries.clone(), columns.out, &mut packs.out);
-                let values = View::new(&packs.v, cols, width, width);
-                let dout = View::new(&packs.out, rows, width, width);
+                let values = GemmRef::new(&packs.v, cols, width, width);
+                let dout = GemmRef::new(&packs.out, rows, width, width);
                 install(self, || {
-                    gemm(ViewMut::new(&mut ds, rows, cols, cols), dout, values.transposed(), false, threads);
+                    gemm(GemmMut::new(&mut ds, rows, cols, cols), dout, values.transposed(), false, threads);
                 });
                 for (p, ds) in p.chunks_exact(cols).zip(ds.chunks_exact_mut(cols)) {
                     let delta = simd::dot(p, ds);
                     p.iter().zip(ds).for_each(|(&p, ds)| *ds = scale * p * (*ds - delta));
                 }
-                let p = View::new(p, rows, cols, cols);
-                let ds = View::new(&ds, rows, cols, cols);
-                let (queries_packed, keys_packed) = (View::new(&packs.q, rows, d, d), View::new(&packs.k, cols, d, d));
+                let p = GemmRef::new(p, rows, cols, cols);
+                let ds = GemmRef::new(&ds, rows, cols, cols);
+                let (queries_packed, keys_packed) = (GemmRef::new(&packs.q, rows, d, d), GemmRef::new(&packs.k, cols, d, d));
                 install(self, || {
                     let dq = dq.reborrow().row_range(queries.clone()).column_range(columns.q);
                     gemm(target(dq), ds, keys_packed, true, threads);
