@@ -60,11 +60,13 @@ impl<D: Ops> Block<'_, D> {
         let (layer, plan, shape) = (&self.layer, self.plan, self.shape);
         let placement = plan.placement();
         let dattended = layer.mix_backward(attended.matrix().view(), &mixed, dx, gradients);
+        drop((attended, mixed));
         let dattended = DynShard::new(dattended, placement.clone())?;
         let [q, k, v] = projected.qkv().map(|view| DynShardRef::new(view, placement));
         let mut dqkv = layer.projected_gradients(&projected);
         let targets = dqkv.targets();
         self.handler.core_attn_backward_into(plan, [q?, k?, v?], &core, &dattended, targets)?;
+        drop((core, dattended));
         self.rotary.rotate_backward(DynShardMut::new(dqkv.queries_mut(), placement)?, shape.q_heads)?;
         self.rotary.rotate_backward(DynShardMut::new(dqkv.keys_mut(), placement)?, shape.kv_heads)?;
         layer.project_backward(x.view(), &projected, dqkv, dx.view_mut(), gradients);

@@ -40,16 +40,11 @@ pub(super) fn poisoned<T: Float>(rows: usize, cols: usize) -> Matrix<T> {
     matrix(&vec![f64::NAN; rows * cols], rows, cols)
 }
 
-/// Fills the arena with NaN, so that in release builds too fresh memory is not zero by chance.
+/// Fills the arenas with NaN, so that in release builds too fresh memory is not zero by chance.
 pub(super) fn poison<T: Float>(cpu: &Cpu<T>, bytes: usize) {
-    let blocks: Vec<_> = (0..4)
-        .map(|_| {
-            let mut block: Buffer<u8> = Buffer::empty(cpu.pool(), bytes);
-            block.fill(0xFF);
-            block
-        })
-        .collect();
-    drop(blocks);
+    let mut blocks: Vec<Buffer<u8>> =
+        (0..4).flat_map(|_| [Buffer::empty(cpu.pool(), bytes), cpu.scratch(bytes)]).collect();
+    blocks.iter_mut().for_each(|block| block.fill(0xFF));
 }
 
 /// Norm of the difference over norm of the reference.

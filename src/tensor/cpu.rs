@@ -11,6 +11,9 @@ use crate::tensor::{Buffer, Device, Element, Float, Host, Ledger, MatrixMut, Mat
 #[derive(Clone)]
 pub struct Cpu<T = f32> {
     pool: Arc<Pool>,
+    /// What ops use inside. All of it is free between two ops, so that with an arena of its own an op never lacks a block
+    /// that a smaller matrix holds.
+    scratch: Arc<Pool>,
     workers: Option<Arc<rayon::ThreadPool>>,
     marker: PhantomData<T>,
 }
@@ -40,12 +43,13 @@ impl<T: Float> Cpu<T> {
                 Some(Arc::new(pool.map_err(|error| refused(error.to_string()))?))
             }
         };
-        Ok(Cpu { pool: Pool::new(), workers, marker: PhantomData })
+        Ok(Cpu { pool: Pool::new(), scratch: Pool::new(), workers, marker: PhantomData })
     }
 
     /// The same share of the processor and the same memory, storing another type.
     pub fn storing<E: Float>(&self) -> Cpu<E> {
-        Cpu { pool: self.pool.clone(), workers: self.workers.clone(), marker: PhantomData }
+        let (pool, scratch) = (self.pool.clone(), self.scratch.clone());
+        Cpu { pool, scratch, workers: self.workers.clone(), marker: PhantomData }
     }
 
     /// The arena that buffers come from.
@@ -56,7 +60,7 @@ impl<T: Float> Cpu<T> {
     /// Memory with unspecified contents for the inside of an op: it does not count in the [`Ledger`], because its size
     /// may depend on threads and tiles.
     pub(crate) fn scratch<E: Element>(&self, len: usize) -> Buffer<E> {
-        Buffer::scratch(&self.pool, len)
+        Buffer::scratch(&self.scratch, len)
     }
 
     /// The threads to spread work over, if more than one.
@@ -111,8 +115,14 @@ impl<T: Float> Device for Cpu<T> {
         self.upload(buffer)
     }
 
+    /// With what ops use inside; the peak is the sum of the two.
     fn memory(&self) -> PoolStats {
-        self.pool.stats()
+        let (held, inside) = (self.pool.stats(), self.scratch.stats());
+        PoolStats {
+            allocations: held.allocations + inside.allocations,
+            owned: held.owned + inside.owned,
+            peak: held.peak + inside.peak,
+        }
     }
 
     fn ledger(&self) -> &Arc<Ledger> {
@@ -121,6 +131,7 @@ impl<T: Float> Device for Cpu<T> {
 
     fn seal(&self) {
         self.pool.seal();
+        self.scratch.seal();
     }
 }
 

@@ -411,7 +411,7 @@ fn training_allocates_nothing_once_shapes_are_known() {
             let batch = source.batch(0, step, 0..3, 32);
             learner.accumulate_depths(&batch, &batch.counted_by_depth(2))?;
             learner.update(1e-3)?;
-            Ok(device.pool().stats().allocations)
+            Ok(device.memory().allocations)
         };
         Ok([step(0)?, step(1)?, step(2)?])
     });

@@ -633,7 +633,7 @@ fn a_training_step_allocates_nothing_once_shapes_are_known() {
         let mut step = |batch: &TokenBatch| -> Result<u64> {
             learner.accumulate(batch, batch.counted())?;
             learner.update(1e-3)?;
-            Ok(device.pool().stats().allocations)
+            Ok(device.memory().allocations)
         };
         let first = step(&source.batch(0, 0, 0..4, 64))?;
         let same = step(&source.batch(0, 1, 0..4, 64))?;

@@ -7,8 +7,8 @@ mod packed;
 #[cfg(test)]
 mod serial;
 
-use super::task::Task;
 use super::state::{Place, State};
+use super::task::Task;
 use super::work::Work;
 
 /// Documents that run on the same ranks; blocks of a micro-batch follow each other in rank order and do not overlap.
