@@ -233,8 +233,23 @@ impl Pool {
 
     /// From now on a request is served by any free block that is large enough, however much larger, before the
     /// system is asked. Call it when every shape has been seen once.
+    ///
+    /// The first time, one more block of each length that is free is asked for: other ranks may keep a message a little
+    /// longer than before, and smaller shapes may leave the gaps between blocks elsewhere. The system gives such memory
+    /// once it is written.
     pub fn seal(&self) {
-        self.lock().sealed = true;
+        let mut state = self.lock();
+        if std::mem::replace(&mut state.sealed, true) {
+            return;
+        }
+        let mut lengths: Vec<usize> = state.free.iter().map(Vec::len).filter(|&length| length > 0).collect();
+        lengths.dedup();
+        for length in lengths {
+            state.allocations += 1;
+            state.owned += length;
+            let at = state.free.partition_point(|other| other.len() < length);
+            state.free.insert(at, bytemuck::allocation::zeroed_vec(length));
+        }
     }
 
     /// Allocations, bytes owned and the peak in use.
@@ -469,12 +484,14 @@ mod tests {
         drop(Buffer::<u8>::empty(&pool, 64));
         assert_eq!(pool.stats().allocations, 2, "a block of 100 lines is too good for one line");
         pool.seal();
-        let (first, second) = (Buffer::<u8>::empty(&pool, 64), Buffer::<u8>::empty(&pool, 64));
-        assert_eq!(pool.stats().allocations, 2);
-        let third = Buffer::<u8>::empty(&pool, 64);
-        assert_eq!(pool.stats().allocations, 3);
-        assert_eq!(pool.stats().peak, 64 * 102);
-        drop((first, second, third));
+        pool.seal();
+        assert_eq!((pool.stats().allocations, pool.stats().owned), (4, 64 * 202), "one more of each length, once");
+        let four: Vec<_> = (0..4).map(|_| Buffer::<u8>::empty(&pool, 64)).collect();
+        assert_eq!(pool.stats().allocations, 4);
+        let fifth = Buffer::<u8>::empty(&pool, 64);
+        assert_eq!(pool.stats().allocations, 5);
+        assert_eq!(pool.stats().peak, 64 * 203);
+        drop((four, fifth));
     }
 
     #[test]

@@ -17,7 +17,7 @@ use context_parallel::oracle::{norm, relative_error};
 use context_parallel::order::{Striped, Zigzag};
 use context_parallel::strategy::select::{self, Choice, Chosen};
 use context_parallel::strategy::{AllGather, CpStrategy, Ring, Single, Supports, Ulysses, object};
-use context_parallel::tensor::{Cpu, DType, Float};
+use context_parallel::tensor::{Cpu, DType, Device, Float};
 use context_parallel::train::data::{IGNORED, Recall, Source, TokenBatch};
 use context_parallel::train::learner::{AdamwOptions, GptLearner, global_sum};
 use context_parallel::train::trainer::Learner;
