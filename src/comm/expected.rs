@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::failure::poisoned;
 use super::mailbox::{Lost, Slot};
-use super::wire::{Options, Packet, Carrier};
+use super::wire::{Carrier, Options, Packet};
 use crate::error::{CommError, Result};
 use crate::tensor::Storage;
 

@@ -13,7 +13,7 @@ use super::parcel::{Message, Operation, Receive};
 use super::pending::{Completion, Pending, Received};
 use super::tag::Tag;
 use super::tree;
-use super::wire::{Entry, NoteKind, Packet, Carrier};
+use super::wire::{Carrier, Entry, NoteKind, Packet};
 use crate::error::{CommError, Result};
 use crate::tensor::Storage;
 

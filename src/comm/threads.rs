@@ -11,7 +11,7 @@ use super::communicator::Communicator;
 use super::failure::{caught, failure_of, panicked, poisoned};
 use super::mailbox::{Failure, Mailbox, Switchboard};
 use super::member::Member;
-use super::wire::{Counts, Packet, Carrier};
+use super::wire::{Carrier, Counts, Packet};
 use crate::error::{CommError, Error, Result};
 use crate::tensor::{Host, Storage};
 

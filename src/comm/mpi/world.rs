@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use super::super::clock::SystemClock;
 use super::super::mailbox::{Failure, Mailbox};
 use super::super::tree;
-use super::super::wire::{Counts, Options, Packet, Carrier};
+use super::super::wire::{Carrier, Counts, Options, Packet};
 use super::frame::{Doing, End, Frame};
 use super::state::{Order, Outgoing, Place, Progress, State};
 use crate::tensor::Host;

@@ -8,7 +8,7 @@ use num_traits::{Float as _, Zero as _};
 use crate::ops::attention::AttentionShape;
 use crate::ops::attention::pack::{pack, pack_keys, pack_scaled, pack_values};
 use crate::ops::attention::schedule::{BLOCK, Schedule, TILE, Visit};
-use crate::ops::matmul::{GemmRef, GemmMut, gemm};
+use crate::ops::matmul::{GemmMut, GemmRef, gemm};
 use crate::ops::simd;
 use crate::ops::transpose::transpose;
 use crate::ops::workers::{for_each_task, threads};
@@ -153,7 +153,13 @@ impl<T: Float> Inputs<'_, T> {
         let q = GemmRef::new(q, rows, d, d);
         let dout = GemmRef::new(dout, rows, width, width);
 
-        gemm(GemmMut::new(p, rows, keys, keys), q, GemmRef::new(&k_transposed[first..], d, keys, block.len()), false, 1);
+        gemm(
+            GemmMut::new(p, rows, keys, keys),
+            q,
+            GemmRef::new(&k_transposed[first..], d, keys, block.len()),
+            false,
+            1,
+        );
         let values = GemmRef::new(&v_transposed[first..], width, keys, block.len());
         gemm(GemmMut::new(ds, rows, keys, keys), dout, values, false, 1);
         let scores = p.chunks_exact_mut(keys).zip(ds.chunks_exact_mut(keys));

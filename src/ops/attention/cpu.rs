@@ -7,7 +7,7 @@ use crate::elementary::{exp, ln, ln_1p};
 use crate::ops::attention::pack::{pack_keys, pack_scaled, pack_values};
 use crate::ops::attention::schedule::{BLOCK, Schedule, TILE};
 use crate::ops::attention::{Attention, AttentionShape, backward};
-use crate::ops::matmul::{GemmRef, GemmMut, gemm};
+use crate::ops::matmul::{GemmMut, GemmRef, gemm};
 use crate::ops::simd;
 use crate::ops::transpose::transpose;
 use crate::ops::workers::{Wide, for_each_task, threads};

@@ -5,7 +5,7 @@
 
 mod cpu;
 
-pub(crate) use cpu::{CUT, GemmRef, GemmMut, gemm, target};
+pub(crate) use cpu::{CUT, GemmMut, GemmRef, gemm, target};
 
 use crate::ops::op::op;
 use crate::tensor::{AccMut, ElemMut, ElemRef};

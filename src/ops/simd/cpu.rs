@@ -257,7 +257,7 @@ pass!(exp_grad = exp_grad_with(p: &mut [f32], ds: &mut [f32], lse: f32, delta: f
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ops::matmul::{GemmRef, GemmMut, gemm};
+    use crate::ops::matmul::{GemmMut, GemmRef, gemm};
 
     fn arguments() -> Vec<f32> {
         let mut values: Vec<f32> = (0..200_003).map(|i| -(i as f32) * 4.4e-4).collect();

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use crate::ops::attention::pack::{pack, pack_scaled};
 use crate::ops::attention::{AttentionShape, mask_row};
-use crate::ops::matmul::{GemmRef, GemmMut, gemm, target};
+use crate::ops::matmul::{GemmMut, GemmRef, gemm, target};
 use crate::ops::rows::Rows;
 use crate::ops::simd;
 use crate::ops::transpose::transpose;
@@ -103,7 +103,8 @@ impl<T: Float> Unfused for Cpu<T> {
                 }
                 let p = GemmRef::new(p, rows, cols, cols);
                 let ds = GemmRef::new(&ds, rows, cols, cols);
-                let (queries_packed, keys_packed) = (GemmRef::new(&packs.q, rows, d, d), GemmRef::new(&packs.k, cols, d, d));
+                let (queries_packed, keys_packed) =
+                    (GemmRef::new(&packs.q, rows, d, d), GemmRef::new(&packs.k, cols, d, d));
                 install(self, || {
                     let dq = dq.reborrow().row_range(queries.clone()).column_range(columns.q);
                     gemm(target(dq), ds, keys_packed, true, threads);
