@@ -52,7 +52,8 @@ fn plain() -> Plain {
         shape,
         pieces: pieces.to_vec(),
         rows: (0..TOKENS).collect(),
-        qkv: qkv.map(|shard| shard.matrix().clone()),
+        // Memory of its own: what the arena has is there for the work, as for the typed layer.
+        qkv: qkv.map(|shard| Matrix::from_slice(shard.matrix(), shard.matrix().rows(), shard.matrix().cols())),
     }
 }
 

@@ -139,7 +139,14 @@ impl Rows {
 
     /// The rows as a list.
     pub fn to_vec(&self) -> Vec<usize> {
-        self.iter().collect()
+        let mut rows = Vec::with_capacity(self.len);
+        for run in &self.runs {
+            match run.step {
+                1 => rows.extend(run.start..run.start + run.len),
+                _ => rows.extend(run.iter()),
+            }
+        }
+        rows
     }
 
     /// One past the largest row; 0 if there is none.
