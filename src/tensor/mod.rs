@@ -9,6 +9,7 @@ mod foreign;
 mod ledger;
 mod matrix;
 mod memory;
+mod pool;
 mod view;
 
 pub use cpu::Cpu;
@@ -16,7 +17,8 @@ pub use dry::{DryRun, Imagined};
 pub(crate) use foreign::Lent;
 pub use ledger::{Charge, Ledger};
 pub use matrix::Matrix;
-pub use memory::{Buffer, Host, Pool, PoolStats, Storage};
+pub use memory::{Buffer, Host, Storage};
+pub use pool::{Pool, PoolStats};
 pub use view::{MatrixMut, MatrixRef};
 
 use std::fmt;

@@ -13,7 +13,7 @@ use context_parallel::layout::{Batch, Packed, Thd};
 use context_parallel::mask::Mask;
 use context_parallel::ops::attention::AttentionShape;
 use context_parallel::order::{Full, Placement, Zigzag};
-use context_parallel::plan::{Content, View, check};
+use context_parallel::plan::{Content, Step, View, check};
 use context_parallel::strategy::{
     AllGather, CastKv, CastQueries, CpStrategy, KvExchange, Ring, Row, Single, Supports, Ulysses, object,
 };
@@ -151,11 +151,19 @@ fn queries_travel_as_far_as_there_are_keys_for_them_and_no_keys_do() {
         assert_eq!(sent(Content::Keys), 0);
         assert_eq!(sent(Content::Queries), 9 * (ranks - 1), "every query to every other rank");
         assert_eq!(sent(Content::Results), sent(Content::Queries));
-        // A lost answer, and a query that another rank takes for its own, are noticed.
+        // A lost answer, and a query that is taken for another, are noticed.
         let mut broken = programs.clone();
         let steps = &mut broken[0].0.steps;
         steps.truncate(steps.len() - 2);
         assert!(check("cast queries", &view, &broken).is_err());
+        let mut broken = programs.clone();
+        let served = broken[1].0.steps.iter_mut().find_map(|step| match step {
+            Step::Serve { pieces, .. } => Some(Arc::make_mut(pieces)),
+            _ => None,
+        });
+        served.expect("rank 1 holds keys that others attend")[0].q.start += 1;
+        let message = check("cast queries", &view, &broken).unwrap_err().to_string();
+        assert!(message.contains("is not in row"), "{message}");
     }
 }
 
