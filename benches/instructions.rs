@@ -12,8 +12,9 @@ use std::mem::ManuallyDrop;
 
 use context_parallel::layout::Thd;
 use context_parallel::ops::attention::{Attention, AttentionShape};
-use context_parallel::ops::rows::Rows;
-use context_parallel::plan::{Piece, Step};
+use context_parallel::ops::rows::MoveRows;
+use context_parallel::order::Rows;
+use context_parallel::plan::{Step, TileCells};
 use context_parallel::strategy::Single;
 use context_parallel::tensor::{Cpu, Device, Matrix};
 use gungraun::{library_benchmark, library_benchmark_group, main};
@@ -28,8 +29,8 @@ const TOKENS: usize = 256;
 struct Plain {
     device: Cpu<f32>,
     shape: AttentionShape,
-    pieces: Vec<Piece>,
-    rows: Vec<usize>,
+    tiles: <Cpu<f32> as Attention>::Tiles,
+    rows: Rows,
     qkv: [Matrix<f32>; 3],
 }
 
@@ -48,10 +49,10 @@ fn plain() -> Plain {
         steps => panic!("one rank has one tile, not {steps:?}"),
     };
     Plain {
-        device,
         shape,
-        pieces: pieces.to_vec(),
-        rows: (0..TOKENS).collect(),
+        tiles: device.tiles(&TileCells::new(TOKENS, TOKENS, pieces)),
+        rows: (0..TOKENS).into(),
+        device,
         // Memory of its own: what the arena has is there for the work, as for the typed layer.
         qkv: qkv.map(|shard| Matrix::from_slice(shard.matrix(), shard.matrix().rows(), shard.matrix().cols())),
     }
@@ -82,13 +83,13 @@ fn named_attention(layer: NamedLayer) -> f32 {
 #[bench::attention(plain())]
 fn plain_attention(plain: Plain) -> f32 {
     let plain = ManuallyDrop::new(plain);
-    let Plain { device, shape, pieces, rows, qkv: [q, k, v] } = &*plain;
+    let Plain { device, shape, tiles, rows, qkv: [q, k, v] } = &*plain;
     let mut kv: Matrix<f32> = device.matrix(TOKENS, 128);
     device.gather_rows(k.view(), rows, kv.view_mut().column_range(0..64));
     device.gather_rows(v.view(), rows, kv.view_mut().column_range(64..128));
     let mut out: Matrix<f32> = device.matrix(TOKENS, 128);
     let mut lse: Matrix<f32> = device.zero_matrix(TOKENS, 4);
-    device.attention(shape, q.view(), kv.view(), pieces, out.view_mut(), lse.view_mut());
+    device.attention(shape, q.view(), kv.view(), tiles, out.view_mut(), lse.view_mut());
     let out = device.to_elem_matrix(out.view());
     black_box(out[0])
 }

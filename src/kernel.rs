@@ -9,13 +9,13 @@ use std::fmt;
 use crate::error::{PlanError, Result};
 use crate::ops::Attends;
 use crate::ops::attention::AttentionShape;
-use crate::ops::unfused::{self, Block, cells};
-use crate::plan::Piece;
+use crate::ops::unfused;
+use crate::plan::TileCells;
 use crate::tensor::{AccBuffer, AccMut, AccRef, Device, ElemRef};
 
 /// One tile's operands: queries, keys with values, and which cells are attended.
 #[derive(Debug)]
-pub struct TileOperands<'a, D: Device> {
+pub struct TileOperands<'a, D: Attends> {
     /// Heads and their sizes.
     pub shape: &'a AttentionShape,
     /// `[queries, q_width]`.
@@ -23,9 +23,9 @@ pub struct TileOperands<'a, D: Device> {
     /// `[keys, kv_width]`.
     pub kv: ElemRef<'a, D>,
     /// Attended cells.
-    pub pieces: &'a [Piece],
-    /// Rows of each sequence in both buffers; only for dense batches and buffers of all keys.
-    pub blocks: &'a [Block],
+    pub cells: &'a TileCells,
+    /// The same as the device takes it.
+    pub tiles: &'a D::Tiles,
 }
 
 /// Operands of a tile's backward pass besides the tile itself, and where it adds.
@@ -54,7 +54,7 @@ pub trait Kernel: Copy + Default + fmt::Debug + PartialEq + Send + Sync + 'stati
     const ACROSS_SEQUENCES: bool = true;
 
     /// Whether it needs all keys in one tile, in natural order: row by row the tokens of the batch, as
-    /// [`TileOperands::blocks`] has them.
+    /// [`TileCells::blocks`] has them.
     const NATURAL_KEYS: bool = false;
 }
 
@@ -121,13 +121,13 @@ impl<D: Attends> KernelOn<D> for Flash {
     }
 
     fn forward(device: &D, tile: TileOperands<'_, D>, out: AccMut<'_, D>, lse: AccMut<'_, D>) {
-        device.attention(tile.shape, tile.q, tile.kv, tile.pieces, out, lse);
+        device.attention(tile.shape, tile.q, tile.kv, tile.tiles, out, lse);
     }
 
     fn backward(device: &D, tile: TileOperands<'_, D>, _saved: &(), gradients: TileGradients<'_, D>) {
-        let TileOperands { shape, q, kv, pieces, .. } = tile;
+        let TileOperands { shape, q, kv, tiles, .. } = tile;
         let TileGradients { lse, delta, dout, dq, dkv, .. } = gradients;
-        device.attention_backward(shape, q, kv, pieces, dout, lse, delta, dq, dkv);
+        device.attention_backward(shape, q, kv, tiles, dout, lse, delta, dq, dkv);
     }
 
     fn merge(
@@ -153,16 +153,16 @@ impl<D: Attends + unfused::Unfused> KernelOn<D> for Unfused {
     type Saved = AccBuffer<D>;
 
     fn forward(device: &D, tile: TileOperands<'_, D>, out: AccMut<'_, D>, _lse: AccMut<'_, D>) -> AccBuffer<D> {
-        let TileOperands { shape, q, kv, pieces, blocks } = tile;
-        let mut probabilities = device.empty(cells(shape, blocks));
-        device.unfused(shape, q, kv, blocks, pieces, out, &mut probabilities);
+        let TileOperands { shape, q, kv, tiles, cells } = tile;
+        let mut probabilities = device.empty(unfused::cells(shape, &cells.blocks));
+        device.unfused(shape, q, kv, tiles, out, &mut probabilities);
         probabilities
     }
 
     fn backward(device: &D, tile: TileOperands<'_, D>, saved: &AccBuffer<D>, gradients: TileGradients<'_, D>) {
-        let TileOperands { shape, q, kv, blocks, .. } = tile;
+        let TileOperands { shape, q, kv, tiles, .. } = tile;
         let TileGradients { dout, dq, dkv, .. } = gradients;
-        device.unfused_backward(shape, q, kv, blocks, saved, dout, dq, dkv);
+        device.unfused_backward(shape, q, kv, tiles, saved, dout, dq, dkv);
     }
 
     /// [`crate::strategy::RunsOn`] keeps every exchange that merges away from this kernel.

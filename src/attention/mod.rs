@@ -2,10 +2,12 @@
 
 mod gradients;
 mod plan;
+mod prepared;
 mod rehearse;
 mod run;
 mod slots;
 mod swap;
+mod walk;
 mod wire;
 
 pub use gradients::QkvGradients;

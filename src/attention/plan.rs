@@ -1,8 +1,9 @@
 //! Attention plans: everything that one rank needs to attend under one mask, made once and used by many layers.
 
+use std::any::Any;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::ops::{Deref, Range};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use crate::comm::Operation;
 use crate::error::{PlacementError, PlanError, Result, SupportError};
@@ -12,9 +13,8 @@ use crate::layout::Layout;
 use crate::mask::{Bands, Mask};
 use crate::ops::Attends;
 use crate::ops::attention::AttentionShape;
-use crate::ops::unfused::Block;
 use crate::order::{DynPlacement, Placement, Rows, TokenOrder};
-use crate::plan::{Content, Piece, Program, Step, View, Wire, check, check_rank};
+use crate::plan::{Block, Content, Piece, Program, Step, View, Wire, check, check_rank};
 use crate::strategy::CpStrategy;
 use crate::strategy::{DynStrategy, object};
 use crate::tensor::{DType, Device, DryRun};
@@ -121,12 +121,14 @@ pub struct RankPlan {
     pub(super) key_rows: Rows,
     /// Whether memory rows are just the valid rows, so that queries need no packing.
     pub(super) in_place: bool,
-    pub(super) blocks: Vec<Block>,
+    pub(super) blocks: Arc<[Block]>,
     /// Whether a query of one sequence of a dense batch attends keys of another.
     pub(super) across_sequences: bool,
     /// Whether each pass attends once, to keys that are in the rows of their tokens, sequence by sequence.
     natural_keys: bool,
     pub(super) wire: Wire,
+    /// The plan as devices take it, those that it was prepared for.
+    pub(super) prepared: Mutex<Vec<Arc<dyn Any + Send + Sync>>>,
 }
 
 /// The hash of a plan whose gradients travel like this.
@@ -211,7 +213,7 @@ impl RankPlan {
                 let own = swap.as_ref().map_or(rows.len(), HeadSwap::group_rows) / batch.documents().max(1);
                 (0..batch.documents()).map(|b| (b * own..(b + 1) * own, batch.document(b).stored_range())).collect()
             }
-            None => Vec::new(),
+            None => Arc::default(),
         };
         let (mut forward, mut backward) = (strategy.forward(&view), strategy.backward(&view));
         check_rank(strategy.name(), &view, [&forward, &backward])?;
@@ -245,6 +247,7 @@ impl RankPlan {
             across_sequences,
             natural_keys,
             wire,
+            prepared: Mutex::default(),
         })
     }
 

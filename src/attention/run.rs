@@ -2,14 +2,15 @@
 
 use crate::attention::gradients::QkvGradients;
 use crate::attention::plan::RankPlan;
-use crate::attention::slots::{Gathered, Walk, unsound};
+use crate::attention::prepared::{Prepared, Ready};
+use crate::attention::slots::{Gathered, Slots, unsound};
 use crate::attention::swap::Swapped;
+use crate::attention::walk::Walk;
 use crate::comm::Communicator;
 use crate::error::Result;
 use crate::kernel::{DynKernel, Saved, TileGradients, TileOperands};
 use crate::ops::Attends;
 use crate::ops::attention::AttentionShape;
-use crate::order::Rows;
 use crate::plan::Step;
 use crate::tensor::{AccMatrix, ElemMatrix, ElemMut, ElemRef};
 
@@ -49,25 +50,26 @@ pub fn forward<D: Attends>(
     plan.expect(kernel)?;
     let whole = shape;
     let shape = &plan.shape(whole)?;
+    let prepared = &*plan.prepared(device);
     let swapped = match &plan.swap {
-        Some(swap) => Some(swap.bring(device, comm, plan, whole, [q, k, v])?),
+        Some(swap) => Some(swap.bring(device, comm, (plan, prepared), whole, [q, k, v])?),
         None => None,
     };
     let (queries, kv) = match &swapped {
         Some(Swapped { q, kv }) => (Gathered::Original(q.view()), Gathered::Original(kv.view())),
-        None => (packed(device, plan, q), Gathered::Copy(packed_kv(device, plan, shape, k, v))),
+        None => (packed(device, (plan, prepared), q), Gathered::Copy(packed_kv(device, (plan, prepared), shape, k, v))),
     };
     let rows = queries.view().rows();
-    let mut walk = Walk::new(device, comm, plan, &plan.forward, kv, queries.view(), shape);
+    let mut walk = Walk::new(comm, Slots::new(device, plan, &plan.forward, kv, queries.view(), shape));
     let result = || (device.matrix(rows, shape.out_width()), device.zero_matrix(rows, shape.q_heads));
     let (mut out, mut lse): (AccMatrix<D>, AccMatrix<D>) = result();
     let mut part: Option<(AccMatrix<D>, AccMatrix<D>)> = None;
     let (mut tiles, mut computed): (Vec<Saved>, usize) = (Vec::new(), 0);
-    for step in &plan.forward.steps {
-        match step {
-            Step::Tile { slot, pieces } => {
+    for (step, ready) in plan.forward.steps.iter().zip(&prepared.forward) {
+        match (step, ready) {
+            (Step::Tile { slot, .. }, Ready::Tile { cells, tiles: attended }) => {
                 let kv = walk.key_slot(*slot);
-                let tile = TileOperands { shape, q: queries.view(), kv, pieces, blocks: &plan.blocks };
+                let tile = TileOperands { shape, q: queries.view(), kv, cells, tiles: attended };
                 let (out, lse) = match computed == 0 {
                     true => (&mut out, &mut lse),
                     false => {
@@ -78,23 +80,23 @@ pub fn forward<D: Attends>(
                 tiles.extend(kernel.forward(device, tile, out.view_mut(), lse.view_mut()));
                 computed += 1;
             }
-            Step::Merge => {
+            (Step::Merge, _) => {
                 let (part_out, part_lse) = part.as_ref().ok_or_else(|| unsound("a merge before a second tile"))?;
                 let part = (part_out.view(), part_lse.view());
                 kernel.merge(device, shape, out.view_mut(), lse.view_mut(), part)?;
             }
-            Step::Serve { queries, slot, pieces } => {
+            (Step::Serve { queries, slot, .. }, Ready::Tile { cells, tiles }) => {
                 let rows = walk.asked(*queries)?.rows();
                 let (mut out, mut lse): (AccMatrix<D>, AccMatrix<D>) =
                     (device.matrix(rows, shape.out_width()), device.zero_matrix(rows, shape.q_heads));
                 walk.key_slot(*slot);
                 let (q, kv) = (walk.asked(*queries)?, walk.held(*slot)?);
-                let tile = TileOperands { shape, q, kv, pieces, blocks: &[] };
+                let tile = TileOperands { shape, q, kv, cells, tiles };
                 kernel.forward(device, tile, out.view_mut(), lse.view_mut());
                 walk.answer(*queries, &out, &lse);
             }
-            step => {
-                walk.step(step)?;
+            _ => {
+                walk.step(step, ready)?;
                 for (part_out, part_lse) in walk.arrived() {
                     let part = (part_out.view(), part_lse.view());
                     kernel.merge(device, shape, out.view_mut(), lse.view_mut(), part)?;
@@ -106,11 +108,11 @@ pub fn forward<D: Attends>(
     drop(queries);
     let mut elem = device.to_elem_matrix(out.view());
     if let Some(swap) = &plan.swap {
-        elem = swap.give_back(device, comm, plan, whole, whole.v_dim, elem.view())?;
+        elem = swap.give_back(device, comm, (plan, prepared), whole, whole.v_dim, elem.view())?;
     }
     if !plan.in_place {
         let packed = std::mem::replace(&mut elem, device.matrix(plan.stored, whole.out_width()));
-        unpack(device, &plan.rows, packed.view(), elem.view_mut());
+        unpack(device, &prepared.rows, packed.view(), elem.view_mut());
     }
     Ok((elem, AttentionSaved { kernel, out, lse, tiles, swapped }))
 }
@@ -133,36 +135,37 @@ pub fn backward<D: Attends>(
 ) -> Result<()> {
     let (whole, kernel) = (shape, saved.kernel);
     let shape = &plan.shape(whole)?;
+    let prepared = &*plan.prepared(device);
     let dout = match &plan.swap {
-        Some(swap) => Gathered::Copy(swap.bring_output_gradient(device, comm, plan, whole, dout)?),
-        None => packed(device, plan, dout),
+        Some(swap) => Gathered::Copy(swap.bring_output_gradient(device, comm, (plan, prepared), whole, dout)?),
+        None => packed(device, (plan, prepared), dout),
     };
     let (queries, kv) = match &saved.swapped {
         Some(Swapped { q, kv }) => (Gathered::Original(q.view()), Gathered::Original(kv.view())),
-        None => (packed(device, plan, q), Gathered::Copy(packed_kv(device, plan, shape, k, v))),
+        None => (packed(device, (plan, prepared), q), Gathered::Copy(packed_kv(device, (plan, prepared), shape, k, v))),
     };
     let mut delta = device.matrix(saved.out.rows(), shape.q_heads);
     device.attention_delta(shape, saved.out.view(), dout.view(), delta.view_mut());
     let mut dq: AccMatrix<D> = device.zero_matrix(queries.view().rows(), shape.q_width());
-    let mut walk = Walk::new(device, comm, plan, &plan.backward, kv, queries.view(), shape);
+    let mut walk = Walk::new(comm, Slots::new(device, plan, &plan.backward, kv, queries.view(), shape));
     let mut tiles = saved.tiles.iter();
     if kernel.saves() && !plan.forward.tiles().eq(plan.backward.tiles()) {
         return Err(unsound("other tiles backward than forward, for a kernel that saves what it needs of each").into());
     }
-    for step in &plan.backward.steps {
-        match step {
-            Step::Tile { slot, pieces } => {
+    for (step, ready) in plan.backward.steps.iter().zip(&prepared.backward) {
+        match (step, ready) {
+            (Step::Tile { slot, .. }, Ready::Tile { cells, tiles: attended }) => {
                 let mut dkv = walk.take_gradients(*slot);
                 let kv = walk.key_slot(*slot);
-                let tile = TileOperands { shape, q: queries.view(), kv, pieces, blocks: &plan.blocks };
+                let tile = TileOperands { shape, q: queries.view(), kv, cells, tiles: attended };
                 let (out, lse, delta) = (saved.out.view(), saved.lse.view(), delta.view());
                 let (dq, added) = (dq.view_mut(), dkv.view_mut());
                 let gradients = TileGradients { out, lse, delta, dout: dout.view(), dq, dkv: added };
                 kernel.backward(device, tile, tiles.next(), gradients)?;
                 walk.put_gradients(*slot, dkv);
             }
-            Step::Merge | Step::Serve { .. } => {}
-            step => walk.step(step)?,
+            (Step::Merge | Step::Serve { .. }, _) => {}
+            _ => walk.step(step, ready)?,
         }
     }
     let mut home = walk.take_gradients(plan.backward.home);
@@ -171,13 +174,13 @@ pub fn backward<D: Attends>(
     } else {
         let mut dq = device.to_elem_matrix(dq.view());
         if let Some(swap) = &plan.swap {
-            dq = swap.give_back(device, comm, plan, whole, whole.qk_dim, dq.view())?;
+            dq = swap.give_back(device, comm, (plan, prepared), whole, whole.qk_dim, dq.view())?;
         }
-        unpack(device, &plan.rows, dq.view(), gradients.queries(whole));
+        unpack(device, &prepared.rows, dq.view(), gradients.queries(whole));
     }
     drop(dq);
     if let Some(swap) = &plan.swap {
-        home = swap.return_gradients(device, comm, plan, whole, &home)?;
+        home = swap.return_gradients(device, comm, (plan, prepared), whole, &home)?;
     }
     let (keys, values) = (0..whole.k_width(), whole.k_width()..whole.kv_width());
     if plan.key_rows.are_all(plan.keys.rows()) {
@@ -186,8 +189,8 @@ pub fn backward<D: Attends>(
         return Ok(());
     }
     let home = device.to_elem_matrix(home.view());
-    unpack(device, &plan.key_rows, home.view().column_range(keys), gradients.keys(whole));
-    unpack(device, &plan.key_rows, home.view().column_range(values), gradients.values(whole));
+    unpack(device, &prepared.key_rows, home.view().column_range(keys), gradients.keys(whole));
+    unpack(device, &prepared.key_rows, home.view().column_range(values), gradients.values(whole));
     Ok(())
 }
 
@@ -212,33 +215,37 @@ pub fn backward_apart<D: Attends>(
     Ok(apart)
 }
 
-fn packed<'a, D: Attends>(device: &D, plan: &RankPlan, x: ElemRef<'a, D>) -> Gathered<'a, D> {
+fn packed<'a, D: Attends>(
+    device: &D,
+    (plan, prepared): (&RankPlan, &Prepared<D>),
+    x: ElemRef<'a, D>,
+) -> Gathered<'a, D> {
     if plan.in_place {
         return Gathered::Original(x);
     }
     let mut copy = device.matrix(plan.rows.len(), x.cols());
-    device.gather_rows(x, &plan.rows.to_vec(), copy.view_mut());
+    device.gather_rows(x, &prepared.rows, copy.view_mut());
     Gathered::Copy(copy)
 }
 
 fn packed_kv<D: Attends>(
     device: &D,
-    plan: &RankPlan,
+    (plan, prepared): (&RankPlan, &Prepared<D>),
     shape: &AttentionShape,
     k: ElemRef<'_, D>,
     v: ElemRef<'_, D>,
 ) -> ElemMatrix<D> {
-    let rows = plan.key_rows.to_vec();
-    let mut kv = device.matrix(rows.len(), shape.kv_width());
-    device.gather_rows(k, &rows, kv.view_mut().column_range(0..shape.k_width()));
-    device.gather_rows(v, &rows, kv.view_mut().column_range(shape.k_width()..shape.kv_width()));
+    let rows = &prepared.key_rows;
+    let mut kv = device.matrix(plan.key_rows.len(), shape.kv_width());
+    device.gather_rows(k, rows, kv.view_mut().column_range(0..shape.k_width()));
+    device.gather_rows(v, rows, kv.view_mut().column_range(shape.k_width()..shape.kv_width()));
     kv
 }
 
 /// Writes valid rows in their places among all rows, and zero where there is padding.
-fn unpack<D: Attends>(device: &D, rows: &Rows, x: ElemRef<'_, D>, mut whole: ElemMut<'_, D>) {
-    if rows.len() != whole.rows() {
+fn unpack<D: Attends>(device: &D, rows: &D::Rows, x: ElemRef<'_, D>, mut whole: ElemMut<'_, D>) {
+    if x.rows() != whole.rows() {
         device.clear(whole.reborrow());
     }
-    device.scatter_rows(x, &rows.to_vec(), whole);
+    device.scatter_rows(x, rows, whole);
 }

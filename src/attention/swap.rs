@@ -1,6 +1,7 @@
 //! The head exchange of one rank under a plan: heads of the group's tokens, and back.
 
 use crate::attention::plan::RankPlan;
+use crate::attention::prepared::Prepared;
 use crate::attention::wire::{AsIs, Encoding};
 use crate::comm::{Accounted, Communicator, Message, Operation};
 use crate::error::{PlanError, Result};
@@ -22,20 +23,20 @@ impl HeadSwap {
         &self,
         device: &D,
         comm: &dyn Communicator<D::Storage>,
-        plan: &RankPlan,
+        (plan, prepared): (&RankPlan, &Prepared<D>),
         shape: &AttentionShape,
         [q, k, v]: [ElemRef<'_, D>; 3],
     ) -> Result<Swapped<D>> {
         let AttentionShape { qk_dim, v_dim, .. } = *shape;
-        let (shares, rows) = (self.shares(shape)?, plan.rows.to_vec());
+        let (shares, rows) = (self.shares(shape)?, &prepared.rows);
         let message = |member: usize| {
             let share = &shares[member];
-            let mut message: ElemMatrix<D> = device.matrix(rows.len(), share.qkv_width());
+            let mut message: ElemMatrix<D> = device.matrix(plan.rows.len(), share.qkv_width());
             let (keys, values) = (share.shape.q_width(), share.shape.q_width() + share.kv.len() * qk_dim);
             let parts = [(q, share.q_columns(qk_dim)), (k, share.kv_columns(qk_dim)), (v, share.kv_columns(v_dim))];
             for ((from, columns), first) in parts.into_iter().zip([0, keys, values]) {
                 let to = message.view_mut().column_range(first..first + columns.len());
-                device.gather_rows(from.column_range(columns), &rows, to);
+                device.gather_rows(from.column_range(columns), rows, to);
             }
             message
         };
@@ -54,8 +55,7 @@ impl HeadSwap {
             q: device.matrix(self.group_rows(), queries),
             kv: device.matrix(self.group_rows(), share.shape.kv_width()),
         };
-        for (part, rows) in parts.iter().zip(&self.rows) {
-            let rows = &rows.to_vec();
+        for (part, rows) in parts.iter().zip(&prepared.members) {
             device.scatter_rows(part.view().column_range(0..queries), rows, swapped.q.view_mut());
             for (from, to, columns) in share.blocks() {
                 let from = part.view().column_range(queries + from..queries + from + columns);
@@ -70,7 +70,7 @@ impl HeadSwap {
         &self,
         device: &D,
         comm: &dyn Communicator<D::Storage>,
-        plan: &RankPlan,
+        (plan, prepared): (&RankPlan, &Prepared<D>),
         shape: &AttentionShape,
         dim: usize,
         x: ElemRef<'_, D>,
@@ -78,7 +78,7 @@ impl HeadSwap {
         let (shares, own) = (self.shares(shape)?, self.rows[self.place].len());
         let message = |member: usize| {
             let mut message = device.matrix(self.rows[member].len(), x.cols());
-            device.gather_rows(x, &self.rows[member].to_vec(), message.view_mut());
+            device.gather_rows(x, &prepared.members[member], message.view_mut());
             message
         };
         let columns = |member: usize| shares[member].q_columns(dim);
@@ -91,9 +91,8 @@ impl HeadSwap {
             |member| columns(member).len(),
         )?;
         let mut whole = device.matrix(own, shape.q_heads * dim);
-        let rows: Vec<usize> = (0..own).collect();
         for (member, part) in parts.iter().enumerate() {
-            device.scatter_rows(part.view(), &rows, whole.view_mut().column_range(columns(member)));
+            device.copy(part.view(), whole.view_mut().column_range(columns(member)));
         }
         Ok(whole)
     }
@@ -103,15 +102,15 @@ impl HeadSwap {
         &self,
         device: &D,
         comm: &dyn Communicator<D::Storage>,
-        plan: &RankPlan,
+        (plan, prepared): (&RankPlan, &Prepared<D>),
         shape: &AttentionShape,
         dout: ElemRef<'_, D>,
     ) -> Result<ElemMatrix<D>> {
-        let (shares, rows) = (self.shares(shape)?, plan.rows.to_vec());
+        let (shares, rows) = (self.shares(shape)?, &prepared.rows);
         let message = |member: usize| {
             let columns = shares[member].q_columns(shape.v_dim);
-            let mut message: ElemMatrix<D> = device.matrix(rows.len(), columns.len());
-            device.gather_rows(dout.column_range(columns), &rows, message.view_mut());
+            let mut message: ElemMatrix<D> = device.matrix(plan.rows.len(), columns.len());
+            device.gather_rows(dout.column_range(columns), rows, message.view_mut());
             message
         };
         let width = shares[self.place].shape.out_width();
@@ -124,8 +123,8 @@ impl HeadSwap {
             |_| width,
         )?;
         let mut whole = device.matrix(self.group_rows(), width);
-        for (part, rows) in parts.iter().zip(&self.rows) {
-            device.scatter_rows(part.view(), &rows.to_vec(), whole.view_mut());
+        for (part, rows) in parts.iter().zip(&prepared.members) {
+            device.scatter_rows(part.view(), rows, whole.view_mut());
         }
         Ok(whole)
     }
@@ -135,36 +134,34 @@ impl HeadSwap {
         &self,
         device: &D,
         comm: &dyn Communicator<D::Storage>,
-        plan: &RankPlan,
+        (plan, prepared): (&RankPlan, &Prepared<D>),
         shape: &AttentionShape,
         dkv: &AccMatrix<D>,
     ) -> Result<AccMatrix<D>> {
         let (shares, own) = (self.shares(shape)?, self.rows[self.place].len());
         let share = &shares[self.place];
-        let every: Vec<usize> = (0..dkv.rows()).collect();
         // A head that is there more than once has its gradient in parts.
         let mut once: AccMatrix<D> = device.zero_matrix(dkv.rows(), share.kv_width());
         for (to, from, columns) in share.blocks() {
             let from = dkv.view().column_range(from..from + columns);
-            device.scatter_add_rows(from, &every, once.view_mut().column_range(to..to + columns));
+            device.add(once.view_mut().column_range(to..to + columns), from);
         }
         let message = |member: usize| {
             let mut message = device.matrix(self.rows[member].len(), once.cols());
-            device.gather_rows(once.view(), &self.rows[member].to_vec(), message.view_mut());
+            device.gather_rows(once.view(), &prepared.members[member], message.view_mut());
             message
         };
         let width = |member: usize| shares[member].kv_width();
         let parts =
             self.trade(device, comm, (plan.operation("attention head gradients"), plan.wire), message, |_| own, width)?;
         let mut sum: AccMatrix<D> = device.zero_matrix(own, shape.kv_width());
-        let rows: Vec<usize> = (0..own).collect();
         for (member, part) in parts.iter().enumerate() {
             let share = &shares[member];
             let (keys, values) = (share.kv_columns(shape.qk_dim), share.kv_columns(shape.v_dim));
             let values = shape.k_width() + values.start..shape.k_width() + values.end;
             for (from, to) in [(0..keys.len(), keys.clone()), (keys.len()..part.cols(), values)] {
                 let to = sum.view_mut().column_range(to);
-                device.scatter_add_rows(part.view().column_range(from), &rows, to);
+                device.add(to, part.view().column_range(from));
             }
         }
         Ok(sum)

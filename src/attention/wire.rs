@@ -2,7 +2,7 @@
 
 use crate::comm::{Parcel, Receive, open};
 use crate::error::Result;
-use crate::ops::rows::Rows;
+use crate::ops::rows::MoveRows;
 use crate::plan::Wire;
 use crate::tensor::{Device, Element, Matrix, MatrixRef};
 
@@ -52,7 +52,7 @@ impl<T: Element, D: Device> Encoding<T, D> for AsIs {
 }
 
 /// Gradients, rounded to the storage type if that is asked for.
-impl<D: Rows> Encoding<D::Acc, D> for Wire {
+impl<D: MoveRows> Encoding<D::Acc, D> for Wire {
     fn encode(self, device: &D, matrix: Matrix<D::Acc, D::Storage>) -> Parcel<D::Storage> {
         match self {
             Wire::Accumulated => AsIs.encode(device, matrix),

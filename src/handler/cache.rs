@@ -5,7 +5,7 @@ use std::sync::{Mutex, PoisonError};
 use crate::error::Result;
 
 /// Entries of each kind that are kept; the one that was not used for longest goes first.
-const KEPT: usize = 16;
+const KEPT: usize = 32;
 
 /// A list of entries, the latest used last.
 pub(super) struct Recent<K, V>(Mutex<Vec<(K, V)>>);

@@ -11,7 +11,7 @@ use crate::handler::cache::Recent;
 use crate::layout::{Batch, LayoutKind};
 use crate::mask::Mask;
 use crate::ops::attention::AttentionShape;
-use crate::ops::rows::Rows;
+use crate::ops::rows::MoveRows;
 use crate::order::{Deal, DynPlacement, DynShard, DynShardRef};
 use crate::plan::Wire;
 use crate::rope::Rope;
@@ -41,8 +41,9 @@ pub struct HandlerCore {
     placements: Recent<Placed, Arc<DynPlacement>>,
     /// By hash of the placement.
     plans: Recent<(u64, Mask, Wire), Arc<RankPlan>>,
-    /// By hash of the placement, the value's type, and what else it is made of.
-    other: Recent<(u64, TypeId, MadeOf), Arc<dyn Any + Send + Sync>>,
+    /// By hash of the placement, the types of device and value, the address of the device's ledger, and what else the
+    /// value is made of. An entry keeps its device, so no other has the address.
+    other: Recent<(u64, TypeId, usize, MadeOf), Arc<dyn Any + Send + Sync>>,
     /// Digest of the plans that were attended under so far.
     attended: AtomicU64,
 }
@@ -50,9 +51,14 @@ pub struct HandlerCore {
 /// What a value that belongs to a placement is made of besides.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum MadeOf {
-    /// Cosines and sines of an embedding, on the device with the ledger at this address. The value is on that ledger's
-    /// account and keeps it, so no other has the address.
-    Rope(Box<Rope>, usize),
+    /// Cosines and sines of an embedding.
+    Rope(Box<Rope>),
+    /// This rank's rows of whole sequences.
+    Dealt,
+    /// Each rank's rows of whole sequences.
+    DealtToAll,
+    /// The rows of whole sequences, rank after rank.
+    ByRank,
     /// The moves of a roll by so many tokens.
     Roll(i64),
 }
@@ -196,32 +202,36 @@ impl HandlerCore {
         Ok(Arc::new(RankPlan::between(&*self.strategy, queries, keys, mask)?.with_wire(self.wire)))
     }
 
-    /// Something else that belongs to a placement and is made of it and `made_of` alone.
-    pub(super) fn other<V: Any + Send + Sync>(
+    /// Something else that belongs to a placement on a device, and is made of these and `made_of` alone.
+    pub(super) fn other<D: Device, V: Any + Send + Sync>(
         &self,
+        device: &D,
         placement: &DynPlacement,
         made_of: MadeOf,
-        make: impl Fn() -> Result<V>,
+        make: impl Fn() -> V,
     ) -> Result<Arc<V>> {
         self.expect_own(placement)?;
-        let entry = self.other.get_or_make((placement.hash(), TypeId::of::<V>(), made_of), |_| {
-            let value: Arc<dyn Any + Send + Sync> = Arc::new(make()?);
+        let address = Arc::as_ptr(device.ledger()) as usize;
+        let key = (placement.hash(), TypeId::of::<(D, V)>(), address, made_of);
+        let entry = self.other.get_or_make(key, |_| {
+            let value: Arc<dyn Any + Send + Sync> = Arc::new((device.clone(), Arc::new(make())));
             Ok(value)
         })?;
-        // The key holds the type, so the entry is of it.
-        entry.downcast::<V>().or_else(|_| make().map(Arc::new))
+        // The key holds the types, so the entry is of them.
+        Ok(entry.downcast_ref::<(D, Arc<V>)>().map_or_else(|| Arc::new(make()), |(_, value)| value.clone()))
     }
 
-    /// This rank's rows of whole sequences that every rank has, in the order of the layout: a copy on `device`, without
+    /// This rank's `rows` of whole sequences that every rank has, in the order of the layout: a copy on `device`, without
     /// communication.
     ///
     /// # Errors
     /// If the placement is not this handler's; [`LayoutError::Rows`] for another number of rows than the batch has
     /// tokens.
-    pub(crate) fn cut<T: Element, D: Rows>(
+    pub(crate) fn cut<T: Element, D: MoveRows>(
         &self,
         device: &D,
         placement: &Arc<DynPlacement>,
+        rows: &D::Rows,
         full: &Matrix<T, D::Storage>,
     ) -> Result<DynShard<T, D::Storage>> {
         self.expect_own(placement)?;
@@ -230,8 +240,7 @@ impl HandlerCore {
             return Err(LayoutError::Rows { expected, found }.into());
         }
         let mut matrix = device.matrix(placement.rows(), full.cols());
-        let rows = placement.full_rows_of(placement.rank()).to_vec();
-        device.gather_rows(full.view(), &rows, matrix.view_mut());
+        device.gather_rows(full.view(), rows, matrix.view_mut());
         DynShard::new(matrix, placement.clone())
     }
 

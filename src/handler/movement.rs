@@ -4,9 +4,10 @@ use std::sync::Arc;
 
 use crate::comm::{Communicator, Operation, gather, scatter};
 use crate::error::{LayoutError, Result};
+use crate::handler::core::MadeOf;
 use crate::handler::{CpHandler, HandlerRef};
 use crate::layout::Layout;
-use crate::ops::rows::Rows;
+use crate::ops::rows::MoveRows;
 use crate::order::{DynPlacement, DynShard, Full, Placement, Shard};
 use crate::strategy::CpStrategy;
 use crate::tensor::{Element, Host, Matrix, Real};
@@ -23,7 +24,7 @@ pub struct Partial<T>(pub T);
 #[diagnostic::on_unimplemented(
     message = "`{Self}` is not a gradient of whole sequences: say whether every rank holds all of it (`Replicated`) or a summand (`Partial`)"
 )]
-pub trait FullGradient<L: Layout, T: Real, D: Rows> {
+pub trait FullGradient<L: Layout, T: Real, D: MoveRows> {
     /// The whole sequences.
     fn full(&self) -> &Full<L, T, D::Storage>;
 
@@ -34,7 +35,7 @@ pub trait FullGradient<L: Layout, T: Real, D: Rows> {
     fn to_shard(&self, handler: HandlerRef<'_, D>, placement: &Arc<DynPlacement>) -> Result<DynShard<T, D::Storage>>;
 }
 
-impl<L: Layout, T: Real, D: Rows> FullGradient<L, T, D> for Replicated<&Full<L, T, D::Storage>> {
+impl<L: Layout, T: Real, D: MoveRows> FullGradient<L, T, D> for Replicated<&Full<L, T, D::Storage>> {
     fn full(&self) -> &Full<L, T, D::Storage> {
         self.0
     }
@@ -44,7 +45,7 @@ impl<L: Layout, T: Real, D: Rows> FullGradient<L, T, D> for Replicated<&Full<L, 
     }
 }
 
-impl<L: Layout, T: Real, D: Rows> FullGradient<L, T, D> for Partial<&Full<L, T, D::Storage>> {
+impl<L: Layout, T: Real, D: MoveRows> FullGradient<L, T, D> for Partial<&Full<L, T, D::Storage>> {
     fn full(&self) -> &Full<L, T, D::Storage> {
         self.0
     }
@@ -54,7 +55,7 @@ impl<L: Layout, T: Real, D: Rows> FullGradient<L, T, D> for Partial<&Full<L, T, 
     }
 }
 
-impl<D: Rows> HandlerRef<'_, D> {
+impl<D: MoveRows> HandlerRef<'_, D> {
     /// [`CpHandler::dispatch`]: this rank's rows of whole sequences, which come in the order of the layout.
     ///
     /// # Errors
@@ -65,7 +66,10 @@ impl<D: Rows> HandlerRef<'_, D> {
         placement: &Arc<DynPlacement>,
         full: &Matrix<T, D::Storage>,
     ) -> Result<DynShard<T, D::Storage>> {
-        self.core.cut(self.device, placement, full)
+        let rows = self.core.other(self.device, placement, MadeOf::Dealt, || {
+            self.device.rows(&placement.full_rows_of(placement.rank()))
+        })?;
+        self.core.cut(self.device, placement, &rows, full)
     }
 
     /// [`CpHandler::combine`]: the rows of whole sequences, in the order of the layout.
@@ -79,10 +83,13 @@ impl<D: Rows> HandlerRef<'_, D> {
         let counts: Vec<usize> = (0..self.ranks()).map(|rank| placement.rows_of(rank) * cols).collect();
         let mine = device.duplicate(shard.matrix().buffer());
         let mut full = device.matrix(placement.batch().tokens(), cols);
+        let rows = self.core.other(device, placement, MadeOf::DealtToAll, || -> Vec<D::Rows> {
+            (0..self.ranks()).map(|rank| device.rows(&placement.full_rows_of(rank))).collect()
+        })?;
         let operation = Operation::under("combine", self.digest(placement.hash()));
-        for (rank, part) in gather(self.comm, operation, mine, &counts)?.into_iter().enumerate() {
-            let part = Matrix::new(part, placement.rows_of(rank), cols);
-            device.scatter_rows(part.view(), &placement.full_rows_of(rank).to_vec(), full.view_mut());
+        for ((part, rows), count) in gather(self.comm, operation, mine, &counts)?.into_iter().zip(&*rows).zip(counts) {
+            let part = Matrix::new(part, count / cols.max(1), cols);
+            device.scatter_rows(part.view(), rows, full.view_mut());
         }
         Ok(full)
     }
@@ -105,7 +112,10 @@ impl<D: Rows> HandlerRef<'_, D> {
         }
         let cols = full.cols();
         let mut by_rank = device.matrix(full.rows(), cols);
-        let rows: Vec<usize> = (0..self.ranks()).flat_map(|rank| placement.full_rows_of(rank).to_vec()).collect();
+        let rows = self.core.other(device, placement, MadeOf::ByRank, || {
+            let all = (0..self.ranks()).flat_map(|rank| placement.full_rows_of(rank).runs().to_vec());
+            device.rows(&all.collect())
+        })?;
         device.gather_rows(full.view(), &rows, by_rank.view_mut());
         let counts: Vec<usize> = (0..self.ranks()).map(|rank| placement.rows_of(rank) * cols).collect();
         let operation = Operation::under("combine_adjoint", self.digest(placement.hash()));
@@ -150,7 +160,7 @@ impl<L: Layout> Default for WholeBatch<L> {
     }
 }
 
-impl<H: CpStrategy, L: Layout, D: Rows, C: Communicator<D::Storage>> CpHandler<H, L, D, C> {
+impl<H: CpStrategy, L: Layout, D: MoveRows, C: Communicator<D::Storage>> CpHandler<H, L, D, C> {
     /// This rank's rows of whole sequences that every rank has: a copy, without communication.
     ///
     /// # Errors
@@ -200,7 +210,7 @@ impl<H: CpStrategy, L: Layout, D: Rows, C: Communicator<D::Storage>> CpHandler<H
         batch: &WholeBatch<L>,
     ) -> Result<LocalBatch<H, L>>
     where
-        D: Rows<Storage = Host>,
+        D: MoveRows<Storage = Host>,
     {
         Ok(LocalBatch {
             tokens: self.cut(placement, &batch.tokens)?,

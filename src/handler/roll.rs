@@ -7,43 +7,54 @@ use crate::error::{Result, SupportError};
 use crate::handler::core::MadeOf;
 use crate::handler::{CpHandler, HandlerRef};
 use crate::layout::Layout;
-use crate::ops::rows::Rows as MoveRows;
+use crate::ops::rows::MoveRows;
 use crate::order::{DynPlacement, DynShard, Placement, Rows, Shard, TokenOrder};
 use crate::strategy::CpStrategy;
 use crate::tensor::{Element, Matrix, Storage};
 
-/// Where the rows of a rolled shard come from, and who else takes this rank's.
-#[derive(Debug)]
-pub(super) struct Moves {
-    /// Source rows and target rows on this rank.
-    own: (Rows, Rows),
-    /// Rows that go to other ranks, in the order of the tokens that they become.
-    send: Vec<(usize, Rows)>,
-    /// Target rows of what comes from other ranks.
-    receive: Vec<(usize, Rows)>,
+/// Rows of this rank, as a device takes them.
+#[derive(Clone, Debug)]
+pub struct RollRows<R> {
+    /// How many.
+    pub count: usize,
+    /// The rows.
+    pub rows: R,
 }
 
-impl Moves {
-    fn new(placement: &DynPlacement, offset: i64) -> Self {
-        let (mut send, mut receive, mut own) = (Vec::new(), Vec::new(), (Rows::default(), Rows::default()));
+/// Where the rows of a rolled shard come from, and who else takes this rank's: `R` are rows as a device takes them.
+#[derive(Debug)]
+pub(super) struct Moves<R> {
+    /// Source rows and target rows on this rank.
+    own: [RollRows<R>; 2],
+    /// Rows that go to other ranks, in the order of the tokens that they become.
+    send: Vec<(usize, RollRows<R>)>,
+    /// Target rows of what comes from other ranks.
+    receive: Vec<(usize, RollRows<R>)>,
+}
+
+impl<R: Clone> Moves<R> {
+    fn new<D: MoveRows<Rows = R>>(device: &D, placement: &DynPlacement, offset: i64) -> Self {
+        let prepared = |rows: Rows| RollRows { count: rows.len(), rows: device.rows(&rows) };
+        let (mut send, mut receive, mut own) = (Vec::new(), Vec::new(), [Rows::default(), Rows::default()]);
         for (owner, targets, sources) in placement.rolled(offset) {
             match owner == placement.rank() {
-                true => own = (sources, targets),
-                false => receive.push((owner, targets)),
+                true => own = [sources, targets],
+                false => receive.push((owner, prepared(targets))),
             }
         }
         // Nothing goes farther back than the smallest number.
         for (reader, sources, _) in placement.rolled(offset.saturating_neg()) {
             if reader != placement.rank() {
-                send.push((reader, sources));
+                send.push((reader, prepared(sources)));
             }
         }
-        Moves { own, send, receive }
+        Moves { own: own.map(prepared), send, receive }
     }
 
     /// What undoes it: every row goes back to where it came from.
-    fn reversed(&self) -> Moves {
-        Moves { own: (self.own.1.clone(), self.own.0.clone()), send: self.receive.clone(), receive: self.send.clone() }
+    fn reversed(&self) -> Self {
+        let [sources, targets] = self.own.clone();
+        Moves { own: [targets, sources], send: self.receive.clone(), receive: self.send.clone() }
     }
 }
 
@@ -52,13 +63,14 @@ pub trait DynRollable<D: MoveRows> {
     /// Where the rows belong.
     fn placement(&self) -> &Arc<DynPlacement>;
     /// Rows that go to another rank.
-    fn pack(&self, device: &D, rows: &Rows) -> Parcel<D::Storage>;
+    fn pack(&self, device: &D, rows: &RollRows<D::Rows>) -> Parcel<D::Storage>;
     /// What is expected from another rank.
     fn expect(&self, from: usize, rows: usize) -> Receive;
-    /// Starts the result: the fill value, and the rows that stay on this rank.
-    fn start(&mut self, device: &D, sources: &Rows, targets: &Rows);
+    /// Starts the result: the fill value, and the rows that stay on this rank, from where and to where.
+    fn start(&mut self, device: &D, own: &[RollRows<D::Rows>; 2]);
     /// Puts rows of another rank in their place.
-    fn place(&mut self, device: &D, from: usize, parcel: Parcel<D::Storage>, targets: &Rows) -> Result<()>;
+    fn place(&mut self, device: &D, from: usize, parcel: Parcel<D::Storage>, targets: &RollRows<D::Rows>)
+    -> Result<()>;
 }
 
 /// A shard to roll, the value for rows that nothing is rolled into, and the result.
@@ -89,10 +101,10 @@ impl<T: Element, D: MoveRows> DynRollable<D> for DynRoll<'_, T, D::Storage> {
         self.shard.placement()
     }
 
-    fn pack(&self, device: &D, rows: &Rows) -> Parcel<D::Storage> {
+    fn pack(&self, device: &D, rows: &RollRows<D::Rows>) -> Parcel<D::Storage> {
         let source = self.shard.matrix();
-        let mut packed = device.matrix(rows.len(), source.cols());
-        device.gather_rows(source.view(), &rows.to_vec(), packed.view_mut());
+        let mut packed = device.matrix(rows.count, source.cols());
+        device.gather_rows(source.view(), &rows.rows, packed.view_mut());
         packed.into_buffer().into()
     }
 
@@ -100,20 +112,27 @@ impl<T: Element, D: MoveRows> DynRollable<D> for DynRoll<'_, T, D::Storage> {
         Receive::of::<T>(from, rows * self.shard.matrix().cols())
     }
 
-    fn start(&mut self, device: &D, sources: &Rows, targets: &Rows) {
+    fn start(&mut self, device: &D, [sources, targets]: &[RollRows<D::Rows>; 2]) {
         let source = self.shard.matrix();
         let (rows, cols) = (source.rows(), source.cols());
-        let mut rolled = Matrix::new(device.upload(&vec![self.fill; rows * cols]), rows, cols);
-        let mut kept = device.matrix(sources.len(), cols);
-        device.gather_rows(source.view(), &sources.to_vec(), kept.view_mut());
-        device.scatter_rows(kept.view(), &targets.to_vec(), rolled.view_mut());
+        let mut rolled = device.matrix(rows, cols);
+        device.fill(rolled.view_mut(), self.fill);
+        let mut kept = device.matrix(sources.count, cols);
+        device.gather_rows(source.view(), &sources.rows, kept.view_mut());
+        device.scatter_rows(kept.view(), &targets.rows, rolled.view_mut());
         self.rolled = Some(rolled);
     }
 
-    fn place(&mut self, device: &D, from: usize, parcel: Parcel<D::Storage>, targets: &Rows) -> Result<()> {
-        let rows = Matrix::new(open(parcel, from, "roll")?, targets.len(), self.shard.matrix().cols());
+    fn place(
+        &mut self,
+        device: &D,
+        from: usize,
+        parcel: Parcel<D::Storage>,
+        targets: &RollRows<D::Rows>,
+    ) -> Result<()> {
+        let rows = Matrix::new(open(parcel, from, "roll")?, targets.count, self.shard.matrix().cols());
         if let Some(rolled) = &mut self.rolled {
-            device.scatter_rows(rows.view(), &targets.to_vec(), rolled.view_mut());
+            device.scatter_rows(rows.view(), &targets.rows, rolled.view_mut());
         }
         Ok(())
     }
@@ -168,8 +187,8 @@ impl<D: MoveRows> HandlerRef<'_, D> {
         roll.finish()
     }
 
-    fn moves(self, placement: &DynPlacement, offset: i64) -> Result<Arc<Moves>> {
-        self.core.other(placement, MadeOf::Roll(offset), || Ok(Moves::new(placement, offset)))
+    fn moves(self, placement: &DynPlacement, offset: i64) -> Result<Arc<Moves<D::Rows>>> {
+        self.core.other(self.device, placement, MadeOf::Roll(offset), || Moves::new(self.device, placement, offset))
     }
 }
 
@@ -177,7 +196,7 @@ impl<D: MoveRows> HandlerRef<'_, D> {
 fn run<D: MoveRows>(
     handler: HandlerRef<'_, D>,
     of: (u64, i64, bool),
-    moves: &Moves,
+    moves: &Moves<D::Rows>,
     tensors: &mut [&mut dyn DynRollable<D>],
 ) -> Result<()> {
     let device = handler.device;
@@ -187,13 +206,13 @@ fn run<D: MoveRows>(
             sends.push(Message::new(*to, tensor.pack(device, rows)));
         }
         for (from, rows) in &moves.receive {
-            receives.push(tensor.expect(*from, rows.len()));
+            receives.push(tensor.expect(*from, rows.count));
         }
     }
     let operation = Operation::under("roll", handler.digest(of));
     let pending = handler.comm.exchange(operation, sends, receives)?;
     for tensor in tensors.iter_mut() {
-        tensor.start(device, &moves.own.0, &moves.own.1);
+        tensor.start(device, &moves.own);
     }
     let mut parcels = pending.wait()?.parcels.into_iter();
     for tensor in tensors.iter_mut() {

@@ -8,7 +8,7 @@ use crate::handler::{CpHandler, DynRoll, HandlerRef};
 use crate::layout::Layout;
 use crate::model::loss::{IGNORED, label_weights};
 use crate::model::mirrored::{DynMirrored, Mirrored};
-use crate::ops::rows::Rows;
+use crate::ops::rows::MoveRows;
 use crate::order::{DynPlacement, Placement, laid_out};
 use crate::strategy::CpStrategy;
 use crate::tensor::{Cpu, Device, Element, Storage};
@@ -75,7 +75,7 @@ impl<S: Storage> InputsRef<'_, S> {
     ///
     /// # Errors
     /// Failures of other ranks.
-    pub fn ahead<D: Rows<Storage = S>>(self, handler: HandlerRef<'_, D>) -> Result<DynInputs<D>> {
+    pub fn ahead<D: MoveRows<Storage = S>>(self, handler: HandlerRef<'_, D>) -> Result<DynInputs<D>> {
         let (mut tokens, mut labels) = (DynRoll::new(self.tokens, NO_TOKEN), DynRoll::new(self.labels, IGNORED));
         let mut weights = DynRoll::new(self.weights, 0.0);
         handler.roll_all(self.tokens.placement(), 1, &mut [&mut tokens, &mut labels, &mut weights])?;
@@ -94,7 +94,8 @@ fn cut<T: Element, D: Device>(
     values: &[T],
 ) -> Result<DynMirrored<T, D::Storage>> {
     let whole = laid_out(values, 1, &**placement.batch(), placement.layout())?;
-    let own = handler.cut(&Cpu::<f32>::default(), placement, &whole)?;
+    let host = Cpu::<f32>::default();
+    let own = handler.cut(&host, placement, &host.rows(&placement.full_rows_of(placement.rank())), &whole)?;
     DynMirrored::new(handler.device(), own.matrix(), placement)
 }
 
@@ -164,7 +165,7 @@ impl<H: CpStrategy, L: Layout, D: Device> Inputs<H, L, D> {
     /// Failures of other ranks.
     pub fn ahead<C: Communicator<D::Storage>>(&self, handler: &CpHandler<H, L, D, C>) -> Result<Self>
     where
-        D: Rows,
+        D: MoveRows,
     {
         let ahead = self.by_ref().ahead(handler.by_ref())?;
         Self::typed(ahead, self.tokens.placement())

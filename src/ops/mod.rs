@@ -24,9 +24,9 @@ pub mod unfused;
 mod workers;
 
 /// A device that can attend over ranks: all that the handler and attention ask for.
-pub trait Attends: attention::Attention + rotary::Rotary + rows::Rows {}
+pub trait Attends: attention::Attention + rotary::Rotary + rows::MoveRows {}
 
-impl<D> Attends for D where D: attention::Attention + rotary::Rotary + rows::Rows {}
+impl<D> Attends for D where D: attention::Attention + rotary::Rotary + rows::MoveRows {}
 
 /// A device that can do everything a GPT needs.
 pub trait Ops:

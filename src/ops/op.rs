@@ -1,12 +1,18 @@
 //! How the trait of an op is declared.
 
 /// Declares the trait of an op for [`Device`](crate::tensor::Device)s, and implements it for the device that computes
-/// nothing: ops write into memory that they are given, so there is nothing left to do. `provided` methods are made of the
-/// others.
+/// nothing: ops write into memory that they are given, so there is nothing left to do. What is `prepared` is made once of
+/// what is known ahead, and passed to ops by reference; `provided` methods are made of the others.
 macro_rules! op {
     (
         $(#[$about:meta])*
-        pub trait $Op:ident {
+        pub trait $Op:ident: $Base:ident {
+            $(prepared {
+                $(#[$about_prepared:meta])*
+                type $Prepared:ident;
+                $(#[$about_prepare:meta])*
+                fn $prepare:ident(&self, $from:ident: $From:ty) -> _;
+            })?
             $(
                 $(#[$doc:meta])*
                 fn $name:ident $(<$E:ident: $bound:ident>)? (&self $(, $arg:ident: $kind:ty)* $(,)?);
@@ -16,7 +22,13 @@ macro_rules! op {
     ) => {
         $(#[$about])*
         #[allow(clippy::too_many_arguments)]
-        pub trait $Op: crate::tensor::Device {
+        pub trait $Op: $Base {
+            $(
+                $(#[$about_prepared])*
+                type $Prepared: Clone + std::fmt::Debug + Send + Sync + 'static;
+                $(#[$about_prepare])*
+                fn $prepare(&self, $from: $From) -> Self::$Prepared;
+            )?
             $(
                 $(#[$doc])*
                 fn $name $(<$E: $bound>)? (&self $(, $arg: $kind)*);
@@ -26,6 +38,12 @@ macro_rules! op {
 
         #[allow(clippy::too_many_arguments)]
         impl<Stored: crate::tensor::Float> $Op for crate::tensor::DryRun<Stored> {
+            $(
+                type $Prepared = ();
+                fn $prepare(&self, $from: $From) {
+                    let _ = $from;
+                }
+            )?
             $(
                 fn $name $(<$E: $bound>)? (&self $(, $arg: $kind)*) {
                     let _ = ($($arg,)*);

@@ -139,14 +139,18 @@ impl Rows {
 
     /// The rows as a list.
     pub fn to_vec(&self) -> Vec<usize> {
-        let mut rows = Vec::with_capacity(self.len);
-        for run in &self.runs {
-            match run.step {
-                1 => rows.extend(run.start..run.start + run.len),
-                _ => rows.extend(run.iter()),
-            }
-        }
-        rows
+        self.iter().collect()
+    }
+
+    /// The rows at the indices `part`, as runs, each with the index in `part` of its first row.
+    pub fn runs_of(&self, part: Range<usize>) -> impl Iterator<Item = (usize, Run)> + '_ {
+        let mut first = 0;
+        self.runs.iter().filter_map(move |run| {
+            let at = first;
+            first += run.len;
+            let indices = part.start.max(at) - at..part.end.max(at).min(at + run.len) - at;
+            (indices.start < indices.end).then(|| (at + indices.start - part.start, run.part(indices)))
+        })
     }
 
     /// One past the largest row; 0 if there is none.
@@ -156,7 +160,9 @@ impl Rows {
 
     /// Whether these are all rows of a buffer of `rows`, in ascending order.
     pub fn are_all(&self, rows: usize) -> bool {
-        self.len == rows && self.iter().eq(0..rows)
+        // Neighbours are in one run.
+        self.len == rows
+            && self.runs.iter().all(|run| (run.start, run.len) == (0, rows) && (run.step == 1 || rows == 1))
     }
 }
 
@@ -253,6 +259,13 @@ mod tests {
             prop_assert_eq!((rows.len(), rows.end()), (expected.len(), expected.iter().map(|x| x + 1).max().unwrap_or(0)));
             prop_assert_eq!(&expected.iter().copied().collect::<Rows>(), &rows);
             prop_assert_eq!(rows.are_all(expected.len()), expected.iter().copied().eq(0..expected.len()));
+            for part in [0..rows.len(), 0..rows.len() / 2, rows.len() / 3..rows.len(), rows.len()..rows.len()] {
+                let mut found = vec![usize::MAX; part.len()];
+                rows.runs_of(part.clone()).for_each(|(at, run)| {
+                    run.iter().enumerate().for_each(|(i, row)| found[at + i] = row);
+                });
+                prop_assert_eq!(&found, &expected[part]);
+            }
         }
     }
 

@@ -14,5 +14,5 @@ pub use check::{check, check_rank};
 pub use piece::Piece;
 pub use program::{Content, Peers, Program, Step, Transfer, Wire};
 pub use rows::RowSet;
-pub use tile::{area_by_keys, tile, touched};
+pub use tile::{Block, TileCells, area_by_keys, tile, touched};
 pub use view::View;

@@ -1,10 +1,39 @@
 //! Tiles: all pieces where one rank's queries meet a buffer of keys under a mask.
 
 use std::ops::Range;
+use std::sync::Arc;
 
 use crate::mask::{Band, Bands};
 use crate::order::Run;
 use crate::plan::Piece;
+
+/// Query rows and key rows of one sequence.
+pub type Block = (Range<usize>, Range<usize>);
+
+/// What is attended where a buffer of queries meets a buffer of keys.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TileCells {
+    /// Rows of the query buffer.
+    pub queries: usize,
+    /// Rows of the key buffer.
+    pub keys: usize,
+    /// The attended cells, sorted by `q_row`, then by `k_row`.
+    pub pieces: Arc<[Piece]>,
+    /// Rows of each sequence in both buffers, which no piece crosses; only of dense batches and buffers of all keys.
+    pub blocks: Arc<[Block]>,
+}
+
+impl TileCells {
+    /// The cells of `pieces` in buffers of `queries` and `keys` rows, which are not of a dense batch.
+    pub fn new(queries: usize, keys: usize, pieces: impl Into<Arc<[Piece]>>) -> Self {
+        TileCells { queries, keys, pieces: pieces.into(), blocks: Arc::default() }
+    }
+
+    /// With the rows of each sequence.
+    pub fn with_blocks(self, blocks: impl Into<Arc<[Block]>>) -> Self {
+        TileCells { blocks: blocks.into(), ..self }
+    }
+}
 
 /// The pieces where query runs meet key runs under `bands`, sorted by query row, then by key row.
 ///

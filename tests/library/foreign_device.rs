@@ -16,15 +16,15 @@ use context_parallel::ops::loss::CrossEntropy;
 use context_parallel::ops::matmul::Matmul;
 use context_parallel::ops::optimizer::Optimizer;
 use context_parallel::ops::rotary::Rotary;
-use context_parallel::ops::rows::Rows;
+use context_parallel::ops::rows::MoveRows;
 use context_parallel::ops::unfused::Unfused;
 use context_parallel::oracle::{self, F64_BOUND};
-use context_parallel::order::{Full, Striped, Zigzag};
-use context_parallel::plan::Piece;
+use context_parallel::order::{Full, Rows, Striped, Zigzag};
+use context_parallel::plan::{Piece, TileCells};
 use context_parallel::rope::{Rope, RopeConfig};
 use context_parallel::strategy::{AllGather, Ring, Supports, Ulysses};
 use context_parallel::tensor::{
-    Buffer, Device, Element, Host, Ledger, MatrixMut, MatrixRef, Pool, PoolStats, Real, Storage,
+    Buffer, Device, Element, Float, Host, Ledger, MatrixMut, MatrixRef, Pool, PoolStats, Real, Storage,
 };
 use static_assertions::assert_not_impl_any;
 
@@ -86,35 +86,48 @@ impl Device for Plain {
     fn seal(&self) {}
 }
 
-impl Rows for Plain {
-    fn gather_rows<T: Element>(&self, source: MatrixRef<'_, T>, rows: &[usize], mut target: MatrixMut<'_, T>) {
+impl MoveRows for Plain {
+    type Rows = Vec<usize>;
+
+    fn rows(&self, rows: &Rows) -> Vec<usize> {
+        rows.iter().collect()
+    }
+
+    fn gather_rows<T: Element>(&self, source: MatrixRef<'_, T>, rows: &Vec<usize>, mut target: MatrixMut<'_, T>) {
         rows.iter().enumerate().for_each(|(i, &row)| target.row_mut(i).copy_from_slice(source.row(row)));
     }
 
-    fn scatter_rows<T: Element>(&self, source: MatrixRef<'_, T>, rows: &[usize], mut target: MatrixMut<'_, T>) {
+    fn scatter_rows<T: Element>(&self, source: MatrixRef<'_, T>, rows: &Vec<usize>, mut target: MatrixMut<'_, T>) {
         rows.iter().enumerate().for_each(|(i, &row)| target.row_mut(row).copy_from_slice(source.row(i)));
     }
 
-    fn scatter_add_rows<T: Real>(&self, source: MatrixRef<'_, T>, rows: &[usize], mut target: MatrixMut<'_, T>) {
+    fn scatter_add_rows<T: Real>(&self, source: MatrixRef<'_, T>, rows: &Vec<usize>, mut target: MatrixMut<'_, T>) {
         for (i, &row) in rows.iter().enumerate() {
             target.row_mut(row).iter_mut().zip(source.row(i)).for_each(|(sum, &x)| *sum += x);
         }
     }
 
-    fn clear<T: Element>(&self, mut x: MatrixMut<'_, T>) {
-        (0..x.rows()).for_each(|row| x.row_mut(row).fill(T::zeroed()));
+    fn copy<T: Element>(&self, source: MatrixRef<'_, T>, mut target: MatrixMut<'_, T>) {
+        (0..source.rows()).for_each(|row| target.row_mut(row).copy_from_slice(source.row(row)));
     }
 
-    fn add(&self, mut x: Mut<'_>, y: Ref<'_>) {
-        (0..x.rows()).for_each(|row| x.row_mut(row).iter_mut().zip(y.row(row)).for_each(|(x, y)| *x += y));
+    fn fill<T: Element>(&self, mut x: MatrixMut<'_, T>, value: T) {
+        (0..x.rows()).for_each(|row| x.row_mut(row).fill(value));
     }
 
-    fn to_acc(&self, x: Ref<'_>, mut y: Mut<'_>) {
-        (0..x.rows()).for_each(|row| y.row_mut(row).copy_from_slice(x.row(row)));
+    fn add<T: Float>(&self, mut x: MatrixMut<'_, T>, y: MatrixRef<'_, T>) {
+        for row in 0..x.rows() {
+            let pairs = x.row_mut(row).iter_mut().zip(y.row(row));
+            pairs.for_each(|(x, y)| *x = T::from_acc(x.to_acc() + y.to_acc()));
+        }
+    }
+
+    fn to_acc(&self, x: Ref<'_>, y: Mut<'_>) {
+        self.copy(x, y);
     }
 
     fn to_elem(&self, x: Ref<'_>, y: Mut<'_>) {
-        self.to_acc(x, y);
+        self.copy(x, y);
     }
 }
 
@@ -152,12 +165,18 @@ fn cells(shape: &AttentionShape, q: Ref<'_>, kv: Ref<'_>, pieces: &[Piece], mut 
 }
 
 impl Attention for Plain {
+    type Tiles = Arc<[Piece]>;
+
+    fn tiles(&self, cells: &TileCells) -> Arc<[Piece]> {
+        cells.pieces.clone()
+    }
+
     fn attention(
         &self,
         shape: &AttentionShape,
         q: Ref<'_>,
         kv: Ref<'_>,
-        pieces: &[Piece],
+        pieces: &Arc<[Piece]>,
         mut out: Mut<'_>,
         mut lse: Mut<'_>,
     ) {
@@ -213,7 +232,7 @@ impl Attention for Plain {
         shape: &AttentionShape,
         q: Ref<'_>,
         kv: Ref<'_>,
-        pieces: &[Piece],
+        pieces: &Arc<[Piece]>,
         dout: Ref<'_>,
         lse: Ref<'_>,
         delta: Ref<'_>,

@@ -277,13 +277,13 @@ impl<D: Attends> KernelOn<D> for Saving {
     type Saved = usize;
 
     fn forward(d: &D, tile: TileOperands<'_, D>, out: AccMut<'_, D>, lse: AccMut<'_, D>) -> usize {
-        let cells = tile.pieces.len();
+        let cells = tile.cells.pieces.len();
         Flash::forward(d, tile, out, lse);
         cells
     }
 
     fn backward(d: &D, tile: TileOperands<'_, D>, saved: &usize, gradients: TileGradients<'_, D>) {
-        assert_eq!(*saved, tile.pieces.len());
+        assert_eq!(*saved, tile.cells.pieces.len());
         Flash::backward(d, tile, &(), gradients);
     }
 

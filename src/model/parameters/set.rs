@@ -7,7 +7,7 @@ use std::sync::Arc;
 use super::places::{Place, Stored};
 use super::{ParameterId, ParameterList, ParameterSpec, StoredId};
 use crate::error::{ModelError, Result};
-use crate::ops::rows::Rows;
+use crate::ops::rows::MoveRows;
 use crate::tensor::{Buffer, Device, Element, MatrixMut, MatrixRef, Storage};
 
 /// Role of a [`ParameterSet`]: the copy that forward and backward read, in the storage type.
@@ -136,14 +136,14 @@ impl<R, T: Element, S: Storage> ParameterSet<R, T, S> {
 
 impl<T: Element, S: Storage> ParameterSet<MasterRole, T, S> {
     /// The working copy: every weight rounded to the storage type.
-    pub fn working<D: Rows + Device<Acc = T, Storage = S>>(&self, device: &D) -> Parameters<D> {
+    pub fn working<D: MoveRows + Device<Acc = T, Storage = S>>(&self, device: &D) -> Parameters<D> {
         let mut working = Parameters::<D>::of(device.empty(self.flat.len()), &self.list);
         self.refresh(device, &mut working);
         working
     }
 
     /// Brings a working copy up to date.
-    pub fn refresh<D: Rows + Device<Acc = T, Storage = S>>(&self, device: &D, working: &mut Parameters<D>) {
+    pub fn refresh<D: MoveRows + Device<Acc = T, Storage = S>>(&self, device: &D, working: &mut Parameters<D>) {
         device.to_elem(MatrixRef::of_buffer(&self.flat), MatrixMut::of_buffer(&mut working.flat));
     }
 }

@@ -7,7 +7,7 @@ use num_traits::{Float as _, Zero as _};
 
 use crate::ops::attention::AttentionShape;
 use crate::ops::attention::pack::{pack, pack_keys, pack_scaled, pack_values};
-use crate::ops::attention::schedule::{BLOCK, Schedule, TILE, Visit};
+use crate::ops::attention::schedule::{BLOCK, TILE, TileSchedule, Visit};
 use crate::ops::matmul::{GemmMut, GemmRef, gemm};
 use crate::ops::simd;
 use crate::ops::transpose::transpose;
@@ -21,7 +21,7 @@ const SEGMENT: usize = 16;
 pub(super) struct Inputs<'a, T: Float> {
     pub(super) device: &'a Cpu<T>,
     pub(super) shape: &'a AttentionShape,
-    pub(super) schedule: &'a Schedule<'a>,
+    pub(super) schedule: &'a TileSchedule,
     pub(super) q: MatrixRef<'a, T>,
     pub(super) kv: MatrixRef<'a, T>,
     pub(super) dout: MatrixRef<'a, T>,
@@ -235,7 +235,7 @@ mod tests {
     use crate::ops::attention::Attention;
     use crate::ops::testing::*;
     use crate::order::Run;
-    use crate::plan::Piece;
+    use crate::plan::{Piece, TileCells};
     use crate::tensor::{Device, Matrix};
 
     /// Gradients of queries, and of keys and values, through one piece.
@@ -248,14 +248,15 @@ mod tests {
         let (mut out, mut lse) = (poisoned(rows, shape.out_width()), poisoned(rows, 2));
         let (q, kv): (&Matrix<T>, &Matrix<T>) = (&q, &kv);
         let (q, kv) = (q.view(), kv.view());
-        device.attention(&shape, q, kv, &pieces, out.view_mut(), lse.view_mut());
+        let tiles = device.tiles(&TileCells::new(rows, keys, pieces));
+        device.attention(&shape, q, kv, &tiles, out.view_mut(), lse.view_mut());
         let dout = random(3, rows, shape.out_width());
         let mut delta = device.matrix(rows, 2);
         device.attention_delta(&shape, out.view(), dout.view(), delta.view_mut());
         let mut dq = device.zero_matrix(rows, shape.q_width());
         let mut dkv = device.zero_matrix(keys, shape.kv_width());
         let (lse, delta, targets) = (lse.view(), delta.view(), (dq.view_mut(), dkv.view_mut()));
-        device.attention_backward(&shape, q, kv, &pieces, dout.view(), lse, delta, targets.0, targets.1);
+        device.attention_backward(&shape, q, kv, &tiles, dout.view(), lse, delta, targets.0, targets.1);
         [wide(&dq), wide(&dkv)]
     }
 

@@ -1,26 +1,32 @@
 //! Attention on the processor: the forward pass, the merge of partial results, and what backward needs of both.
 
 use std::ops::Range;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::elementary::{exp, ln, ln_1p};
 use crate::ops::attention::pack::{pack_keys, pack_scaled, pack_values};
-use crate::ops::attention::schedule::{BLOCK, Schedule, TILE};
+use crate::ops::attention::schedule::{BLOCK, TILE, TileSchedule};
 use crate::ops::attention::{Attention, AttentionShape, backward};
 use crate::ops::matmul::{GemmMut, GemmRef, gemm};
 use crate::ops::simd;
 use crate::ops::transpose::transpose;
 use crate::ops::workers::{Wide, for_each_task, threads};
-use crate::plan::Piece;
+use crate::plan::TileCells;
 use crate::tensor::{Buffer, Cpu, Float, MatrixMut, MatrixRef, Real, product};
 
 impl<T: Float> Attention for Cpu<T> {
+    type Tiles = Arc<TileSchedule>;
+
+    fn tiles(&self, cells: &TileCells) -> Arc<TileSchedule> {
+        Arc::new(TileSchedule::new(cells))
+    }
+
     fn attention(
         &self,
         shape: &AttentionShape,
         q: MatrixRef<'_, T>,
         kv: MatrixRef<'_, T>,
-        pieces: &[Piece],
+        schedule: &Arc<TileSchedule>,
         mut out: MatrixMut<'_, T::Acc>,
         mut lse: MatrixMut<'_, T::Acc>,
     ) {
@@ -28,7 +34,7 @@ impl<T: Float> Attention for Cpu<T> {
         assert_eq!((q.cols(), kv.cols()), (shape.q_width(), shape.kv_width()), "columns of q and kv");
         assert_eq!((out.rows(), out.cols()), (q.rows(), shape.out_width()), "shape of out");
         assert_eq!((lse.rows(), lse.cols()), (q.rows(), shape.q_heads), "shape of lse");
-        let schedule = Schedule::new(pieces, q.rows(), kv.rows());
+        schedule.expect(&q, &kv);
         // Heads whose keys and values are packed at the same time: as many as there are threads, to bound memory.
         let wave = threads(self).min(shape.kv_heads);
         let block_size = product(&[BLOCK, shape.qk_dim + shape.v_dim]);
@@ -43,7 +49,7 @@ impl<T: Float> Attention for Cpu<T> {
             .collect();
         for first in (0..shape.kv_heads).step_by(wave) {
             let heads = first..shape.kv_heads.min(first + wave);
-            self.pack_blocks(shape, &schedule, kv, heads.clone(), &mut packs);
+            self.pack_blocks(shape, schedule, kv, heads.clone(), &mut packs);
             let q_heads = heads.len() * shape.group();
             for_each_task(
                 self,
@@ -55,7 +61,7 @@ impl<T: Float> Attention for Cpu<T> {
                     let size = schedule.blocks() * block_size;
                     let blocks = &packs[head / shape.group() * size..][..size];
                     let head = heads.start * shape.group() + head;
-                    scratch.forward(shape, &schedule, q, blocks, tile, head);
+                    scratch.forward(shape, schedule, q, blocks, tile, head);
                     let mut tile_out = tiles[tile].lock().unwrap_or_else(PoisonError::into_inner);
                     let (out, lse) = &mut *tile_out;
                     scratch.write(shape, schedule.tile_rows(tile).len(), head, (out, strides.0), (lse, strides.1));
@@ -110,7 +116,7 @@ impl<T: Float> Attention for Cpu<T> {
         shape: &AttentionShape,
         q: MatrixRef<'_, T>,
         kv: MatrixRef<'_, T>,
-        pieces: &[Piece],
+        schedule: &Arc<TileSchedule>,
         dout: MatrixRef<'_, T>,
         lse: MatrixRef<'_, T::Acc>,
         delta: MatrixRef<'_, T::Acc>,
@@ -124,8 +130,8 @@ impl<T: Float> Attention for Cpu<T> {
         assert_eq!((dout.rows(), dout.cols()), (q.rows(), shape.out_width()), "shape of dout");
         assert_eq!((lse.rows(), lse.cols()), (q.rows(), shape.q_heads), "shape of lse");
         assert_eq!((delta.rows(), delta.cols()), (q.rows(), shape.q_heads), "shape of delta");
-        let schedule = Schedule::new(pieces, q.rows(), kv.rows());
-        backward::Inputs { device: self, shape, schedule: &schedule, q, kv, dout, lse, delta }.run(dq, dkv);
+        schedule.expect(&q, &kv);
+        backward::Inputs { device: self, shape, schedule: schedule, q, kv, dout, lse, delta }.run(dq, dkv);
     }
 }
 
@@ -157,7 +163,7 @@ impl<T: Float> Cpu<T> {
     fn pack_blocks(
         &self,
         shape: &AttentionShape,
-        schedule: &Schedule,
+        schedule: &TileSchedule,
         kv: MatrixRef<'_, T>,
         heads: Range<usize>,
         packs: &mut Buffer<T::Acc>,
@@ -216,7 +222,7 @@ impl<A: Real> Scratch<A> {
     fn forward<T: Float<Acc = A>>(
         &mut self,
         shape: &AttentionShape,
-        schedule: &Schedule,
+        schedule: &TileSchedule,
         q: MatrixRef<'_, T>,
         blocks: &[A],
         tile: usize,

@@ -5,12 +5,13 @@ mod cpu;
 pub(crate) mod pack;
 mod schedule;
 
+pub use schedule::TileSchedule;
 pub(crate) use schedule::mask_row;
 
 use crate::error::SupportError;
 use crate::ops::op::op;
-use crate::plan::Piece;
-use crate::tensor::{AccMut, AccRef, ElemRef, product};
+use crate::plan::TileCells;
+use crate::tensor::{AccMut, AccRef, Device, ElemRef, product};
 
 /// Head counts and sizes of one attention call.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -100,15 +101,26 @@ op! {
     /// `q` is `[queries, q_width]`, `kv` is `[keys, kv_width]` (a row holds its keys, then its values). Key blocks are
     /// cut at multiples of 256 rows of `kv` and computed whole or skipped whole for a tile of queries, so an output row
     /// has the same bits whatever other queries the buffer holds.
-    pub trait Attention {
+    pub trait Attention: Device {
+        prepared {
+            /// A tile as the device takes it: which cells are attended, and in what order they are computed.
+            type Tiles;
+
+            /// Prepares a tile, once for all layers and passes in which the same queries meet the same keys.
+            ///
+            /// # Panics
+            /// If a piece is not inside the buffers.
+            fn tiles(&self, cells: &TileCells) -> _;
+        }
+
         /// Writes `out [queries, out_width]` and `lse [queries, q_heads]`. A query that attends nothing gets 0 and
-        /// `-inf`. `pieces` are sorted by `q_row`, then by `k_row`.
+        /// `-inf`.
         fn attention(
             &self,
             shape: &AttentionShape,
             q: ElemRef<'_, Self>,
             kv: ElemRef<'_, Self>,
-            pieces: &[Piece],
+            tiles: &Self::Tiles,
             out: AccMut<'_, Self>,
             lse: AccMut<'_, Self>,
         );
@@ -132,14 +144,14 @@ op! {
             delta: AccMut<'_, Self>,
         );
 
-        /// Adds to `dq [queries, q_width]` and `dkv [keys, kv_width]` the gradients through the given pieces. `lse` and
-        /// `delta` are those of the final output. Queries with `lse == -inf` contribute nothing.
+        /// Adds to `dq [queries, q_width]` and `dkv [keys, kv_width]` the gradients through the cells of the tile. `lse`
+        /// and `delta` are those of the final output. Queries with `lse == -inf` contribute nothing.
         fn attention_backward(
             &self,
             shape: &AttentionShape,
             q: ElemRef<'_, Self>,
             kv: ElemRef<'_, Self>,
-            pieces: &[Piece],
+            tiles: &Self::Tiles,
             dout: ElemRef<'_, Self>,
             lse: AccRef<'_, Self>,
             delta: AccRef<'_, Self>,
@@ -190,7 +202,8 @@ mod shape_tests {
         let (q, kv) = (random(1, 3, 32), random(2, 3, 16));
         let (out, lse): (Matrix<f32>, Matrix<f32>) = (poisoned(3, 0), poisoned(3, 4));
         let (q, kv) = (q.view(), kv.view());
-        refused(&|cpu| cpu.attention(&shape, q, kv, &[], out.clone().view_mut(), lse.clone().view_mut()));
+        let tiles = Cpu::<f32>::default().tiles(&TileCells::new(3, 3, []));
+        refused(&|cpu| cpu.attention(&shape, q, kv, &tiles, out.clone().view_mut(), lse.clone().view_mut()));
         refused(&|cpu| {
             let (mut merged, mut merged_lse) = (out.clone(), lse.clone());
             cpu.attention_merge(&shape, merged.view_mut(), merged_lse.view_mut(), out.view(), lse.view());
@@ -198,7 +211,7 @@ mod shape_tests {
         refused(&|cpu| cpu.attention_delta(&shape, out.view(), out.view(), lse.clone().view_mut()));
         refused(&|cpu| {
             let mut probabilities = Buffer::from_slice(&[]);
-            cpu.unfused(&shape, q, kv, &[(0..3, 0..3)], &[], out.clone().view_mut(), &mut probabilities);
+            cpu.unfused(&shape, q, kv, &tiles, out.clone().view_mut(), &mut probabilities);
         });
     }
 }

@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use crate::ops::attention::AttentionShape;
-use crate::ops::attention::schedule::Schedule;
+use crate::ops::attention::schedule::TileSchedule;
 use crate::ops::workers::widen;
 use crate::tensor::{Float, MatrixRef, Real};
 
@@ -31,7 +31,7 @@ pub(crate) fn pack_scaled<T: Float>(
 /// Packs a block's keys `[block, qk_dim]`; rows of no piece become 0.
 pub(super) fn pack_keys<T: Float>(
     shape: &AttentionShape,
-    schedule: &Schedule,
+    schedule: &TileSchedule,
     kv: MatrixRef<'_, T>,
     head: usize,
     block: usize,
@@ -45,7 +45,7 @@ pub(super) fn pack_keys<T: Float>(
 /// Packs a block's values `[block, v_dim]`; rows of no piece become 0.
 pub(super) fn pack_values<T: Float>(
     shape: &AttentionShape,
-    schedule: &Schedule,
+    schedule: &TileSchedule,
     kv: MatrixRef<'_, T>,
     head: usize,
     block: usize,
@@ -56,7 +56,7 @@ pub(super) fn pack_values<T: Float>(
     clear_untouched(schedule, block, shape.v_dim, to);
 }
 
-fn clear_untouched<A: Real>(schedule: &Schedule, block: usize, width: usize, to: &mut [A]) {
+fn clear_untouched<A: Real>(schedule: &TileSchedule, block: usize, width: usize, to: &mut [A]) {
     for (key, to) in schedule.block_rows(block).zip(to.chunks_exact_mut(width)) {
         if !schedule.touched(key) {
             to.fill(A::zero());

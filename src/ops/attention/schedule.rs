@@ -1,10 +1,10 @@
-//! Which query tile meets which key block: made once per call from the pieces, used by every head.
+//! Which query tile meets which key block: made once from the pieces, used by every head, layer and pass.
 
 use std::ops::Range;
 
 use crate::ops::matmul::CUT;
-use crate::plan::Piece;
-use crate::tensor::Real;
+use crate::plan::{Piece, TileCells};
+use crate::tensor::{Element, MatrixRef, Real};
 
 /// Rows of a query tile.
 pub(super) const TILE: usize = 128;
@@ -19,6 +19,7 @@ const STRIP: usize = 64;
 const NARROWEST: usize = 16;
 
 /// A query tile meets a key block.
+#[derive(Debug)]
 pub(super) struct Visit {
     /// Index of the tile.
     pub(super) tile: usize,
@@ -33,9 +34,10 @@ pub(super) struct Visit {
     pub(super) full: bool,
 }
 
-/// The visits of one attention call.
-pub(super) struct Schedule<'a> {
-    pieces: &'a [Piece],
+/// A tile as the processor computes it: which query tiles meet which key blocks.
+#[derive(Debug)]
+pub struct TileSchedule {
+    cells: TileCells,
     /// Pieces that have rows of a tile.
     tile_pieces: Vec<Vec<usize>>,
     /// Sorted by tile, then by block.
@@ -48,7 +50,6 @@ pub(super) struct Schedule<'a> {
     block_starts: Vec<usize>,
     /// Whether some piece has this key row.
     touched: Vec<bool>,
-    queries: usize,
 }
 
 /// What the rows of one tile attend of one block.
@@ -59,9 +60,13 @@ struct Met {
     keys: Range<usize>,
 }
 
-impl<'a> Schedule<'a> {
-    /// The schedule for buffers of `queries` and `keys` rows.
-    pub(super) fn new(pieces: &'a [Piece], queries: usize, keys: usize) -> Self {
+impl TileSchedule {
+    /// The schedule of a tile.
+    ///
+    /// # Panics
+    /// If a piece is not inside the buffers.
+    pub(super) fn new(cells: &TileCells) -> Self {
+        let TileCells { queries, keys, ref pieces, .. } = *cells;
         let (tiles, blocks) = (queries.div_ceil(TILE), keys.div_ceil(BLOCK));
         let mut tile_pieces = vec![Vec::new(); tiles];
         let mut edges = vec![0isize; keys + 1];
@@ -81,15 +86,14 @@ impl<'a> Schedule<'a> {
         });
         let touched = open.map(|open| open > 0).collect();
 
-        let mut schedule = Schedule {
-            pieces,
+        let mut schedule = TileSchedule {
+            cells: cells.clone(),
             tile_pieces,
             visits: Vec::new(),
             tile_starts: vec![0],
             by_block: Vec::new(),
             block_starts: vec![0; blocks + 1],
             touched,
-            queries,
         };
         let mut met = vec![Met { area: 0, rows: 0..0, keys: 0..0 }; blocks];
         for tile in 0..tiles {
@@ -108,7 +112,7 @@ impl<'a> Schedule<'a> {
     fn visit_tile(&mut self, tile: usize, met: &mut [Met]) {
         let tile_rows = self.tile_rows(tile);
         for &index in &self.tile_pieces[tile] {
-            let piece = &self.pieces[index];
+            let piece = &self.cells.pieces[index];
             let rows = piece.q_row.max(tile_rows.start)..piece.q_rows().end.min(tile_rows.end);
             for row in rows {
                 let keys = piece.keys(row - piece.q_row);
@@ -136,6 +140,16 @@ impl<'a> Schedule<'a> {
         }
     }
 
+    /// The cells that it was made of.
+    ///
+    /// # Panics
+    /// If these are not buffers of their size.
+    pub(crate) fn expect<T: Element>(&self, q: &MatrixRef<'_, T>, kv: &MatrixRef<'_, T>) -> &TileCells {
+        let TileCells { queries, keys, .. } = self.cells;
+        assert_eq!((q.rows(), kv.rows()), (queries, keys), "rows of q and kv, for a tile of other buffers");
+        &self.cells
+    }
+
     /// Number of tiles.
     pub(super) fn tiles(&self) -> usize {
         self.tile_pieces.len()
@@ -148,7 +162,7 @@ impl<'a> Schedule<'a> {
 
     /// Query rows of a tile.
     pub(super) fn tile_rows(&self, tile: usize) -> Range<usize> {
-        tile * TILE..self.queries.min((tile + 1) * TILE)
+        tile * TILE..self.cells.queries.min((tile + 1) * TILE)
     }
 
     /// Key rows of a block.
@@ -173,7 +187,7 @@ impl<'a> Schedule<'a> {
 
     /// Sets the scores of the keys that query `row` does not attend to `-inf`; see [`mask_row`].
     pub(super) fn mask<A: Real>(&self, visit: &Visit, row: usize, scores: &mut [A], attended: &mut Vec<Range<usize>>) {
-        let pieces = self.tile_pieces[visit.tile].iter().map(|&index| &self.pieces[index]);
+        let pieces = self.tile_pieces[visit.tile].iter().map(|&index| &self.cells.pieces[index]);
         mask_row(pieces, row, visit.keys.clone(), scores, attended);
     }
 }

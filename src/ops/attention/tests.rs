@@ -6,6 +6,7 @@ use rand_xoshiro::Xoshiro256PlusPlus;
 
 use super::*;
 use crate::order::Run;
+use crate::plan::Piece;
 use crate::tensor::{Device, Matrix};
 
 /// Who attends whom: tokens of the same document with `-left <= k - q <= right`.
@@ -72,6 +73,11 @@ impl Case {
         pieces.sort_by_key(|piece| (piece.q_row, piece.k_row));
         pieces
     }
+
+    fn tiles<T: Float>(&self, device: &Cpu<T>) -> Arc<TileSchedule> {
+        let rows = |runs: &[Run]| Case::tokens(runs).len();
+        device.tiles(&TileCells::new(rows(&self.q), rows(&self.k), self.pieces()))
+    }
 }
 
 fn run(start: usize, step: usize, len: usize) -> Run {
@@ -120,7 +126,8 @@ fn forward<T: Float>(
 ) -> (Matrix<T::Acc>, Matrix<T::Acc>) {
     let rows = inputs.q.rows();
     let (mut out, mut lse) = (poisoned(rows, shape.out_width()), poisoned(rows, shape.q_heads));
-    device.attention(shape, inputs.q.view(), inputs.kv.view(), &case.pieces(), out.view_mut(), lse.view_mut());
+    let tiles = case.tiles(device);
+    device.attention(shape, inputs.q.view(), inputs.kv.view(), &tiles, out.view_mut(), lse.view_mut());
     (out, lse)
 }
 
@@ -134,7 +141,7 @@ fn backward<T: Float>(device: &Cpu<T>, case: &Case, shape: &AttentionShape, inpu
     let mut dkv = device.zero_matrix(inputs.kv.rows(), shape.kv_width());
     let [q, kv, dout] = [&inputs.q, &inputs.kv, &inputs.dout].map(Matrix::view);
     let (lse, delta, targets) = (lse.view(), delta.view(), (dq.view_mut(), dkv.view_mut()));
-    device.attention_backward(shape, q, kv, &case.pieces(), dout, lse, delta, targets.0, targets.1);
+    device.attention_backward(shape, q, kv, &case.tiles(device), dout, lse, delta, targets.0, targets.1);
     (dq, dkv)
 }
 
@@ -360,7 +367,7 @@ fn merging_parts_gives_the_whole() {
         let mut dkv = device.zero_matrix(kv.rows(), shape.kv_width());
         let [q, kv, dout] = [&q, &kv, &dout].map(Matrix::view);
         let (lse, delta, targets) = (lse.view(), delta.view(), (dq.view_mut(), dkv.view_mut()));
-        device.attention_backward(&shape, q, kv, &part.pieces(), dout, lse, delta, targets.0, targets.1);
+        device.attention_backward(&shape, q, kv, &part.tiles(&device), dout, lse, delta, targets.0, targets.1);
         for (row, token) in Case::tokens(&part.k).into_iter().enumerate() {
             let expected = &expected.dkv[token * shape.kv_width()..][..shape.kv_width()];
             assert!(dkv.row(row).iter().zip(expected).all(|(a, b)| (a - b).abs() < 1e-12));
@@ -396,6 +403,7 @@ fn rows_of_no_piece_are_written_and_poison_nothing() {
     }
     let valid = [Piece { q_row: 0, k_row: 0, q: run(0, 1, 200), k: run(0, 1, 200), d_lo: -FAR, d_hi: 0 }];
     let (mut out, mut lse) = (poisoned(300, shape.out_width()), poisoned(300, shape.q_heads));
+    let valid = device.tiles(&TileCells::new(300, 300, valid));
     let [q, kv, dout] = [&inputs.q, &inputs.kv, &inputs.dout].map(Matrix::view);
     device.attention(&shape, q, kv, &valid, out.view_mut(), lse.view_mut());
     assert!(out[..200 * shape.out_width()].iter().all(|x| x.is_finite()));
@@ -411,10 +419,19 @@ fn rows_of_no_piece_are_written_and_poison_nothing() {
 
     // Nothing at all: no queries, no keys, no pieces.
     let (no_queries, no_keys) = (poisoned(0, shape.q_width()), poisoned(0, shape.kv_width()));
-    device.attention(&shape, q, no_keys.view(), &[], out.view_mut(), lse.view_mut());
+    device.attention(
+        &shape,
+        q,
+        no_keys.view(),
+        &device.tiles(&TileCells::new(300, 0, [])),
+        out.view_mut(),
+        lse.view_mut(),
+    );
     assert!(out.iter().all(|x| *x == 0.0));
     let (mut no_out, mut no_lse) = (poisoned(0, shape.out_width()), poisoned(0, shape.q_heads));
-    device.attention(&shape, no_queries.view(), kv, &[], no_out.view_mut(), no_lse.view_mut());
+    let no_queries = no_queries.view();
+    let no_tiles = device.tiles(&TileCells::new(0, 300, []));
+    device.attention(&shape, no_queries, kv, &no_tiles, no_out.view_mut(), no_lse.view_mut());
 }
 
 #[test]

@@ -3,7 +3,7 @@
 mod cpu;
 
 use crate::ops::op::op;
-use crate::tensor::{AccMut, ElemMut, ElemRef, MatrixRef};
+use crate::tensor::{AccMut, Device, ElemMut, ElemRef, MatrixRef};
 
 op! {
     /// Look-up and its gradient. An id below 0 stands for no token.
@@ -25,7 +25,7 @@ op! {
     /// cpu.embed_backward(tokens.view(), dy.view(), Some(0), dtable.view_mut());
     /// assert_eq!(dtable[..], [7.0, 0.0, 8.0]);
     /// ```
-    pub trait Embedding {
+    pub trait Embedding: Device {
         /// `y [rows, n]`: rows of `table [vocab, n]` for `tokens [rows, 1]`, zeros where there is none. Ids must be in the
         /// vocabulary; callers check.
         fn embed(

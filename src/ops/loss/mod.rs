@@ -3,7 +3,7 @@
 mod cpu;
 
 use crate::ops::op::op;
-use crate::tensor::{ElemMut, MatrixMut, MatrixRef};
+use crate::tensor::{Device, ElemMut, MatrixMut, MatrixRef};
 
 op! {
     /// Cross entropy with per-row weights.
@@ -20,7 +20,7 @@ op! {
     /// assert!((sum[0] - 2f64.ln()).abs() < 1e-7);
     /// assert_eq!(logits[..], [0.5, -0.5, 0.0, 0.0]);
     /// ```
-    pub trait CrossEntropy {
+    pub trait CrossEntropy: Device {
         /// `logits [rows, vocab]`, `labels [rows, 1]`, `weights [rows, 1]` (0 where a label does not count; its label may
         /// then be anything; callers check the others). Adds the weighted sum of `-log softmax(logits)[label]` to
         /// `sum [1, 1]`.

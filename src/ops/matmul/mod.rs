@@ -8,11 +8,11 @@ mod cpu;
 pub(crate) use cpu::{CUT, GemmMut, GemmRef, gemm, target};
 
 use crate::ops::op::op;
-use crate::tensor::{AccMut, ElemMut, ElemRef};
+use crate::tensor::{AccMut, Device, ElemMut, ElemRef};
 
 op! {
     /// Products with weights.
-    pub trait Matmul {
+    pub trait Matmul: Device {
         /// `y [rows, out] = x [rows, in] * w [in, out] + bias [1, out]`.
         fn linear(
             &self,

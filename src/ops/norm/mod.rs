@@ -3,7 +3,7 @@
 mod cpu;
 
 use crate::ops::op::op;
-use crate::tensor::{AccMut, AccRef, ElemMut, ElemRef};
+use crate::tensor::{AccMut, AccRef, Device, ElemMut, ElemRef};
 
 op! {
     /// `y = x / sqrt(mean(x^2) + eps) * weight`, row by row, or part by part of a row: a row of heads has as many parts. Of
@@ -28,7 +28,7 @@ op! {
     /// assert_eq!(dweight[..], [0.2, 1.0]);
     /// assert!((dx[2] + 1.0).abs() < 1e-6 && (dx[3] - 1.0).abs() < 1e-6); // orthogonal to x
     /// ```
-    pub trait RmsNorm {
+    pub trait RmsNorm: Device {
         /// `x [rows, parts * n]`, `weight [1, n]`; writes `y [rows, parts * n]` and the reciprocal root mean squares
         /// `[rows, parts]`.
         fn rms_norm(

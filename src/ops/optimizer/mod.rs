@@ -104,7 +104,7 @@ op! {
     /// assert!((weights[0] - 0.75).abs() < 1e-12 && (weights[1] - 1.25).abs() < 1e-12);
     /// assert_eq!((&working[..], &gradient[..]), (&weights[..], &[0.0, 0.0][..]));
     /// ```
-    pub trait Optimizer {
+    pub trait Optimizer: Device {
         /// Writes the sum of the squares of a gradient to [`StepNumbers::gradient`] of `numbers [StepNumbers::LEN]`.
         fn sum_of_squares(&self, gradient: &AccBuffer<Self>, numbers: &mut Buffer<f64, Self::Storage>);
 

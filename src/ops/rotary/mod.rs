@@ -3,7 +3,7 @@
 mod cpu;
 
 use crate::ops::op::op;
-use crate::tensor::{AccRef, ElemMut};
+use crate::tensor::{AccRef, Device, ElemMut};
 
 op! {
     /// Rotates pairs of features of every head in place. The rotation is orthogonal up to the concentration factor, so
@@ -21,7 +21,7 @@ op! {
     /// cpu.rotate(x.view_mut(), 1, cos.view(), sin.view(), false, true);
     /// assert_eq!(x[..], [1.0, 2.0, 3.0, 4.0, 5.0]);
     /// ```
-    pub trait Rotary {
+    pub trait Rotary: Device {
         /// `x [rows, heads * dim]`, `cos` and `sin` `[rows, pairs]` with `2 * pairs <= dim`; features past `2 * pairs`
         /// are left alone. Pairs are `(i, i + pairs)`, or `(2 i, 2 i + 1)` if `interleaved`. The product is computed in
         /// the accumulation type and rounded once. `inverse` negates the sine: the gradient.

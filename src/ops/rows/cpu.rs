@@ -1,52 +1,75 @@
 //! Row movements on the processor.
 
-use super::Rows;
+use std::ops::Range;
+
+use super::MoveRows;
 use crate::ops::parallel::{RowsMut, by_rows, by_stretches};
+use crate::order::{Rows, Run};
 use crate::tensor::{AccMut, AccRef, Cpu, ElemMut, ElemRef, Element, Float, MatrixMut, MatrixRef, Real};
 
-impl<T: Float> Rows for Cpu<T> {
-    fn gather_rows<E: Element>(&self, source: MatrixRef<'_, E>, rows: &[usize], mut target: MatrixMut<'_, E>) {
+impl<T: Float> MoveRows for Cpu<T> {
+    type Rows = Rows;
+
+    fn rows(&self, rows: &Rows) -> Rows {
+        rows.clone()
+    }
+
+    fn gather_rows<E: Element>(&self, source: MatrixRef<'_, E>, rows: &Rows, mut target: MatrixMut<'_, E>) {
         let cols = source.cols();
         assert_eq!((target.rows(), target.cols()), (rows.len(), cols), "a row of the target per row of the list");
         let flat = source.flat().filter(|_| target.is_contiguous());
         by_rows(self, rows.len(), cols, RowsMut::of(&mut target), |range, mut target| {
-            let rows = &rows[range];
-            match flat {
-                Some(flat) => each_run(rows, source.rows(), |at, row, len| {
-                    target.all()[at * cols..(at + len) * cols].copy_from_slice(&flat[row * cols..(row + len) * cols]);
-                }),
-                None => rows.iter().enumerate().for_each(|(i, &row)| target.row(i).copy_from_slice(source.row(row))),
+            each_run(rows, range, source.rows(), |at, run| match flat {
+                Some(flat) if run.step == 1 => {
+                    let from = &flat[run.start * cols..(run.start + run.len) * cols];
+                    target.all()[at * cols..(at + run.len) * cols].copy_from_slice(from);
+                }
+                _ => {
+                    let pairs = run.iter().enumerate();
+                    pairs.for_each(|(i, row)| target.row(at + i).copy_from_slice(source.row(row)));
+                }
+            });
+        });
+    }
+
+    fn scatter_rows<E: Element>(&self, source: MatrixRef<'_, E>, rows: &Rows, mut target: MatrixMut<'_, E>) {
+        let cols = source.cols();
+        assert_eq!((source.rows(), target.cols()), (rows.len(), cols), "a row of the source per row of the list");
+        let flat = source.flat().filter(|_| target.is_contiguous());
+        each_run(rows, 0..rows.len(), target.rows(), |at, run| match flat {
+            Some(flat) if run.step == 1 => {
+                let to = &mut target.span_mut()[run.start * cols..(run.start + run.len) * cols];
+                to.copy_from_slice(&flat[at * cols..(at + run.len) * cols]);
+            }
+            _ => {
+                let pairs = run.iter().enumerate();
+                pairs.for_each(|(i, row)| target.row_mut(row).copy_from_slice(source.row(at + i)));
             }
         });
     }
 
-    fn scatter_rows<E: Element>(&self, source: MatrixRef<'_, E>, rows: &[usize], mut target: MatrixMut<'_, E>) {
-        let cols = source.cols();
-        assert_eq!((source.rows(), target.cols()), (rows.len(), cols), "a row of the source per row of the list");
-        match source.flat().filter(|_| target.is_contiguous()) {
-            Some(flat) => each_run(rows, target.rows(), |at, row, len| {
-                target.span_mut()[row * cols..(row + len) * cols].copy_from_slice(&flat[at * cols..(at + len) * cols]);
-            }),
-            None => rows.iter().enumerate().for_each(|(i, &row)| target.row_mut(row).copy_from_slice(source.row(i))),
-        }
-    }
-
-    fn scatter_add_rows<E: Real>(&self, source: MatrixRef<'_, E>, rows: &[usize], mut target: MatrixMut<'_, E>) {
+    fn scatter_add_rows<E: Real>(&self, source: MatrixRef<'_, E>, rows: &Rows, mut target: MatrixMut<'_, E>) {
         let found = (source.rows(), target.cols());
         assert_eq!(found, (rows.len(), source.cols()), "a row of the source per row of the list");
-        for (i, &row) in rows.iter().enumerate() {
-            target.row_mut(row).iter_mut().zip(source.row(i)).for_each(|(sum, &value)| *sum += value);
-        }
+        each_run(rows, 0..rows.len(), target.rows(), |at, run| {
+            for (i, row) in run.iter().enumerate() {
+                target.row_mut(row).iter_mut().zip(source.row(at + i)).for_each(|(sum, &value)| *sum += value);
+            }
+        });
     }
 
-    fn clear<E: Element>(&self, x: MatrixMut<'_, E>) {
-        by_stretches(self, [], x, |[]: [&[E]; 0], x| x.fill(E::zeroed()));
+    fn copy<E: Element>(&self, source: MatrixRef<'_, E>, target: MatrixMut<'_, E>) {
+        by_stretches(self, [source], target, |[source], target| target.copy_from_slice(source));
     }
 
-    fn add(&self, mut x: ElemMut<'_, Self>, y: ElemRef<'_, Self>) {
+    fn fill<E: Element>(&self, x: MatrixMut<'_, E>, value: E) {
+        by_stretches(self, [], x, |[]: [&[E]; 0], x| x.fill(value));
+    }
+
+    fn add<E: Float>(&self, mut x: MatrixMut<'_, E>, y: MatrixRef<'_, E>) {
         assert_eq!((x.rows(), x.cols()), (y.rows(), y.cols()), "shapes of a sum");
         by_stretches(self, [y], x.reborrow(), |[y], x| {
-            x.iter_mut().zip(y).for_each(|(x, y)| *x = T::from_acc(x.to_acc() + y.to_acc()));
+            x.iter_mut().zip(y).for_each(|(x, y)| *x = E::from_acc(x.to_acc() + y.to_acc()));
         });
     }
 
@@ -59,14 +82,12 @@ impl<T: Float> Rows for Cpu<T> {
     }
 }
 
-/// Calls `each(index in the list, row, length)` for every stretch of consecutive rows, all of them below `limit`.
-fn each_run(rows: &[usize], limit: usize, mut each: impl FnMut(usize, usize, usize)) {
-    let mut at = 0;
-    for run in rows.chunk_by(|&row, &next| row.checked_add(1) == Some(next)) {
-        let last = run[run.len() - 1];
-        assert!(last < limit, "row {last} of {limit}");
-        each(at, run[0], run.len());
-        at += run.len();
+/// Calls `each(index in the part, rows)` for the runs of a part of the list, all of them below `limit`.
+fn each_run(rows: &Rows, part: Range<usize>, limit: usize, mut each: impl FnMut(usize, Run)) {
+    for (at, run) in rows.runs_of(part) {
+        let last = (run.len - 1).checked_mul(run.step).and_then(|steps| run.start.checked_add(steps));
+        assert!(last.is_some_and(|last| last < limit), "row {} of {limit}", last.unwrap_or(usize::MAX));
+        each(at, run);
     }
 }
 
@@ -79,15 +100,35 @@ mod tests {
 
     const LIST: [usize; 5] = [4, 5, 6, 1, 0];
 
+    fn list(rows: &[usize]) -> Rows {
+        rows.iter().copied().collect()
+    }
+
+    #[test]
+    fn runs_with_gaps_are_moved_row_by_row_and_in_parts() {
+        let cpu = Cpu::<f32>::new(2);
+        let source = Matrix::from_slice(&(0..90_000i64).collect::<Vec<_>>(), 30_000, 3);
+        let rows: Rows =
+            [Run { start: 1, step: 3, len: 9_000 }, Run { start: 0, step: 1, len: 12_345 }].into_iter().collect();
+        let mut part: Matrix<i64> = Matrix::from_slice(&vec![-1; rows.len() * 3], rows.len(), 3);
+        cpu.gather_rows(source.view(), &rows, part.view_mut());
+        assert!(rows.iter().enumerate().all(|(i, row)| part.row(i) == source.row(row)));
+        let mut back = source.clone();
+        back.fill(-1);
+        cpu.scatter_rows(part.view(), &rows, back.view_mut());
+        let moved = |row: usize| row < 12_345 || (row < 27_000 && row % 3 == 1);
+        assert!((0..30_000).all(|row| back.row(row) == if moved(row) { source.row(row) } else { &[-1; 3] }));
+    }
+
     #[test]
     fn gather_into_some_or_all_columns() {
         let cpu = Cpu::<f32>::default();
         let source = Matrix::from_slice(&(0..14).collect::<Vec<i64>>(), 7, 2);
         let mut target: Matrix<i64> = Matrix::from_slice(&[-1; 10], 5, 2);
-        cpu.gather_rows(source.view(), &LIST, target.view_mut());
+        cpu.gather_rows(source.view(), &list(&LIST), target.view_mut());
         assert_eq!(target[..], [8, 9, 10, 11, 12, 13, 2, 3, 0, 1]);
         let mut wide: Matrix<i64> = Matrix::from_slice(&[-1; 20], 5, 4);
-        cpu.gather_rows(source.view(), &LIST, wide.view_mut().column_range(1..3));
+        cpu.gather_rows(source.view(), &list(&LIST), wide.view_mut().column_range(1..3));
         for (i, row) in LIST.iter().enumerate() {
             assert_eq!(wide.row(i), [-1, 2 * *row as i64, 2 * *row as i64 + 1, -1]);
         }
@@ -100,13 +141,13 @@ mod tests {
         for column in 0..2 {
             let cols = 3 - column;
             let mut target: Matrix<f32> = poisoned(7, cols);
-            cpu.scatter_rows(source.view().column_range(column..3), &LIST, target.view_mut());
+            cpu.scatter_rows(source.view().column_range(column..3), &list(&LIST), target.view_mut());
             for (i, &row) in LIST.iter().enumerate() {
                 assert_eq!(target.row(row), &source.row(i)[column..]);
             }
             assert!([2, 3].iter().all(|&row| target.row(row).iter().all(|x| x.is_nan())));
             let mut back: Matrix<f32> = poisoned(5, cols);
-            cpu.gather_rows(target.view(), &LIST, back.view_mut());
+            cpu.gather_rows(target.view(), &list(&LIST), back.view_mut());
             assert!((0..5).all(|i| back.row(i) == &source.row(i)[column..]));
         }
     }
@@ -116,7 +157,7 @@ mod tests {
         let cpu = Cpu::<bf16>::default();
         let mut target = matrix::<f32>(&[10.0; 4], 2, 2);
         let source = matrix(&[1.0, 2.0, 3.0, 4.0, 5.0, 6.0], 3, 2);
-        cpu.scatter_add_rows(source.view(), &[1, 0, 1], target.view_mut());
+        cpu.scatter_add_rows(source.view(), &list(&[1, 0, 1]), target.view_mut());
         assert_eq!(target[..], [13.0, 14.0, 16.0, 18.0]);
     }
 
@@ -139,7 +180,7 @@ mod tests {
         let cpu = Cpu::<f32>::default();
         let source = Matrix::from_slice(&[-0.0f32, f32::from_bits(0x7FC0_1234)], 2, 1);
         let mut target = cpu.matrix(2, 1);
-        cpu.gather_rows(source.view(), &[1, 0], target.view_mut());
+        cpu.gather_rows(source.view(), &list(&[1, 0]), target.view_mut());
         assert_eq!((target[0].to_bits(), target[1].to_bits()), (0x7FC0_1234, 0x8000_0000));
     }
 
@@ -153,10 +194,10 @@ mod tests {
                     let mut target = Matrix::from_slice(&vec![0i64; width * rows.len()], rows.len(), width);
                     let columns = columns.clone();
                     match scatter {
-                        false => cpu.gather_rows(source.view().column_range(columns), rows, target.view_mut()),
+                        false => cpu.gather_rows(source.view().column_range(columns), &list(rows), target.view_mut()),
                         true => {
                             let mut source = source.clone();
-                            cpu.scatter_rows(target.view(), rows, source.view_mut().column_range(columns));
+                            cpu.scatter_rows(target.view(), &list(rows), source.view_mut().column_range(columns));
                         }
                     }
                 };
@@ -187,10 +228,10 @@ mod tests {
     fn no_rows() {
         let cpu = Cpu::<f32>::default();
         let (source, mut none) = (random::<f32>(1, 7, 2), random::<f32>(1, 0, 2));
-        cpu.gather_rows(source.view(), &[], none.view_mut());
+        cpu.gather_rows(source.view(), &Rows::default(), none.view_mut());
         let (mut target, before) = (source.clone(), wide(&source));
-        cpu.scatter_rows(none.view(), &[], target.view_mut());
-        cpu.scatter_add_rows(none.view(), &[], target.view_mut());
+        cpu.scatter_rows(none.view(), &Rows::default(), target.view_mut());
+        cpu.scatter_add_rows(none.view(), &Rows::default(), target.view_mut());
         cpu.add(none.view_mut(), random(2, 0, 2).view());
         assert_eq!(wide(&target), before);
     }

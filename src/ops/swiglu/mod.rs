@@ -3,7 +3,7 @@
 mod cpu;
 
 use crate::ops::op::op;
-use crate::tensor::{ElemMut, ElemRef};
+use crate::tensor::{Device, ElemMut, ElemRef};
 
 op! {
     /// `silu(gate) * up`, element by element; all matrices have one shape.
@@ -23,7 +23,7 @@ op! {
     /// cpu.swiglu_backward(gate, up, dy.view(), gradient.view_mut());
     /// assert_eq!(gradient[..5], [1.0, 3.0, 0.0, 0.0, 100.0]);
     /// ```
-    pub trait Swiglu {
+    pub trait Swiglu: Device {
         /// The product, `[rows, n]`.
         fn swiglu(&self, gate: ElemRef<'_, Self>, up: ElemRef<'_, Self>, y: ElemMut<'_, Self>);
 

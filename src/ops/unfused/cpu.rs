@@ -1,16 +1,17 @@
 //! Unfused attention on the processor: scores, softmax and products one after the other, head by head.
 
 use std::ops::Range;
+use std::sync::Arc;
 
 use crate::ops::attention::pack::{pack, pack_scaled};
-use crate::ops::attention::{AttentionShape, mask_row};
+use crate::ops::attention::{AttentionShape, TileSchedule, mask_row};
 use crate::ops::matmul::{GemmMut, GemmRef, gemm, target};
-use crate::ops::rows::Rows;
+use crate::ops::rows::MoveRows;
 use crate::ops::simd;
 use crate::ops::transpose::transpose;
-use crate::ops::unfused::{Block, Unfused, cells};
+use crate::ops::unfused::{Unfused, cells};
 use crate::ops::workers::{install, threads};
-use crate::plan::Piece;
+use crate::plan::{Piece, TileCells};
 use crate::tensor::{Buffer, Cpu, Float, MatrixMut, MatrixRef, Real, product};
 
 impl<T: Float> Unfused for Cpu<T> {
@@ -19,8 +20,7 @@ impl<T: Float> Unfused for Cpu<T> {
         shape: &AttentionShape,
         q: MatrixRef<'_, T>,
         kv: MatrixRef<'_, T>,
-        blocks: &[Block],
-        pieces: &[Piece],
+        tiles: &Arc<TileSchedule>,
         mut out: MatrixMut<'_, T::Acc>,
         probabilities: &mut Buffer<T::Acc>,
     ) {
@@ -28,6 +28,7 @@ impl<T: Float> Unfused for Cpu<T> {
         assert_eq!((q.cols(), kv.cols()), (shape.q_width(), shape.kv_width()), "columns of q and kv");
         assert_eq!((out.rows(), out.cols()), (q.rows(), shape.out_width()), "shape of out");
         let (d, width, threads) = (shape.qk_dim, shape.v_dim, threads(self));
+        let TileCells { pieces, blocks, .. } = tiles.expect(&q, &kv);
         assert_eq!(probabilities.len(), cells(shape, blocks), "probabilities of other blocks");
         let mut rest = &mut probabilities[..];
         let mut attended = Vec::new();
@@ -65,7 +66,7 @@ impl<T: Float> Unfused for Cpu<T> {
         shape: &AttentionShape,
         q: MatrixRef<'_, T>,
         kv: MatrixRef<'_, T>,
-        blocks: &[Block],
+        tiles: &Arc<TileSchedule>,
         probabilities: &Buffer<T::Acc>,
         dout: MatrixRef<'_, T>,
         mut dq: MatrixMut<'_, T::Acc>,
@@ -76,6 +77,7 @@ impl<T: Float> Unfused for Cpu<T> {
         assert_eq!((dout.rows(), dout.cols()), (q.rows(), shape.out_width()), "shape of dout");
         assert_eq!((dq.rows(), dq.cols()), (q.rows(), shape.q_width()), "shape of dq");
         assert_eq!((dkv.rows(), dkv.cols()), (kv.rows(), shape.kv_width()), "shape of dkv");
+        let TileCells { blocks, .. } = tiles.expect(&q, &kv);
         assert_eq!(probabilities.len(), cells(shape, blocks), "probabilities of other blocks");
         let (d, width, threads) = (shape.qk_dim, shape.v_dim, threads(self));
         let scale = T::Acc::from_f64(shape.scale);
@@ -192,8 +194,10 @@ mod tests {
     /// Two sequences of 300 and 70 rows, one of none, causal with a window of 200.
     const LENGTHS: [usize; 3] = [300, 0, 70];
 
-    fn blocks() -> Vec<Block> {
-        vec![(0..300, 0..300), (300..300, 300..300), (300..370, 300..370)]
+    /// All queries and keys.
+    fn whole() -> TileCells {
+        let blocks = [(0..300, 0..300), (300..300, 300..300), (300..370, 300..370)];
+        TileCells::new(370, 370, pieces(0..370)).with_blocks(blocks)
     }
 
     /// The pieces of the queries `rows`, as rows of a buffer that holds just these.
@@ -228,12 +232,11 @@ mod tests {
     fn unfused<T: Float>(
         device: &Cpu<T>,
         (q, kv): (&Matrix<T>, &Matrix<T>),
-        blocks: &[Block],
-        pieces: &[Piece],
+        cells: &TileCells,
         out: &mut Matrix<T::Acc>,
     ) -> Buffer<T::Acc> {
-        let mut probabilities = device.empty(cells(&SHAPE, blocks));
-        device.unfused(&SHAPE, q.view(), kv.view(), blocks, pieces, out.view_mut(), &mut probabilities);
+        let mut probabilities = device.empty(super::cells(&SHAPE, &cells.blocks));
+        device.unfused(&SHAPE, q.view(), kv.view(), &device.tiles(cells), out.view_mut(), &mut probabilities);
         probabilities
     }
 
@@ -242,10 +245,10 @@ mod tests {
             (random(370, SHAPE.q_width(), 1), random(370, SHAPE.kv_width(), 2), random(370, SHAPE.out_width(), 3));
         let mut out = device.matrix::<T::Acc>(370, SHAPE.out_width());
         out.fill(T::Acc::nan());
-        let p = unfused(device, (&q, &kv), &blocks(), &pieces(0..370), &mut out);
+        let p = unfused(device, (&q, &kv), &whole(), &mut out);
         let (mut dq, mut dkv) = (device.zero_matrix(370, SHAPE.q_width()), device.zero_matrix(370, SHAPE.kv_width()));
         let (q, kv, dout, targets) = (q.view(), kv.view(), dout.view(), (dq.view_mut(), dkv.view_mut()));
-        device.unfused_backward(&SHAPE, q, kv, &blocks(), &p, dout, targets.0, targets.1);
+        device.unfused_backward(&SHAPE, q, kv, &device.tiles(&whole()), &p, dout, targets.0, targets.1);
         [out, dq, dkv]
     }
 
@@ -254,13 +257,13 @@ mod tests {
             (random(370, SHAPE.q_width(), 1), random(370, SHAPE.kv_width(), 2), random(370, SHAPE.out_width(), 3));
         let (mut out, mut lse) = (device.matrix(370, SHAPE.out_width()), device.matrix(370, SHAPE.q_heads));
         let (q, kv, dout) = (q.view(), kv.view(), dout.view());
-        device.attention(&SHAPE, q, kv, &pieces(0..370), out.view_mut(), lse.view_mut());
+        let tiles = device.tiles(&whole());
+        device.attention(&SHAPE, q, kv, &tiles, out.view_mut(), lse.view_mut());
         let mut delta = device.matrix(370, SHAPE.q_heads);
         device.attention_delta(&SHAPE, out.view(), dout, delta.view_mut());
         let (mut dq, mut dkv) = (device.zero_matrix(370, SHAPE.q_width()), device.zero_matrix(370, SHAPE.kv_width()));
-        let pieces = pieces(0..370);
         let (lse, delta, targets) = (lse.view(), delta.view(), (dq.view_mut(), dkv.view_mut()));
-        device.attention_backward(&SHAPE, q, kv, &pieces, dout, lse, delta, targets.0, targets.1);
+        device.attention_backward(&SHAPE, q, kv, &tiles, dout, lse, delta, targets.0, targets.1);
         [out, dq, dkv]
     }
 
@@ -290,8 +293,8 @@ mod tests {
         let (q, kv) = (random(370, SHAPE.q_width(), 1), random(370, SHAPE.kv_width(), 2));
         let mut out = device.matrix(370, SHAPE.out_width());
         out.fill(f32::NAN);
-        let first = &pieces(0..370)[..1];
-        let p = unfused(&device, (&q, &kv), &blocks(), first, &mut out);
+        let first = TileCells { pieces: whole().pieces[..1].into(), ..whole() };
+        let p = unfused(&device, (&q, &kv), &first, &mut out);
         let (whole, rest) = p.split_at(300 * 300 * SHAPE.q_heads);
         assert!(whole.chunks(300).all(|row| (row.iter().sum::<f32>() - 1.0).abs() < 1e-5));
         assert!(rest.iter().chain(&out[300 * SHAPE.out_width()..]).all(|x| *x == 0.0));
@@ -309,7 +312,8 @@ mod tests {
                 SHAPE.q_width(),
             );
             let mut out = device.matrix(rows.len(), SHAPE.out_width());
-            unfused(&device, (&some, &kv), &[(0..rows.len(), 0..300)], &pieces(rows.clone()), &mut out);
+            let cells = TileCells::new(rows.len(), 370, pieces(rows.clone()));
+            unfused(&device, (&some, &kv), &cells.with_blocks([(0..rows.len(), 0..300)]), &mut out);
             let expected = &whole[rows.start * SHAPE.out_width()..rows.end * SHAPE.out_width()];
             assert!(out.iter().zip(expected).all(|(a, b)| a.to_bits() == b.to_bits()), "{rows:?}");
         }

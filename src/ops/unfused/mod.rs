@@ -2,15 +2,10 @@
 
 mod cpu;
 
-use std::ops::Range;
-
-use crate::ops::attention::AttentionShape;
+use crate::ops::attention::{Attention, AttentionShape};
 use crate::ops::op::op;
-use crate::plan::Piece;
+use crate::plan::Block;
 use crate::tensor::{AccBuffer, AccMut, ElemRef, product};
-
-/// Query rows and key rows of one sequence.
-pub type Block = (Range<usize>, Range<usize>);
 
 /// Number of probabilities.
 ///
@@ -23,17 +18,16 @@ pub(crate) fn cells(shape: &AttentionShape, blocks: &[Block]) -> usize {
 }
 
 op! {
-    /// Attention that keeps every probability. Buffers and pieces as in [`crate::ops::attention::Attention`]; `blocks`
-    /// lists the rows of each sequence in both buffers, and no piece crosses them.
-    pub trait Unfused {
+    /// Attention that keeps every probability. Buffers as in [`Attention`]; the cells of a tile say which rows each
+    /// sequence has in both buffers ([`TileCells::blocks`](crate::plan::TileCells::blocks)).
+    pub trait Unfused: Attention {
         /// Writes `out` and the probabilities: block by block, head by head, `[queries, keys]`.
         fn unfused(
             &self,
             shape: &AttentionShape,
             q: ElemRef<'_, Self>,
             kv: ElemRef<'_, Self>,
-            blocks: &[Block],
-            pieces: &[Piece],
+            tiles: &Self::Tiles,
             out: AccMut<'_, Self>,
             probabilities: &mut AccBuffer<Self>,
         );
@@ -44,7 +38,7 @@ op! {
             shape: &AttentionShape,
             q: ElemRef<'_, Self>,
             kv: ElemRef<'_, Self>,
-            blocks: &[Block],
+            tiles: &Self::Tiles,
             probabilities: &AccBuffer<Self>,
             dout: ElemRef<'_, Self>,
             dq: AccMut<'_, Self>,
