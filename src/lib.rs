@@ -70,7 +70,6 @@ pub mod attention;
 pub mod comm;
 #[doc = include_str!("coming_from_megatron.md")]
 pub mod coming_from_megatron {}
-#[cfg(feature = "conformance")]
 pub mod conformance;
 pub mod degree;
 mod elementary;

@@ -1,12 +1,14 @@
 //! Errors: one enum per area, each message with the values in it and, at its end, what to do.
 
 mod comm;
+mod device;
 mod layout;
 mod model;
 mod plan;
 mod support;
 
 pub use comm::CommError;
+pub use device::DeviceError;
 pub use layout::{LayoutError, MaskError, PlacementError};
 pub use model::{DataError, ModelError};
 pub use plan::{PlanError, ScheduleError};
@@ -32,6 +34,9 @@ pub enum Error {
     /// Another rank failed, fell silent, or broke the protocol.
     #[error(transparent)]
     Comm(#[from] CommError),
+    /// An op that a device could not do.
+    #[error(transparent)]
+    Device(#[from] DeviceError),
     /// A combination of strategy, layout and kernel (or degree) that does not work.
     #[error(transparent)]
     Support(#[from] SupportError),
@@ -56,7 +61,7 @@ impl Error {
             matches!(error, DataError::Write { .. } | DataError::Logits { .. } | DataError::Diverged { .. })
         };
         match self {
-            Error::Comm(_) | Error::Plan(_) => false,
+            Error::Comm(_) | Error::Device(_) | Error::Plan(_) => false,
             Error::Data(error) => !failed_data(error),
             _ => true,
         }

@@ -1,7 +1,7 @@
 //! How the trait of an op is declared.
 
 /// Declares the trait of an op for [`Device`](crate::tensor::Device)s, and implements it for the device that computes
-/// nothing: ops write into memory that they are given, so there is nothing left to do. What is `prepared` is made once of
+/// nothing (ops write into memory that they are given, so there is nothing left to do) and for the one that computes later. What is `prepared` is made once of
 /// what is known ahead, and passed to ops by reference; `provided` methods are made of the others.
 macro_rules! op {
     (
@@ -34,6 +34,30 @@ macro_rules! op {
                 fn $name $(<$E: $bound>)? (&self $(, $arg: $kind)*);
             )*
             $($($provided)*)?
+        }
+
+        #[cfg(feature = "conformance")]
+        #[allow(clippy::too_many_arguments)]
+        impl<Inner> $Op for crate::tensor::queued::Queued<Inner>
+        where
+            Inner: $Op + crate::tensor::Device<Storage = crate::tensor::Host>,
+        {
+            $(
+                type $Prepared = std::sync::Arc<Inner::$Prepared>;
+                fn $prepare(&self, $from: $From) -> std::sync::Arc<Inner::$Prepared> {
+                    std::sync::Arc::new(self.inner().$prepare($from))
+                }
+            )?
+            $(
+                fn $name $(<$E: $bound>)? (&self $(, $arg: $kind)*) {
+                    use crate::tensor::queued::{Argument as _, Kept as _};
+
+                    let mut issue = self.issue(stringify!($name));
+                    $( let mut $arg = $arg.keep(&mut issue); )*
+                    let inner = self.inner().clone();
+                    issue.run(move || inner.$name($($arg.get()),*));
+                }
+            )*
         }
 
         #[allow(clippy::too_many_arguments)]

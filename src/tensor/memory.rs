@@ -132,6 +132,12 @@ impl Host {
         }
     }
 
+    /// Takes the memory off the account that it is on.
+    #[cfg(feature = "conformance")]
+    pub(super) fn take_charge(&mut self) -> Option<Charge> {
+        self.charge.take()
+    }
+
     /// To write into: what others own too is copied first.
     fn block_mut(&mut self) -> &mut Block {
         match &mut self.memory {
@@ -218,6 +224,11 @@ impl<T: Element, S: Storage> Buffer<T, S> {
     /// The storage behind the elements.
     pub fn storage(&self) -> &S {
         &self.storage
+    }
+
+    /// The storage behind the elements, to be written into.
+    pub fn storage_mut(&mut self) -> &mut S {
+        &mut self.storage
     }
 
     /// Number of elements.

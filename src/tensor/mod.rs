@@ -10,6 +10,8 @@ mod ledger;
 mod matrix;
 mod memory;
 mod pool;
+#[cfg(feature = "conformance")]
+pub mod queued;
 mod view;
 
 pub use cpu::Cpu;

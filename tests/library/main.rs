@@ -19,6 +19,7 @@ mod orders;
 mod packs;
 mod padding;
 mod plans;
+mod queued;
 mod refusals;
 mod shells;
 mod strategies;

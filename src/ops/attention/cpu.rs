@@ -131,7 +131,7 @@ impl<T: Float> Attention for Cpu<T> {
         assert_eq!((lse.rows(), lse.cols()), (q.rows(), shape.q_heads), "shape of lse");
         assert_eq!((delta.rows(), delta.cols()), (q.rows(), shape.q_heads), "shape of delta");
         schedule.expect(&q, &kv);
-        backward::Inputs { device: self, shape, schedule: schedule, q, kv, dout, lse, delta }.run(dq, dkv);
+        backward::Inputs { device: self, shape, schedule, q, kv, dout, lse, delta }.run(dq, dkv);
     }
 }
 

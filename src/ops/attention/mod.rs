@@ -95,6 +95,15 @@ impl AttentionShape {
     }
 }
 
+#[cfg(feature = "conformance")]
+impl crate::tensor::queued::Argument for &AttentionShape {
+    type Kept = crate::tensor::queued::Referred<AttentionShape>;
+
+    fn keep(self, _issue: &mut crate::tensor::queued::Issue<'_>) -> Self::Kept {
+        crate::tensor::queued::Referred(*self)
+    }
+}
+
 op! {
     /// Attention of a buffer of queries to a buffer of keys and values.
     ///

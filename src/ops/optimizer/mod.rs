@@ -79,6 +79,46 @@ pub struct AdamwState<'a, D: Device> {
     pub working: &'a mut ElemBuffer<D>,
 }
 
+/// How the state is kept until a device comes to it.
+#[cfg(feature = "conformance")]
+mod queued {
+    use super::*;
+    use crate::tensor::Host;
+    use crate::tensor::queued::{Argument, Deferred, Issue, Kept, Queued, Referred, Written};
+
+    impl Argument for &AdamwOptions {
+        type Kept = Referred<AdamwOptions>;
+
+        fn keep(self, _issue: &mut Issue<'_>) -> Self::Kept {
+            Referred(*self)
+        }
+    }
+
+    /// What is kept of an [`AdamwState`].
+    pub struct KeptState<D: Device> {
+        sums: [Written<D::Acc>; 4],
+        working: Written<D::Elem>,
+    }
+
+    impl<D: Device<Storage = Host>> Argument for AdamwState<'_, Queued<D>> {
+        type Kept = KeptState<D>;
+
+        fn keep(self, issue: &mut Issue<'_>) -> KeptState<D> {
+            let sums: [&mut Buffer<D::Acc, Deferred>; 4] = [self.gradient, self.weights, self.mean, self.square];
+            KeptState { sums: sums.map(|sum| sum.keep(issue)), working: self.working.keep(issue) }
+        }
+    }
+
+    impl<D: Device<Storage = Host>> Kept for KeptState<D> {
+        type Inner<'a> = AdamwState<'a, D>;
+
+        fn get(&mut self) -> AdamwState<'_, D> {
+            let [gradient, weights, mean, square] = self.sums.each_mut().map(Written::get);
+            AdamwState { gradient, weights, mean, square, working: self.working.get() }
+        }
+    }
+}
+
 op! {
     /// Updates of weights in the accumulation type.
     ///

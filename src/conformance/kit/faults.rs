@@ -4,12 +4,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use super::attention::{Problem, attend};
+use super::attention::attend;
 use super::cases::{TestedKernel, shapes, two_batches};
 use super::{Check, Failure, Kit, placement};
 use crate::comm::clock::ManualClock;
 use crate::comm::decorate::faults::{Fault, Faulty};
 use crate::comm::{Communicator, threads};
+use crate::conformance::trial::{Trial, owners};
 use crate::error::{CommError, Error, PlacementError, Result};
 use crate::kernel::kernel_object;
 use crate::layout::Batch;
@@ -32,10 +33,9 @@ pub(super) fn check<K: TestedKernel>(kit: &mut Kit, batch: &Arc<dyn Batch>, all:
     let (ranks, shapes) = (kit.case.ranks, shapes(&*subject.strategy));
     let placements = placement::of(subject, batch, &mask);
     let placements = placements.map_err(|error| case.fails(Check::FailingRank, error))?;
-    let owners: Vec<usize> = (0..batch.tokens()).map(|token| placements[0].locate(token).0).collect();
-    let problem = Problem::<f32>::new(&**batch, &owners, shapes[0], &mask, 0);
+    let trial = Trial::<f32>::new(&**batch, &owners(&placements[0]), shapes[0], &mask, 0);
     let victim = ranks / 2;
-    let body = |comm: super::Comm| attend::<K, f32>(subject, comm, &placements[0], &problem).map(drop);
+    let body = |comm: super::Comm| attend::<K, f32>(subject, comm, &placements[0], &trial).map(drop);
 
     // The first operation is the first exchange of attention, if there is any.
     let operations = if all { 1..MOST_OPERATIONS + 1 } else { 1..2 };

@@ -2,9 +2,8 @@
 
 use std::sync::Arc;
 
-use super::cases::{Numbers, documents};
-use super::placement::{self, tokens_by_row};
-use super::{Check, Failure, Kit};
+use super::{Check, Failure, Kit, placement};
+use crate::conformance::trial::{Numbers, documents, tokens_by_row};
 use crate::error::{Error, Result};
 use crate::handler::UntypedHandler;
 use crate::layout::Batch;

@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 
-use super::cases::documents;
 use super::{Case, Check, Failure, Subject};
+use crate::conformance::trial::{documents, tokens_by_row};
 use crate::error::Result;
 use crate::layout::Batch;
 use crate::mask::Mask;
@@ -16,16 +16,6 @@ pub(super) fn of(subject: &Subject, batch: &Arc<dyn Batch>, mask: &Mask) -> Resu
     let deal = strategy.deal(&**batch, &[(mask.clone(), 1)])?;
     let seen_from = |rank| DynPlacement::new(batch.clone(), *layout, strategy.grid(), rank, deal.clone());
     (0..strategy.degree()).map(seen_from).collect()
-}
-
-/// The tokens of a rank by memory row.
-pub(super) fn tokens_by_row(placement: &DynPlacement, rank: usize) -> Vec<usize> {
-    let runs = placement.runs_of(rank);
-    let mut tokens = vec![0; placement.rows_of(rank)];
-    for (local, token) in runs.iter().flat_map(|run| (0..run.len).map(|i| run.token(i))).enumerate() {
-        tokens[placement.row_of(rank, local)] = token;
-    }
-    tokens
 }
 
 /// Every token is held once, in ascending order and in runs within documents; then positions.

@@ -2,15 +2,11 @@
 
 use std::sync::Arc;
 
-use rand::{Rng, SeedableRng};
-use rand_xoshiro::SplitMix64;
-
 use crate::error::Result;
 use crate::kernel::{Kernel, KernelOn};
 use crate::layout::{Batch, LayoutKind};
 use crate::mask::{Mask, Slice, SliceKind};
 use crate::ops::attention::AttentionShape;
-use crate::oracle;
 use crate::strategy::DynStrategy;
 use crate::tensor::{Cpu, DryRun};
 
@@ -77,32 +73,4 @@ pub(super) fn shapes(strategy: &dyn DynStrategy) -> Vec<AttentionShape> {
     let mut shapes = vec![shape(1, 8), shape(q_heads, 12)];
     shapes.splice(0..0, fewer.map(|kv_heads| shape(kv_heads, 12)));
     shapes
-}
-
-/// The documents of a batch as the oracle takes them.
-pub(super) fn documents(batch: &dyn Batch) -> Vec<oracle::Document> {
-    let lengths = (0..batch.documents()).map(|index| batch.document(index));
-    let (valid, stored): (Vec<usize>, Vec<usize>) = lengths.map(|document| (document.valid, document.stored)).unzip();
-    oracle::documents(&valid, &stored)
-}
-
-/// Numbers without a pattern that depend on the seed alone.
-pub(super) struct Numbers(SplitMix64);
-
-impl Numbers {
-    pub(super) fn new(seed: u64) -> Self {
-        Numbers(SplitMix64::seed_from_u64(seed))
-    }
-
-    /// Even, with mean 0 and variance 1.
-    pub(super) fn even(&mut self) -> f64 {
-        let unit = (self.0.next_u64() >> 11) as f64 / (1u64 << 53) as f64;
-        12f64.sqrt() * (unit - 0.5)
-    }
-
-    /// Small whole numbers, whose sums are exact, and -0 among them.
-    pub(super) fn whole(&mut self, count: usize) -> Vec<f32> {
-        let number = |bits: u64| if bits == 0 { -0.0 } else { bits as f32 - 32.0 };
-        (0..count).map(|_| number(self.0.next_u64() >> 58)).collect()
-    }
 }
