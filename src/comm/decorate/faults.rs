@@ -54,17 +54,7 @@ impl<C> Faulty<C> {
 }
 
 impl<S: Storage, C: Communicator<S>> Communicator<S> for Faulty<C> {
-    fn rank(&self) -> usize {
-        self.inner.rank()
-    }
-
-    fn size(&self) -> usize {
-        self.inner.size()
-    }
-
-    fn global_rank(&self, rank: usize) -> usize {
-        self.inner.global_rank(rank)
-    }
+    as_inner!();
 
     fn exchange(&self, operation: Operation, messages: Vec<Message<S>>, receives: Vec<Receive>) -> Result<Pending<S>> {
         self.step(operation.name)?;
@@ -80,10 +70,6 @@ impl<S: Storage, C: Communicator<S>> Communicator<S> for Faulty<C> {
         self.step("split")?;
         let inner = self.inner.split(color, key)?;
         Ok(Box::new(Faulty { inner, fault: self.fault, done: self.done.clone() }))
-    }
-
-    fn abort(&self, reason: &str) {
-        self.inner.abort(reason);
     }
 
     fn all_gather_parcels(&self, operation: Operation, mine: Parcel<S>, counts: &[usize]) -> Result<Vec<Parcel<S>>> {

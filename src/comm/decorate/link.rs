@@ -120,17 +120,7 @@ impl<C> SimulatedLink<C> {
 }
 
 impl<S: Storage, C: Communicator<S>> Communicator<S> for SimulatedLink<C> {
-    fn rank(&self) -> usize {
-        self.inner.rank()
-    }
-
-    fn size(&self) -> usize {
-        self.inner.size()
-    }
-
-    fn global_rank(&self, rank: usize) -> usize {
-        self.inner.global_rank(rank)
-    }
+    as_inner!();
 
     fn exchange(&self, operation: Operation, messages: Vec<Message<S>>, receives: Vec<Receive>) -> Result<Pending<S>> {
         let me = self.inner.rank();
@@ -166,10 +156,6 @@ impl<S: Storage, C: Communicator<S>> Communicator<S> for SimulatedLink<C> {
         let inner = self.inner.split(color, key)?;
         let group = self.link.groups.number(self.group, self.splits.fetch_add(1, Ordering::Relaxed), color);
         Ok(Box::new(SimulatedLink { inner, link: self.link.clone(), group, splits: AtomicU64::new(0) }))
-    }
-
-    fn abort(&self, reason: &str) {
-        self.inner.abort(reason);
     }
 }
 

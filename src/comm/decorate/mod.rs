@@ -1,5 +1,26 @@
 //! Communicators around another one: they count, delay or fail, and leave what is exchanged alone.
 
+/// What a decorator does as the communicator in its field `inner` does.
+macro_rules! as_inner {
+    () => {
+        fn rank(&self) -> usize {
+            self.inner.rank()
+        }
+
+        fn size(&self) -> usize {
+            self.inner.size()
+        }
+
+        fn global_rank(&self, rank: usize) -> usize {
+            self.inner.global_rank(rank)
+        }
+
+        fn abort(&self, reason: &str) {
+            self.inner.abort(reason);
+        }
+    };
+}
+
 pub mod faults;
 pub mod link;
 pub mod traffic;

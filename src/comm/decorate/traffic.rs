@@ -97,17 +97,7 @@ impl<C> Counted<C> {
 }
 
 impl<S: Storage, C: Communicator<S>> Communicator<S> for Counted<C> {
-    fn rank(&self) -> usize {
-        self.inner.rank()
-    }
-
-    fn size(&self) -> usize {
-        self.inner.size()
-    }
-
-    fn global_rank(&self, rank: usize) -> usize {
-        self.inner.global_rank(rank)
-    }
+    as_inner!();
 
     fn exchange(&self, operation: Operation, messages: Vec<Message<S>>, receives: Vec<Receive>) -> Result<Pending<S>> {
         let sent: Vec<_> = messages.iter().map(|message| (message.to.clone(), message.parcel.bytes())).collect();
@@ -130,10 +120,6 @@ impl<S: Storage, C: Communicator<S>> Communicator<S> for Counted<C> {
         let place = |global: usize| here.iter().position(|&other| other == global).map_or(global, first);
         let ranks = (0..inner.size()).map(|rank| place(inner.global_rank(rank))).collect();
         Ok(Box::new(Counted { inner, ranks: Some(ranks), traffic: self.traffic.clone() }))
-    }
-
-    fn abort(&self, reason: &str) {
-        self.inner.abort(reason);
     }
 
     fn all_gather_parcels(&self, operation: Operation, mine: Parcel<S>, counts: &[usize]) -> Result<Vec<Parcel<S>>> {
