@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use context_parallel::comm::threads::{self, Options};
+use context_parallel::comm::threads::{self, Waiting};
 use context_parallel::comm::{Collectives, Communicator};
 use context_parallel::error::Result;
 use context_parallel::tensor::{Buffer, Element};
@@ -23,7 +23,7 @@ pub type Comm = Box<dyn Communicator>;
 #[derive(Debug)]
 pub enum Cluster {
     /// All in this process.
-    Threads(Options),
+    Threads(Waiting),
     /// One in each process.
     #[cfg(feature = "mpi")]
     Mpi(context_parallel::comm::mpi::MpiComm),
@@ -34,7 +34,7 @@ pub fn start(asked: &args::Engine, command: impl FnOnce(&Cluster) -> Result<Exit
     let asked = asked.transport().and_then(|transport| Ok((transport, Duration::from_secs(asked.deadline()?))));
     let result = match asked {
         Err(error) => Err(error),
-        Ok((Transport::Threads, deadline)) => command(&Cluster::Threads(Options { deadline, ..Options::default() })),
+        Ok((Transport::Threads, deadline)) => command(&Cluster::Threads(Waiting { deadline, ..Waiting::default() })),
         #[cfg(feature = "mpi")]
         Ok((Transport::Mpi, deadline)) => {
             use context_parallel::comm::mpi;

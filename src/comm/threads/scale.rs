@@ -163,9 +163,9 @@ fn a_rank_that_fails_in_the_middle_is_named_by_all() {
 fn a_rank_that_is_silent_in_the_middle_is_at_the_end_of_who_waits_for_whom() {
     for (name, act) in ACTS {
         let clock = ManualClock::default();
-        let options = Options { deadline: Duration::from_secs(30), clock: Arc::new(clock.clone()) };
+        let waiting = Waiting { deadline: Duration::from_secs(30), clock: Arc::new(clock.clone()) };
         let begun = AtomicU64::new(0);
-        let outcome = run_with(options, 16, |comm| {
+        let outcome = run_with(waiting, 16, |comm| {
             if comm.rank() != 0 {
                 begun.fetch_add(1, Ordering::Relaxed);
                 // Those that are above it in the tree of the broadcast get through.
@@ -256,7 +256,7 @@ fn memory_of_any_kind_leaves_once_and_arrives_once_at_each_receiver() {
     #[allow(clippy::type_complexity)]
     let counted = |ranks: usize, act: &(dyn Fn(&ThreadComm<Noted>, &Arc<[AtomicUsize; 2]>) -> Result<()> + Sync)| {
         let marks = Arc::new([AtomicUsize::new(0), AtomicUsize::new(0)]);
-        run_on::<Noted, _, _>(Options::default(), ranks, |comm| act(&comm, &marks)).expect("no rank fails");
+        run_on::<Noted, _, _>(Waiting::default(), ranks, |comm| act(&comm, &marks)).expect("no rank fails");
         [0, 1].map(|at| marks[at].load(Ordering::Relaxed))
     };
     let news = counted(4, &|comm, marks| {

@@ -329,10 +329,10 @@ fn the_first_failure_is_the_one_that_is_returned() {
 #[test]
 fn a_deadline_names_the_rank_that_others_wait_for_in_turn() {
     let clock = ManualClock::default();
-    let options = Options { deadline: Duration::from_secs(30), clock: Arc::new(clock.clone()) };
+    let waiting = Waiting { deadline: Duration::from_secs(30), clock: Arc::new(clock.clone()) };
     // Rank 0 waits for 1, which waits for 2, which waits for 3, which is silent until one has given up.
     let late = AtomicU64::new(0);
-    let outcome = run_with(options, 4, |comm| match comm.rank() {
+    let outcome = run_with(waiting, 4, |comm| match comm.rank() {
         3 => loop {
             comm.exchange("idle".into(), vec![], vec![])?.wait()?;
             clock.advance(Duration::from_secs(if late.load(Ordering::Relaxed) == 3 { 7 } else { 0 }));
@@ -356,8 +356,8 @@ fn a_silent_rank_is_named_at_the_deadline() {
     let acts: [(&str, Act); 3] = [ACTS[0], ACTS[2], ACTS[3]];
     for (name, act) in acts {
         let clock = ManualClock::default();
-        let options = Options { deadline: Duration::from_secs(30), clock: Arc::new(clock.clone()) };
-        let outcome = run_with(options, 2, |comm| {
+        let waiting = Waiting { deadline: Duration::from_secs(30), clock: Arc::new(clock.clone()) };
+        let outcome = run_with(waiting, 2, |comm| {
             if comm.rank() == 0 {
                 return act(&comm);
             }
