@@ -38,7 +38,7 @@ pub fn start(asked: &args::Engine, command: impl FnOnce(&Cluster) -> Result<Exit
         #[cfg(feature = "mpi")]
         Ok((Transport::Mpi, deadline)) => {
             use context_parallel::comm::mpi;
-            let options = mpi::Options { deadline, ..mpi::Options::default() };
+            let options = mpi::MpiOptions { deadline, ..mpi::MpiOptions::default() };
             let ended = mpi::run_with(options, |comm| command(&Cluster::Mpi(comm)));
             if let Err(error) = ended.result()
                 && !ended.is_repeated()
