@@ -18,7 +18,7 @@ use context_parallel::tensor::{Cpu, DType};
 use context_parallel::train::data::{Recall, Source, TokenBatch};
 use context_parallel::train::learner::{AdamwOptions, GptLearner, global_sum};
 use context_parallel::train::schedule::Schedule;
-use context_parallel::train::trainer::{self, Options, StepRecord};
+use context_parallel::train::trainer::{self, StepRecord, TrainOptions};
 use indicatif::ProgressBar;
 use serde::Serialize;
 
@@ -172,7 +172,7 @@ fn train(config: &Config, seed: u64, cluster: &Cluster) -> Result<f64> {
     let schedule = Schedule::new(LR, 0.1 * LR, Schedule::default_warmup(STEPS), STEPS)?;
     let (batch, accumulate) = (BATCH, 1);
     let (seq_len, first_step, held_out, validate_every) = (SEQ, 0, 0, STEPS);
-    let options = Options { schedule, seed, first_step, batch, accumulate, seq_len, held_out, validate_every };
+    let options = TrainOptions { schedule, seed, first_step, batch, accumulate, seq_len, held_out, validate_every };
     let threads = args::threads(None, RANKS)?;
     let stop = AtomicBool::new(false);
     let bar = output::bar(STEPS, "training");

@@ -59,7 +59,7 @@ pub trait Learner {
 
 /// How long and on what to train.
 #[derive(Clone, Copy, Debug)]
-pub struct Options {
+pub struct TrainOptions {
     /// Steps and learning rates.
     pub schedule: Schedule,
     /// Seed of the data.
@@ -116,7 +116,7 @@ pub struct StepRecord {
 pub fn train(
     learner: &mut (impl Learner + ?Sized),
     source: &Source,
-    options: &Options,
+    options: &TrainOptions,
     stop: &AtomicBool,
     mut observe: impl FnMut(&StepRecord) -> Result<()>,
 ) -> Result<Vec<StepRecord>> {
@@ -272,9 +272,9 @@ mod tests {
         }
     }
 
-    fn options(batch: usize, accumulate: usize) -> Options {
+    fn options(batch: usize, accumulate: usize) -> TrainOptions {
         let schedule = Schedule::new(0.1, 0.0, 2, 20).unwrap();
-        Options { schedule, seed: 1, first_step: 0, batch, accumulate, seq_len: 8, held_out: 3, validate_every: 8 }
+        TrainOptions { schedule, seed: 1, first_step: 0, batch, accumulate, seq_len: 8, held_out: 3, validate_every: 8 }
     }
 
     fn recall() -> Source {
@@ -306,7 +306,7 @@ mod tests {
         let seen = |first_step, steps| {
             let mut learner = Constant::default();
             let schedule = Schedule::new(0.1, 0.0, 0, steps).unwrap();
-            let options = Options { first_step, schedule, ..options(1, 1) };
+            let options = TrainOptions { first_step, schedule, ..options(1, 1) };
             train(&mut learner, &recall(), &options, &AtomicBool::new(false), |_| Ok(())).unwrap();
             learner.seen
         };

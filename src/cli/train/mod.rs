@@ -13,7 +13,7 @@ use context_parallel::train::learner::AdamwOptions;
 use context_parallel::train::run_folder::Vacant;
 use context_parallel::train::run_record::RunRecord;
 use context_parallel::train::schedule::Schedule;
-use context_parallel::train::trainer::Options;
+use context_parallel::train::trainer::TrainOptions;
 use serde_json::json;
 
 use super::args::{self, Choices, Names, Settings, Table};
@@ -150,7 +150,7 @@ struct Job {
     companions: Companions,
     source: Source,
     settings: Settings,
-    options: Options,
+    options: TrainOptions,
     /// Limit for the micro-batches of dynamic.
     tokens_per_rank: Option<usize>,
     adamw: AdamwOptions,
@@ -271,7 +271,7 @@ fn prepare(arguments: &Arguments, cluster: &Cluster) -> Result<Job> {
     let mut data = record::of_data(arguments, &source, out.is_some() || weights.is_some());
     let goes_on = weights.as_deref().map(|folder| record::go_on(folder, &mut data));
     let (seed, first_step) = (arguments.seed, data.first_step);
-    let options = Options { schedule, seed, first_step, batch, accumulate, seq_len, held_out, validate_every };
+    let options = TrainOptions { schedule, seed, first_step, batch, accumulate, seq_len, held_out, validate_every };
     let adamw = AdamwOptions { weight_decay, clip, ..AdamwOptions::default() };
     let (recompute, log_every) = (arguments.recompute, arguments.log_every);
     if let Some(folder) = &weights {

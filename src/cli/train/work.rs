@@ -14,7 +14,7 @@ use context_parallel::tensor::{Cpu, DType, Device, Float};
 use context_parallel::train::data::Source;
 use context_parallel::train::learner::DynLearner;
 use context_parallel::train::run_folder::RunFolder;
-use context_parallel::train::trainer::{self, Options, StepRecord};
+use context_parallel::train::trainer::{self, StepRecord, TrainOptions};
 use indicatif::ProgressBar;
 
 use super::super::engine::{Cluster, Comm, gather};
@@ -53,7 +53,7 @@ fn run_as<T: Float>(job: &Job, cluster: &Cluster, json: bool) -> Result<Finished
     // Each rank makes the tokens of all micro-batches before the first one runs.
     let micro_batches = if job.settings.is_dynamic() { 1 } else { job.options.accumulate };
     let step = machine::token_bytes(tokens.saturating_mul(micro_batches));
-    let Options { batch, accumulate, seq_len, .. } = job.options;
+    let TrainOptions { batch, accumulate, seq_len, .. } = job.options;
     machine::check(
         memory.saturating_add(step).saturating_mul(cluster.local(choice.degree).len() as u64),
         &format!("a step of --batch {batch} times --accumulate {accumulate} sequences of up to {seq_len} tokens"),
