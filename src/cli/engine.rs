@@ -117,10 +117,10 @@ impl Cluster {
     /// and their mailboxes are compiled once per result, not once per combination.
     pub fn on_ranks<R: Send>(&self, ranks: usize, body: &(dyn Fn(Comm) -> Result<R> + Sync)) -> Result<Option<R>> {
         match self {
-            Cluster::Threads(options) => {
+            Cluster::Threads(waiting) => {
                 let starting = Mutex::new(Some(output::phase(format!("starting {}", output::many(ranks, "rank")))));
                 let started = AtomicUsize::new(0);
-                let results = threads::run_with(options.clone(), ranks, |comm| {
+                let results = threads::run_with(waiting.clone(), ranks, |comm| {
                     if started.fetch_add(1, Ordering::Relaxed) + 1 == ranks {
                         starting.lock().unwrap_or_else(PoisonError::into_inner).take();
                     }

@@ -428,10 +428,10 @@ fn stages_out_of_their_bounds_are_refused() {
 
 #[test]
 fn placements_on_pieces_of_nothing_are_refused() {
-    use context_parallel::solve::dispatch::{Options, Remainder};
+    use context_parallel::solve::dispatch::{DispatchOptions, Remainder};
     let wrong = [
-        Options { grain: Some(0), ..Options::default() },
-        Options { heap: Some((0, Remainder::Padded)), ..Options::default() },
+        DispatchOptions { grain: Some(0), ..DispatchOptions::default() },
+        DispatchOptions { heap: Some((0, Remainder::Padded)), ..DispatchOptions::default() },
     ];
     for options in wrong {
         let outcome = threads::run(1, |comm| {

@@ -7,7 +7,7 @@ use crate::solve::dispatch::load::Load;
 use crate::solve::dispatch::problem::join;
 use crate::solve::dispatch::profile::{Needs, Profile};
 use crate::solve::dispatch::span::spans;
-use crate::solve::dispatch::{Options, Problem};
+use crate::solve::dispatch::{DispatchOptions, Problem};
 
 /// Tokens of one rank, side by side.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,7 +48,7 @@ pub(super) struct Scratch {
 }
 
 impl<'a> Model<'a> {
-    pub(super) fn new(problem: &Problem, options: &Options, profile: &'a Profile, limits: Limits) -> Self {
+    pub(super) fn new(problem: &Problem, options: &DispatchOptions, profile: &'a Profile, limits: Limits) -> Self {
         let tokens = problem.tokens();
         let spans = spans(problem);
         let masks = problem

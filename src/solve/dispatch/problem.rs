@@ -47,7 +47,7 @@ impl Default for Costs {
 
 /// How the solver works.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
-pub struct Options {
+pub struct DispatchOptions {
     /// Moves that are tried. 0 gives the best start as it is.
     pub effort: u64,
     /// What things cost.
@@ -65,7 +65,7 @@ pub struct Options {
     pub heap: Option<(usize, Remainder)>,
 }
 
-impl Options {
+impl DispatchOptions {
     /// Refuses cuts and chunks of 0 tokens.
     ///
     /// # Errors
@@ -80,9 +80,16 @@ impl Options {
     }
 }
 
-impl Default for Options {
+impl Default for DispatchOptions {
     fn default() -> Self {
-        Options { effort: 8192, costs: Costs::default(), area_slack: 50, rows_slack: 50, grain: None, heap: None }
+        DispatchOptions {
+            effort: 8192,
+            costs: Costs::default(),
+            area_slack: 50,
+            rows_slack: 50,
+            grain: None,
+            heap: None,
+        }
     }
 }
 
