@@ -6,7 +6,7 @@
 use std::time::Instant;
 
 use context_parallel::mask::Mask;
-use context_parallel::solve::dispatch::{Dispatch, DispatchOptions, Remainder, Report, Start, heap, solve};
+use context_parallel::solve::dispatch::{Dispatch, DispatchOptions, PlacementReport, Remainder, Start, heap, solve};
 use criterion::{BenchmarkId, Criterion};
 
 #[path = "../tests/common/packs.rs"]
@@ -38,11 +38,11 @@ fn times(criterion: &mut Criterion) {
     }
 }
 
-fn balance(report: &Report) -> f64 {
+fn balance(report: &PlacementReport) -> f64 {
     report.area_max as f64 * report.area.len() as f64 / report.area.iter().sum::<u128>() as f64
 }
 
-fn rows(report: &Report) -> f64 {
+fn rows(report: &PlacementReport) -> f64 {
     report.rows_max as f64 * report.rows.len() as f64 / report.rows.iter().sum::<u64>() as f64
 }
 
@@ -57,7 +57,7 @@ struct Column {
 }
 
 impl Column {
-    fn add(&mut self, place: impl FnOnce() -> Dispatch) -> Report {
+    fn add(&mut self, place: impl FnOnce() -> Dispatch) -> PlacementReport {
         let start = Instant::now();
         let report = place().report;
         self.seconds += start.elapsed().as_secs_f64();
@@ -124,7 +124,8 @@ fn named_cases() {
             let dealt = heap(&pack.problem(), case.chunk, remainder);
             let options = DispatchOptions { heap: Some((case.chunk, remainder)), ..DispatchOptions::default() };
             let report = solve(&pack.problem(), &options).report;
-            let text = |report: &Report| format!("{:.3}, {:.3}, {}", balance(report), rows(report), report.traffic());
+            let text =
+                |report: &PlacementReport| format!("{:.3}, {:.3}, {}", balance(report), rows(report), report.traffic());
             println!(
                 "| {} | {ranks} | {} | {} | {} |",
                 case.name,

@@ -8,20 +8,20 @@ use context_parallel::layout::{Batch, Packed};
 use context_parallel::mask::{Bands, Mask, Slice, SliceKind};
 use context_parallel::order::Dealt;
 use context_parallel::solve::dispatch::{
-    Dispatch, DispatchOptions, Problem, Remainder, Report, Start, chunk_size, heap, heap_partition, improve, measure,
-    padding, remote, solve,
+    Dispatch, DispatchOptions, PlacementReport, Problem, Remainder, Start, chunk_size, heap, heap_partition, improve,
+    measure, padding, remote, solve,
 };
 use context_parallel::strategy::{CpStrategy, Magi};
 use proptest::prelude::*;
 
 use crate::packs::{self, Case, Pack, ROWS, cases, log_normal};
 
-fn ratio(report: &Report) -> f64 {
+fn ratio(report: &PlacementReport) -> f64 {
     report.area_max as f64 * report.area.len() as f64 / report.area.iter().sum::<u128>() as f64
 }
 
 /// `rows_max` against the average.
-fn rows(report: &Report) -> f64 {
+fn rows(report: &PlacementReport) -> f64 {
     report.rows_max as f64 * report.rows.len() as f64 / report.rows.iter().sum::<u64>() as f64
 }
 

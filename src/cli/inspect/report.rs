@@ -42,7 +42,7 @@ pub struct Report {
     pub bytes: Option<u64>,
     /// Cells, rows and keys received and sent of one layer, beside lower bounds. Not of one rank, nor where heads are
     /// exchanged, nor where neighbouring tokens lie on different ranks.
-    pub placement: Option<dispatch::Report>,
+    pub placement: Option<dispatch::PlacementReport>,
     pub ranks: Vec<Rank>,
 }
 
@@ -160,7 +160,7 @@ fn of_rank(job: &Job, chosen: &Chosen, placement: &DynPlacement, plan: RankPlan)
 }
 
 /// The placement's worth; nothing for orders that are not made of blocks of tokens.
-fn measured(batch: &dyn Batch, mask: &Mask, ranks: &[Rank]) -> Result<Option<dispatch::Report>> {
+fn measured(batch: &dyn Batch, mask: &Mask, ranks: &[Rank]) -> Result<Option<dispatch::PlacementReport>> {
     let blocks = |rank: &Rank| -> Option<Vec<Range<usize>>> {
         rank.tokens.iter().map(|&(start, step, len)| (step == 1 || len == 1).then_some(start..start + len)).collect()
     };

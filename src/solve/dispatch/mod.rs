@@ -43,7 +43,7 @@ mod start;
 mod state;
 
 pub use heap::{Remainder, chunk_size, heap, heap_partition, padding};
-pub use measure::{Report, measure, remote};
+pub use measure::{PlacementReport, measure, remote};
 pub use problem::{Costs, Dispatch, DispatchOptions, Problem};
 pub use solve::{improve, solve};
 pub use start::Start;

@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use crate::error::SupportError;
 use crate::mask::Bands;
-use crate::solve::dispatch::{Remainder, Report};
+use crate::solve::dispatch::{PlacementReport, Remainder};
 
 /// A packed batch to be placed.
 #[derive(Clone, Copy, Debug)]
@@ -100,7 +100,7 @@ pub struct Dispatch {
     /// A rank may hold none.
     pub parts: Vec<Vec<Range<usize>>>,
     /// Area, rows and traffic.
-    pub report: Report,
+    pub report: PlacementReport,
 }
 
 /// Sorts ranges, drops empty ones and joins those that touch.
