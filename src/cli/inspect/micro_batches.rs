@@ -24,7 +24,7 @@ pub struct Scheduled {
     /// Bytes of all ranks, forward and backward.
     bytes: u64,
     /// What the scheduler reached, beside its limits and bounds.
-    schedule: schedule::Report,
+    schedule: schedule::ScheduleReport,
     micro_batches: Vec<MicroBatch>,
 }
 

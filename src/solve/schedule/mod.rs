@@ -109,12 +109,12 @@ pub struct Schedule {
     /// The micro-batches; every document is in one of them.
     pub micro_batches: Vec<MicroBatch>,
     /// What they cost, and what they cannot be better than.
-    pub report: Report,
+    pub report: ScheduleReport,
 }
 
 /// What a schedule costs, beside its limits and lower bounds.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Report {
+pub struct ScheduleReport {
     /// Sum over micro-batches of the busiest rank's work.
     pub makespan: Work,
     /// The makespan that was allowed.
@@ -250,7 +250,7 @@ fn solve(lengths: &[usize], ranks: usize, tokens: usize, limit: Work) -> Schedul
     starts.extend(reference::start(&task));
     let state = improve(&task, starts);
     let micro_batches = batches(lengths, state);
-    let report = Report {
+    let report = ScheduleReport {
         makespan: micro_batches.iter().map(|batch| batch.busiest(lengths, ranks)).sum(),
         makespan_limit: limit,
         makespan_bound: even_share(lengths, ranks),

@@ -92,7 +92,7 @@ fn no_slower_and_fewer_rows_than_what_others_were_measured_to_do() {
         let allowed = Work::pairs(*makespan as u128);
         let schedule = schedule_within(lengths, *ranks, *tokens, allowed).unwrap();
         hold_to_the_rules(lengths, *ranks, &schedule);
-        let Report { makespan: ours_makespan, makespan_bound, rows_received, rows_bound, .. } = schedule.report;
+        let ScheduleReport { makespan: ours_makespan, makespan_bound, rows_received, rows_bound, .. } = schedule.report;
         println!(
             "{ranks} {tokens:?} | {makespan_bound} {ours_makespan} {makespan} | {rows_bound} {rows_received} {rows} | {lengths:?}"
         );
