@@ -58,7 +58,7 @@ pub struct Arguments {
 
 /// One strategy x layout, compared with `Single`.
 #[derive(Clone, Debug, Serialize)]
-struct Row {
+struct Comparison {
     strategy: String,
     layout: String,
     kernel: String,
@@ -75,10 +75,10 @@ struct Row {
 }
 
 #[derive(Clone, Debug, Serialize)]
-struct Report {
+struct Findings {
     accuracy: f64,
     seconds: f64,
-    rows: Vec<Row>,
+    rows: Vec<Comparison>,
 }
 
 pub fn run(arguments: Arguments, cluster: &Cluster) -> Result<ExitCode> {
@@ -93,7 +93,7 @@ pub fn run(arguments: Arguments, cluster: &Cluster) -> Result<ExitCode> {
     Ok(if faults.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-impl Report {
+impl Findings {
     /// What is not as it should be.
     fn faults(&self) -> Vec<String> {
         let wrong = self.rows.iter().filter(|row| row.grad_diff.is_nan() || row.grad_diff >= SAME).count();
@@ -121,7 +121,7 @@ impl Report {
     }
 }
 
-fn print(report: &Report) {
+fn print(report: &Findings) {
     output::line(format!("recall accuracy {:.1} % on 2 ranks after {:.1} s", 100.0 * report.accuracy, report.seconds));
     let header = ["strategy", "layout", "kernel", "cp", "loss diff", "gradient diff", "bytes/rank", "balance", "ms"];
     let rows = report.rows.iter().map(|row| {
@@ -146,13 +146,13 @@ fn print(report: &Report) {
 }
 
 /// Trains, then one step of every row of the support table.
-fn compute(arguments: &Arguments, cluster: &Cluster) -> Result<Report> {
+fn compute(arguments: &Arguments, cluster: &Cluster) -> Result<Findings> {
     let begin = Instant::now();
     let config = model()?;
     let accuracy = train(&config, arguments.seed, cluster)?;
     let seconds = begin.elapsed().as_secs_f64();
     let rows = compare(&config, arguments.seed, cluster)?;
-    Ok(Report { accuracy, seconds, rows })
+    Ok(Findings { accuracy, seconds, rows })
 }
 
 fn model() -> Result<Config> {
@@ -220,7 +220,7 @@ fn accuracy(
 }
 
 /// One step of every row of the support table at fresh weights, next to `Single`.
-fn compare(config: &Config, seed: u64, cluster: &Cluster) -> Result<Vec<Row>> {
+fn compare(config: &Config, seed: u64, cluster: &Cluster) -> Result<Vec<Comparison>> {
     let batch = Source::Recall(Recall::new(VOCAB, SEQ)?).batch(seed, 0, 0..COMPARED, SEQ);
     let step_of = |strategy: &str, layout: &str, kernel: &str| {
         let degree = if strategy == Single::NAME { 1 } else { RANKS };
@@ -237,7 +237,7 @@ fn compare(config: &Config, seed: u64, cluster: &Cluster) -> Result<Vec<Row>> {
     for (strategy, layout, kernel) in select::combinations() {
         let _comparing = output::phase_beside(&bar, format!("comparing {strategy} {layout} {kernel} with single"));
         let (choice, step) = step_of(strategy, layout, kernel)?;
-        rows.push(Row {
+        rows.push(Comparison {
             loss_diff: step.loss_difference(&reference),
             grad_diff: step.gradient_difference(&reference),
             bytes_per_rank: step.bytes_per_rank(),
@@ -260,7 +260,7 @@ mod tests {
 
     #[test]
     fn the_verdict_follows_the_numbers() {
-        let row = |grad_diff| Row {
+        let row = |grad_diff| Comparison {
             strategy: "ring".into(),
             layout: "thd".into(),
             kernel: "flash".into(),
@@ -271,7 +271,7 @@ mod tests {
             balance: 1.0,
             ms: 1.0,
         };
-        let report = |accuracy, grad_diff| Report { accuracy, seconds: 1.0, rows: vec![row(0.0), row(grad_diff)] };
+        let report = |accuracy, grad_diff| Findings { accuracy, seconds: 1.0, rows: vec![row(0.0), row(grad_diff)] };
         let fine = report(1.0, 2e-7);
         assert!(fine.faults().is_empty());
         assert!(

@@ -123,7 +123,7 @@ struct Logits {
 }
 
 #[derive(Clone, Debug, Serialize)]
-struct Report {
+struct Score {
     /// None where no label counts.
     loss: Option<f64>,
     /// Left out where it is larger than any number.
@@ -158,7 +158,7 @@ pub fn run(arguments: Arguments, cluster: &Cluster) -> Result<ExitCode> {
     let tokens = job.input.counted();
     let loss = Some(loss).filter(|_| tokens > 0);
     let bits_per_byte = loss.filter(|_| job.is_bytes).map(|loss| loss / std::f64::consts::LN_2);
-    let report = Report { loss, perplexity: loss.map(f64::exp), bits_per_byte, tokens };
+    let report = Score { loss, perplexity: loss.map(f64::exp), bits_per_byte, tokens };
     if arguments.json {
         output::json(&report);
     } else {
@@ -307,7 +307,7 @@ mod tests {
     #[test]
     fn a_perplexity_that_is_no_number_is_not_that_of_no_label() {
         let json = |loss: Option<f64>| {
-            let report = Report { loss, perplexity: loss.map(f64::exp), bits_per_byte: None, tokens: 1 };
+            let report = Score { loss, perplexity: loss.map(f64::exp), bits_per_byte: None, tokens: 1 };
             serde_json::to_string(&report).unwrap()
         };
         assert_eq!(json(Some(0.0)), r#"{"loss":0.0,"perplexity":1.0,"tokens":1}"#);

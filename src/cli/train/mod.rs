@@ -27,7 +27,7 @@ mod record;
 mod report;
 mod work;
 
-use report::Report;
+use report::Summary;
 
 /// The value of `--data` that means the recall task; a file of this name is `./recall`.
 pub const RECALL: &str = "recall";
@@ -177,7 +177,7 @@ pub fn run(arguments: Arguments, cluster: &Cluster) -> Result<ExitCode> {
     let is_cut_short = finished.interrupted && cluster.speaks();
     let code = if is_cut_short { ExitCode::from(INTERRUPTED) } else { ExitCode::SUCCESS };
     if cluster.speaks() {
-        let report = Report::new(&finished);
+        let report = Summary::new(&finished);
         match arguments.json {
             true => output::json(&report),
             false => report.print(),
