@@ -17,7 +17,7 @@ pub struct Heads {
 
 /// One attention call over a whole batch, tokens in natural order.
 #[derive(Clone, Copy)]
-pub struct Problem<'a> {
+pub struct DenseAttention<'a> {
     /// Tokens of the batch, padding included.
     pub tokens: usize,
     /// Heads.
@@ -34,7 +34,7 @@ pub struct Problem<'a> {
 
 /// What attention gives.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Attended {
+pub struct DenseOutput {
     /// `[tokens, query * v_dim]`; 0 for a query that sees nothing.
     pub out: Vec<f64>,
     /// Logarithm of the sum of the exponentials of the scaled scores, `[tokens, query]`; `-inf` for a query that sees
@@ -42,9 +42,9 @@ pub struct Attended {
     pub lse: Vec<f64>,
 }
 
-/// Gradients of `sum(out * dout)`.
+/// DenseGradients of `sum(out * dout)`.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Gradients {
+pub struct DenseGradients {
     /// `[tokens, query * qk_dim]`.
     pub dq: Vec<f64>,
     /// `[tokens, key_value * qk_dim]`.
@@ -53,7 +53,7 @@ pub struct Gradients {
     pub dv: Vec<f64>,
 }
 
-impl Problem<'_> {
+impl DenseAttention<'_> {
     /// The key/value head that serves a query head.
     fn kv_head(&self, head: usize) -> usize {
         head / (self.heads.query / self.heads.key_value)
@@ -95,7 +95,7 @@ impl Problem<'_> {
 ///
 /// # Panics
 /// If a tensor has another number of values than the problem says.
-pub fn attention(problem: &Problem) -> Attended {
+pub fn attention(problem: &DenseAttention) -> DenseOutput {
     problem.check();
     let Heads { query: heads, key_value, v_dim, .. } = problem.heads;
     let mut out = vec![0.0; problem.tokens * heads * v_dim];
@@ -114,17 +114,17 @@ pub fn attention(problem: &Problem) -> Attended {
             }
         }
     }
-    Attended { out, lse }
+    DenseOutput { out, lse }
 }
 
-/// Gradients through [`attention`]: with `P` the probabilities, `dP = dout v^T` and
+/// DenseGradients through [`attention`]: with `P` the probabilities, `dP = dout v^T` and
 /// `dS = P * (dP - sum over keys of P * dP)`, they are `dq = scale * dS k`, `dk = scale * dS^T q`, `dv = P^T dout`.
 ///
 /// `dout` is `[tokens, query * v_dim]`; rows of queries that see nothing are never read.
 ///
 /// # Panics
 /// If a tensor has another number of values than the problem says.
-pub fn attention_backward(problem: &Problem, dout: &[f64]) -> Gradients {
+pub fn attention_backward(problem: &DenseAttention, dout: &[f64]) -> DenseGradients {
     problem.check();
     let Heads { query: heads, key_value, qk_dim, v_dim, scale } = problem.heads;
     assert_eq!(dout.len(), problem.tokens * heads * v_dim, "dout");
@@ -151,7 +151,7 @@ pub fn attention_backward(problem: &Problem, dout: &[f64]) -> Gradients {
             }
         }
     }
-    Gradients { dq, dk, dv }
+    DenseGradients { dq, dk, dv }
 }
 
 /// The features of one head of one token.
@@ -198,7 +198,7 @@ mod tests {
         let attends = causal(&documents);
         let heads = Heads { query: 1, key_value: 1, qk_dim: 1, v_dim: 2, scale: 0.5 };
         let (q, k, v) = ([7.0, 2.0], [3f64.ln(), 0.0], [4.0, 8.0, 0.0, 4.0]);
-        let problem = Problem { tokens: 2, heads, q: &q, k: &k, v: &v, attends: &attends };
+        let problem = DenseAttention { tokens: 2, heads, q: &q, k: &k, v: &v, attends: &attends };
         let found = attention(&problem);
         close(&found.out, &[4.0, 8.0, 3.0, 7.0]);
         close(&found.lse, &[3.5 * 3f64.ln(), 4f64.ln()]);
@@ -216,7 +216,7 @@ mod tests {
         let attends = full(&documents);
         let heads = Heads { query: 1, key_value: 1, qk_dim: 1, v_dim: 1, scale: 1.0 };
         let (q, k, v) = ([1.0; 3], [0.0, 2f64.ln(), 5f64.ln()], [8.0, 16.0, -8.0]);
-        let problem = Problem { tokens: 3, heads, q: &q, k: &k, v: &v, attends: &attends };
+        let problem = DenseAttention { tokens: 3, heads, q: &q, k: &k, v: &v, attends: &attends };
         let found = attention(&problem);
         close(&found.out, &[0.0; 3]);
         close(&found.lse, &[8f64.ln(); 3]);
@@ -231,7 +231,8 @@ mod tests {
         let documents = documents(&[1], &[1]);
         let attends = full(&documents);
         let heads = Heads { query: 4, key_value: 2, qk_dim: 1, v_dim: 1, scale: 1.0 };
-        let problem = Problem { tokens: 1, heads, q: &[0.0; 4], k: &[0.0; 2], v: &[3.0, 9.0], attends: &attends };
+        let problem =
+            DenseAttention { tokens: 1, heads, q: &[0.0; 4], k: &[0.0; 2], v: &[3.0, 9.0], attends: &attends };
         assert_eq!(attention(&problem).out, [3.0, 3.0, 9.0, 9.0]);
         assert_eq!(attention_backward(&problem, &[1.0, 2.0, 4.0, 8.0]).dv, [3.0, 12.0]);
     }
@@ -243,12 +244,12 @@ mod tests {
         let heads = Heads { query: 1, key_value: 1, qk_dim: 1, v_dim: 1, scale: 1.0 };
         let nan = f64::NAN;
         let (q, k, v) = ([1.0, nan, nan], [1.0, nan, nan], [5.0, nan, nan]);
-        let problem = Problem { tokens: 3, heads, q: &q, k: &k, v: &v, attends: &attends };
+        let problem = DenseAttention { tokens: 3, heads, q: &q, k: &k, v: &v, attends: &attends };
         let found = attention(&problem);
         assert_eq!(found.out, [5.0, 0.0, 0.0]);
         assert_eq!(found.lse, [1.0, f64::NEG_INFINITY, f64::NEG_INFINITY]);
         let gradients = attention_backward(&problem, &[2.0, nan, nan]);
-        assert_eq!(gradients, Gradients { dq: vec![0.0; 3], dk: vec![0.0; 3], dv: vec![2.0, 0.0, 0.0] });
+        assert_eq!(gradients, DenseGradients { dq: vec![0.0; 3], dk: vec![0.0; 3], dv: vec![2.0, 0.0, 0.0] });
     }
 
     #[test]
@@ -256,7 +257,8 @@ mod tests {
         let documents = documents(&[2], &[2]);
         let attends = full(&documents);
         let heads = Heads { query: 1, key_value: 1, qk_dim: 1, v_dim: 1, scale: 1.0 };
-        let problem = Problem { tokens: 2, heads, q: &[1e4; 2], k: &[1.0, 1.0], v: &[2.0, 4.0], attends: &attends };
+        let problem =
+            DenseAttention { tokens: 2, heads, q: &[1e4; 2], k: &[1.0, 1.0], v: &[2.0, 4.0], attends: &attends };
         let found = attention(&problem);
         close(&found.out, &[3.0; 2]);
         close(&found.lse, &[1e4 + 2f64.ln(); 2]);
@@ -272,10 +274,10 @@ mod tests {
         let dout = noise(4, tokens * 8);
         let loss = |inputs: &[Vec<f64>; 3]| {
             let [q, k, v] = inputs;
-            dot(&attention(&Problem { tokens, heads, q, k, v, attends: &attends }).out, &dout)
+            dot(&attention(&DenseAttention { tokens, heads, q, k, v, attends: &attends }).out, &dout)
         };
         let [q, k, v] = &inputs;
-        let found = attention_backward(&Problem { tokens, heads, q, k, v, attends: &attends }, &dout);
+        let found = attention_backward(&DenseAttention { tokens, heads, q, k, v, attends: &attends }, &dout);
         let step = 1e-5;
         for (which, found) in [found.dq, found.dk, found.dv].iter().enumerate() {
             let mut expected = Vec::new();

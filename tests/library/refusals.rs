@@ -45,7 +45,7 @@ fn expected(tokens: usize, attends: &dyn Fn(usize, usize) -> bool) -> Vec<f64> {
     let AttentionShape { q_heads, kv_heads, qk_dim, v_dim, scale } = SHAPE;
     let heads = oracle::Heads { query: q_heads, key_value: kv_heads, qk_dim, v_dim, scale };
     let [q, k, v] = operands(tokens);
-    oracle::attention(&oracle::Problem { tokens, heads, q: &q, k: &k, v: &v, attends }).out
+    oracle::attention(&oracle::DenseAttention { tokens, heads, q: &q, k: &k, v: &v, attends }).out
 }
 
 type Shards<H, L> = [Arc<Shard<<H as CpStrategy>::Order, L, f64>>; 3];

@@ -142,8 +142,8 @@ impl Problem {
         let AttentionShape { qk_dim, v_dim, scale, .. } = self.shape;
         let heads = oracle::Heads { query: self.shape.group(), key_value: 1, qk_dim, v_dim, scale };
         let attends = predicate(&self.case.mask, &self.case.lengths);
-        let problem = oracle::Problem { tokens, heads, q: &q, k: &k, v: &v, attends: &*attends };
-        let oracle::Gradients { dq, dk, dv } = oracle::attention_backward(&problem, &dout);
+        let problem = oracle::DenseAttention { tokens, heads, q: &q, k: &k, v: &v, attends: &*attends };
+        let oracle::DenseGradients { dq, dk, dv } = oracle::attention_backward(&problem, &dout);
         ([oracle::attention(&problem).out, dq, dk, dv], oracle::norm(&dout))
     }
 
