@@ -26,4 +26,4 @@ pub use attention::{DenseAttention, DenseGradients, DenseOutput, Heads, attentio
 pub use error::{F32_BOUND, F64_BOUND, allowed, norm, relative_error};
 pub use mask::{Document, Rectangle, attends, causal, documents, full, prefix, rectangles, window};
 pub use roll::roll;
-pub use rotary::{Rotary, Stretch};
+pub use rotary::{Rotation, Stretch};
