@@ -33,7 +33,7 @@ struct PlannedMicroBatch {
     /// Documents by their index in the lengths.
     groups: Vec<Group>,
     /// Attention work of the busiest rank, in query-key pairs.
-    busiest: schedule::Work,
+    busiest: schedule::Pairs,
     rows_received: u128,
     plan: Inspection,
 }
@@ -72,7 +72,7 @@ pub fn compute(job: &Job, tokens_per_rank: usize) -> Result<Scheduled> {
 pub fn print(report: &Scheduled) {
     let Scheduled { strategy, cp, lengths, bytes, schedule, micro_batches, .. } = report;
     let rows = |rows: u128| output::count(u64::try_from(rows).unwrap_or(u64::MAX));
-    let pairs = |work: schedule::Work| output::count(work.to_f64().round() as u64);
+    let pairs = |work: schedule::Pairs| output::count(work.to_f64().round() as u64);
     output::sentence(format!(
         "{strategy} on {cp} ranks of at most {} tokens: {} in {}, {} sent",
         output::count(schedule.tokens_limit as u64),

@@ -24,6 +24,7 @@
 //! # Ok::<(), context_parallel::error::Error>(())
 //! ```
 
+mod pairs;
 mod reference;
 mod scheduler;
 mod search;
@@ -31,18 +32,17 @@ mod state;
 mod task;
 #[cfg(test)]
 mod tests;
-mod work;
 
 use serde::Serialize;
 
 use crate::error::{Result, ScheduleError};
 use crate::layout::Batch;
 use crate::order::{Dealt, Grouped};
+pub use pairs::Pairs;
 pub use scheduler::Scheduler;
 use search::{improve, start_of};
 use state::{Place, State};
 use task::Task;
-pub use work::Work;
 
 /// One document's ranks in its micro-batch: `first..first + degree`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -77,10 +77,10 @@ impl MicroBatch {
     }
 
     /// Work of the busiest rank.
-    pub fn busiest(&self, lengths: &[usize], ranks: usize) -> Work {
-        let mut work = vec![Work::NONE; ranks];
+    pub fn busiest(&self, lengths: &[usize], ranks: usize) -> Pairs {
+        let mut work = vec![Pairs::NONE; ranks];
         for group in &self.groups {
-            let each = Work::of(lengths[group.document], group.degree);
+            let each = Pairs::of(lengths[group.document], group.degree);
             work[group.first..][..group.degree].iter_mut().for_each(|work| *work += each);
         }
         work.into_iter().max().unwrap_or_default()
@@ -116,11 +116,11 @@ pub struct Schedule {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct ScheduleReport {
     /// Sum over micro-batches of the busiest rank's work.
-    pub makespan: Work,
+    pub makespan: Pairs,
     /// The makespan that was allowed.
-    pub makespan_limit: Work,
+    pub makespan_limit: Pairs,
     /// No schedule has a smaller makespan: all work, spread evenly over all ranks.
-    pub makespan_bound: Work,
+    pub makespan_bound: Pairs,
     /// Rows of keys and values that all ranks receive in all micro-batches.
     pub rows_received: u128,
     /// No schedule within the limits receives fewer: every document alone at the smallest degree that they permit.
@@ -159,7 +159,7 @@ pub fn schedule_within(
     lengths: &[usize],
     ranks: usize,
     tokens_per_rank: Option<usize>,
-    makespan: Work,
+    makespan: Pairs,
 ) -> Result<Schedule> {
     let tokens = check(lengths, ranks, tokens_per_rank)?;
     let bound = even_share(lengths, ranks);
@@ -179,12 +179,12 @@ pub fn assign(lengths: &[usize], ranks: usize) -> Result<Vec<Group>> {
     check(lengths, ranks, Some(usize::MAX))?;
     // A token is not divided: a document shorter than the ranks costs one of them at least its length.
     let whole = lengths.iter().filter(|&&length| length < ranks).max().map_or(0, |&length| length as u128);
-    let limit = even_share(lengths, ranks).share(21, 20).max(Work::pairs(whole));
+    let limit = even_share(lengths, ranks).share(21, 20).max(Pairs::whole(whole));
     let task = Task { lengths, ranks, tokens: usize::MAX, limit, single: true, even: even_share(lengths, ranks) };
     Ok(batches(lengths, improve(&task, vec![start_of(&task)])).into_iter().flat_map(|batch| batch.groups).collect())
 }
 
-/// Most tokens that are counted exactly, whatever the degrees: the sum of squares times [`Work`]'s unit fits.
+/// Most tokens that are counted exactly, whatever the degrees: the sum of squares times [`Pairs`]'s unit fits.
 const MOST_TOKENS: u128 = 1 << 37;
 
 /// Refuses documents of which one does not fit on all ranks together, whichever of them share a micro-batch.
@@ -228,8 +228,8 @@ fn check(lengths: &[usize], ranks: usize, tokens_per_rank: Option<usize>) -> Res
 }
 
 /// The least makespan: every document on all ranks.
-fn even_share(lengths: &[usize], ranks: usize) -> Work {
-    lengths.iter().map(|&length| Work::of(length, ranks)).sum()
+fn even_share(lengths: &[usize], ranks: usize) -> Pairs {
+    lengths.iter().map(|&length| Pairs::of(length, ranks)).sum()
 }
 
 /// Rows that the ranks of a document receive: each that has a token of it misses those of the others.
@@ -244,7 +244,7 @@ fn price(length: usize, degree: usize) -> u128 {
     length as u128 * (degree as u128 - 1)
 }
 
-fn solve(lengths: &[usize], ranks: usize, tokens: usize, limit: Work) -> Schedule {
+fn solve(lengths: &[usize], ranks: usize, tokens: usize, limit: Pairs) -> Schedule {
     let task = Task { lengths, ranks, tokens, limit, single: false, even: even_share(lengths, ranks) };
     let mut starts = vec![start_of(&task)];
     starts.extend(reference::start(&task));
@@ -264,7 +264,7 @@ fn solve(lengths: &[usize], ranks: usize, tokens: usize, limit: Work) -> Schedul
 
 /// The micro-batches of a complete state, the one with most work first; empty documents go to rank 0 of the first.
 fn batches(lengths: &[usize], state: State) -> Vec<MicroBatch> {
-    let mut order: Vec<usize> = (0..state.batches()).filter(|&batch| state.height(batch) > Work::NONE).collect();
+    let mut order: Vec<usize> = (0..state.batches()).filter(|&batch| state.height(batch) > Pairs::NONE).collect();
     order.sort_by_key(|&batch| (std::cmp::Reverse(state.height(batch)), batch));
     if order.is_empty() && !lengths.is_empty() {
         order.push(0);

@@ -6,10 +6,10 @@
 use rand_xoshiro::SplitMix64;
 use rand_xoshiro::rand_core::{Rng, SeedableRng};
 
+use super::pairs::Pairs;
 use super::price;
 use super::state::{Fit, Load, Place, State};
 use super::task::Task;
-use super::work::Work;
 
 /// Ranks that the search may look at.
 const EFFORT: usize = 1_000_000;
@@ -59,7 +59,7 @@ struct Manner {
     /// Quarters of the unused makespan that the next document may take to get a smaller degree.
     quarters: u128,
     /// No micro-batch may become taller than this.
-    tallest: Work,
+    tallest: Pairs,
 }
 
 struct Search<'a> {
@@ -112,7 +112,7 @@ impl<'a> Search<'a> {
         for &document in &self.documents {
             let length = lengths[document];
             let place = (self.least[document]..=ranks).find_map(|degree| {
-                let load = Load { work: Work::of(length, degree), tokens: length.div_ceil(degree) };
+                let load = Load { work: Pairs::of(length, degree), tokens: length.div_ceil(degree) };
                 let block = |batch: usize| {
                     let (_, had, first) = state.block(batch, degree, load, tallest, tokens, Fit::Level)?;
                     Some((had, Place { batch, first, degree }))
@@ -139,14 +139,14 @@ impl<'a> Search<'a> {
         let mut waiting = self.documents.clone();
         while let Some(&longest) = waiting.first() {
             let batch = state.batches() - 1;
-            let at_least = Work::of(lengths[longest], self.least[longest]).share(sixteenths, 16);
-            let tallest = at_least.max(Work::of(lengths[longest], ranks));
+            let at_least = Pairs::of(lengths[longest], self.least[longest]).share(sixteenths, 16);
+            let tallest = at_least.max(Pairs::of(lengths[longest], ranks));
             waiting.retain(|&document| {
                 let length = lengths[document];
-                let heeds = |&degree: &usize| Work::of(length, degree) <= tallest;
+                let heeds = |&degree: &usize| Pairs::of(length, degree) <= tallest;
                 let Some(from) = (self.least[document]..=ranks).find(heeds) else { return true };
                 let block = (from..=ranks.min(from * spread)).find_map(|degree| {
-                    let load = Load { work: Work::of(length, degree), tokens: length.div_ceil(degree) };
+                    let load = Load { work: Pairs::of(length, degree), tokens: length.div_ceil(degree) };
                     self.looked_at += ranks;
                     let (.., first) = state.block(batch, degree, load, tallest, tokens, fit)?;
                     Some(Place { batch, first, degree })
@@ -168,8 +168,8 @@ impl<'a> Search<'a> {
         for quarters in [manner.quarters, 4] {
             let growth = unused.share(quarters, 4);
             for degree in self.least[document]..=self.task.ranks {
-                let load = Load { work: Work::of(length, degree), tokens: length.div_ceil(degree) };
-                let mut best: Option<(Work, usize, usize)> = None;
+                let load = Load { work: Pairs::of(length, degree), tokens: length.div_ceil(degree) };
+                let mut best: Option<(Pairs, usize, usize)> = None;
                 for batch in 0..state.batches() {
                     let tallest = (state.height(batch) + growth).min(manner.tallest);
                     self.looked_at += self.task.ranks;
@@ -200,7 +200,7 @@ impl<'a> Search<'a> {
             self.documents.iter().map(|&document| price(self.task.lengths[document], self.least[document])).sum();
         let fastest = self.task.even + self.task.toll();
         while self.looked_at < end && best.cost() > (lowest, fastest) {
-            if !self.task.single && (0..state.batches()).all(|batch| state.height(batch) > Work::NONE) {
+            if !self.task.single && (0..state.batches()).all(|batch| state.height(batch) > Pairs::NONE) {
                 state.open(self.task.ranks);
             }
             let before = state.clone();
@@ -211,7 +211,7 @@ impl<'a> Search<'a> {
             let manner = Manner {
                 fit: [Fit::Tight, Fit::Level][self.below(2)],
                 quarters: [0, 1, 2, 4][self.below(4)],
-                tallest: Work::MAX,
+                tallest: Pairs::MAX,
             };
             let complete = out.iter().try_for_each(|&document| self.put(&mut state, document, manner)).is_some();
             // Slightly worse is accepted early on, to leave local minima; nothing worse at the end.

@@ -89,7 +89,7 @@ fn no_slower_and_fewer_rows_than_what_others_were_measured_to_do() {
     println!("ranks tokens | makespan: bound, ours, theirs | rows: bound, ours, theirs | lengths");
     let mut better = 0;
     for Measured { lengths, ranks, tokens, makespan, rows } in PACKED.iter().chain(&SERIAL) {
-        let allowed = Work::pairs(*makespan as u128);
+        let allowed = Pairs::whole(*makespan as u128);
         let schedule = schedule_within(lengths, *ranks, *tokens, allowed).unwrap();
         hold_to_the_rules(lengths, *ranks, &schedule);
         let ScheduleReport { makespan: ours_makespan, makespan_bound, rows_received, rows_bound, .. } = schedule.report;
@@ -149,7 +149,7 @@ fn documents_one_after_another_are_no_faster_and_receive_no_less() {
 }
 
 /// The fewest rows of all schedules within the limits, by trying every place of every document.
-fn fewest_rows(lengths: &[usize], ranks: usize, tokens: usize, limit: Work) -> u128 {
+fn fewest_rows(lengths: &[usize], ranks: usize, tokens: usize, limit: Pairs) -> u128 {
     fn visit(task: &Task, document: usize, state: &mut State, best: &mut u128) {
         if state.makespan > task.limit || state.rows >= *best {
             return;
@@ -223,7 +223,7 @@ fn a_pack_is_assigned_as_it_is() {
         let batch = MicroBatch { groups };
         let busiest = batch.busiest(&lengths, ranks);
         let whole = lengths.iter().filter(|&&length| length < ranks).max().copied().unwrap_or(0);
-        assert!(busiest <= even_share(&lengths, ranks).share(21, 20).max(Work::pairs(whole as u128)), "{lengths:?}");
+        assert!(busiest <= even_share(&lengths, ranks).share(21, 20).max(Pairs::whole(whole as u128)), "{lengths:?}");
     }
 }
 
@@ -285,10 +285,10 @@ fn what_cannot_be_scheduled_is_refused() {
     assert!(matches!(refused(schedule(&[1], 4, Some(0))), ScheduleError::DocumentTooLong { needed: 1, .. }));
     assert!(schedule(&[5, 41], 4, Some(11)).is_ok());
     assert!(matches!(refused(schedule(&[usize::MAX, 1], 4, None)), ScheduleError::TooManyTokens { .. }));
-    let error = refused(schedule_within(&[100, 100], 2, None, Work::pairs(9_999)));
+    let error = refused(schedule_within(&[100, 100], 2, None, Pairs::whole(9_999)));
     assert!(matches!(error, ScheduleError::Makespan { .. }), "{error}");
-    assert_eq!(schedule_within(&[100, 100], 2, None, Work::pairs(10_000)).unwrap().report.rows_received, 0);
+    assert_eq!(schedule_within(&[100, 100], 2, None, Pairs::whole(10_000)).unwrap().report.rows_received, 0);
     // The largest schedule that is counted exactly.
     let most = schedule(&[(MOST_TOKENS / 2) as usize; 2], 3, None).unwrap();
-    assert!(most.report.makespan < Work::MAX && most.report.rows_received > 0);
+    assert!(most.report.makespan < Pairs::MAX && most.report.rows_received > 0);
 }

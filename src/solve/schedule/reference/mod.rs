@@ -7,9 +7,9 @@ mod packed;
 #[cfg(test)]
 mod serial;
 
+use super::pairs::Pairs;
 use super::state::{Place, State};
 use super::task::Task;
-use super::work::Work;
 
 /// Documents that run on the same ranks; blocks of a micro-batch follow each other in rank order and do not overlap.
 #[derive(Debug)]
@@ -22,7 +22,7 @@ struct Block {
 type Placement = Vec<Vec<Block>>;
 
 /// The makespan of the packing rule; `tokens` per rank must suffice for every document on all ranks.
-pub(super) fn makespan(lengths: &[usize], ranks: usize, tokens: usize) -> Work {
+pub(super) fn makespan(lengths: &[usize], ranks: usize, tokens: usize) -> Pairs {
     cost(lengths, &packed::place(lengths, ranks, tokens))
 }
 
@@ -33,7 +33,7 @@ pub(super) fn start(task: &Task) -> Option<State> {
 
 /// Makespan and rows received of the serial rule, whose tokens do not add up.
 #[cfg(test)]
-pub(super) fn serial(lengths: &[usize], ranks: usize, tokens: usize) -> (Work, u128) {
+pub(super) fn serial(lengths: &[usize], ranks: usize, tokens: usize) -> (Pairs, u128) {
     let placement = serial::place(lengths, ranks, tokens);
     let rows = |block: &Block| -> u128 {
         block.documents.iter().map(|&document| super::rows(lengths[document], block.size)).sum()
@@ -63,14 +63,14 @@ fn state(task: &Task, placement: &Placement) -> Option<State> {
     (state.makespan <= task.limit).then_some(state)
 }
 
-fn cost(lengths: &[usize], placement: &Placement) -> Work {
+fn cost(lengths: &[usize], placement: &Placement) -> Pairs {
     let busiest = |blocks: &Vec<Block>| blocks.iter().map(|block| work(lengths, block)).max().unwrap_or_default();
     placement.iter().map(busiest).sum()
 }
 
-/// Work of each rank of a block.
-fn work(lengths: &[usize], block: &Block) -> Work {
-    block.documents.iter().map(|&document| Work::of(lengths[document], block.size)).sum()
+/// Pairs of each rank of a block.
+fn work(lengths: &[usize], block: &Block) -> Pairs {
+    block.documents.iter().map(|&document| Pairs::of(lengths[document], block.size)).sum()
 }
 
 /// Documents that have tokens, by falling length.

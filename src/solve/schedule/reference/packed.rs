@@ -7,7 +7,7 @@
 //! documents run on all ranks.
 
 use super::{Block, Placement, longest_first};
-use crate::solve::schedule::work::Work;
+use crate::solve::schedule::pairs::Pairs;
 
 /// Blocks of each micro-batch, in rank order.
 pub(super) fn place(lengths: &[usize], ranks: usize, tokens: usize) -> Placement {
@@ -30,23 +30,23 @@ fn micro_batch(lengths: &[usize], ranks: usize, tokens: usize, waiting: &[usize]
     let share = |document: usize, size: usize| lengths[document] as u128 * unit / size as u128;
     let limit = tokens as u128 * unit;
     let longest = lengths[waiting[0]] as u128;
-    let cap = Work::pairs(longest * tokens as u128).share(21, 20);
+    let cap = Pairs::whole(longest * tokens as u128).share(21, 20);
 
     let (mut blocks, mut left) = (Vec::<Block>::new(), Vec::new());
-    // Work and shares of tokens of each block.
-    let mut loads: Vec<(Work, u128)> = Vec::new();
+    // Pairs and shares of tokens of each block.
+    let mut loads: Vec<(Pairs, u128)> = Vec::new();
     for &document in waiting {
         let free = ranks - blocks.iter().map(|block| block.size).sum::<usize>();
         let busiest = loads.iter().map(|load| load.0).max().unwrap_or_default();
-        let mut best: Option<(Work, Option<usize>, usize)> = None;
-        let mut consider = |busiest: Work, block, size| {
+        let mut best: Option<(Pairs, Option<usize>, usize)> = None;
+        let mut consider = |busiest: Pairs, block, size| {
             if (busiest <= cap || blocks.is_empty()) && best.is_none_or(|(least, ..)| busiest < least) {
                 best = Some((busiest, block, size));
             }
         };
         let mut size = lengths[document].div_ceil(tokens).next_power_of_two().min(ranks);
         loop {
-            let more = Work::of(lengths[document], size);
+            let more = Pairs::of(lengths[document], size);
             for (index, block) in blocks.iter().enumerate().filter(|(_, block)| block.size == size) {
                 let (work, held) = loads[index];
                 if held + share(document, block.size) <= limit {
@@ -65,7 +65,7 @@ fn micro_batch(lengths: &[usize], ranks: usize, tokens: usize, waiting: &[usize]
             Some((_, Some(index), _)) => index,
             Some((_, None, size)) => {
                 blocks.push(Block { size, documents: Vec::new() });
-                loads.push((Work::NONE, 0));
+                loads.push((Pairs::NONE, 0));
                 blocks.len() - 1
             }
             None => {
@@ -75,7 +75,7 @@ fn micro_batch(lengths: &[usize], ranks: usize, tokens: usize, waiting: &[usize]
         };
         let block = &mut blocks[index];
         block.documents.push(document);
-        loads[index].0 += Work::of(lengths[document], block.size);
+        loads[index].0 += Pairs::of(lengths[document], block.size);
         loads[index].1 += share(document, block.size);
     }
 
