@@ -24,11 +24,11 @@
 //! # Ok::<(), context_parallel::error::Error>(())
 //! ```
 
+mod draft;
 mod pairs;
 mod reference;
 mod scheduler;
 mod search;
-mod state;
 mod task;
 #[cfg(test)]
 mod tests;
@@ -38,10 +38,10 @@ use serde::Serialize;
 use crate::error::{Result, ScheduleError};
 use crate::layout::Batch;
 use crate::order::{Dealt, Grouped};
+use draft::{Draft, Place};
 pub use pairs::Pairs;
 pub use scheduler::Scheduler;
 use search::{improve, start_of};
-use state::{Place, State};
 use task::Task;
 
 /// One document's ranks in its micro-batch: `first..first + degree`.
@@ -263,7 +263,7 @@ fn solve(lengths: &[usize], ranks: usize, tokens: usize, limit: Pairs) -> Schedu
 }
 
 /// The micro-batches of a complete state, the one with most work first; empty documents go to rank 0 of the first.
-fn batches(lengths: &[usize], state: State) -> Vec<MicroBatch> {
+fn batches(lengths: &[usize], state: Draft) -> Vec<MicroBatch> {
     let mut order: Vec<usize> = (0..state.batches()).filter(|&batch| state.height(batch) > Pairs::NONE).collect();
     order.sort_by_key(|&batch| (std::cmp::Reverse(state.height(batch)), batch));
     if order.is_empty() && !lengths.is_empty() {

@@ -6,9 +6,9 @@
 use rand_xoshiro::SplitMix64;
 use rand_xoshiro::rand_core::{Rng, SeedableRng};
 
+use super::draft::{Burden, Draft, Fit, Place};
 use super::pairs::Pairs;
 use super::price;
-use super::state::{Fit, Load, Place, State};
 use super::task::Task;
 
 /// Ranks that the search may look at.
@@ -17,8 +17,8 @@ const EFFORT: usize = 1_000_000;
 const MOST_OUT: usize = 8;
 
 /// Every document on all ranks: the least makespan and the most rows. Micro-batches as full as tokens permit.
-pub(super) fn start_of(task: &Task) -> State {
-    let mut state = State::new(task);
+pub(super) fn start_of(task: &Task) -> Draft {
+    let mut state = Draft::new(task);
     let mut room = vec![task.tokens];
     for document in task.documents() {
         let length = task.lengths[document];
@@ -35,8 +35,8 @@ pub(super) fn start_of(task: &Task) -> State {
 }
 
 /// The best schedule found from any of `starts`, which keep the limits. There is at least one.
-pub(super) fn improve(task: &Task, mut starts: Vec<State>) -> State {
-    let mut search = Search::new(task);
+pub(super) fn improve(task: &Task, mut starts: Vec<Draft>) -> Draft {
+    let mut search = Reinsertion::new(task);
     starts.extend((1..=8).filter_map(|parts| search.construct(parts)));
     let total: u128 = task.lengths.iter().map(|&length| length as u128).sum();
     let fewest = total.div_ceil((task.ranks as u128).saturating_mul(task.tokens.max(1) as u128)).max(1) as usize;
@@ -45,11 +45,11 @@ pub(super) fn improve(task: &Task, mut starts: Vec<State>) -> State {
         // Lower micro-batches cost more rows: the first that keep the limit are the best.
         starts.extend((1..=16).rev().find_map(|sixteenths| search.layers(fit, spread, sixteenths)));
     }
-    starts.sort_by_key(State::cost);
+    starts.sort_by_key(Draft::cost);
     starts.truncate(3);
     let share = EFFORT / starts.len();
     let ends = starts.into_iter().map(|start| search.descend(start, share));
-    ends.min_by_key(State::cost).unwrap_or_else(|| start_of(task))
+    ends.min_by_key(Draft::cost).unwrap_or_else(|| start_of(task))
 }
 
 /// How documents are put back.
@@ -62,7 +62,7 @@ struct Manner {
     tallest: Pairs,
 }
 
-struct Search<'a> {
+struct Reinsertion<'a> {
     task: &'a Task<'a>,
     /// Documents with tokens, the longest first.
     documents: Vec<usize>,
@@ -71,12 +71,12 @@ struct Search<'a> {
     looked_at: usize,
 }
 
-impl<'a> Search<'a> {
+impl<'a> Reinsertion<'a> {
     fn new(task: &'a Task<'a>) -> Self {
         let mut documents: Vec<usize> = task.documents().collect();
         documents.sort_by_key(|&document| (std::cmp::Reverse(task.lengths[document]), document));
         let least = (0..task.lengths.len()).map(|document| task.least_degree(document)).collect();
-        Search { task, documents, least, random: SplitMix64::seed_from_u64(0), looked_at: 0 }
+        Reinsertion { task, documents, least, random: SplitMix64::seed_from_u64(0), looked_at: 0 }
     }
 
     /// A number below `bound`, the same on every machine.
@@ -85,11 +85,11 @@ impl<'a> Search<'a> {
     }
 
     /// Longest first, into `parts` micro-batches none of which is taller than its part of the limit.
-    fn construct(&mut self, parts: usize) -> Option<State> {
+    fn construct(&mut self, parts: usize) -> Option<Draft> {
         if self.task.single && parts > 1 {
             return None;
         }
-        let mut state = State::new(self.task);
+        let mut state = Draft::new(self.task);
         (1..parts).for_each(|_| state.open(self.task.ranks));
         let tallest = self.task.limit.share(1, parts as u128);
         let manner = Manner { fit: Fit::Level, quarters: 4, tallest };
@@ -101,18 +101,18 @@ impl<'a> Search<'a> {
 
     /// Longest first, at the smallest degree that keeps the limits, where least work is so far in any of `parts`
     /// micro-batches: all become equally high and full, if documents are many.
-    fn level(&mut self, parts: usize) -> Option<State> {
+    fn level(&mut self, parts: usize) -> Option<Draft> {
         let Task { lengths, ranks, tokens, limit, single, .. } = *self.task;
         if single && parts > 1 {
             return None;
         }
-        let mut state = State::new(self.task);
+        let mut state = Draft::new(self.task);
         (1..parts).for_each(|_| state.open(ranks));
         let tallest = limit.share(1, parts as u128);
         for &document in &self.documents {
             let length = lengths[document];
             let place = (self.least[document]..=ranks).find_map(|degree| {
-                let load = Load { work: Pairs::of(length, degree), tokens: length.div_ceil(degree) };
+                let load = Burden { work: Pairs::of(length, degree), tokens: length.div_ceil(degree) };
                 let block = |batch: usize| {
                     let (_, had, first) = state.block(batch, degree, load, tallest, tokens, Fit::Level)?;
                     Some((had, Place { batch, first, degree }))
@@ -129,13 +129,13 @@ impl<'a> Search<'a> {
     /// `sixteenths` of its work at its least degree; the others join it at degrees up to `spread` times the least
     /// that heeds this height, or wait. Neighbours in length have similar work per token, so that ranks which are
     /// full are level too.
-    fn layers(&mut self, fit: Fit, spread: usize, sixteenths: u128) -> Option<State> {
+    fn layers(&mut self, fit: Fit, spread: usize, sixteenths: u128) -> Option<Draft> {
         let Task { lengths, ranks, tokens, limit, single, .. } = *self.task;
         // Where one micro-batch may hold everything, several have no use.
         if single || tokens >= lengths.iter().sum() {
             return None;
         }
-        let mut state = State::new(self.task);
+        let mut state = Draft::new(self.task);
         let mut waiting = self.documents.clone();
         while let Some(&longest) = waiting.first() {
             let batch = state.batches() - 1;
@@ -146,7 +146,7 @@ impl<'a> Search<'a> {
                 let heeds = |&degree: &usize| Pairs::of(length, degree) <= tallest;
                 let Some(from) = (self.least[document]..=ranks).find(heeds) else { return true };
                 let block = (from..=ranks.min(from * spread)).find_map(|degree| {
-                    let load = Load { work: Pairs::of(length, degree), tokens: length.div_ceil(degree) };
+                    let load = Burden { work: Pairs::of(length, degree), tokens: length.div_ceil(degree) };
                     self.looked_at += ranks;
                     let (.., first) = state.block(batch, degree, load, tallest, tokens, fit)?;
                     Some(Place { batch, first, degree })
@@ -162,13 +162,13 @@ impl<'a> Search<'a> {
     }
 
     /// Puts a document where its degree is smallest; among those places, where the makespan grows least.
-    fn put(&mut self, state: &mut State, document: usize, manner: Manner) -> Option<()> {
+    fn put(&mut self, state: &mut Draft, document: usize, manner: Manner) -> Option<()> {
         let length = self.task.lengths[document];
         let unused = self.task.limit.saturating_sub(state.makespan);
         for quarters in [manner.quarters, 4] {
             let growth = unused.share(quarters, 4);
             for degree in self.least[document]..=self.task.ranks {
-                let load = Load { work: Pairs::of(length, degree), tokens: length.div_ceil(degree) };
+                let load = Burden { work: Pairs::of(length, degree), tokens: length.div_ceil(degree) };
                 let mut best: Option<(Pairs, usize, usize)> = None;
                 for batch in 0..state.batches() {
                     let tallest = (state.height(batch) + growth).min(manner.tallest);
@@ -193,7 +193,7 @@ impl<'a> Search<'a> {
     }
 
     /// Improves a state for as long as `effort` lasts.
-    fn descend(&mut self, start: State, effort: usize) -> State {
+    fn descend(&mut self, start: Draft, effort: usize) -> Draft {
         let end = self.looked_at + effort;
         let (mut best, mut state) = (start.clone(), start);
         let lowest: u128 =
@@ -229,7 +229,7 @@ impl<'a> Search<'a> {
     }
 
     /// Documents to take out, in the order in which to put them back.
-    fn choose(&mut self, state: &State) -> Vec<usize> {
+    fn choose(&mut self, state: &Draft) -> Vec<usize> {
         let place = |document: usize| state.places()[document];
         let loose: Vec<usize> = self
             .documents

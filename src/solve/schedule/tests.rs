@@ -121,7 +121,7 @@ fn random_schedules_keep_the_rules_and_beat_the_reference() {
         assert!(schedule.report.makespan <= reference, "{ranks} {budget:?} {lengths:?}");
         let (tokens, limit) = (budget.unwrap(), schedule.report.makespan_limit);
         let task = Task { lengths: &lengths, ranks, tokens, limit, single: false, even: even_share(&lengths, ranks) };
-        if let Some(State { rows, .. }) = reference::start(&task) {
+        if let Some(Draft { rows, .. }) = reference::start(&task) {
             assert!(schedule.report.rows_received <= rows, "{ranks} {budget:?} {lengths:?}: {:?}", schedule.report);
             (ours, theirs) = (ours + schedule.report.rows_received, theirs + rows);
         }
@@ -150,7 +150,7 @@ fn documents_one_after_another_are_no_faster_and_receive_no_less() {
 
 /// The fewest rows of all schedules within the limits, by trying every place of every document.
 fn fewest_rows(lengths: &[usize], ranks: usize, tokens: usize, limit: Pairs) -> u128 {
-    fn visit(task: &Task, document: usize, state: &mut State, best: &mut u128) {
+    fn visit(task: &Task, document: usize, state: &mut Draft, best: &mut u128) {
         if state.makespan > task.limit || state.rows >= *best {
             return;
         }
@@ -172,7 +172,7 @@ fn fewest_rows(lengths: &[usize], ranks: usize, tokens: usize, limit: Pairs) -> 
         }
     }
     let task = Task { lengths, ranks, tokens, limit, single: false, even: even_share(lengths, ranks) };
-    let mut state = State::new(&task);
+    let mut state = Draft::new(&task);
     (1..lengths.len()).for_each(|_| state.open(ranks));
     let mut best = u128::MAX;
     visit(&task, 0, &mut state, &mut best);

@@ -7,8 +7,8 @@ mod packed;
 #[cfg(test)]
 mod serial;
 
+use super::draft::{Draft, Place};
 use super::pairs::Pairs;
-use super::state::{Place, State};
 use super::task::Task;
 
 /// Documents that run on the same ranks; blocks of a micro-batch follow each other in rank order and do not overlap.
@@ -19,7 +19,7 @@ struct Block {
 }
 
 /// Blocks of each micro-batch.
-type Placement = Vec<Vec<Block>>;
+type Blocks = Vec<Vec<Block>>;
 
 /// The makespan of the packing rule; `tokens` per rank must suffice for every document on all ranks.
 pub(super) fn makespan(lengths: &[usize], ranks: usize, tokens: usize) -> Pairs {
@@ -27,7 +27,7 @@ pub(super) fn makespan(lengths: &[usize], ranks: usize, tokens: usize) -> Pairs 
 }
 
 /// The packing rule's placement, if it keeps the limits of a task.
-pub(super) fn start(task: &Task) -> Option<State> {
+pub(super) fn start(task: &Task) -> Option<Draft> {
     state(task, &packed::place(task.lengths, task.ranks, task.tokens))
 }
 
@@ -42,8 +42,8 @@ pub(super) fn serial(lengths: &[usize], ranks: usize, tokens: usize) -> (Pairs, 
 }
 
 /// A placement counts fractions of tokens where a task counts whole ones: it may not fit.
-fn state(task: &Task, placement: &Placement) -> Option<State> {
-    let mut state = State::new(task);
+fn state(task: &Task, placement: &Blocks) -> Option<Draft> {
+    let mut state = Draft::new(task);
     for (batch, blocks) in placement.iter().enumerate() {
         if batch == state.batches() {
             state.open(task.ranks);
@@ -63,7 +63,7 @@ fn state(task: &Task, placement: &Placement) -> Option<State> {
     (state.makespan <= task.limit).then_some(state)
 }
 
-fn cost(lengths: &[usize], placement: &Placement) -> Pairs {
+fn cost(lengths: &[usize], placement: &Blocks) -> Pairs {
     let busiest = |blocks: &Vec<Block>| blocks.iter().map(|block| work(lengths, block)).max().unwrap_or_default();
     placement.iter().map(busiest).sum()
 }
@@ -85,7 +85,7 @@ mod tests {
     use super::*;
 
     /// Per micro-batch, per rank, the documents.
-    fn by_rank(placement: &Placement) -> Vec<Vec<Vec<usize>>> {
+    fn by_rank(placement: &Blocks) -> Vec<Vec<Vec<usize>>> {
         let ranks =
             |blocks: &Vec<Block>| blocks.iter().flat_map(|block| vec![block.documents.clone(); block.size]).collect();
         placement.iter().map(ranks).collect()

@@ -6,11 +6,11 @@
 //! doubling. Where that is impossible, which happens only if the number of ranks is not a power of two, all
 //! documents run on all ranks.
 
-use super::{Block, Placement, longest_first};
+use super::{Block, Blocks, longest_first};
 use crate::solve::schedule::pairs::Pairs;
 
 /// Blocks of each micro-batch, in rank order.
-pub(super) fn place(lengths: &[usize], ranks: usize, tokens: usize) -> Placement {
+pub(super) fn place(lengths: &[usize], ranks: usize, tokens: usize) -> Blocks {
     // More tokens than there are change nothing; 0 tokens come with documents that have none.
     let tokens = tokens.min(lengths.iter().sum()).max(1);
     let mut waiting = longest_first(lengths);

@@ -8,14 +8,14 @@
 use std::cmp::Reverse;
 use std::collections::VecDeque;
 
-use super::{Block, Placement, longest_first, work};
+use super::{Block, Blocks, longest_first, work};
 use crate::solve::schedule::pairs::Pairs;
 
 /// Ranks are level when the busiest has at most this part of its work more than the least busy one.
 const LEVEL: u128 = Pairs::PARTS / 20;
 
 /// Blocks of each micro-batch; the number of ranks is a power of two.
-pub(super) fn place(lengths: &[usize], ranks: usize, tokens: usize) -> Placement {
+pub(super) fn place(lengths: &[usize], ranks: usize, tokens: usize) -> Blocks {
     let need = |document: usize| lengths[document].div_ceil(tokens).next_power_of_two();
     let mut waiting = longest_first(lengths);
     let mut placement = Vec::new();

@@ -22,13 +22,13 @@ pub(super) enum Fit {
 
 /// What a document would put on each rank of a block.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Load {
+pub(super) struct Burden {
     pub work: Pairs,
     pub tokens: usize,
 }
 
 #[derive(Clone, Debug)]
-struct Batch {
+struct Bin {
     work: Vec<Pairs>,
     tokens: Vec<usize>,
     height: Pairs,
@@ -36,8 +36,8 @@ struct Batch {
 
 /// Documents' places, with loads and costs kept up to date.
 #[derive(Clone, Debug)]
-pub(super) struct State {
-    batches: Vec<Batch>,
+pub(super) struct Draft {
+    batches: Vec<Bin>,
     /// Micro-batches with documents.
     used: usize,
     /// What each of them costs besides its height.
@@ -49,18 +49,18 @@ pub(super) struct State {
     pub rows: u128,
 }
 
-impl State {
+impl Draft {
     /// No document placed, one empty micro-batch.
     pub fn new(task: &Task) -> Self {
         let (batches, places) = (Vec::new(), vec![None; task.lengths.len()]);
-        let mut state = State { batches, used: 0, toll: task.toll(), places, makespan: Pairs::NONE, rows: 0 };
+        let mut state = Draft { batches, used: 0, toll: task.toll(), places, makespan: Pairs::NONE, rows: 0 };
         state.open(task.ranks);
         state
     }
 
     /// Adds an empty micro-batch.
     pub fn open(&mut self, ranks: usize) {
-        let batch = Batch { work: vec![Pairs::NONE; ranks], tokens: vec![0; ranks], height: Pairs::NONE };
+        let batch = Bin { work: vec![Pairs::NONE; ranks], tokens: vec![0; ranks], height: Pairs::NONE };
         self.batches.push(batch);
     }
 
@@ -90,7 +90,7 @@ impl State {
 
     pub fn insert(&mut self, document: usize, length: usize, place: Place) {
         let batch = &mut self.batches[place.batch];
-        let load = Load { work: Pairs::of(length, place.degree), tokens: length.div_ceil(place.degree) };
+        let load = Burden { work: Pairs::of(length, place.degree), tokens: length.div_ceil(place.degree) };
         let mut height = batch.height;
         for rank in place.first..place.first + place.degree {
             batch.work[rank] += load.work;
@@ -107,7 +107,7 @@ impl State {
     pub fn remove(&mut self, document: usize, length: usize) -> Option<Place> {
         let place = self.places[document].take()?;
         let batch = &mut self.batches[place.batch];
-        let load = Load { work: Pairs::of(length, place.degree), tokens: length.div_ceil(place.degree) };
+        let load = Burden { work: Pairs::of(length, place.degree), tokens: length.div_ceil(place.degree) };
         for rank in place.first..place.first + place.degree {
             batch.work[rank] -= load.work;
             batch.tokens[rank] -= load.tokens;
@@ -127,7 +127,7 @@ impl State {
         &self,
         batch: usize,
         degree: usize,
-        load: Load,
+        load: Burden,
         tallest: Pairs,
         tokens: usize,
         fit: Fit,
