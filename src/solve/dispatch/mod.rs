@@ -40,7 +40,7 @@ mod search;
 mod solve;
 mod span;
 mod start;
-mod state;
+mod trial;
 
 pub use heap::{Remainder, chunk_size, heap, heap_partition, padding};
 pub use measure::{PlacementReport, measure, remote};

@@ -7,8 +7,8 @@ use crate::solve::dispatch::judge::Limits;
 use crate::solve::dispatch::measure::measured;
 use crate::solve::dispatch::model::{Model, Scratch};
 use crate::solve::dispatch::profile::Profile;
-use crate::solve::dispatch::search::{Heat, Search};
-use crate::solve::dispatch::state::State;
+use crate::solve::dispatch::search::{Annealing, Heat};
+use crate::solve::dispatch::trial::Trial;
 use crate::solve::dispatch::{Dispatch, DispatchOptions, Problem, Start, bound};
 
 /// Every start gets this part of the effort to show what it is good for.
@@ -53,7 +53,7 @@ fn solved(problem: &Problem, options: &DispatchOptions, given: Option<&[Vec<Rang
     let area = bound::area(problem, &profile).max(report.as_ref().map_or(0, |report| report.area_max));
     let limits = Limits { area, traffic: report.map(|report| report.traffic()) };
     let model = Model::new(problem, options, &profile, limits);
-    let mut search = Search::new(&model, grain);
+    let mut search = Annealing::new(&model, grain);
     // An eighth of a rank's rows received, then less and less.
     let hot = u128::from(model.judge.unit()) * (tokens / ranks) as u128 / 8;
     let heat = Heat { hot: u64::try_from(hot).unwrap_or(u64::MAX >> 8), halvings: 6 };
@@ -62,7 +62,7 @@ fn solved(problem: &Problem, options: &DispatchOptions, given: Option<&[Vec<Rang
     let mut scratch = Scratch::default();
     let starts = Start::ALL.into_iter().map(|start| start.parts(problem, &profile, grain));
     let states = starts.chain(given.map(<[_]>::to_vec)).map(|parts| {
-        let state = State::new(&model, &parts, &mut scratch);
+        let state = Trial::new(&model, &parts, &mut scratch);
         search.run(state, trial, cold, false)
     });
     // Of equal ones the first.
