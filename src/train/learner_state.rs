@@ -18,7 +18,7 @@ use crate::train::data::TokenBatch;
 type Part<'a> = (Cow<'a, TokenBatch>, Arc<DynPlacement>);
 
 /// What a learner has besides its model and its handler.
-pub(super) struct State<D: Device> {
+pub(super) struct LearnerState<D: Device> {
     options: AdamwOptions,
     master: Master<D>,
     mean: Moments<D>,
@@ -31,12 +31,12 @@ pub(super) struct State<D: Device> {
     micro_batches: usize,
 }
 
-impl<D: Ops> State<D> {
+impl<D: Ops> LearnerState<D> {
     /// At the start, for a model made from `master`.
     pub(super) fn new(model: &DynModel<D>, master: Master<D>) -> Self {
         let list = master.list().clone();
         let moments = || Moments::<D>::zeros(model.device(), &list);
-        State {
+        LearnerState {
             options: AdamwOptions::default(),
             mean: moments(),
             square: moments(),
