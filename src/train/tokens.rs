@@ -64,7 +64,7 @@ pub fn read_tokens(path: &Path, vocab: usize, asked: Option<LabelMeaning>) -> Re
     let bytes = read_bytes(path)?;
     let tensors = SafeTensors::deserialize(&bytes)
         .map_err(|error| unreadable(path, format!("it is no safetensors file ({error})")))?;
-    let file = File { path, tensors };
+    let file = TensorFile { path, tensors };
     file.check_names()?;
     let name = if file.has(TOKENS) { TOKENS } else { INPUT_IDS };
     let view = file.tensors.tensor(name).map_err(|_| {
@@ -114,12 +114,12 @@ pub fn read_tokens(path: &Path, vocab: usize, asked: Option<LabelMeaning>) -> Re
 }
 
 /// A file, for reading and for messages.
-struct File<'a> {
+struct TensorFile<'a> {
     path: &'a Path,
     tensors: SafeTensors<'a>,
 }
 
-impl File<'_> {
+impl TensorFile<'_> {
     fn wrong(&self, message: String) -> Error {
         DataError::Unusable(format!("{}: {message}", self.path.display())).into()
     }
