@@ -17,7 +17,7 @@ use context_parallel::strategy::{CpStrategy, Ring, Single};
 use context_parallel::tensor::{Cpu, DType};
 use context_parallel::train::data::{Recall, Source, TokenBatch};
 use context_parallel::train::learner::{AdamwOptions, GptLearner, global_sum};
-use context_parallel::train::schedule::Schedule;
+use context_parallel::train::learning_rate::LearningRate;
 use context_parallel::train::trainer::{self, StepRecord, TrainOptions};
 use indicatif::ProgressBar;
 use serde::Serialize;
@@ -169,7 +169,7 @@ fn model() -> Result<Config> {
 /// Accuracy on held-out sequences after the training.
 fn train(config: &Config, seed: u64, cluster: &Cluster) -> Result<f64> {
     let source = Source::Recall(Recall::new(VOCAB, SEQ)?);
-    let schedule = Schedule::new(LR, 0.1 * LR, Schedule::default_warmup(STEPS), STEPS)?;
+    let schedule = LearningRate::new(LR, 0.1 * LR, LearningRate::default_warmup(STEPS), STEPS)?;
     let (batch, accumulate) = (BATCH, 1);
     let (seq_len, first_step, held_out, validate_every) = (SEQ, 0, 0, STEPS);
     let options = TrainOptions { schedule, seed, first_step, batch, accumulate, seq_len, held_out, validate_every };

@@ -10,9 +10,9 @@ use context_parallel::tensor::DType;
 use context_parallel::train::companions::Companions;
 use context_parallel::train::data::{Recall, Source, Text, check_validation};
 use context_parallel::train::learner::AdamwOptions;
+use context_parallel::train::learning_rate::LearningRate;
 use context_parallel::train::run_folder::Vacant;
 use context_parallel::train::run_record::RunRecord;
-use context_parallel::train::schedule::Schedule;
 use context_parallel::train::trainer::TrainOptions;
 use serde_json::json;
 
@@ -193,7 +193,7 @@ fn prepare(arguments: &Arguments, cluster: &Cluster) -> Result<Job> {
             "to train a saved model further, use --model DIR and a new --out. That begins with a fresh optimizer, a \
              warm-up and --lr {:e}; the data goes on where the run in DIR stopped if --seed and the options of the \
              data are the same",
-            Schedule::FINE_TUNING_LR
+            LearningRate::FINE_TUNING_LR
         );
         return Err(args::not_available("--resume", instead));
     }
@@ -212,11 +212,11 @@ fn prepare(arguments: &Arguments, cluster: &Cluster) -> Result<Job> {
         )));
     }
     let steps = arguments.steps;
-    let default_lr = if arguments.model.is_some() { Schedule::FINE_TUNING_LR } else { Schedule::FRESH_LR };
+    let default_lr = if arguments.model.is_some() { LearningRate::FINE_TUNING_LR } else { LearningRate::FRESH_LR };
     let lr = arguments.lr.unwrap_or(default_lr);
     let min_lr = arguments.min_lr.unwrap_or(lr / 10.0);
-    let warmup = arguments.warmup.unwrap_or(Schedule::default_warmup(steps));
-    let schedule = Schedule::new(lr, min_lr, warmup, steps)?;
+    let warmup = arguments.warmup.unwrap_or(LearningRate::default_warmup(steps));
+    let schedule = LearningRate::new(lr, min_lr, warmup, steps)?;
     let rates = describe_rates(arguments, [lr, min_lr], warmup);
     let weight_decay = args::not_negative("--weight-decay", arguments.weight_decay)?;
     let clip = args::not_negative("--clip", arguments.clip)?;

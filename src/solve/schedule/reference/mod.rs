@@ -68,7 +68,7 @@ fn cost(lengths: &[usize], placement: &Blocks) -> Pairs {
     placement.iter().map(busiest).sum()
 }
 
-/// Pairs of each rank of a block.
+/// Work of each rank of a block.
 fn work(lengths: &[usize], block: &Block) -> Pairs {
     block.documents.iter().map(|&document| Pairs::of(lengths[document], block.size)).sum()
 }

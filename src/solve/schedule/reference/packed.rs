@@ -33,7 +33,7 @@ fn micro_batch(lengths: &[usize], ranks: usize, tokens: usize, waiting: &[usize]
     let cap = Pairs::whole(longest * tokens as u128).share(21, 20);
 
     let (mut blocks, mut left) = (Vec::<Block>::new(), Vec::new());
-    // Pairs and shares of tokens of each block.
+    // Work and shares of tokens of each block.
     let mut loads: Vec<(Pairs, u128)> = Vec::new();
     for &document in waiting {
         let free = ranks - blocks.iter().map(|block| block.size).sum::<usize>();
