@@ -23,7 +23,7 @@ use indicatif::ProgressBar;
 use serde::Serialize;
 
 use super::engine::{Cluster, Comm};
-use super::step::{Task, step};
+use super::step::{StepInputs, step};
 use super::{args, output};
 
 const RANKS: usize = 2;
@@ -227,7 +227,7 @@ fn compare(config: &Config, seed: u64, cluster: &Cluster) -> Result<Vec<Comparis
         let [strategy, layout, kernel] = [strategy, layout, kernel].map(str::to_string);
         let order = select::orders(&strategy)[0].to_string();
         let choice = Choice { strategy, order, layout, kernel, degree, ..Choice::default() };
-        let task = Task { config, batch: &batch, seed, threads: args::threads(None, degree)? };
+        let task = StepInputs { config, batch: &batch, seed, threads: args::threads(None, degree)? };
         let step = step(cluster, &choice, DType::F32, task)?.unwrap_or_default();
         Ok::<_, context_parallel::error::Error>((choice, step))
     };
