@@ -16,7 +16,7 @@ use super::super::engine::{Cluster, Comm, with_storage_type};
 use super::super::machine;
 use super::super::memory::{self, Load};
 use super::super::output;
-use super::super::sets::Ranks;
+use super::super::sets::WeightsOfRanks;
 use super::logits::LogitsFile;
 use super::{Job, Logits};
 
@@ -51,7 +51,7 @@ pub fn run(job: &Job, cluster: &Cluster) -> Result<Option<f64>> {
 fn run_as<T: Float>(job: &Job, cluster: &Cluster) -> Result<Option<f64>> {
     let list = ParameterList::new(&job.config);
     let (ranks, threads) = (cluster.local(job.settings.choice.degree), job.settings.threads);
-    let ranks = Ranks::new(ranks, threads, |device: &Cpu<T>| {
+    let ranks = WeightsOfRanks::new(ranks, threads, |device: &Cpu<T>| {
         let _reading = output::reading(&job.model);
         weights::load(device, &job.model, &list)
     })?;
@@ -74,7 +74,7 @@ fn run_as<T: Float>(job: &Job, cluster: &Cluster) -> Result<Option<f64>> {
 
 struct Evaluation<'a, T: Float> {
     job: &'a Job,
-    ranks: &'a Ranks<T, WorkingRole, T>,
+    ranks: &'a WeightsOfRanks<T, WorkingRole, T>,
     file: &'a Mutex<Option<LogitsFile>>,
     bar: &'a ProgressBar,
 }

@@ -20,7 +20,7 @@ use indicatif::ProgressBar;
 use super::super::engine::{Cluster, Comm, gather};
 use super::super::memory::{self, Load};
 use super::super::output::Phase;
-use super::super::sets::Ranks;
+use super::super::sets::WeightsOfRanks;
 use super::super::{interrupt, machine, output};
 use super::report::{Finished, Throughput, describe};
 use super::{Job, micro_batches};
@@ -64,7 +64,9 @@ fn run_as<T: Float>(job: &Job, cluster: &Cluster, json: bool) -> Result<Finished
     if job.out.is_none() && cluster.speaks() {
         output::warn("the model will not be kept when the run ends: --out DIR keeps it");
     }
-    let ranks = Ranks::new(cluster.local(choice.degree), job.settings.threads, |device: &Cpu<T>| match &job.weights {
+    let ranks = WeightsOfRanks::new(cluster.local(choice.degree), job.settings.threads, |device: &Cpu<T>| match &job
+        .weights
+    {
         Some(folder) => {
             let _reading = output::reading(folder);
             let stored = ParameterList::new(&job.config.clone().with_mtp_depth(job.stored_depth));
@@ -189,7 +191,7 @@ struct Training<'a, T: Float> {
     job: &'a Job,
     /// Bytes of one rank, about.
     memory: u64,
-    ranks: &'a Ranks<T, MasterRole, T::Acc>,
+    ranks: &'a WeightsOfRanks<T, MasterRole, T::Acc>,
     /// Cuts steps into micro-batches, for the strategy whose documents have ranks of their own.
     scheduler: Option<&'a Scheduler>,
     stop: &'a AtomicBool,
