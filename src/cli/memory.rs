@@ -4,7 +4,7 @@ use context_parallel::model::{Config, ParameterList};
 
 /// What decides over memory besides the model.
 #[derive(Clone, Copy, Debug)]
-pub struct Load {
+pub struct Demand {
     /// Rows of a rank: its tokens of those that run at once.
     pub rows: usize,
     pub ranks: usize,
@@ -26,8 +26,8 @@ pub struct Load {
 /// multi-token prediction is a block, its output (`h`), and id, label and weight of a row (20 bytes); gradients of the
 /// main loss and of the depth's input stand beside its backward pass (`3 h`). Logits of at most 1024 rows are in memory
 /// at a time, twice.
-pub fn training(config: &Config, load: Load) -> u64 {
-    let Load { rows, ranks, elem, acc, recompute } = load;
+pub fn training(config: &Config, load: Demand) -> u64 {
+    let Demand { rows, ranks, elem, acc, recompute } = load;
     // No configuration and no number of rows is too large to be told that it is.
     let [rows, elem, acc] = [rows, elem, acc].map(|count| count as u128);
     let parameters = ParameterList::new(config).elements() as u128;
@@ -58,8 +58,8 @@ fn block(config: &Config, elem: u128, acc: u128) -> u128 {
 /// and then in a pass, whichever is more. At loading that is a copy of the largest parameter; in a pass an output layer
 /// that is tied once more, what blocks leave as in [`training`], and logits. Where these are kept (`kept` tokens of all
 /// ranks at once), a rank has those of its rows twice and those of all tokens twice, to gather them.
-pub fn evaluation(config: &Config, load: Load, kept: Option<usize>) -> u64 {
-    let Load { rows, elem, acc, .. } = load;
+pub fn evaluation(config: &Config, load: Demand, kept: Option<usize>) -> u64 {
+    let Demand { rows, elem, acc, .. } = load;
     let [rows, elem, acc, vocab] = [rows, elem, acc, config.vocab_size].map(|count| count as u128);
     let hidden = config.hidden_size as u128;
     let tied = if config.tie_word_embeddings { vocab * hidden } else { 0 };
@@ -83,37 +83,37 @@ mod tests {
     #[test]
     fn grows_with_what_it_depends_on() {
         let config = Config::preset("tiny").unwrap();
-        let load = Load { rows: 1024, ranks: 2, elem: 4, acc: 4, recompute: false };
+        let load = Demand { rows: 1024, ranks: 2, elem: 4, acc: 4, recompute: false };
         let bytes = |load| training(&config, load);
         let weights = ParameterList::new(&config).elements() as u64 * 4 * 7;
-        assert!(bytes(load) > weights && bytes(Load { rows: 1 << 39, ..load }) / bytes(load) > 1000);
-        assert!(bytes(Load { recompute: true, ..load }) < bytes(load));
-        assert!(bytes(Load { elem: 2, ..load }) < bytes(load));
+        assert!(bytes(load) > weights && bytes(Demand { rows: 1 << 39, ..load }) / bytes(load) > 1000);
+        assert!(bytes(Demand { recompute: true, ..load }) < bytes(load));
+        assert!(bytes(Demand { elem: 2, ..load }) < bytes(load));
         for recompute in [false, true] {
-            let load = Load { recompute, ..load };
+            let load = Demand { recompute, ..load };
             let [one, two] = [1, 2].map(|depth| training(&config.clone().with_mtp_depth(depth), load));
             assert!(bytes(load) < one && one < two);
         }
-        assert_eq!(bytes(Load { rows: usize::MAX, ..load }), u64::MAX);
-        assert!(bytes(Load { ranks: 1, ..load }) < bytes(load), "nothing is summed over one rank");
+        assert_eq!(bytes(Demand { rows: usize::MAX, ..load }), u64::MAX);
+        assert!(bytes(Demand { ranks: 1, ..load }) < bytes(load), "nothing is summed over one rank");
     }
 
     #[test]
     fn evaluation_needs_weights_once_and_all_logits_that_are_kept() {
         let config = Config::preset("tiny").unwrap();
-        let load = Load { rows: 64, ranks: 2, elem: 4, acc: 4, recompute: false };
+        let load = Demand { rows: 64, ranks: 2, elem: 4, acc: 4, recompute: false };
         let weights = ParameterList::new(&config).elements() as u64 * 4;
         let loss = evaluation(&config, load, None);
         assert!(loss > weights && loss < training(&config, load));
         let kept = evaluation(&config, load, Some(128));
         assert_eq!(kept - loss, (2 * (64 + 128) - 2 * 64) * config.vocab_size as u64 * 4);
-        assert_eq!(evaluation(&config, Load { rows: usize::MAX, ..load }, Some(usize::MAX)), u64::MAX);
+        assert_eq!(evaluation(&config, Demand { rows: usize::MAX, ..load }, Some(usize::MAX)), u64::MAX);
         // A large vocabulary and hardly a token: most is needed while the embedding is loaded.
         let sizes = Sizes { vocab_size: 9999, hidden_size: 64, intermediate_size: 8, layers: 1, heads: 1, kv_heads: 1 };
         let config = Config::llama(sizes).unwrap();
         let weights = ParameterList::new(&config).elements() as u64;
         for elem in [2, 4] {
-            let load = Load { rows: 1, elem, ..load };
+            let load = Demand { rows: 1, elem, ..load };
             assert_eq!(evaluation(&config, load, None), (weights + 9999 * 64) * elem as u64);
             assert!(training(&config, load) > (weights + 9999 * 64) * load.acc as u64);
         }

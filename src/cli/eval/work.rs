@@ -14,7 +14,7 @@ use indicatif::ProgressBar;
 
 use super::super::engine::{Cluster, Comm, with_storage_type};
 use super::super::machine;
-use super::super::memory::{self, Load};
+use super::super::memory::{self, Demand};
 use super::super::output;
 use super::super::sets::WeightsOfRanks;
 use super::logits::LogitsFile;
@@ -25,7 +25,7 @@ fn memory_of_rank(job: &Job) -> Result<u64> {
     let sizes = with_storage_type!(job.settings.dtype, T => Ok((size_of::<T>(), size_of::<<T as Float>::Acc>())));
     let ((elem, acc), ranks) = (sizes?, job.settings.choice.degree);
     let tokens = job.input.lengths.chunks(job.batch).map(|lengths| lengths.iter().sum()).max().unwrap_or(0);
-    let load = Load { rows: usize::div_ceil(tokens, ranks), ranks, elem, acc, recompute: false };
+    let load = Demand { rows: usize::div_ceil(tokens, ranks), ranks, elem, acc, recompute: false };
     Ok(memory::evaluation(&job.config, load, job.logits.as_ref().map(|_| tokens)))
 }
 

@@ -18,7 +18,7 @@ use context_parallel::train::trainer::{self, StepRecord, TrainOptions};
 use indicatif::ProgressBar;
 
 use super::super::engine::{Cluster, Comm, gather};
-use super::super::memory::{self, Load};
+use super::super::memory::{self, Demand};
 use super::super::output::Phase;
 use super::super::sets::WeightsOfRanks;
 use super::super::{interrupt, machine, output};
@@ -42,7 +42,7 @@ fn run_as<T: Float>(job: &Job, cluster: &Cluster, json: bool) -> Result<Finished
     let list = ParameterList::new(&job.config);
     let choice = &job.settings.choice;
     let tokens = micro_batches::tokens_at_once(job);
-    let load = Load {
+    let load = Demand {
         rows: micro_batches::rows_per_rank(job, tokens),
         ranks: choice.degree,
         elem: size_of::<T>(),
