@@ -30,7 +30,7 @@ pub enum Cluster {
 }
 
 /// Runs a command where `asked` says, and reports its error, once.
-pub fn start(asked: &args::Engine, command: impl FnOnce(&Cluster) -> Result<ExitCode>) -> ExitCode {
+pub fn start(asked: &args::EngineArguments, command: impl FnOnce(&Cluster) -> Result<ExitCode>) -> ExitCode {
     let asked = asked.transport().and_then(|transport| Ok((transport, Duration::from_secs(asked.deadline()?))));
     let result = match asked {
         Err(error) => Err(error),

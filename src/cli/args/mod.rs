@@ -72,13 +72,13 @@ pub struct Choices {
     #[arg(long, value_name = "N", help_heading = RUNNING)]
     pub threads: Option<usize>,
     #[command(flatten)]
-    pub engine: Engine,
+    pub engine: EngineArguments,
 }
 
 /// Where ranks run and how they talk.
 #[derive(Args, Clone, Debug)]
 #[command(next_help_heading = RUNNING)]
-pub struct Engine {
+pub struct EngineArguments {
     /// How ranks exchange data: between threads of this process, or processes that mpirun started (feature mpi)
     #[arg(long, value_name = "NAME", default_value = "threads", value_parser = Names::TRANSPORTS)]
     pub transport: String,
@@ -90,13 +90,13 @@ pub struct Engine {
     pub device: String,
 }
 
-impl Default for Engine {
+impl Default for EngineArguments {
     fn default() -> Self {
-        Engine { transport: "threads".into(), deadline: DEADLINE, device: "cpu".into() }
+        EngineArguments { transport: "threads".into(), deadline: DEADLINE, device: "cpu".into() }
     }
 }
 
-impl Engine {
+impl EngineArguments {
     /// The transport; refuses what does not exist, and what this version or this build does not have.
     pub fn transport(&self) -> Result<Transport> {
         if cfg!(not(feature = "mpi")) && self.transport == "mpi" {
@@ -143,14 +143,14 @@ impl Combination {
         let strategy = match &self.strategy {
             Some(strategy) => strategy,
             None => match asked {
-                Some(Degree::Grid(..)) => <RingUlysses>::NAME,
-                Some(Degree::Ranks(cp)) if cp > 1 => <Ring>::NAME,
+                Some(RankCount::Grid(..)) => <RingUlysses>::NAME,
+                Some(RankCount::Ranks(cp)) if cp > 1 => <Ring>::NAME,
                 _ => Single::NAME,
             },
         };
         let (ranks, grid) = match asked {
-            Some(Degree::Ranks(ranks)) => (ranks, None),
-            Some(Degree::Grid(outer, inner)) => (outer * inner, Some(Grid { outer, inner, inner_adjacent: true })),
+            Some(RankCount::Ranks(ranks)) => (ranks, None),
+            Some(RankCount::Grid(outer, inner)) => (outer * inner, Some(Grid { outer, inner, inner_adjacent: true })),
             None => (1, None),
         };
         let mut choice = select::checked(&Choice {
@@ -282,25 +282,25 @@ pub fn dtype(name: &str) -> Result<DType> {
 
 /// A degree as the user writes it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Degree {
+enum RankCount {
     Ranks(usize),
     /// Outer and inner degree.
     Grid(usize, usize),
 }
 
 /// A number of ranks, or an outer and an inner degree.
-fn degree(text: &str) -> Result<Degree> {
+fn degree(text: &str) -> Result<RankCount> {
     let is_number = |part: &str| !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_digit());
     match text.split_once(['x', 'X']) {
         Some((outer, inner)) if is_number(outer) && is_number(inner) => {
             match (outer.parse::<usize>(), inner.parse::<usize>()) {
                 (Ok(outer @ 1..), Ok(inner @ 1..)) if outer.checked_mul(inner).is_some() => {
-                    Ok(Degree::Grid(outer, inner))
+                    Ok(RankCount::Grid(outer, inner))
                 }
                 _ => Err(numbers(format!("--cp is {text}: use two degrees of at least 1, such as 2x2"))),
             }
         }
-        None if text.trim().parse::<usize>().is_ok() => ranks(text).map(Degree::Ranks),
+        None if text.trim().parse::<usize>().is_ok() => ranks(text).map(RankCount::Ranks),
         _ => Err(not_a_degree(text, ", or two of them for ring-ulysses, such as 2x2")),
     }
 }
