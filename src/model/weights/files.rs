@@ -53,16 +53,16 @@ fn invalid(path: &Path, reason: impl std::fmt::Display) -> Error {
 }
 
 /// One safetensors file, its header read.
-struct Shard {
+struct WeightFile {
     path: PathBuf,
     file: File,
     /// Where the tensors' bytes begin.
     data: u64,
 }
 
-impl Shard {
+impl WeightFile {
     /// Reads the header and checks that the file is as long as it says.
-    fn open(path: PathBuf) -> Result<(Shard, Metadata)> {
+    fn open(path: PathBuf) -> Result<(WeightFile, Metadata)> {
         let mut file = files::open(&path)?;
         let length = file.metadata().map_err(|e| unreadable(&path, e))?.len();
         let mut prefix = [0; 8];
@@ -89,7 +89,7 @@ impl Shard {
             let what = if length < expected { "; it is truncated" } else { "" };
             return Err(invalid(&path, format!("its header describes {expected} bytes, the file has {length}{what}")));
         }
-        Ok((Shard { path, file, data }, metadata))
+        Ok((WeightFile { path, file, data }, metadata))
     }
 
     /// The bytes of a tensor from `range.start` to `range.end`.
@@ -105,7 +105,7 @@ impl Shard {
 
 /// All tensors of a folder.
 pub(super) struct TensorFiles {
-    shards: Vec<Shard>,
+    shards: Vec<WeightFile>,
     tensors: Tensors,
     /// What to call the place in messages.
     place: PathBuf,
@@ -177,7 +177,7 @@ impl TensorFiles {
     }
 
     fn add(&mut self, path: PathBuf) -> Result<()> {
-        let (shard, metadata) = Shard::open(path)?;
+        let (shard, metadata) = WeightFile::open(path)?;
         for (name, info) in metadata.tensors() {
             let tensor = Tensor { shard: self.shards.len(), info: info.clone(), halves_swapped: false };
             if let Some(other) = self.tensors.insert(name.clone(), tensor) {
