@@ -6,7 +6,7 @@
 use std::time::Instant;
 
 use context_parallel::mask::Mask;
-use context_parallel::solve::dispatch::{Dispatch, Options, Remainder, Report, Start, heap, solve};
+use context_parallel::solve::dispatch::{Dispatch, DispatchOptions, PlacementReport, Remainder, Start, heap, solve};
 use criterion::{BenchmarkId, Criterion};
 
 #[path = "../tests/common/packs.rs"]
@@ -31,18 +31,18 @@ fn times(criterion: &mut Criterion) {
                 b.iter(|| heap(&pack.problem(), 512, Remainder::Uneven))
             });
             group.bench_function(BenchmarkId::new("solve", chunks), |b| {
-                b.iter(|| solve(&pack.problem(), &Options::default()))
+                b.iter(|| solve(&pack.problem(), &DispatchOptions::default()))
             });
             group.finish();
         }
     }
 }
 
-fn balance(report: &Report) -> f64 {
+fn balance(report: &PlacementReport) -> f64 {
     report.area_max as f64 * report.area.len() as f64 / report.area.iter().sum::<u128>() as f64
 }
 
-fn rows(report: &Report) -> f64 {
+fn rows(report: &PlacementReport) -> f64 {
     report.rows_max as f64 * report.rows.len() as f64 / report.rows.iter().sum::<u64>() as f64
 }
 
@@ -57,7 +57,7 @@ struct Column {
 }
 
 impl Column {
-    fn add(&mut self, place: impl FnOnce() -> Dispatch) -> Report {
+    fn add(&mut self, place: impl FnOnce() -> Dispatch) -> PlacementReport {
         let start = Instant::now();
         let report = place().report;
         self.seconds += start.elapsed().as_secs_f64();
@@ -96,8 +96,9 @@ fn random_packs() {
                 contiguous.add(|| Start::Contiguous.place(&problem));
                 zigzag.add(|| Start::Zigzag.place(&problem));
                 fill.add(|| Start::TwoEnded.place(&problem));
-                solved.add(|| solve(&problem, &Options::default()));
-                let report = long.add(|| solve(&problem, &Options { effort: LONG, ..Options::default() }));
+                solved.add(|| solve(&problem, &DispatchOptions::default()));
+                let report =
+                    long.add(|| solve(&problem, &DispatchOptions { effort: LONG, ..DispatchOptions::default() }));
                 bound += report.received_bound;
             }
             let setting = format!("{name}, {ranks}");
@@ -105,7 +106,7 @@ fn random_packs() {
             contiguous.print(&setting, "contiguous", &dealt);
             zigzag.print(&setting, "zigzag per document", &dealt);
             fill.print(&setting, "two-ended fill", &dealt);
-            solved.print(&setting, &format!("solver, {} moves", Options::default().effort), &dealt);
+            solved.print(&setting, &format!("solver, {} moves", DispatchOptions::default().effort), &dealt);
             long.print(&setting, &format!("solver, {LONG} moves"), &dealt);
             let times = dealt.traffic as f64 / bound as f64;
             println!("| {setting} | lower bound at the last balance | {bound} | {times:.2} | | | | |");
@@ -121,9 +122,10 @@ fn named_cases() {
             let pack = case.pack(ranks);
             let remainder = if case.padded { Remainder::Padded } else { Remainder::Uneven };
             let dealt = heap(&pack.problem(), case.chunk, remainder);
-            let options = Options { heap: Some((case.chunk, remainder)), ..Options::default() };
+            let options = DispatchOptions { heap: Some((case.chunk, remainder)), ..DispatchOptions::default() };
             let report = solve(&pack.problem(), &options).report;
-            let text = |report: &Report| format!("{:.3}, {:.3}, {}", balance(report), rows(report), report.traffic());
+            let text =
+                |report: &PlacementReport| format!("{:.3}, {:.3}, {}", balance(report), rows(report), report.traffic());
             println!(
                 "| {} | {ranks} | {} | {} | {} |",
                 case.name,
@@ -153,7 +155,7 @@ fn main() {
         println!("\n## Named cases\n");
         println!(
             "The table of `magi.md` section 3.4, chunk and padding of the heap as there; the solver with the heap's \
-             placement to beat\n(`Options::heap`), at the default effort.\n"
+             placement to beat\n(`DispatchOptions::heap`), at the default effort.\n"
         );
         named_cases();
         return;

@@ -84,7 +84,7 @@ mod harness {
     use std::collections::{BTreeMap, HashMap};
 
     use ::safetensors::tensor::{Dtype, TensorView, serialize_to_file};
-    use context_parallel::oracle::{Rotary, Stretch};
+    use context_parallel::oracle::{Rotation, Stretch};
     use context_parallel::rope::Rope;
 
     use super::kinds::hf::{Curve, Step};
@@ -149,13 +149,13 @@ mod harness {
             mscale_all_dim: None,
         };
         let (base, percent, interpolation) = (1e4, 0.5, Some(2.0));
-        let rotary = Rotary { head_dim: 8, base, percent, interleaved: false, interpolation, stretch };
+        let rotary = Rotation { head_dim: 8, base, percent, interleaved: false, interpolation, stretch };
         let rope = Rope::new(config(&rotary)).unwrap();
         assert_eq!((rope.pairs(), rope.config().interpolation), (4, None));
         assert_eq!(rope.inverse_frequencies(), rotary.inverse_frequencies());
-        let plain = Rope::new(config(&Rotary { stretch: Stretch::None, ..rotary })).unwrap();
+        let plain = Rope::new(config(&Rotation { stretch: Stretch::None, ..rotary })).unwrap();
         assert_eq!((plain.pairs(), plain.config().interpolation), (2, Some(2.0)));
-        assert!(Rope::new(config(&Rotary { interleaved: true, ..rotary })).is_err());
+        assert!(Rope::new(config(&Rotation { interleaved: true, ..rotary })).is_err());
     }
 
     #[test]

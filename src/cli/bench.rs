@@ -24,17 +24,17 @@ use super::{machine, output};
 #[derive(clap::Args, Clone, Debug)]
 pub struct Arguments {
     #[command(subcommand)]
-    part: Part,
+    part: BenchCommand,
 }
 
 #[derive(Subcommand, Clone, Debug)]
-enum Part {
-    Attention(Attention),
+enum BenchCommand {
+    Attention(AttentionArguments),
 }
 
 /// Forward and backward of attention on one rank: milliseconds and GFLOP/s
 #[derive(clap::Args, Clone, Debug)]
-struct Attention {
+struct AttentionArguments {
     /// Storage type
     #[arg(long, value_name = "NAME", default_value = "f32", value_parser = Names::new(|| args::of(DTYPES)))]
     dtype: String,
@@ -85,7 +85,7 @@ struct Job {
 }
 
 #[derive(Clone, Debug, Serialize)]
-struct Report {
+struct Timings {
     forward_ms: f64,
     backward_ms: f64,
     forward_gflops: f64,
@@ -94,14 +94,14 @@ struct Report {
 }
 
 pub fn run(arguments: Arguments, cluster: &Cluster) -> Result<ExitCode> {
-    let Part::Attention(arguments) = arguments.part;
+    let BenchCommand::Attention(arguments) = arguments.part;
     let job = prepare(&arguments)?;
     let (forward, backward) = compute(&job, cluster)?;
     let report = job.report(forward, backward);
     if arguments.json {
         output::json(&report);
     } else {
-        let Report { forward_ms, backward_ms, forward_gflops, backward_gflops, runs } = report;
+        let Timings { forward_ms, backward_ms, forward_gflops, backward_gflops, runs } = report;
         let row = |name: &str, ms: f64, gflops: f64| vec![name.to_string(), format!("{ms:.2}"), format!("{gflops:.1}")];
         let rows = [row("forward", forward_ms, forward_gflops), row("backward", backward_ms, backward_gflops)];
         output::line(output::table(&["pass", "ms", "GFLOP/s"], 1, rows));
@@ -110,7 +110,7 @@ pub fn run(arguments: Arguments, cluster: &Cluster) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn prepare(arguments: &Attention) -> Result<Job> {
+fn prepare(arguments: &AttentionArguments) -> Result<Job> {
     let dtype = args::pick("dtype", &arguments.dtype, DTYPES, &["f16", "f64"])?;
     let heads = args::positive("--heads", arguments.heads)?;
     let kv_heads = args::positive("--kv-heads", arguments.kv_heads.unwrap_or(heads))?;
@@ -153,11 +153,11 @@ impl Job {
     }
 
     /// Medians of the seconds of each pass; the backward pass counts as 2.5 forward passes (five products, not two).
-    fn report(&self, mut forward: Vec<f64>, mut backward: Vec<f64>) -> Report {
+    fn report(&self, mut forward: Vec<f64>, mut backward: Vec<f64>) -> Timings {
         let runs = forward.len();
         let (forward, backward) = (median(&mut forward), median(&mut backward));
         let gigaflops = self.forward_flops() / 1e9;
-        Report {
+        Timings {
             forward_ms: 1e3 * forward,
             backward_ms: 1e3 * backward,
             forward_gflops: gigaflops / forward,

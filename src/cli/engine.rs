@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use context_parallel::comm::threads::{self, Options};
+use context_parallel::comm::threads::{self, Waiting};
 use context_parallel::comm::{Collectives, Communicator};
 use context_parallel::error::Result;
 use context_parallel::tensor::{Buffer, Element};
@@ -23,22 +23,22 @@ pub type Comm = Box<dyn Communicator>;
 #[derive(Debug)]
 pub enum Cluster {
     /// All in this process.
-    Threads(Options),
+    Threads(Waiting),
     /// One in each process.
     #[cfg(feature = "mpi")]
     Mpi(context_parallel::comm::mpi::MpiComm),
 }
 
 /// Runs a command where `asked` says, and reports its error, once.
-pub fn start(asked: &args::Engine, command: impl FnOnce(&Cluster) -> Result<ExitCode>) -> ExitCode {
+pub fn start(asked: &args::EngineArguments, command: impl FnOnce(&Cluster) -> Result<ExitCode>) -> ExitCode {
     let asked = asked.transport().and_then(|transport| Ok((transport, Duration::from_secs(asked.deadline()?))));
     let result = match asked {
         Err(error) => Err(error),
-        Ok((Transport::Threads, deadline)) => command(&Cluster::Threads(Options { deadline, ..Options::default() })),
+        Ok((Transport::Threads, deadline)) => command(&Cluster::Threads(Waiting { deadline, ..Waiting::default() })),
         #[cfg(feature = "mpi")]
         Ok((Transport::Mpi, deadline)) => {
             use context_parallel::comm::mpi;
-            let options = mpi::Options { deadline, ..mpi::Options::default() };
+            let options = mpi::MpiOptions { deadline, ..mpi::MpiOptions::default() };
             let ended = mpi::run_with(options, |comm| command(&Cluster::Mpi(comm)));
             if let Err(error) = ended.result()
                 && !ended.is_repeated()
@@ -117,10 +117,10 @@ impl Cluster {
     /// and their mailboxes are compiled once per result, not once per combination.
     pub fn on_ranks<R: Send>(&self, ranks: usize, body: &(dyn Fn(Comm) -> Result<R> + Sync)) -> Result<Option<R>> {
         match self {
-            Cluster::Threads(options) => {
+            Cluster::Threads(waiting) => {
                 let starting = Mutex::new(Some(output::phase(format!("starting {}", output::many(ranks, "rank")))));
                 let started = AtomicUsize::new(0);
-                let results = threads::run_with(options.clone(), ranks, |comm| {
+                let results = threads::run_with(waiting.clone(), ranks, |comm| {
                     if started.fetch_add(1, Ordering::Relaxed) + 1 == ranks {
                         starting.lock().unwrap_or_else(PoisonError::into_inner).take();
                     }

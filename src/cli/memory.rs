@@ -4,7 +4,7 @@ use context_parallel::model::{Config, ParameterList};
 
 /// What decides over memory besides the model.
 #[derive(Clone, Copy, Debug)]
-pub struct Load {
+pub struct Demand {
     /// Rows of a rank: its tokens of those that run at once.
     pub rows: usize,
     pub ranks: usize,
@@ -17,17 +17,16 @@ pub struct Load {
 /// Bytes of one rank, about: weights and what belongs to them, and the activations of a micro-batch.
 ///
 /// With `P` parameters, every rank holds `P (4 acc + elem)`: master weights, two moments and gradients in the
-/// accumulation type, and the working copy; on several ranks up to `2 P acc` more while the gradients are summed: what is
-/// sent, and what is received. Loading comes
-/// before moments and gradients, and takes less than they do. A row leaves `4 h + 2 q + 2 kv + 2 f` elements in a block:
-/// its input, both norms and the residual stream after attention (`4 h`), queries and attention output (`2 q`), keys and
-/// values (`2 kv`), gate and up (`2 f`), and of sums the attention output again (`q`); about as much as one block once
-/// more passes through the backward pass of a block. With recomputation a block leaves its input (`h`) only. A depth of
-/// multi-token prediction is a block, its output (`h`), and id, label and weight of a row (20 bytes); gradients of the
-/// main loss and of the depth's input stand beside its backward pass (`3 h`). Logits of at most 1024 rows are in memory
-/// at a time, twice.
-pub fn training(config: &Config, load: Load) -> u64 {
-    let Load { rows, ranks, elem, acc, recompute } = load;
+/// accumulation type, and the working copy; on several ranks up to `2 P acc` more while the gradients are summed: what
+/// is sent, and what is received. Loading comes before moments and gradients, and takes less than they do. A row leaves
+/// `4 h + 2 q + 2 kv + 2 f` elements in a block: its input, both norms and the residual stream after attention (`4 h`),
+/// queries and attention output (`2 q`), keys and values (`2 kv`), gate and up (`2 f`), and of sums the attention
+/// output again (`q`); about as much as one block once more passes through the backward pass of a block. With
+/// recomputation a block leaves its input (`h`) only. A depth of multi-token prediction is a block, its output (`h`),
+/// and id, label and weight of a row (20 bytes); gradients of the main loss and of the depth's input stand beside its
+/// backward pass (`3 h`). Logits of at most 1024 rows are in memory at a time, twice.
+pub fn training(config: &Config, load: Demand) -> u64 {
+    let Demand { rows, ranks, elem, acc, recompute } = load;
     // No configuration and no number of rows is too large to be told that it is.
     let [rows, elem, acc] = [rows, elem, acc].map(|count| count as u128);
     let parameters = ParameterList::new(config).elements() as u128;
@@ -58,8 +57,8 @@ fn block(config: &Config, elem: u128, acc: u128) -> u128 {
 /// and then in a pass, whichever is more. At loading that is a copy of the largest parameter; in a pass an output layer
 /// that is tied once more, what blocks leave as in [`training`], and logits. Where these are kept (`kept` tokens of all
 /// ranks at once), a rank has those of its rows twice and those of all tokens twice, to gather them.
-pub fn evaluation(config: &Config, load: Load, kept: Option<usize>) -> u64 {
-    let Load { rows, elem, acc, .. } = load;
+pub fn evaluation(config: &Config, load: Demand, kept: Option<usize>) -> u64 {
+    let Demand { rows, elem, acc, .. } = load;
     let [rows, elem, acc, vocab] = [rows, elem, acc, config.vocab_size].map(|count| count as u128);
     let hidden = config.hidden_size as u128;
     let tied = if config.tie_word_embeddings { vocab * hidden } else { 0 };
@@ -83,37 +82,37 @@ mod tests {
     #[test]
     fn grows_with_what_it_depends_on() {
         let config = Config::preset("tiny").unwrap();
-        let load = Load { rows: 1024, ranks: 2, elem: 4, acc: 4, recompute: false };
+        let load = Demand { rows: 1024, ranks: 2, elem: 4, acc: 4, recompute: false };
         let bytes = |load| training(&config, load);
         let weights = ParameterList::new(&config).elements() as u64 * 4 * 7;
-        assert!(bytes(load) > weights && bytes(Load { rows: 1 << 39, ..load }) / bytes(load) > 1000);
-        assert!(bytes(Load { recompute: true, ..load }) < bytes(load));
-        assert!(bytes(Load { elem: 2, ..load }) < bytes(load));
+        assert!(bytes(load) > weights && bytes(Demand { rows: 1 << 39, ..load }) / bytes(load) > 1000);
+        assert!(bytes(Demand { recompute: true, ..load }) < bytes(load));
+        assert!(bytes(Demand { elem: 2, ..load }) < bytes(load));
         for recompute in [false, true] {
-            let load = Load { recompute, ..load };
+            let load = Demand { recompute, ..load };
             let [one, two] = [1, 2].map(|depth| training(&config.clone().with_mtp_depth(depth), load));
             assert!(bytes(load) < one && one < two);
         }
-        assert_eq!(bytes(Load { rows: usize::MAX, ..load }), u64::MAX);
-        assert!(bytes(Load { ranks: 1, ..load }) < bytes(load), "nothing is summed over one rank");
+        assert_eq!(bytes(Demand { rows: usize::MAX, ..load }), u64::MAX);
+        assert!(bytes(Demand { ranks: 1, ..load }) < bytes(load), "nothing is summed over one rank");
     }
 
     #[test]
     fn evaluation_needs_weights_once_and_all_logits_that_are_kept() {
         let config = Config::preset("tiny").unwrap();
-        let load = Load { rows: 64, ranks: 2, elem: 4, acc: 4, recompute: false };
+        let load = Demand { rows: 64, ranks: 2, elem: 4, acc: 4, recompute: false };
         let weights = ParameterList::new(&config).elements() as u64 * 4;
         let loss = evaluation(&config, load, None);
         assert!(loss > weights && loss < training(&config, load));
         let kept = evaluation(&config, load, Some(128));
         assert_eq!(kept - loss, (2 * (64 + 128) - 2 * 64) * config.vocab_size as u64 * 4);
-        assert_eq!(evaluation(&config, Load { rows: usize::MAX, ..load }, Some(usize::MAX)), u64::MAX);
+        assert_eq!(evaluation(&config, Demand { rows: usize::MAX, ..load }, Some(usize::MAX)), u64::MAX);
         // A large vocabulary and hardly a token: most is needed while the embedding is loaded.
         let sizes = Sizes { vocab_size: 9999, hidden_size: 64, intermediate_size: 8, layers: 1, heads: 1, kv_heads: 1 };
         let config = Config::llama(sizes).unwrap();
         let weights = ParameterList::new(&config).elements() as u64;
         for elem in [2, 4] {
-            let load = Load { rows: 1, elem, ..load };
+            let load = Demand { rows: 1, elem, ..load };
             assert_eq!(evaluation(&config, load, None), (weights + 9999 * 64) * elem as u64);
             assert!(training(&config, load) > (weights + 9999 * 64) * load.acc as u64);
         }

@@ -15,6 +15,7 @@ mod machine;
 mod memory;
 mod model;
 mod output;
+mod recall;
 mod sets;
 mod step;
 mod train;
@@ -84,7 +85,7 @@ pub fn main() -> ExitCode {
         Command::Eval(arguments) => arguments.choices.engine.clone(),
         Command::Verify(arguments) => arguments.engine.clone(),
         Command::Demo(_) | Command::Bench(_) | Command::Inspect(_) | Command::Completions { .. } => {
-            args::Engine::default()
+            args::EngineArguments::default()
         }
     };
     engine::start(&engine, |cluster| {

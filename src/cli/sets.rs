@@ -10,14 +10,14 @@ use context_parallel::tensor::{Cpu, Element, Float, Host};
 use super::output;
 
 /// A device per rank of this process, and the same weights on each until the rank takes them.
-pub struct Ranks<T, R, E> {
+pub struct WeightsOfRanks<T, R, E> {
     /// The first rank of this process.
     first: usize,
     devices: Vec<Cpu<T>>,
     weights: Vec<Mutex<Option<ParameterSet<R, E, Host>>>>,
 }
 
-impl<T: Float, R, E: Element> Ranks<T, R, E> {
+impl<T: Float, R, E: Element> WeightsOfRanks<T, R, E> {
     /// Makes weights once, and a copy for each of `ranks` but the first; nothing if there are none.
     pub fn new(
         ranks: Range<usize>,
@@ -27,13 +27,13 @@ impl<T: Float, R, E: Element> Ranks<T, R, E> {
         let first = ranks.start;
         let devices: Vec<Cpu<T>> = ranks.map(|_| Cpu::with_threads(threads)).collect::<Result<_>>()?;
         let Some((device, others)) = devices.split_first() else {
-            return Ok(Ranks { first, devices, weights: Vec::new() });
+            return Ok(WeightsOfRanks { first, devices, weights: Vec::new() });
         };
         let original = make(device)?;
         let _copying = output::phase(format!("copying the weights for {}", output::many(others.len(), "more rank")));
         let copies: Vec<_> = others.iter().map(|device| original.duplicate(device)).collect();
         let weights = std::iter::once(original).chain(copies).map(|weights| Mutex::new(Some(weights))).collect();
-        Ok(Ranks { first, devices, weights })
+        Ok(WeightsOfRanks { first, devices, weights })
     }
 
     /// The device of a rank of this process.

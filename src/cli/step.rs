@@ -17,7 +17,7 @@ use super::engine::{Cluster, Comm, gather, with_storage_type};
 
 /// What to compute: a model's fresh weights, and a batch.
 #[derive(Clone, Copy, Debug)]
-pub struct Task<'a> {
+pub struct StepInputs<'a> {
     pub config: &'a Config,
     pub batch: &'a TokenBatch,
     /// Seed of the weights.
@@ -28,7 +28,7 @@ pub struct Task<'a> {
 
 /// What one step gives: the mean loss, each parameter's gradient, and what it took.
 #[derive(Clone, Debug, Default)]
-pub struct Step {
+pub struct StepOutcome {
     pub loss: f64,
     /// By parameter.
     pub gradients: Vec<Vec<f64>>,
@@ -40,20 +40,20 @@ pub struct Step {
     pub seconds: f64,
 }
 
-impl Step {
+impl StepOutcome {
     /// Relative difference of the loss.
-    pub fn loss_difference(&self, reference: &Step) -> f64 {
+    pub fn loss_difference(&self, reference: &StepOutcome) -> f64 {
         relative_error(&[self.loss], &[reference.loss], 0.0)
     }
 
     /// Norm of the difference of the whole gradient over the norm of the reference's.
-    pub fn gradient_difference(&self, reference: &Step) -> f64 {
+    pub fn gradient_difference(&self, reference: &StepOutcome) -> f64 {
         relative_error(&self.gradients.concat(), &reference.gradients.concat(), 0.0)
     }
 
     /// Relative difference of the parameter whose gradient differs most. Where a gradient is below
     /// 1e-6 of the whole one, 1e-3 of that takes its place.
-    pub fn worst_gradient_difference(&self, reference: &Step) -> f64 {
+    pub fn worst_gradient_difference(&self, reference: &StepOutcome) -> f64 {
         let whole = norm(&reference.gradients.concat());
         let pairs = self.gradients.iter().zip(&reference.gradients);
         pairs.map(|(found, reference)| relative_error(found, reference, 1e-3 * whole)).fold(0.0, f64::max)
@@ -75,15 +75,15 @@ impl Step {
 }
 
 /// One step of `choice`, stored as `dtype`; what it gives in the process that speaks.
-pub fn step(cluster: &Cluster, choice: &Choice, dtype: DType, task: Task) -> Result<Option<Step>> {
+pub fn step(cluster: &Cluster, choice: &Choice, dtype: DType, task: StepInputs) -> Result<Option<StepOutcome>> {
     let chosen = select::chosen(choice)?;
     with_storage_type!(dtype, T => {
         cluster.on_ranks(chosen.strategy.degree(), &|comm| one_step::<T>(&chosen, comm, &task))
     })
 }
 
-fn one_step<T: Float>(chosen: &Chosen, comm: Comm, task: &Task) -> Result<Step> {
-    let Task { config, batch, seed, threads } = *task;
+fn one_step<T: Float>(chosen: &Chosen, comm: Comm, task: &StepInputs) -> Result<StepOutcome> {
+    let StepInputs { config, batch, seed, threads } = *task;
     let device = Cpu::<T>::with_threads(threads)?;
     let counted = Counted::new(comm);
     let traffic = counted.traffic();
@@ -111,7 +111,7 @@ fn one_step<T: Float>(chosen: &Chosen, comm: Comm, task: &Task) -> Result<Step> 
     let all = gather(learner.handler().comm(), &mine)?;
     let column = |i: usize| all.iter().map(move |numbers| numbers[i] as u64);
     // Every rank has the same loss and, after the sum over ranks, the same gradient.
-    Ok(Step {
+    Ok(StepOutcome {
         loss,
         gradients,
         bytes: column(0).collect(),

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::failure::poisoned;
 use super::mailbox::{Lost, Slot};
-use super::wire::{Carrier, Options, Packet};
+use super::wire::{Carrier, Packet, Waiting};
 use crate::error::{CommError, Result};
 use crate::tensor::Storage;
 
@@ -60,7 +60,7 @@ impl<W: Carrier> Expected<W> {
     /// The next message and its sender.
     pub(super) fn next(&mut self) -> Result<Option<(usize, Packet<W::Storage>)>> {
         let Some(slot) = self.slots.next() else { return Ok(None) };
-        let Options { deadline, clock } = self.wire.options();
+        let Waiting { deadline, clock } = self.wire.waiting();
         let since = *self.since.get_or_insert_with(|| clock.now());
         let left = || deadline.checked_sub(clock.now().saturating_sub(since)).filter(|left| !left.is_zero());
         let patience = || left().map(|left| clock.nap(left));

@@ -39,7 +39,7 @@ use world::World;
 
 /// How the ranks of a run wait for each other, and how they cut messages.
 #[derive(Clone, Copy, Debug)]
-pub struct Options {
+pub struct MpiOptions {
     /// The longest that one wait, barrier or split may take, and the start and the end of the run. Default: 10
     /// minutes.
     pub deadline: Duration,
@@ -50,9 +50,9 @@ pub struct Options {
     pub part: usize,
 }
 
-impl Default for Options {
+impl Default for MpiOptions {
     fn default() -> Self {
-        Options { deadline: Duration::from_secs(600), grace: Duration::from_secs(30), part: 1 << 30 }
+        MpiOptions { deadline: Duration::from_secs(600), grace: Duration::from_secs(30), part: 1 << 30 }
     }
 }
 
@@ -81,7 +81,7 @@ impl Default for Options {
 /// # Ok::<(), context_parallel::error::Error>(())
 /// ```
 pub fn run<R>(body: impl FnOnce(MpiComm) -> Result<R>) -> Result<R> {
-    let ended = run_with(Options::default(), body);
+    let ended = run_with(MpiOptions::default(), body);
     if let (Err(error), Exit::Stuck) = (&ended.result, ended.exit) {
         eprintln!("error: {error}");
     }
@@ -89,7 +89,7 @@ pub fn run<R>(body: impl FnOnce(MpiComm) -> Result<R>) -> Result<R> {
 }
 
 /// [`run`] with options, in two halves: between the end of the ranks and the end of MPI the program can report.
-pub fn run_with<R>(options: Options, body: impl FnOnce(MpiComm) -> Result<R>) -> Ended<R> {
+pub fn run_with<R>(options: MpiOptions, body: impl FnOnce(MpiComm) -> Result<R>) -> Ended<R> {
     let world = match start(options) {
         Ok(world) => world,
         Err(error) => {
@@ -104,7 +104,7 @@ pub fn run_with<R>(options: Options, body: impl FnOnce(MpiComm) -> Result<R>) ->
 }
 
 /// Starts MPI in a thread of its own.
-fn start(options: Options) -> Result<Arc<World>> {
+fn start(options: MpiOptions) -> Result<Arc<World>> {
     let (tell, told) = channel();
     let thread = thread::Builder::new().name("mpi".into()).spawn(move || {
         let Some((engine, place)) = Engine::start(options.part) else { return };

@@ -15,7 +15,7 @@ use super::wire::{Carrier, Counts, Packet};
 use crate::error::{CommError, Error, Result};
 use crate::tensor::{Host, Storage};
 
-pub use super::wire::Options;
+pub use super::wire::Waiting;
 
 /// Runs `body` on `ranks` threads, one per rank, and gives their results by rank.
 ///
@@ -38,18 +38,18 @@ pub fn run<R: Send, F>(ranks: usize, body: F) -> Result<Vec<R>>
 where
     F: Fn(ThreadComm) -> Result<R> + Sync,
 {
-    run_with(Options::default(), ranks, body)
+    run_with(Waiting::default(), ranks, body)
 }
 
 /// [`run`] with a deadline or clock of one's own.
 ///
 /// # Errors
 /// As [`run`].
-pub fn run_with<R: Send, F>(options: Options, ranks: usize, body: F) -> Result<Vec<R>>
+pub fn run_with<R: Send, F>(waiting: Waiting, ranks: usize, body: F) -> Result<Vec<R>>
 where
     F: Fn(ThreadComm) -> Result<R> + Sync,
 {
-    run_on::<Host, R, F>(options, ranks, body)
+    run_on::<Host, R, F>(waiting, ranks, body)
 }
 
 /// [`run_with`] for buffers that live in `S`: the messages are those of any device, and the engine orders the receiver's
@@ -57,12 +57,12 @@ where
 ///
 /// # Errors
 /// As [`run`].
-pub fn run_on<S: Storage, R: Send, F>(options: Options, ranks: usize, body: F) -> Result<Vec<R>>
+pub fn run_on<S: Storage, R: Send, F>(waiting: Waiting, ranks: usize, body: F) -> Result<Vec<R>>
 where
     F: Fn(ThreadComm<S>) -> Result<R> + Sync,
 {
     let results: Vec<Mutex<Option<R>>> = (0..ranks).map(|_| Mutex::new(None)).collect();
-    run_ranks::<S>(options, ranks, &|rank, comm| {
+    run_ranks::<S>(waiting, ranks, &|rank, comm| {
         *results[rank].lock().unwrap_or_else(PoisonError::into_inner) = Some(body(comm)?);
         Ok(())
     })?;
@@ -72,11 +72,11 @@ where
 /// What one rank does; the results go another way, so that threads are compiled once.
 type Body<'a, S> = dyn Fn(usize, ThreadComm<S>) -> Result<()> + Sync + 'a;
 
-fn run_ranks<S: Storage>(options: Options, ranks: usize, body: &Body<S>) -> Result<()> {
+fn run_ranks<S: Storage>(waiting: Waiting, ranks: usize, body: &Body<S>) -> Result<()> {
     if ranks == 0 {
         return Err(CommError::NoSuchRank { rank: 0, size: 0 }.into());
     }
-    let world = Arc::new(World::new(options, ranks));
+    let world = Arc::new(World::new(waiting, ranks));
     let world = &world;
     let results: Vec<Result<()>> = thread::scope(|scope| {
         let start = |rank| {
@@ -112,18 +112,18 @@ fn live<S: Storage>(world: &World<S>, rank: usize, comm: ThreadComm<S>, body: &B
 struct World<S> {
     board: Switchboard<Packet<S>>,
     counts: Vec<Counts>,
-    options: Options,
+    waiting: Waiting,
     /// Messages and notes, by sender.
     #[cfg(test)]
     delivered: Vec<std::sync::atomic::AtomicU64>,
 }
 
 impl<S: Storage> World<S> {
-    fn new(options: Options, ranks: usize) -> Self {
+    fn new(waiting: Waiting, ranks: usize) -> Self {
         World {
             board: Switchboard::new(ranks),
             counts: (0..ranks).map(|_| Counts::default()).collect(),
-            options,
+            waiting,
             #[cfg(test)]
             delivered: (0..ranks).map(|_| Default::default()).collect(),
         }
@@ -139,8 +139,8 @@ impl<S: Storage> World<S> {
 impl<S: Storage> Carrier for World<S> {
     type Storage = S;
 
-    fn options(&self) -> &Options {
-        &self.options
+    fn waiting(&self) -> &Waiting {
+        &self.waiting
     }
 
     fn mailbox(&self, me: usize) -> &Mailbox<Packet<S>> {

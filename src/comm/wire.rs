@@ -15,16 +15,16 @@ use crate::tensor::{Host, Storage};
 
 /// How the ranks of a run wait for each other.
 #[derive(Clone, Debug)]
-pub struct Options {
+pub struct Waiting {
     /// The longest that one wait, barrier or split may take. Default: 10 minutes.
     pub deadline: Duration,
     /// What the deadline is measured with. Default: the time that passes.
     pub clock: Arc<dyn Clock>,
 }
 
-impl Default for Options {
+impl Default for Waiting {
     fn default() -> Self {
-        Options { deadline: Duration::from_secs(600), clock: Arc::new(SystemClock::default()) }
+        Waiting { deadline: Duration::from_secs(600), clock: Arc::new(SystemClock::default()) }
     }
 }
 
@@ -33,7 +33,7 @@ pub(super) trait Carrier: Debug + Send + Sync + 'static {
     /// Where the buffers that it carries live.
     type Storage: Storage;
 
-    fn options(&self) -> &Options;
+    fn waiting(&self) -> &Waiting;
 
     /// The mailbox of a rank that lives in this process.
     fn mailbox(&self, me: usize) -> &Mailbox<Packet<Self::Storage>>;

@@ -1,6 +1,6 @@
 //! The answer to an attention problem, and how far others are from it.
 
-use super::{Gradients, Heads, Problem, attention, attention_backward, norm, relative_error};
+use super::{DenseAttention, DenseGradients, Heads, attention, attention_backward, norm, relative_error};
 
 /// What is compared, in the order of [`Answer::errors`].
 pub const NAMES: [&str; 4] = ["out", "dq", "dk", "dv"];
@@ -22,8 +22,8 @@ impl Answer {
         attends: &dyn Fn(usize, usize) -> bool,
         [q, k, v, dout]: [&[f64]; 4],
     ) -> Self {
-        let problem = Problem { tokens, heads, q, k, v, attends };
-        let Gradients { dq, dk, dv } = attention_backward(&problem, dout);
+        let problem = DenseAttention { tokens, heads, q, k, v, attends };
+        let DenseGradients { dq, dk, dv } = attention_backward(&problem, dout);
         Answer { tensors: [attention(&problem).out, dq, dk, dv], dout_norm: norm(dout) }
     }
 

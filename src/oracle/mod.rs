@@ -5,12 +5,13 @@
 //! 600 tokens and 4 heads takes well under a second in a debug build; it is not meant for more.
 //!
 //! ```
-//! use context_parallel::oracle::{Heads, Problem, attention, causal, documents};
+//! use context_parallel::oracle::{Heads, DenseAttention, attention, causal, documents};
 //!
 //! let documents = documents(&[2, 1], &[2, 1]);
 //! let attends = causal(&documents);
 //! let heads = Heads { query: 1, key_value: 1, qk_dim: 1, v_dim: 1, scale: 1.0 };
-//! let problem = Problem { tokens: 3, heads, q: &[0.0; 3], k: &[0.0; 3], v: &[1.0, 3.0, 5.0], attends: &attends };
+//! let (q, k, v) = (&[0.0; 3], &[0.0; 3], &[1.0, 3.0, 5.0]);
+//! let problem = DenseAttention { tokens: 3, heads, q, k, v, attends: &attends };
 //! assert_eq!(attention(&problem).out, [1.0, 2.0, 5.0]);
 //! ```
 
@@ -22,8 +23,8 @@ mod roll;
 mod rotary;
 
 pub use answer::{Answer, NAMES};
-pub use attention::{Attended, Gradients, Heads, Problem, attention, attention_backward};
+pub use attention::{DenseAttention, DenseGradients, DenseOutput, Heads, attention, attention_backward};
 pub use error::{F32_BOUND, F64_BOUND, allowed, norm, relative_error};
 pub use mask::{Document, Rectangle, attends, causal, documents, full, prefix, rectangles, window};
 pub use roll::roll;
-pub use rotary::{Rotary, Stretch};
+pub use rotary::{Rotation, Stretch};

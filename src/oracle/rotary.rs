@@ -39,7 +39,7 @@ pub enum Stretch {
 
 /// A rotary embedding.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Rotary {
+pub struct Rotation {
     /// Features of a head.
     pub head_dim: usize,
     /// Base of the geometric series of wavelengths.
@@ -54,7 +54,7 @@ pub struct Rotary {
     pub stretch: Stretch,
 }
 
-impl Rotary {
+impl Rotation {
     /// Features of a head that are rotated.
     pub fn rotated(&self) -> usize {
         match self.stretch {
@@ -141,7 +141,7 @@ impl Rotary {
         self.turn(x, heads, positions, 1.0)
     }
 
-    /// The gradient of [`Rotary::rotate`]: turns back.
+    /// The gradient of [`Rotation::rotate`]: turns back.
     ///
     /// # Panics
     /// If `dx` has another number of values.
@@ -174,8 +174,8 @@ mod tests {
     use super::super::relative_error;
     use super::*;
 
-    fn plain(head_dim: usize) -> Rotary {
-        Rotary {
+    fn plain(head_dim: usize) -> Rotation {
+        Rotation {
             head_dim,
             base: 10000.0,
             percent: 1.0,
@@ -188,7 +188,7 @@ mod tests {
     #[test]
     fn frequencies_are_a_geometric_series() {
         assert_eq!(plain(4).inverse_frequencies(), [1.0, 0.01]);
-        assert_eq!(Rotary { percent: 0.5, ..plain(8) }.inverse_frequencies(), [1.0, 0.01]);
+        assert_eq!(Rotation { percent: 0.5, ..plain(8) }.inverse_frequencies(), [1.0, 0.01]);
     }
 
     #[test]
@@ -200,7 +200,7 @@ mod tests {
         let expected =
             [cos - 3.0 * sin, 2.0 * slow_cos - 4.0 * slow_sin, 3.0 * cos + sin, 4.0 * slow_cos + 2.0 * slow_sin];
         assert!(relative_error(&halves, &expected, 0.0) < 1e-15);
-        let neighbours = Rotary { interleaved: true, ..plain(4) }.rotate(&x, 1, &[3]);
+        let neighbours = Rotation { interleaved: true, ..plain(4) }.rotate(&x, 1, &[3]);
         let expected =
             [cos - 2.0 * sin, 2.0 * cos + sin, 3.0 * slow_cos - 4.0 * slow_sin, 4.0 * slow_cos + 3.0 * slow_sin];
         assert!(relative_error(&neighbours, &expected, 0.0) < 1e-15);
@@ -208,7 +208,7 @@ mod tests {
 
     #[test]
     fn the_rest_of_a_head_is_left_alone_and_positions_can_be_divided() {
-        let half = Rotary { percent: 0.5, interpolation: Some(4.0), ..plain(4) };
+        let half = Rotation { percent: 0.5, interpolation: Some(4.0), ..plain(4) };
         let x = [1.0, 0.0, 5.0, 6.0, 0.0, 1.0, 7.0, 8.0];
         let (sin, cos) = (2f64.sin(), 2f64.cos());
         assert_eq!(half.rotate(&x, 2, &[8]), [cos, sin, 5.0, 6.0, -sin, cos, 7.0, 8.0]);
@@ -224,7 +224,7 @@ mod tests {
             mscale: Some(1.0),
             mscale_all_dim: Some(0.0),
         };
-        let yarn = Rotary { stretch, ..plain(8) };
+        let yarn = Rotation { stretch, ..plain(8) };
         let square = (0.1 * 4f64.ln() + 1.0).powi(2);
         let x: Vec<f64> = (0..16).map(|i| f64::from(i) - 7.0).collect();
         let back = yarn.rotate_backward(&yarn.rotate(&x, 2, &[11]), 2, &[11]);
@@ -242,8 +242,8 @@ mod tests {
             mscale: None,
             mscale_all_dim: None,
         };
-        let whole = Rotary { stretch, ..plain(8) };
-        let other = Rotary { percent: 0.5, interpolation: Some(2.0), ..whole };
+        let whole = Rotation { stretch, ..plain(8) };
+        let other = Rotation { percent: 0.5, interpolation: Some(2.0), ..whole };
         let x: Vec<f64> = (0..8).map(f64::from).collect();
         assert_eq!(other.rotated(), 8);
         assert_eq!(other.rotate(&x, 1, &[5]), whole.rotate(&x, 1, &[5]));
@@ -252,8 +252,8 @@ mod tests {
     #[test]
     fn llama3_leaves_short_wavelengths_and_divides_long_ones() {
         let stretch = Stretch::Llama3 { factor: 8.0, low: 1.0, high: 4.0, original: 8192.0 };
-        let stretched = Rotary { base: 500000.0, stretch, ..plain(64) };
-        let plain = Rotary { base: 500000.0, ..plain(64) }.inverse_frequencies();
+        let stretched = Rotation { base: 500000.0, stretch, ..plain(64) };
+        let plain = Rotation { base: 500000.0, ..plain(64) }.inverse_frequencies();
         let found = stretched.inverse_frequencies();
         assert_eq!(found[0], plain[0]);
         assert_eq!(found[31], plain[31] / 8.0);

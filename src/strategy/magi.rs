@@ -9,7 +9,7 @@ use crate::heads::KeepHeads;
 use crate::layout::Batch;
 use crate::mask::Mask;
 use crate::order::{Dealt, Solved};
-use crate::solve::dispatch::{Options, Problem, solve};
+use crate::solve::dispatch::{DispatchOptions, Problem, solve};
 use crate::solve::stages::Staging;
 use crate::strategy::{CastKv, CpStrategy, KvExchange};
 
@@ -18,25 +18,25 @@ use crate::strategy::{CastKv, CpStrategy, KvExchange};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Magi<N = Runtime> {
     degree: N,
-    options: Options,
+    options: DispatchOptions,
     kv: CastKv,
 }
 
 impl<N: Degree> Magi<N> {
     /// On `degree` ranks, at the solver's default effort.
     pub fn new(degree: N) -> Self {
-        Magi { degree, options: Options::default(), kv: CastKv::default() }
+        Magi { degree, options: DispatchOptions::default(), kv: CastKv::default() }
     }
 
     /// How the solver works: its effort, what things cost, the slack of area and rows, the heap placement that it must
     /// not fall behind. Every rank must use the same.
-    pub fn with_options(self, options: Options) -> Self {
+    pub fn with_options(self, options: DispatchOptions) -> Self {
         Magi { options, ..self }
     }
 
     /// How many moves the solver tries to improve a placement. Every rank must use the same number.
     pub fn with_effort(self, moves: u64) -> Self {
-        Magi { options: Options { effort: moves, ..self.options }, ..self }
+        Magi { options: DispatchOptions { effort: moves, ..self.options }, ..self }
     }
 
     /// How remote keys and values are staged: a number of stages, or their costs too. Every rank must use the same.

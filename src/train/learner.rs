@@ -16,7 +16,7 @@ use crate::solve::schedule::Scheduler;
 use crate::strategy::{CpStrategy, Supports};
 use crate::tensor::{Cpu, Device};
 use crate::train::data::TokenBatch;
-use crate::train::state::State;
+use crate::train::learner_state::LearnerState;
 use crate::train::trainer::Learner;
 
 /// One rank's model in training.
@@ -30,7 +30,7 @@ use crate::train::trainer::Learner;
 pub struct GptLearner<H: CpStrategy, L: Layout, K = Flash, D: Ops = Cpu<f32>, C = ThreadComm, A = FromConfig> {
     model: GptModel<H, L, K, D, A>,
     handler: CpHandler<H, L, D, C>,
-    state: State<D>,
+    state: LearnerState<D>,
 }
 
 impl<H, L, K, D, C, A> GptLearner<H, L, K, D, C, A>
@@ -51,7 +51,7 @@ where
     {
         handler.strategy().heads_per_rank(config.heads)?;
         let model = GptModel::from_master(handler.device().clone(), config, &master)?;
-        Ok(GptLearner { state: State::new(model.data(), master), model, handler })
+        Ok(GptLearner { state: LearnerState::new(model.data(), master), model, handler })
     }
 
     /// Trains with other constants than the default's.
@@ -120,7 +120,7 @@ where
 pub struct DynLearner<D: Ops> {
     model: DynModel<D>,
     handler: UntypedHandler<D>,
-    state: State<D>,
+    state: LearnerState<D>,
 }
 
 impl<D: Ops> DynLearner<D> {
@@ -136,7 +136,7 @@ impl<D: Ops> DynLearner<D> {
     ) -> Result<Self> {
         handler.strategy().heads_per_rank(config.heads)?;
         let model = DynModel::from_master(handler.device().clone(), config, &master, kernel)?;
-        Ok(DynLearner { state: State::new(&model, master), model, handler })
+        Ok(DynLearner { state: LearnerState::new(&model, master), model, handler })
     }
 
     /// [`GptLearner::with_options`].

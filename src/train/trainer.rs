@@ -6,7 +6,7 @@ use std::time::Instant;
 use serde::Serialize;
 
 use super::data::{Source, TokenBatch};
-use super::schedule::Schedule;
+use super::learning_rate::LearningRate;
 use crate::error::{DataError, Result};
 
 /// What the loop needs from a model on one rank.
@@ -59,9 +59,9 @@ pub trait Learner {
 
 /// How long and on what to train.
 #[derive(Clone, Copy, Debug)]
-pub struct Options {
+pub struct TrainOptions {
     /// Steps and learning rates.
-    pub schedule: Schedule,
+    pub schedule: LearningRate,
     /// Seed of the data.
     pub seed: u64,
     /// Step of the data that the first one sees, from 0: above 0 where a run goes on with another's data.
@@ -116,7 +116,7 @@ pub struct StepRecord {
 pub fn train(
     learner: &mut (impl Learner + ?Sized),
     source: &Source,
-    options: &Options,
+    options: &TrainOptions,
     stop: &AtomicBool,
     mut observe: impl FnMut(&StepRecord) -> Result<()>,
 ) -> Result<Vec<StepRecord>> {
@@ -272,9 +272,9 @@ mod tests {
         }
     }
 
-    fn options(batch: usize, accumulate: usize) -> Options {
-        let schedule = Schedule::new(0.1, 0.0, 2, 20).unwrap();
-        Options { schedule, seed: 1, first_step: 0, batch, accumulate, seq_len: 8, held_out: 3, validate_every: 8 }
+    fn options(batch: usize, accumulate: usize) -> TrainOptions {
+        let schedule = LearningRate::new(0.1, 0.0, 2, 20).unwrap();
+        TrainOptions { schedule, seed: 1, first_step: 0, batch, accumulate, seq_len: 8, held_out: 3, validate_every: 8 }
     }
 
     fn recall() -> Source {
@@ -305,8 +305,8 @@ mod tests {
     fn data_goes_on_where_it_is_told_to() {
         let seen = |first_step, steps| {
             let mut learner = Constant::default();
-            let schedule = Schedule::new(0.1, 0.0, 0, steps).unwrap();
-            let options = Options { first_step, schedule, ..options(1, 1) };
+            let schedule = LearningRate::new(0.1, 0.0, 0, steps).unwrap();
+            let options = TrainOptions { first_step, schedule, ..options(1, 1) };
             train(&mut learner, &recall(), &options, &AtomicBool::new(false), |_| Ok(())).unwrap();
             learner.seen
         };

@@ -8,20 +8,20 @@ use context_parallel::layout::{Batch, Packed};
 use context_parallel::mask::{Bands, Mask, Slice, SliceKind};
 use context_parallel::order::Dealt;
 use context_parallel::solve::dispatch::{
-    Dispatch, Options, Problem, Remainder, Report, Start, chunk_size, heap, heap_partition, improve, measure, padding,
-    remote, solve,
+    Dispatch, DispatchOptions, PlacementReport, Problem, Remainder, Start, chunk_size, heap, heap_partition, improve,
+    measure, padding, remote, solve,
 };
 use context_parallel::strategy::{CpStrategy, Magi};
 use proptest::prelude::*;
 
 use crate::packs::{self, Case, Pack, ROWS, cases, log_normal};
 
-fn ratio(report: &Report) -> f64 {
+fn ratio(report: &PlacementReport) -> f64 {
     report.area_max as f64 * report.area.len() as f64 / report.area.iter().sum::<u128>() as f64
 }
 
 /// `rows_max` against the average.
-fn rows(report: &Report) -> f64 {
+fn rows(report: &PlacementReport) -> f64 {
     report.rows_max as f64 * report.rows.len() as f64 / report.rows.iter().sum::<u64>() as f64
 }
 
@@ -199,7 +199,7 @@ proptest! {
     #[test]
     fn every_placement_is_sound(pack in any_pack(), chunk in 1usize..20, effort in 0u64..600, slack in 0u64..300) {
         let problem = pack.problem();
-        let options = Options { effort, area_slack: slack, grain: Some(chunk), ..Options::default() };
+        let options = DispatchOptions { effort, area_slack: slack, grain: Some(chunk), ..DispatchOptions::default() };
         let solved = solve(&problem, &options);
         expect_sound(&problem, &solved);
         prop_assert_eq!(&solve(&problem, &options), &solved);
@@ -219,15 +219,19 @@ fn mask_cases_are_sound() {
     for (_, case, ..) in packs::appendix() {
         for ranks in [1, 3, 4, 7] {
             let pack = case.pack(ranks);
-            expect_sound(&pack.problem(), &solve(&pack.problem(), &Options { effort: 500, ..Options::default() }));
+            expect_sound(
+                &pack.problem(),
+                &solve(&pack.problem(), &DispatchOptions { effort: 500, ..DispatchOptions::default() }),
+            );
         }
     }
 }
 
 #[test]
 fn corner_cases() {
-    let solved =
-        |lengths: &[usize], ranks| solve(&Pack::new(lengths, &Mask::Causal, ranks).problem(), &Options::default());
+    let solved = |lengths: &[usize], ranks| {
+        solve(&Pack::new(lengths, &Mask::Causal, ranks).problem(), &DispatchOptions::default())
+    };
     let empty = vec![Vec::<Range<usize>>::new(); 3];
     assert_eq!(solved(&[], 3).parts, empty);
     assert_eq!(solved(&[0, 0], 3).parts, empty);
@@ -238,14 +242,14 @@ fn corner_cases() {
     // A mask without cells, or none: even rows, nothing sent.
     for masks in [vec![], vec![(Bands::default(), 3)]] {
         let problem = Problem { masks: &masks, documents: &[0..100, 100..103], ranks: 4 };
-        let report = solve(&problem, &Options::default()).report;
+        let report = solve(&problem, &DispatchOptions::default()).report;
         assert_eq!((report.area_max, report.traffic(), report.received_bound), (0, 0, 0));
         assert!(report.rows_max <= 27, "{report:?}");
     }
     // A million tokens in one document, with a weight that takes areas past 64 bits.
     let mut pack = Pack::new(&[1 << 20], &Mask::Causal, 6);
     pack.masks[0].1 = 1 << 40;
-    let result = solve(&pack.problem(), &Options { effort: 200, ..Options::default() });
+    let result = solve(&pack.problem(), &DispatchOptions { effort: 200, ..DispatchOptions::default() });
     assert_eq!(result.report.area.iter().sum::<u128>(), ((1 << 19) * ((1 << 20) + 1)) << 40);
     assert!(ratio(&result.report) <= 1.05 && rows(&result.report) <= 1.05);
 }
@@ -254,7 +258,7 @@ fn corner_cases() {
 #[should_panic(expected = "give all of 0..8 to 2 ranks")]
 fn what_is_no_placement_cannot_be_improved() {
     let pack = Pack::new(&[8], &Mask::Full, 2);
-    improve(&pack.problem(), &Options::default(), &[vec![0..4; 1], vec![5..8; 1]]);
+    improve(&pack.problem(), &DispatchOptions::default(), &[vec![0..4; 1], vec![5..8; 1]]);
 }
 
 /// Layers weigh masks: with many full layers, areas are even there; with many narrow windows, only in sum.
@@ -265,9 +269,9 @@ fn masks_are_weighed() {
     let full = Pack::new(&lengths, &Mask::Full, 4);
     let both = |layers: [u64; 2]| {
         let masks = [(window.masks[0].0.clone(), layers[0]), (full.masks[0].0.clone(), layers[1])];
-        solve(&Problem { masks: &masks, ..full.problem() }, &Options::default()).parts
+        solve(&Problem { masks: &masks, ..full.problem() }, &DispatchOptions::default()).parts
     };
-    let alone = |pack: &Pack| solve(&pack.problem(), &Options::default()).parts;
+    let alone = |pack: &Pack| solve(&pack.problem(), &DispatchOptions::default()).parts;
     assert_eq!(both([1, 0]), alone(&window));
     assert_eq!(both([0, 1]), alone(&full));
     let uneven = |layers| ratio(&measure(&full.problem(), &both(layers)));
@@ -279,7 +283,7 @@ fn masks_are_weighed() {
 #[test]
 fn bounds_are_met() {
     let full = Pack::new(&[4096], &Mask::Full, 4);
-    let report = solve(&full.problem(), &Options::default()).report;
+    let report = solve(&full.problem(), &DispatchOptions::default()).report;
     assert_eq!((report.traffic(), report.received_bound), (3 * 4096, 3 * 4096));
     assert_eq!(report.area_bound, 4096 * 1024);
     // Causal, cut from the end where each rank has as many cells as it may.
@@ -381,7 +385,7 @@ fn named_cases_beat_the_heap() {
         let remainder = if case.padded { Remainder::Padded } else { Remainder::Uneven };
         let dealt = heap(&pack.problem(), case.chunk, remainder);
         // As the strategy places it.
-        let options = Options { heap: Some((case.chunk, remainder)), ..Options::default() };
+        let options = DispatchOptions { heap: Some((case.chunk, remainder)), ..DispatchOptions::default() };
         let batch = Packed::from_lengths(&[case.tokens]).unwrap();
         let table = Magi::new(Runtime(ranks)).with_options(options).table(&batch, &[(case.mask(), 1)]).unwrap();
         let solved = solve(&pack.problem(), &options);
@@ -398,7 +402,7 @@ fn named_cases_beat_the_heap() {
 fn six_equal_documents() {
     let pack = Pack::new(&[2048; 6], &Mask::Full, 4);
     let dealt = heap(&pack.problem(), 512, Remainder::Uneven);
-    let solved = solve(&pack.problem(), &Options::default());
+    let solved = solve(&pack.problem(), &DispatchOptions::default());
     assert!(4 * solved.report.traffic() <= dealt.report.traffic());
     assert!(ratio(&solved.report) <= 1.05 && rows(&solved.report) <= 1.05);
 }
@@ -411,7 +415,7 @@ fn packs_beat_the_heap() {
         for seed in 0..20 {
             let pack = Pack::new(&log_normal(ranks, seed), mask, ranks);
             let dealt = heap(&pack.problem(), 512, Remainder::Uneven).report;
-            let solved = solve(&pack.problem(), &Options::default()).report;
+            let solved = solve(&pack.problem(), &DispatchOptions::default()).report;
             assert!(ratio(&solved) <= ratio(&dealt).max(1.05), "{mask:?} on {ranks}, seed {seed}: {}", ratio(&solved));
             assert!(solved.rows_max as f64 <= 1.05 * ROWS as f64, "{mask:?} on {ranks}, seed {seed}: {solved:?}");
             before += dealt.traffic();

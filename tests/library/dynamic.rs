@@ -18,8 +18,8 @@ use context_parallel::tensor::{Cpu, Host};
 use context_parallel::train::data::{Source, Text, TokenBatch};
 use context_parallel::train::documents::Separator;
 use context_parallel::train::learner::GptLearner;
-use context_parallel::train::schedule::Schedule as Rates;
-use context_parallel::train::trainer::{Learner, Options, StepRecord, train};
+use context_parallel::train::learning_rate::LearningRate;
+use context_parallel::train::trainer::{Learner, StepRecord, TrainOptions, train};
 
 const SEQ: usize = 48;
 /// What is counted as attention.
@@ -67,8 +67,8 @@ struct Run {
 
 impl Run {
     fn new<H: Supports<Thd, Flash>, C: Communicator<Host>>(mut learner: On<H, C>) -> Result<Self> {
-        let schedule = Rates::new(1e-2, 1e-3, 0, 4)?;
-        let options = Options {
+        let schedule = LearningRate::new(1e-2, 1e-3, 0, 4)?;
+        let options = TrainOptions {
             schedule,
             seed: 5,
             first_step: 0,

@@ -293,7 +293,7 @@ fn errors<H: Supports<Thd, Flash>>(strategy: H, mask: &Mask) -> [f64; 4] {
     let found = found.unwrap().swap_remove(0);
 
     let positions: Vec<usize> = [11, 0, 1, 24].into_iter().flat_map(|len| 0..len).collect();
-    let rotary = oracle::Rotary {
+    let rotary = oracle::Rotation {
         head_dim: SHAPE.qk_dim,
         base: 100.0,
         percent: 1.0,

@@ -54,7 +54,7 @@ fn attended<D: Ops + unfused::Unfused>(
         };
         trial.attend(&handler, &traffic, chosen.kernel.object(), placement, peak)
     };
-    threads::run_on::<D::Storage, _, _>(threads::Options::default(), chosen.strategy.degree(), run).unwrap()
+    threads::run_on::<D::Storage, _, _>(threads::Waiting::default(), chosen.strategy.degree(), run).unwrap()
 }
 
 fn attends_alike<T: Float>(degrees: &[usize]) -> usize {
@@ -123,7 +123,7 @@ fn trained<D: Ops + unfused::Unfused>(chosen: &Chosen, device: impl Fn() -> D + 
         learner.handler().comm().barrier()?;
         Ok(found)
     };
-    threads::run_on::<D::Storage, _, _>(threads::Options::default(), ranks, run).unwrap()
+    threads::run_on::<D::Storage, _, _>(threads::Waiting::default(), ranks, run).unwrap()
 }
 
 fn tokens() -> TokenBatch {
@@ -174,7 +174,7 @@ fn moved<D: Ops>(chosen: &Chosen, device: impl Fn() -> D + Sync) -> Vec<Vec<Vec<
             read(&handler.combine(&rolled)?)?,
         ])
     };
-    threads::run_on::<D::Storage, _, _>(threads::Options::default(), chosen.strategy.degree(), run).unwrap()
+    threads::run_on::<D::Storage, _, _>(threads::Waiting::default(), chosen.strategy.degree(), run).unwrap()
 }
 
 #[test]
@@ -219,7 +219,7 @@ fn on_threads<S: Storage, D: Device<Storage = S>>(ranks: usize, device: impl Fn(
         found.extend(collectives(&device(), &*halves)?);
         Ok(found)
     };
-    threads::run_on::<S, _, _>(threads::Options::default(), ranks, run).unwrap()
+    threads::run_on::<S, _, _>(threads::Waiting::default(), ranks, run).unwrap()
 }
 
 #[test]

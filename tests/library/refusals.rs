@@ -45,7 +45,7 @@ fn expected(tokens: usize, attends: &dyn Fn(usize, usize) -> bool) -> Vec<f64> {
     let AttentionShape { q_heads, kv_heads, qk_dim, v_dim, scale } = SHAPE;
     let heads = oracle::Heads { query: q_heads, key_value: kv_heads, qk_dim, v_dim, scale };
     let [q, k, v] = operands(tokens);
-    oracle::attention(&oracle::Problem { tokens, heads, q: &q, k: &k, v: &v, attends }).out
+    oracle::attention(&oracle::DenseAttention { tokens, heads, q: &q, k: &k, v: &v, attends }).out
 }
 
 type Shards<H, L> = [Arc<Shard<<H as CpStrategy>::Order, L, f64>>; 3];
@@ -428,10 +428,10 @@ fn stages_out_of_their_bounds_are_refused() {
 
 #[test]
 fn placements_on_pieces_of_nothing_are_refused() {
-    use context_parallel::solve::dispatch::{Options, Remainder};
+    use context_parallel::solve::dispatch::{DispatchOptions, Remainder};
     let wrong = [
-        Options { grain: Some(0), ..Options::default() },
-        Options { heap: Some((0, Remainder::Padded)), ..Options::default() },
+        DispatchOptions { grain: Some(0), ..DispatchOptions::default() },
+        DispatchOptions { heap: Some((0, Remainder::Padded)), ..DispatchOptions::default() },
     ];
     for options in wrong {
         let outcome = threads::run(1, |comm| {

@@ -4,7 +4,7 @@ use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use context_parallel::comm::mpi::{MpiComm, Options};
+use context_parallel::comm::mpi::{MpiComm, MpiOptions};
 use context_parallel::comm::{Collectives, Communicator};
 use context_parallel::error::{CommError, Error, Result};
 use context_parallel::tensor::Buffer;
@@ -14,8 +14,8 @@ use super::messages::{receive, send};
 
 pub fn cases() -> Vec<Case> {
     // Where a failure is told, nothing waits for the deadline; where a rank is silent, it is all that helps.
-    let quick = Options { deadline: Duration::from_secs(2), grace: Duration::from_secs(2), ..Options::default() };
-    let told = Options { deadline: Duration::from_secs(600), ..Options::default() };
+    let quick = MpiOptions { deadline: Duration::from_secs(2), grace: Duration::from_secs(2), ..MpiOptions::default() };
+    let told = MpiOptions { deadline: Duration::from_secs(600), ..MpiOptions::default() };
     let case = |name, rank, says| Case { name, ranks: &[3], options: told, rank, says: Some(says) };
     let silent = |name, rank, says| Case { name, ranks: &[2, 3], options: quick, rank, says: Some(says) };
     const ERROR: &[&str] = &["rank 77 does not exist", "rank 1 failed: rank 77 does not exist"];

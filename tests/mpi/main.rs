@@ -10,7 +10,7 @@ mod failures;
 mod messages;
 mod program;
 
-use context_parallel::comm::mpi::{self, MpiComm, Options};
+use context_parallel::comm::mpi::{self, MpiComm, MpiOptions};
 use context_parallel::error::Result;
 
 /// Names the case to a process that is a rank of it.
@@ -22,7 +22,7 @@ const LIMIT: Duration = Duration::from_secs(60);
 struct Case {
     name: &'static str,
     ranks: &'static [usize],
-    options: Options,
+    options: MpiOptions,
     rank: fn(MpiComm) -> Result<()>,
     /// `None` if all ranks must end well; else what must be on stderr when they end badly.
     says: Option<&'static [&'static str]>,

@@ -3,7 +3,7 @@
 use std::thread;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use context_parallel::comm::mpi::{MpiComm, Options};
+use context_parallel::comm::mpi::{MpiComm, MpiOptions};
 use context_parallel::comm::{Collectives, Communicator, Message, Receive, Received, open, threads};
 use context_parallel::error::{CommError, Result};
 use context_parallel::tensor::{Buffer, DType, Element};
@@ -12,8 +12,8 @@ use half::{bf16, f16};
 use super::Case;
 
 pub fn cases() -> Vec<Case> {
-    let case = |name, ranks, rank| Case { name, ranks, options: Options::default(), rank, says: None };
-    let small = Options { part: 1000, ..Options::default() };
+    let case = |name, ranks, rank| Case { name, ranks, options: MpiOptions::default(), rank, says: None };
+    let small = MpiOptions { part: 1000, ..MpiOptions::default() };
     vec![
         case("messages keep their order", &[2, 3, 4], messages_keep_their_order),
         case("exchanges end in any order", &[2], exchanges_end_in_any_order),

@@ -14,18 +14,18 @@ use indicatif::ProgressBar;
 
 use super::super::engine::{Cluster, Comm, with_storage_type};
 use super::super::machine;
-use super::super::memory::{self, Load};
+use super::super::memory::{self, Demand};
 use super::super::output;
-use super::super::sets::Ranks;
+use super::super::sets::WeightsOfRanks;
+use super::job::{Job, Logits};
 use super::logits::LogitsFile;
-use super::{Job, Logits};
 
 /// Bytes of one rank, about.
 fn memory_of_rank(job: &Job) -> Result<u64> {
     let sizes = with_storage_type!(job.settings.dtype, T => Ok((size_of::<T>(), size_of::<<T as Float>::Acc>())));
     let ((elem, acc), ranks) = (sizes?, job.settings.choice.degree);
     let tokens = job.input.lengths.chunks(job.batch).map(|lengths| lengths.iter().sum()).max().unwrap_or(0);
-    let load = Load { rows: usize::div_ceil(tokens, ranks), ranks, elem, acc, recompute: false };
+    let load = Demand { rows: usize::div_ceil(tokens, ranks), ranks, elem, acc, recompute: false };
     Ok(memory::evaluation(&job.config, load, job.logits.as_ref().map(|_| tokens)))
 }
 
@@ -51,7 +51,7 @@ pub fn run(job: &Job, cluster: &Cluster) -> Result<Option<f64>> {
 fn run_as<T: Float>(job: &Job, cluster: &Cluster) -> Result<Option<f64>> {
     let list = ParameterList::new(&job.config);
     let (ranks, threads) = (cluster.local(job.settings.choice.degree), job.settings.threads);
-    let ranks = Ranks::new(ranks, threads, |device: &Cpu<T>| {
+    let ranks = WeightsOfRanks::new(ranks, threads, |device: &Cpu<T>| {
         let _reading = output::reading(&job.model);
         weights::load(device, &job.model, &list)
     })?;
@@ -74,7 +74,7 @@ fn run_as<T: Float>(job: &Job, cluster: &Cluster) -> Result<Option<f64>> {
 
 struct Evaluation<'a, T: Float> {
     job: &'a Job,
-    ranks: &'a Ranks<T, WorkingRole, T>,
+    ranks: &'a WeightsOfRanks<T, WorkingRole, T>,
     file: &'a Mutex<Option<LogitsFile>>,
     bar: &'a ProgressBar,
 }

@@ -35,8 +35,8 @@ pub struct Arguments {
     /// Gradients of keys and values travel in bf16, not f32; for --dtype bf16
     #[arg(long, help_heading = args::PARALLELISM)]
     bf16_wire: bool,
-    /// Cut the documents into dynamic's micro-batches, with at most so many tokens per rank, as train does [default: one
-    /// micro-batch of all]
+    /// Cut the documents into dynamic's micro-batches, with at most so many tokens per rank, as train does [default:
+    /// one micro-batch of all]
     #[arg(long, value_name = "N", help_heading = args::PARALLELISM)]
     tokens_per_rank: Option<usize>,
     /// Plan for this rank alone, and rehearse nothing: quick for any number of ranks
@@ -55,11 +55,11 @@ const MOST_FEATURES: usize = 1 << 24;
 const DEFAULT_HEADS: usize = 8;
 
 #[derive(Clone, Copy)]
-enum Attended {
+enum MaskName {
     Causal,
     Full,
 }
-const MASKS: Table<Attended> = &[(&["causal"], Attended::Causal), (&["full"], Attended::Full)];
+const MASKS: Table<MaskName> = &[(&["causal"], MaskName::Causal), (&["full"], MaskName::Full)];
 
 /// Everything checked.
 pub struct Job {
@@ -106,10 +106,10 @@ pub fn prepare(arguments: &Arguments) -> Result<Job> {
         )));
     }
     let mask = match (args::pick("mask", &arguments.mask, MASKS, &[])?, arguments.window) {
-        (Attended::Causal, None) => Mask::Causal,
-        (Attended::Causal, Some(width)) => Mask::sliding(args::positive("--window", width)?)?,
-        (Attended::Full, None) => Mask::Full,
-        (Attended::Full, Some(_)) => {
+        (MaskName::Causal, None) => Mask::Causal,
+        (MaskName::Causal, Some(width)) => Mask::sliding(args::positive("--window", width)?)?,
+        (MaskName::Full, None) => Mask::Full,
+        (MaskName::Full, Some(_)) => {
             return Err(args::numbers("--window is for --mask causal: leave one of them out".into()));
         }
     };

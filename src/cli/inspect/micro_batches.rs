@@ -10,7 +10,7 @@ use context_parallel::strategy::select;
 use serde::Serialize;
 
 use super::job::Job;
-use super::report::{self, Report};
+use super::report::{self, Inspection};
 use crate::cli::output;
 
 /// All micro-batches.
@@ -24,18 +24,18 @@ pub struct Scheduled {
     /// Bytes of all ranks, forward and backward.
     bytes: u64,
     /// What the scheduler reached, beside its limits and bounds.
-    schedule: schedule::Report,
-    micro_batches: Vec<MicroBatch>,
+    schedule: schedule::ScheduleReport,
+    micro_batches: Vec<PlannedMicroBatch>,
 }
 
 #[derive(Clone, Debug, Serialize)]
-struct MicroBatch {
+struct PlannedMicroBatch {
     /// Documents by their index in the lengths.
     groups: Vec<Group>,
     /// Attention work of the busiest rank, in query-key pairs.
-    busiest: schedule::Work,
+    busiest: schedule::Pairs,
     rows_received: u128,
-    plan: Report,
+    plan: Inspection,
 }
 
 pub fn compute(job: &Job, tokens_per_rank: usize) -> Result<Scheduled> {
@@ -50,14 +50,14 @@ pub fn compute(job: &Job, tokens_per_rank: usize) -> Result<Scheduled> {
         let own: Vec<usize> = micro.documents().map(|document| lengths[document]).collect();
         let batch = chosen.layout.batch_of(&own)?;
         let deal = Arc::new(DealOf::<Grouped>(micro.table(&*batch, ranks)?));
-        micro_batches.push(MicroBatch {
+        micro_batches.push(PlannedMicroBatch {
             busiest: micro.busiest(lengths, ranks),
             rows_received: micro.rows_received(lengths),
             plan: report::placed(job, &chosen, batch, deal)?,
             groups: micro.groups,
         });
     }
-    let sum = |of: fn(&Report) -> u64| micro_batches.iter().map(|micro| of(&micro.plan)).sum();
+    let sum = |of: fn(&Inspection) -> u64| micro_batches.iter().map(|micro| of(&micro.plan)).sum();
     Ok(Scheduled {
         strategy: job.settings.choice.strategy.clone(),
         cp: ranks,
@@ -72,7 +72,7 @@ pub fn compute(job: &Job, tokens_per_rank: usize) -> Result<Scheduled> {
 pub fn print(report: &Scheduled) {
     let Scheduled { strategy, cp, lengths, bytes, schedule, micro_batches, .. } = report;
     let rows = |rows: u128| output::count(u64::try_from(rows).unwrap_or(u64::MAX));
-    let pairs = |work: schedule::Work| output::count(work.to_f64().round() as u64);
+    let pairs = |work: schedule::Pairs| output::count(work.to_f64().round() as u64);
     output::sentence(format!(
         "{strategy} on {cp} ranks of at most {} tokens: {} in {}, {} sent",
         output::count(schedule.tokens_limit as u64),

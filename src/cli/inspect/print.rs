@@ -1,10 +1,10 @@
 //! The plan of all ranks, or of one, as a table.
 
-use super::report::Report;
+use super::report::Inspection;
 use crate::cli::output;
 
-pub fn print(report: &Report) {
-    let Report { strategy, order, layout, cp, area, balance, bytes, hash, .. } = report;
+pub fn print(report: &Inspection) {
+    let Inspection { strategy, order, layout, cp, area, balance, bytes, hash, .. } = report;
     let mut words = vec![format!("{} cells", output::count(*area))];
     words.extend(balance.map(|balance| format!("balance {balance:.3}")));
     words.extend(bytes.map(|bytes| format!("{} sent", output::bytes(bytes))));

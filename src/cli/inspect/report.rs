@@ -21,7 +21,7 @@ const VERSION: u32 = 2;
 
 /// The plan of all ranks, or of one.
 #[derive(Clone, Debug, Serialize)]
-pub struct Report {
+pub struct Inspection {
     /// Of this form; a number is added when a key changes its meaning.
     pub version: u32,
     pub strategy: String,
@@ -42,7 +42,7 @@ pub struct Report {
     pub bytes: Option<u64>,
     /// Cells, rows and keys received and sent of one layer, beside lower bounds. Not of one rank, nor where heads are
     /// exchanged, nor where neighbouring tokens lie on different ranks.
-    pub placement: Option<dispatch::Report>,
+    pub placement: Option<dispatch::PlacementReport>,
     pub ranks: Vec<Rank>,
 }
 
@@ -69,7 +69,7 @@ pub struct Rank {
     pub backward: Program,
 }
 
-pub fn compute(job: &Job) -> Result<Report> {
+pub fn compute(job: &Job) -> Result<Inspection> {
     let chosen = select::chosen(&job.settings.choice)?;
     let batch = chosen.layout.batch_of(&job.lengths)?;
     let placing = output::phase(format!("placing {}", size(&*batch, job.settings.choice.degree)));
@@ -85,7 +85,7 @@ fn size(batch: &dyn Batch, ranks: usize) -> String {
 }
 
 /// The plan of a batch that is dealt out like this.
-pub fn placed(job: &Job, chosen: &Chosen, batch: Arc<dyn Batch>, deal: Arc<dyn Deal>) -> Result<Report> {
+pub fn placed(job: &Job, chosen: &Chosen, batch: Arc<dyn Batch>, deal: Arc<dyn Deal>) -> Result<Inspection> {
     let Chosen { strategy, layout, .. } = chosen;
     let area = job.mask.lower(&*batch)?.area();
     let first = DynPlacement::new(batch.clone(), *layout, strategy.grid(), job.rank.unwrap_or(0), deal)?;
@@ -119,7 +119,7 @@ pub fn placed(job: &Job, chosen: &Chosen, batch: Arc<dyn Batch>, deal: Arc<dyn D
     let mean = ranks.iter().map(|rank| rank.area as f64).sum::<f64>() / ranks.len().max(1) as f64;
     let balance = if largest == 0 { 1.0 } else { mean / largest as f64 };
     let bytes = ranks.iter().map(|rank| (rank.bytes_forward + rank.bytes_backward) as u64).sum();
-    Ok(Report {
+    Ok(Inspection {
         version: VERSION,
         strategy: strategy.name().to_string(),
         order: strategy.order().to_string(),
@@ -160,7 +160,7 @@ fn of_rank(job: &Job, chosen: &Chosen, placement: &DynPlacement, plan: RankPlan)
 }
 
 /// The placement's worth; nothing for orders that are not made of blocks of tokens.
-fn measured(batch: &dyn Batch, mask: &Mask, ranks: &[Rank]) -> Result<Option<dispatch::Report>> {
+fn measured(batch: &dyn Batch, mask: &Mask, ranks: &[Rank]) -> Result<Option<dispatch::PlacementReport>> {
     let blocks = |rank: &Rank| -> Option<Vec<Range<usize>>> {
         rank.tokens.iter().map(|&(start, step, len)| (step == 1 || len == 1).then_some(start..start + len)).collect()
     };

@@ -18,7 +18,7 @@ pub struct Finished {
 
 /// The whole run's numbers.
 #[derive(Clone, Debug, Serialize)]
-pub struct Report {
+pub struct Summary {
     loss: Vec<f64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     mtp_loss: Option<Vec<f64>>,
@@ -36,13 +36,13 @@ pub struct Report {
     interrupted: bool,
 }
 
-impl Report {
+impl Summary {
     pub fn new(finished: &Finished) -> Self {
         let Finished { records, peak_bytes_per_rank, out, interrupted } = finished;
         let settled = if records.len() > 1 { &records[1..] } else { records };
         let tokens: f64 = settled.iter().map(|record| record.tokens as f64).sum();
         let time: f64 = settled.iter().map(|record| record.tokens as f64 / record.tokens_per_second).sum();
-        Report {
+        Summary {
             loss: records.iter().map(|record| record.loss).collect(),
             // All of the records have it, or none.
             mtp_loss: records
@@ -133,7 +133,7 @@ mod tests {
     #[test]
     fn a_report_has_both_series_and_a_mean_throughput() {
         let records = vec![record(1, 50, 1.0), record(2, 50, 100.0), record(3, 100, 400.0)];
-        let report = Report::new(&Finished { records, peak_bytes_per_rank: 7, out: None, interrupted: true });
+        let report = Summary::new(&Finished { records, peak_bytes_per_rank: 7, out: None, interrupted: true });
         assert_eq!((&report.loss[..], &report.grad_norm[..]), (&[3.0, 1.5, 1.0][..], &[1.0, 2.0, 3.0][..]));
         assert!((report.tokens_per_second - 200.0).abs() < 1e-9, "150 tokens in 0.75 s");
         assert_eq!(report.micro_batches, [1, 2, 3]);
@@ -143,7 +143,7 @@ mod tests {
             assert!(json.get(key).is_some(), "{key}");
         }
         let nothing = Finished { records: vec![], peak_bytes_per_rank: 0, out: None, interrupted: false };
-        assert_eq!(Report::new(&nothing).tokens_per_second, 0.0);
+        assert_eq!(Summary::new(&nothing).tokens_per_second, 0.0);
     }
 
     #[test]

@@ -14,16 +14,17 @@ use context_parallel::tensor::{Cpu, DType, Device, Float};
 use context_parallel::train::data::Source;
 use context_parallel::train::learner::DynLearner;
 use context_parallel::train::run_folder::RunFolder;
-use context_parallel::train::trainer::{self, Options, StepRecord};
+use context_parallel::train::trainer::{self, StepRecord, TrainOptions};
 use indicatif::ProgressBar;
 
 use super::super::engine::{Cluster, Comm, gather};
-use super::super::memory::{self, Load};
+use super::super::memory::{self, Demand};
 use super::super::output::Phase;
-use super::super::sets::Ranks;
+use super::super::sets::WeightsOfRanks;
 use super::super::{interrupt, machine, output};
+use super::job::Job;
+use super::micro_batches;
 use super::report::{Finished, Throughput, describe};
-use super::{Job, micro_batches};
 
 /// Lines of progress where there is no bar.
 const NOTES: u64 = 20;
@@ -42,7 +43,7 @@ fn run_as<T: Float>(job: &Job, cluster: &Cluster, json: bool) -> Result<Finished
     let list = ParameterList::new(&job.config);
     let choice = &job.settings.choice;
     let tokens = micro_batches::tokens_at_once(job);
-    let load = Load {
+    let load = Demand {
         rows: micro_batches::rows_per_rank(job, tokens),
         ranks: choice.degree,
         elem: size_of::<T>(),
@@ -53,7 +54,7 @@ fn run_as<T: Float>(job: &Job, cluster: &Cluster, json: bool) -> Result<Finished
     // Each rank makes the tokens of all micro-batches before the first one runs.
     let micro_batches = if job.settings.is_dynamic() { 1 } else { job.options.accumulate };
     let step = machine::token_bytes(tokens.saturating_mul(micro_batches));
-    let Options { batch, accumulate, seq_len, .. } = job.options;
+    let TrainOptions { batch, accumulate, seq_len, .. } = job.options;
     machine::check(
         memory.saturating_add(step).saturating_mul(cluster.local(choice.degree).len() as u64),
         &format!("a step of --batch {batch} times --accumulate {accumulate} sequences of up to {seq_len} tokens"),
@@ -64,7 +65,9 @@ fn run_as<T: Float>(job: &Job, cluster: &Cluster, json: bool) -> Result<Finished
     if job.out.is_none() && cluster.speaks() {
         output::warn("the model will not be kept when the run ends: --out DIR keeps it");
     }
-    let ranks = Ranks::new(cluster.local(choice.degree), job.settings.threads, |device: &Cpu<T>| match &job.weights {
+    let ranks = WeightsOfRanks::new(cluster.local(choice.degree), job.settings.threads, |device: &Cpu<T>| match &job
+        .weights
+    {
         Some(folder) => {
             let _reading = output::reading(folder);
             let stored = ParameterList::new(&job.config.clone().with_mtp_depth(job.stored_depth));
@@ -111,14 +114,15 @@ fn run_as<T: Float>(job: &Job, cluster: &Cluster, json: bool) -> Result<Finished
     let validate_every = (job.options.held_out > 0).then_some(job.options.validate_every);
     let waits = None;
     let progress =
-        Progress { folder, records, peak: 0, bar, steps, log_every, throughput, json, validate_every, waits };
+        TrainProgress { folder, records, peak: 0, bar, steps, log_every, throughput, json, validate_every, waits };
     let progress = Mutex::new(progress);
     let chosen = select::chosen(choice)?;
     let scheduler = job.settings.is_dynamic().then_some(&scheduler);
     let cut_short = AtomicBool::new(false);
     let training = Training { job, memory, ranks: &ranks, scheduler, stop, cut_short: &cut_short, progress: &progress };
     let trained = cluster.on_ranks(chosen.strategy.degree(), &|comm| training.rank(&chosen, comm));
-    let Progress { folder, records, peak, bar, .. } = progress.into_inner().unwrap_or_else(PoisonError::into_inner);
+    let TrainProgress { folder, records, peak, bar, .. } =
+        progress.into_inner().unwrap_or_else(PoisonError::into_inner);
     bar.finish_and_clear();
     // A run that failed after a step leaves its log and chart too.
     let drawing = output::phase("drawing the chart");
@@ -137,7 +141,7 @@ fn describe_sequences(sequences: &[Range<usize>]) -> String {
 }
 
 /// What the first rank reports to.
-struct Progress {
+struct TrainProgress {
     folder: Option<RunFolder>,
     records: Vec<StepRecord>,
     /// Most bytes that a rank had in use.
@@ -154,7 +158,7 @@ struct Progress {
     waits: Option<Phase>,
 }
 
-impl Progress {
+impl TrainProgress {
     fn observe(&mut self, record: &StepRecord) -> Result<()> {
         self.waits = None;
         self.records.push(record.clone());
@@ -189,13 +193,13 @@ struct Training<'a, T: Float> {
     job: &'a Job,
     /// Bytes of one rank, about.
     memory: u64,
-    ranks: &'a Ranks<T, MasterRole, T::Acc>,
+    ranks: &'a WeightsOfRanks<T, MasterRole, T::Acc>,
     /// Cuts steps into micro-batches, for the strategy whose documents have ranks of their own.
     scheduler: Option<&'a Scheduler>,
     stop: &'a AtomicBool,
     /// Set where the run ends before its last step.
     cut_short: &'a AtomicBool,
-    progress: &'a Mutex<Progress>,
+    progress: &'a Mutex<TrainProgress>,
 }
 
 impl<T: Float> Training<'_, T> {

@@ -9,7 +9,7 @@ use context_parallel::strategy::{CpStrategy, RingUlysses, Single};
 use context_parallel::tensor::DType;
 use serde::Serialize;
 
-use super::args::{self, Engine, Names};
+use super::args::{self, EngineArguments, Names};
 use super::engine::Cluster;
 use super::output;
 
@@ -33,7 +33,7 @@ pub struct Arguments {
     #[arg(long, value_name = "N")]
     threads: Option<usize>,
     #[command(flatten)]
-    pub engine: Engine,
+    pub engine: EngineArguments,
     /// Print one JSON object
     #[arg(long, help_heading = args::OUTPUT)]
     json: bool,

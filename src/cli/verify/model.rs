@@ -10,7 +10,7 @@ use context_parallel::tensor::DType;
 use context_parallel::train::data::{IGNORED, TokenBatch};
 
 use super::super::engine::Cluster;
-use super::super::step::{Step, Task, step};
+use super::super::step::{StepInputs, StepOutcome, step};
 use super::attention;
 
 const VOCAB: usize = 61;
@@ -24,7 +24,7 @@ type Checked = ([f64; 2], Option<[f64; 2]>);
 pub struct References<'a> {
     cluster: &'a Cluster,
     dtype: DType,
-    steps: HashMap<(usize, String, String, DType), Option<Step>>,
+    steps: HashMap<(usize, String, String, DType), Option<StepOutcome>>,
 }
 
 impl<'a> References<'a> {
@@ -45,11 +45,12 @@ impl<'a> References<'a> {
             false => None,
         };
         let (Some(reference), Some(found)) = (reference, found) else { return Ok(None) };
-        let errors = |step: &Step| [step.loss_difference(&reference), step.worst_gradient_difference(&reference)];
+        let errors =
+            |step: &StepOutcome| [step.loss_difference(&reference), step.worst_gradient_difference(&reference)];
         Ok(Some((errors(&found), single.as_ref().map(errors))))
     }
 
-    fn single(&mut self, heads: usize, layout: &str, kernel: &str, dtype: DType) -> Result<Option<Step>> {
+    fn single(&mut self, heads: usize, layout: &str, kernel: &str, dtype: DType) -> Result<Option<StepOutcome>> {
         let key = (heads, layout.to_string(), kernel.to_string(), dtype);
         if let Some(step) = self.steps.get(&key) {
             return Ok(step.clone());
@@ -69,7 +70,7 @@ impl<'a> References<'a> {
     }
 }
 
-fn run(cluster: &Cluster, choice: &Choice, heads: usize, dtype: DType, threads: usize) -> Result<Option<Step>> {
+fn run(cluster: &Cluster, choice: &Choice, heads: usize, dtype: DType, threads: usize) -> Result<Option<StepOutcome>> {
     let mut config = Config::llama(Sizes {
         vocab_size: VOCAB,
         hidden_size: 8 * heads,
@@ -80,7 +81,7 @@ fn run(cluster: &Cluster, choice: &Choice, heads: usize, dtype: DType, threads: 
     })?;
     // Larger than usual, so that attention is not nearly uniform at fresh weights.
     config.initializer_range = 0.2;
-    step(cluster, choice, dtype, Task { config: &config, batch: &batch(), seed: 1, threads })
+    step(cluster, choice, dtype, StepInputs { config: &config, batch: &batch(), seed: 1, threads })
 }
 
 /// Labels that count are spread unevenly, so that a mean of means would show.

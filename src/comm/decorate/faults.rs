@@ -102,7 +102,7 @@ impl<S: Storage, C: Communicator<S>> Communicator<S> for Faulty<C> {
 mod tests {
     use super::*;
     use crate::comm::clock::ManualClock;
-    use crate::comm::threads::{Options, run, run_with};
+    use crate::comm::threads::{Waiting, run, run_with};
 
     #[test]
     fn a_fault_strikes_once_counted_through_splits() {
@@ -124,7 +124,7 @@ mod tests {
     #[test]
     fn silence_ends_at_the_deadline() {
         let clock = ManualClock::default();
-        let options = Options { clock: Arc::new(clock.clone()), ..Options::default() };
+        let options = Waiting { clock: Arc::new(clock.clone()), ..Waiting::default() };
         let failed = run_with(options, 2, |comm| {
             if comm.rank() == 0 {
                 return comm.exchange("ring".into(), vec![], vec![Receive::of::<f32>(1, 1)])?.wait().map(drop);

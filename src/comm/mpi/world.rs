@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use super::super::clock::SystemClock;
 use super::super::mailbox::{Failure, Mailbox};
 use super::super::tree;
-use super::super::wire::{Carrier, Counts, Options, Packet};
+use super::super::wire::{Carrier, Counts, Packet, Waiting};
 use super::frame::{Doing, End, Frame};
 use super::state::{Order, Outgoing, Place, Progress, State};
 use crate::tensor::Host;
@@ -28,7 +28,7 @@ pub(super) struct World {
     neighbours: usize,
     mailbox: Mailbox<Packet>,
     pub(super) counts: Counts,
-    pub(super) waits: Options,
+    pub(super) waits: Waiting,
     pub(super) grace: Duration,
     /// How often this process tells that it is alive.
     pulse: Duration,
@@ -48,7 +48,7 @@ impl World {
             neighbours,
             mailbox: Mailbox::default(),
             counts: Counts::default(),
-            waits: Options { deadline, clock: Arc::new(SystemClock::default()) },
+            waits: Waiting { deadline, clock: Arc::new(SystemClock::default()) },
             grace: grace.min(deadline),
             pulse: PULSE.min(deadline / 4),
             state: Mutex::new(State::new(rank, size)),
@@ -89,7 +89,7 @@ impl World {
         changed
     }
 
-    /// Waits, for so long at most, until the state changes or `is_enough` of it.
+    /// Waiting, for so long at most, until the state changes or `is_enough` of it.
     pub(super) fn wait_for_news<'a>(
         &self,
         state: MutexGuard<'a, State>,
@@ -180,7 +180,7 @@ impl World {
 impl Carrier for World {
     type Storage = Host;
 
-    fn options(&self) -> &Options {
+    fn waiting(&self) -> &Waiting {
         &self.waits
     }
 

@@ -102,10 +102,10 @@ fn with_fault(
         })
     };
     let ended = match fault {
-        Fault::Fail | Fault::Panic => run(threads::Options { deadline, ..threads::Options::default() }),
+        Fault::Fail | Fault::Panic => run(threads::Waiting { deadline, ..threads::Waiting::default() }),
         Fault::Silence => {
             let (clock, over) = (ManualClock::default(), AtomicBool::new(false));
-            let options = threads::Options { deadline, clock: Arc::new(clock.clone()) };
+            let options = threads::Waiting { deadline, clock: Arc::new(clock.clone()) };
             std::thread::scope(|scope| {
                 scope.spawn(|| {
                     while !over.load(Ordering::Relaxed) {

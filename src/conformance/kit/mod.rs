@@ -98,7 +98,7 @@ impl Kit<'_> {
         case: &Case,
         body: &(dyn Fn(Comm) -> Result<R> + Sync),
     ) -> Result<Vec<R>, Failure> {
-        let options = threads::Options { deadline: self.options.deadline, ..threads::Options::default() };
+        let options = threads::Waiting { deadline: self.options.deadline, ..threads::Waiting::default() };
         threads::run_with(options, self.case.ranks, |comm| body(Box::new(comm)))
             .map_err(|error| case.fails(check, error))
     }

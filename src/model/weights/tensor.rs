@@ -12,7 +12,7 @@ pub(super) const HEAD: &str = "lm_head.weight";
 pub(super) const EMBEDDING: &str = "model.embed_tokens.weight";
 
 /// One tensor.
-pub(super) struct Tensor {
+pub(super) struct StoredTensor {
     /// Which file holds it.
     pub shard: usize,
     /// Type, shape and where it lies.
@@ -22,4 +22,4 @@ pub(super) struct Tensor {
 }
 
 /// By name, in an order that does not change from run to run.
-pub(super) type Tensors = BTreeMap<String, Tensor>;
+pub(super) type StoredTensors = BTreeMap<String, StoredTensor>;

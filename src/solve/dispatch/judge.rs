@@ -2,7 +2,7 @@
 
 use crate::solve::dispatch::load::Load;
 use crate::solve::dispatch::profile::Profile;
-use crate::solve::dispatch::{Costs, Options, Problem};
+use crate::solve::dispatch::{Costs, DispatchOptions, Problem};
 
 /// How many times over a cell or a row above a cap counts.
 const OVER: u128 = 8;
@@ -32,7 +32,7 @@ pub(super) struct Judge {
 }
 
 impl Judge {
-    pub(super) fn new(problem: &Problem, options: &Options, profile: &Profile, limits: Limits) -> Self {
+    pub(super) fn new(problem: &Problem, options: &DispatchOptions, profile: &Profile, limits: Limits) -> Self {
         let ranks = problem.ranks.max(1) as u128;
         let tokens = problem.tokens() as u128;
         let (area_slack, rows_slack) = (u128::from(options.area_slack), u128::from(options.rows_slack));

@@ -11,7 +11,7 @@ use crate::solve::dispatch::{Problem, bound};
 
 /// Area, rows and traffic of a placement. Areas and traffic are sums over masks, each times its weight (layers).
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Report {
+pub struct PlacementReport {
     /// Cells that each rank computes.
     pub area: Vec<u128>,
     /// The largest of them.
@@ -30,7 +30,7 @@ pub struct Report {
     pub received_bound: u64,
 }
 
-impl Report {
+impl PlacementReport {
     /// Keys received by all ranks together, which is also what all send.
     pub fn traffic(&self) -> u64 {
         self.received.iter().sum()
@@ -58,12 +58,12 @@ pub fn remote(bands: &Bands, part: &[Range<usize>]) -> Vec<Range<usize>> {
 }
 
 /// Measures any placement. `parts` are the tokens of each rank, which must not overlap.
-pub fn measure(problem: &Problem, parts: &[Vec<Range<usize>>]) -> Report {
+pub fn measure(problem: &Problem, parts: &[Vec<Range<usize>>]) -> PlacementReport {
     measured(problem, &Profile::new(problem), parts)
 }
 
 /// [`measure`] with the problem's profile at hand.
-pub(super) fn measured(problem: &Problem, profile: &Profile, parts: &[Vec<Range<usize>>]) -> Report {
+pub(super) fn measured(problem: &Problem, profile: &Profile, parts: &[Vec<Range<usize>>]) -> PlacementReport {
     let tokens = problem.tokens();
     let ranks = parts.len();
     let area: Vec<u128> = parts.iter().map(|part| part.iter().map(|range| profile.area(range)).sum()).collect();
@@ -94,7 +94,7 @@ pub(super) fn measured(problem: &Problem, profile: &Profile, parts: &[Vec<Range<
     }
     let area_max = area.iter().copied().max().unwrap_or(0);
     let rows_max = rows.iter().copied().max().unwrap_or(0);
-    Report {
+    PlacementReport {
         area_bound: bound::area(problem, profile),
         received_bound: bound::received(problem, profile, area_max, rows_max),
         sent: sent.into_iter().map(|rows| rows as u64).collect(),

@@ -12,7 +12,7 @@
 //! ```
 //! use context_parallel::layout::{Batch, Packed};
 //! use context_parallel::mask::Mask;
-//! use context_parallel::solve::dispatch::{Options, Problem, Remainder, heap, solve};
+//! use context_parallel::solve::dispatch::{DispatchOptions, Problem, Remainder, heap, solve};
 //!
 //! // Six equal documents, full attention inside each, on four ranks.
 //! let pack = Packed::from_lengths(&[2048; 6])?;
@@ -22,7 +22,7 @@
 //!
 //! let dealt = heap(&problem, 512, Remainder::Uneven);
 //! assert_eq!(dealt.report.received, [9216; 4]); // every rank needs nearly everything
-//! let solved = solve(&problem, &Options::default());
+//! let solved = solve(&problem, &DispatchOptions::default());
 //! assert_eq!(solved.report.area_max, dealt.report.area_max);
 //! assert_eq!(solved.report.received.iter().sum::<u64>(), 4096); // two documents are cut once
 //! # Ok::<(), context_parallel::error::Error>(())
@@ -36,14 +36,15 @@ mod measure;
 mod model;
 mod problem;
 mod profile;
+mod random;
 mod search;
 mod solve;
 mod span;
 mod start;
-mod state;
+mod trial;
 
 pub use heap::{Remainder, chunk_size, heap, heap_partition, padding};
-pub use measure::{Report, measure, remote};
-pub use problem::{Costs, Dispatch, Options, Problem};
+pub use measure::{PlacementReport, measure, remote};
+pub use problem::{Costs, Dispatch, DispatchOptions, Problem};
 pub use solve::{improve, solve};
 pub use start::Start;

@@ -7,7 +7,7 @@ use crate::solve::dispatch::load::Load;
 use crate::solve::dispatch::problem::join;
 use crate::solve::dispatch::profile::{Needs, Profile};
 use crate::solve::dispatch::span::spans;
-use crate::solve::dispatch::{Options, Problem};
+use crate::solve::dispatch::{DispatchOptions, Problem};
 
 /// Tokens of one rank, side by side.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,7 +34,7 @@ pub(super) struct Model<'a> {
 
 /// Buffers of [`Model::weigh`].
 #[derive(Default)]
-pub(super) struct Scratch {
+pub(super) struct Buffers {
     /// Where each rank's load is; only for ranks that hold part of the span at hand.
     slots: Vec<usize>,
     /// First and last segment of each load.
@@ -48,7 +48,7 @@ pub(super) struct Scratch {
 }
 
 impl<'a> Model<'a> {
-    pub(super) fn new(problem: &Problem, options: &Options, profile: &'a Profile, limits: Limits) -> Self {
+    pub(super) fn new(problem: &Problem, options: &DispatchOptions, profile: &'a Profile, limits: Limits) -> Self {
         let tokens = problem.tokens();
         let spans = spans(problem);
         let masks = problem
@@ -77,12 +77,12 @@ impl<'a> Model<'a> {
         &self,
         span: usize,
         segments: &[Segment],
-        scratch: &mut Scratch,
+        scratch: &mut Buffers,
         loads: &mut Vec<(usize, Load)>,
     ) {
         const NONE: usize = usize::MAX;
         loads.clear();
-        let Scratch { slots, ends, next, keys, cover } = scratch;
+        let Buffers { slots, ends, next, keys, cover } = scratch;
         slots.resize(self.ranks, NONE);
         ends.clear();
         next.clear();

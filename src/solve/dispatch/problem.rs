@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use crate::error::SupportError;
 use crate::mask::Bands;
-use crate::solve::dispatch::{Remainder, Report};
+use crate::solve::dispatch::{PlacementReport, Remainder};
 
 /// A packed batch to be placed.
 #[derive(Clone, Copy, Debug)]
@@ -47,7 +47,7 @@ impl Default for Costs {
 
 /// How the solver works.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
-pub struct Options {
+pub struct DispatchOptions {
     /// Moves that are tried. 0 gives the best start as it is.
     pub effort: u64,
     /// What things cost.
@@ -59,13 +59,13 @@ pub struct Options {
     /// Cuts inside a document lie at multiples of this many tokens from its start (a kernel's tile); `None` lets
     /// the solver choose, between 1 and 64, by the number of tokens per rank.
     pub grain: Option<usize>,
-    /// The heap placement on chunks of so many tokens that the solver must not fall behind: it is one more start, the area
-    /// of its busiest rank is allowed even where it is more than the slack, and more traffic than it has is above the
-    /// limits. `None`: nothing but the slack decides, and a heap placement with less balance may have less traffic.
+    /// The heap placement on chunks of so many tokens that the solver must not fall behind: it is one more start, the
+    /// area of its busiest rank is allowed even where it is more than the slack, and more traffic than it has is above
+    /// the limits. `None`: nothing but the slack decides, and a heap placement with less balance may have less traffic.
     pub heap: Option<(usize, Remainder)>,
 }
 
-impl Options {
+impl DispatchOptions {
     /// Refuses cuts and chunks of 0 tokens.
     ///
     /// # Errors
@@ -80,9 +80,16 @@ impl Options {
     }
 }
 
-impl Default for Options {
+impl Default for DispatchOptions {
     fn default() -> Self {
-        Options { effort: 8192, costs: Costs::default(), area_slack: 50, rows_slack: 50, grain: None, heap: None }
+        DispatchOptions {
+            effort: 8192,
+            costs: Costs::default(),
+            area_slack: 50,
+            rows_slack: 50,
+            grain: None,
+            heap: None,
+        }
     }
 }
 
@@ -93,7 +100,7 @@ pub struct Dispatch {
     /// A rank may hold none.
     pub parts: Vec<Vec<Range<usize>>>,
     /// Area, rows and traffic.
-    pub report: Report,
+    pub report: PlacementReport,
 }
 
 /// Sorts ranges, drops empty ones and joins those that touch.

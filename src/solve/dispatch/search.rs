@@ -2,35 +2,9 @@
 
 use std::ops::Range;
 
-use rand_xoshiro::SplitMix64;
-use rand_xoshiro::rand_core::{Rng, SeedableRng};
-
-use crate::solve::dispatch::model::{Model, Scratch, Segment};
-use crate::solve::dispatch::state::{Span, State};
-
-/// Numbers that look random, the same on every machine.
-pub(super) struct Random(SplitMix64);
-
-impl Random {
-    /// Less than `bound`, which is at least 1.
-    fn below(&mut self, bound: usize) -> usize {
-        ((u128::from(self.0.next_u64()) * bound as u128) >> 64) as usize
-    }
-
-    /// Whether a chance of `parts` in 256 comes true.
-    fn chance(&mut self, parts: u64) -> bool {
-        self.0.next_u64() >> 56 < parts
-    }
-
-    /// Exponentially distributed, in 65536ths of a doubling: minus the logarithm to base 2, between whole numbers
-    /// by a straight line.
-    fn doublings(&mut self) -> u64 {
-        let number = self.0.next_u64() | 1;
-        let zeros = number.leading_zeros();
-        let fraction = if zeros == 63 { 0 } else { (number << (zeros + 1)) >> 48 };
-        (u64::from(zeros) << 16) + 65535 - fraction
-    }
-}
+use crate::solve::dispatch::model::{Buffers, Model, Segment};
+use crate::solve::dispatch::random::Random;
+use crate::solve::dispatch::trial::{Span, Trial};
 
 /// Gives a range of a span to a rank.
 type Edit = (usize, Range<usize>, usize);
@@ -44,11 +18,11 @@ pub(super) struct Heat {
     pub(super) halvings: u64,
 }
 
-pub(super) struct Search<'a> {
+pub(super) struct Annealing<'a> {
     model: &'a Model<'a>,
     grain: usize,
     random: Random,
-    scratch: Scratch,
+    scratch: Buffers,
     edits: Vec<Edit>,
     /// Spans of the move at hand; after their exchange, the old ones.
     changed: Vec<(usize, Span)>,
@@ -56,13 +30,13 @@ pub(super) struct Search<'a> {
     buffer: Vec<Segment>,
 }
 
-impl<'a> Search<'a> {
+impl<'a> Annealing<'a> {
     pub(super) fn new(model: &'a Model<'a>, grain: usize) -> Self {
-        Search {
+        Annealing {
             model,
             grain,
-            random: Random(SplitMix64::seed_from_u64(1)),
-            scratch: Scratch::default(),
+            random: Random::new(1),
+            scratch: Buffers::default(),
             edits: Vec::new(),
             changed: Vec::new(),
             spare: Vec::new(),
@@ -72,13 +46,13 @@ impl<'a> Search<'a> {
 
     /// Tries `moves` moves from `state` and gives the best state seen. `within`: a state that keeps the limits is
     /// better than one that does not, whatever it costs.
-    pub(super) fn run(&mut self, mut state: State, moves: u64, heat: Heat, within: bool) -> State {
+    pub(super) fn run(&mut self, mut state: Trial, moves: u64, heat: Heat, within: bool) -> Trial {
         if self.model.ranks < 2 || self.model.tokens == 0 {
             return state;
         }
         // The best state is kept as its segments; most of them are also those of the current one.
         let mut best: Vec<Vec<Segment>> = state.spans.iter().map(|span| span.segments.clone()).collect();
-        let key = |state: &State| (if within { state.over } else { 0 }, state.energy);
+        let key = |state: &Trial| (if within { state.over } else { 0 }, state.energy);
         let mut best_key = key(&state);
         let mut dirty = Vec::new();
         let mut is_dirty = vec![false; best.len()];
@@ -133,7 +107,7 @@ impl<'a> Search<'a> {
     }
 
     /// Makes the move at hand.
-    fn apply(&mut self, state: &mut State) {
+    fn apply(&mut self, state: &mut Trial) {
         self.spare.extend(self.changed.drain(..).map(|(_, span)| span));
         for (index, range, rank) in self.edits.drain(..) {
             let slot = match self.changed.iter().position(|(changed, _)| *changed == index) {
@@ -157,7 +131,7 @@ impl<'a> Search<'a> {
     }
 
     /// A segment of a rank: its span, and its place there.
-    fn pick(&mut self, state: &State, rank: usize) -> Option<(usize, usize)> {
+    fn pick(&mut self, state: &Trial, rank: usize) -> Option<(usize, usize)> {
         let held = &state.held[rank];
         if held.is_empty() {
             return None;
@@ -171,7 +145,7 @@ impl<'a> Search<'a> {
     }
 
     /// Chooses the next move.
-    fn propose(&mut self, state: &State) {
+    fn propose(&mut self, state: &Trial) {
         self.edits.clear();
         let ranks = self.model.ranks;
         let from = match self.random.below(8) {
@@ -238,7 +212,7 @@ impl<'a> Search<'a> {
     }
 
     /// Rows that would make the areas, or the rows, of a segment's rank and another one alike.
-    fn balancing(&mut self, state: &State, span: usize, segment: &Segment, to: usize) -> usize {
+    fn balancing(&mut self, state: &Trial, span: usize, segment: &Segment, to: usize) -> usize {
         let (a, b) = (&state.totals[segment.rank], &state.totals[to]);
         let rows = segment.end - segment.start;
         if self.random.chance(128) {

@@ -6,10 +6,10 @@
 //! rank may work for several documents. A group of one rank receives nothing.
 //!
 //! [`schedule`] looks for the fewest rows received, subject to two limits: tokens per rank and micro-batch, and the
-//! *makespan*, the sum over micro-batches of the busiest rank's work. The second is what greedy placement on
-//! blocks of powers of two reaches with the same tokens (Megatron-LM's scheduler that packs), so that the freedom of degree and block is spent on less traffic and never on more time; [`schedule_within`] takes any other
-//! makespan. Both limits can always be kept: every document on all ranks attains the least makespan, the sum of L*L
-//! over the number of ranks.
+//! *makespan*, the sum over micro-batches of the busiest rank's work. The second is what greedy placement on blocks of
+//! powers of two reaches with the same tokens (Megatron-LM's scheduler that packs), so that the freedom of degree and
+//! block is spent on less traffic and never on more time; [`schedule_within`] takes any other makespan. Both limits can
+//! always be kept: every document on all ranks attains the least makespan, the sum of L*L over the number of ranks.
 //!
 //! Same lengths, same ranks, same schedule: integers only, and random numbers of a fixed seed.
 //!
@@ -24,84 +24,29 @@
 //! # Ok::<(), context_parallel::error::Error>(())
 //! ```
 
+mod draft;
+mod limits;
+mod micro_batch;
+mod pairs;
 mod reference;
 mod scheduler;
 mod search;
-mod state;
 mod task;
 #[cfg(test)]
 mod tests;
-mod work;
 
 use serde::Serialize;
 
 use crate::error::{Result, ScheduleError};
-use crate::layout::Batch;
-use crate::order::{Dealt, Grouped};
+use draft::{Draft, Spot};
+use limits::check;
+pub use limits::{check_fits, default_tokens_per_rank};
+use micro_batch::rows;
+pub use micro_batch::{Group, MicroBatch};
+pub use pairs::Pairs;
 pub use scheduler::Scheduler;
 use search::{improve, start_of};
-use state::{Place, State};
 use task::Task;
-pub use work::Work;
-
-/// One document's ranks in its micro-batch: `first..first + degree`.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Group {
-    /// Index of the document in the lengths.
-    pub document: usize,
-    /// The first rank.
-    pub first: usize,
-    /// Number of ranks; 1 means no communication.
-    pub degree: usize,
-}
-
-/// Documents that are packed together and run at once.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct MicroBatch {
-    /// One group per document, by ascending document.
-    pub groups: Vec<Group>,
-}
-
-impl MicroBatch {
-    /// Its documents, ascending.
-    pub fn documents(&self) -> impl Iterator<Item = usize> + '_ {
-        self.groups.iter().map(|group| group.document)
-    }
-
-    /// Where the tokens are, in a batch of just its documents, in this order.
-    ///
-    /// # Errors
-    /// If the batch does not have as many documents, or there are not that many ranks.
-    pub fn table(&self, batch: &dyn Batch, ranks: usize) -> Result<Dealt> {
-        Grouped::deal(batch, self.groups.iter().map(|group| group.first..group.first + group.degree).enumerate(), ranks)
-    }
-
-    /// Work of the busiest rank.
-    pub fn busiest(&self, lengths: &[usize], ranks: usize) -> Work {
-        let mut work = vec![Work::NONE; ranks];
-        for group in &self.groups {
-            let each = Work::of(lengths[group.document], group.degree);
-            work[group.first..][..group.degree].iter_mut().for_each(|work| *work += each);
-        }
-        work.into_iter().max().unwrap_or_default()
-    }
-
-    /// Tokens of each rank, every document's share rounded up: no rank holds more, whoever gets the spare tokens.
-    pub fn tokens(&self, lengths: &[usize], ranks: usize) -> Vec<usize> {
-        let mut tokens = vec![0; ranks];
-        for group in &self.groups {
-            let each = lengths[group.document].div_ceil(group.degree);
-            tokens[group.first..][..group.degree].iter_mut().for_each(|tokens| *tokens += each);
-        }
-        tokens
-    }
-
-    /// Rows of keys and values that all ranks together receive, if every query attends its whole document: the sum of
-    /// length times (degree - 1); ranks beyond a document's tokens receive nothing.
-    pub fn rows_received(&self, lengths: &[usize]) -> u128 {
-        self.groups.iter().map(|group| rows(lengths[group.document], group.degree)).sum()
-    }
-}
 
 /// Micro-batches, one after another, with what they cost.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -109,18 +54,18 @@ pub struct Schedule {
     /// The micro-batches; every document is in one of them.
     pub micro_batches: Vec<MicroBatch>,
     /// What they cost, and what they cannot be better than.
-    pub report: Report,
+    pub report: ScheduleReport,
 }
 
 /// What a schedule costs, beside its limits and lower bounds.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Report {
+pub struct ScheduleReport {
     /// Sum over micro-batches of the busiest rank's work.
-    pub makespan: Work,
+    pub makespan: Pairs,
     /// The makespan that was allowed.
-    pub makespan_limit: Work,
+    pub makespan_limit: Pairs,
     /// No schedule has a smaller makespan: all work, spread evenly over all ranks.
-    pub makespan_bound: Work,
+    pub makespan_bound: Pairs,
     /// Rows of keys and values that all ranks receive in all micro-batches.
     pub rows_received: u128,
     /// No schedule within the limits receives fewer: every document alone at the smallest degree that they permit.
@@ -159,7 +104,7 @@ pub fn schedule_within(
     lengths: &[usize],
     ranks: usize,
     tokens_per_rank: Option<usize>,
-    makespan: Work,
+    makespan: Pairs,
 ) -> Result<Schedule> {
     let tokens = check(lengths, ranks, tokens_per_rank)?;
     let bound = even_share(lengths, ranks);
@@ -179,78 +124,23 @@ pub fn assign(lengths: &[usize], ranks: usize) -> Result<Vec<Group>> {
     check(lengths, ranks, Some(usize::MAX))?;
     // A token is not divided: a document shorter than the ranks costs one of them at least its length.
     let whole = lengths.iter().filter(|&&length| length < ranks).max().map_or(0, |&length| length as u128);
-    let limit = even_share(lengths, ranks).share(21, 20).max(Work::pairs(whole));
+    let limit = even_share(lengths, ranks).share(21, 20).max(Pairs::whole(whole));
     let task = Task { lengths, ranks, tokens: usize::MAX, limit, single: true, even: even_share(lengths, ranks) };
     Ok(batches(lengths, improve(&task, vec![start_of(&task)])).into_iter().flat_map(|batch| batch.groups).collect())
 }
 
-/// Most tokens that are counted exactly, whatever the degrees: the sum of squares times [`Work`]'s unit fits.
-const MOST_TOKENS: u128 = 1 << 37;
-
-/// Refuses documents of which one does not fit on all ranks together, whichever of them share a micro-batch.
-///
-/// # Errors
-///
-/// [`ScheduleError::DocumentTooLong`] with the first such document, [`ScheduleError::NoRanks`].
-pub fn check_fits(lengths: &[usize], ranks: usize, tokens_per_rank: usize) -> Result<()> {
-    Ok(fits(lengths, ranks, tokens_per_rank)?)
-}
-
-fn fits(lengths: &[usize], ranks: usize, tokens: usize) -> Result<(), ScheduleError> {
-    if ranks == 0 {
-        return Err(ScheduleError::NoRanks);
-    }
-    match lengths.iter().position(|length| length.div_ceil(ranks) > tokens) {
-        Some(document) => {
-            let (length, needed) = (lengths[document], lengths[document].div_ceil(ranks));
-            Err(ScheduleError::DocumentTooLong { document, length, ranks, tokens, needed })
-        }
-        None => Ok(()),
-    }
-}
-
-/// Tokens that a rank may have in a micro-batch where nothing else is said: 1.1 times the even share of `total` tokens,
-/// rounded up. `ranks` is at least 1.
-pub fn default_tokens_per_rank(total: usize, ranks: usize) -> usize {
-    (total as u128 * 11).div_ceil(ranks as u128 * 10) as usize
-}
-
-/// The token limit, once everything is known to fit.
-fn check(lengths: &[usize], ranks: usize, tokens_per_rank: Option<usize>) -> Result<usize, ScheduleError> {
-    fits(&[], ranks, 0)?;
-    let total: u128 = lengths.iter().map(|&length| length as u128).sum();
-    if total > MOST_TOKENS {
-        return Err(ScheduleError::TooManyTokens { total, most: MOST_TOKENS });
-    }
-    let tokens = tokens_per_rank.unwrap_or_else(|| default_tokens_per_rank(total as usize, ranks));
-    fits(lengths, ranks, tokens)?;
-    Ok(tokens)
-}
-
 /// The least makespan: every document on all ranks.
-fn even_share(lengths: &[usize], ranks: usize) -> Work {
-    lengths.iter().map(|&length| Work::of(length, ranks)).sum()
+fn even_share(lengths: &[usize], ranks: usize) -> Pairs {
+    lengths.iter().map(|&length| Pairs::of(length, ranks)).sum()
 }
 
-/// Rows that the ranks of a document receive: each that has a token of it misses those of the others.
-fn rows(length: usize, degree: usize) -> u128 {
-    let holders = degree.min(length);
-    length as u128 * holders.saturating_sub(1) as u128
-}
-
-/// The same, where ranks without a token count too: the search does not spread a document over more ranks than it has
-/// tokens for nothing.
-fn price(length: usize, degree: usize) -> u128 {
-    length as u128 * (degree as u128 - 1)
-}
-
-fn solve(lengths: &[usize], ranks: usize, tokens: usize, limit: Work) -> Schedule {
+fn solve(lengths: &[usize], ranks: usize, tokens: usize, limit: Pairs) -> Schedule {
     let task = Task { lengths, ranks, tokens, limit, single: false, even: even_share(lengths, ranks) };
     let mut starts = vec![start_of(&task)];
     starts.extend(reference::start(&task));
     let state = improve(&task, starts);
     let micro_batches = batches(lengths, state);
-    let report = Report {
+    let report = ScheduleReport {
         makespan: micro_batches.iter().map(|batch| batch.busiest(lengths, ranks)).sum(),
         makespan_limit: limit,
         makespan_bound: even_share(lengths, ranks),
@@ -263,13 +153,13 @@ fn solve(lengths: &[usize], ranks: usize, tokens: usize, limit: Work) -> Schedul
 }
 
 /// The micro-batches of a complete state, the one with most work first; empty documents go to rank 0 of the first.
-fn batches(lengths: &[usize], state: State) -> Vec<MicroBatch> {
-    let mut order: Vec<usize> = (0..state.batches()).filter(|&batch| state.height(batch) > Work::NONE).collect();
+fn batches(lengths: &[usize], state: Draft) -> Vec<MicroBatch> {
+    let mut order: Vec<usize> = (0..state.batches()).filter(|&batch| state.height(batch) > Pairs::NONE).collect();
     order.sort_by_key(|&batch| (std::cmp::Reverse(state.height(batch)), batch));
     if order.is_empty() && !lengths.is_empty() {
         order.push(0);
     }
-    let group = |document: usize, place: &Option<Place>, nth: usize| match place {
+    let group = |document: usize, place: &Option<Spot>, nth: usize| match place {
         Some(place) if place.batch == order[nth] => Some(Group { document, first: place.first, degree: place.degree }),
         None if nth == 0 => Some(Group { document, first: 0, degree: 1 }),
         _ => None,

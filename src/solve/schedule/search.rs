@@ -6,10 +6,10 @@
 use rand_xoshiro::SplitMix64;
 use rand_xoshiro::rand_core::{Rng, SeedableRng};
 
-use super::price;
-use super::state::{Fit, Load, Place, State};
+use super::draft::{Burden, Draft, Fit, Spot};
+use super::micro_batch::price;
+use super::pairs::Pairs;
 use super::task::Task;
-use super::work::Work;
 
 /// Ranks that the search may look at.
 const EFFORT: usize = 1_000_000;
@@ -17,8 +17,8 @@ const EFFORT: usize = 1_000_000;
 const MOST_OUT: usize = 8;
 
 /// Every document on all ranks: the least makespan and the most rows. Micro-batches as full as tokens permit.
-pub(super) fn start_of(task: &Task) -> State {
-    let mut state = State::new(task);
+pub(super) fn start_of(task: &Task) -> Draft {
+    let mut state = Draft::new(task);
     let mut room = vec![task.tokens];
     for document in task.documents() {
         let length = task.lengths[document];
@@ -29,14 +29,14 @@ pub(super) fn start_of(task: &Task) -> State {
             state.open(task.ranks);
         }
         room[batch] -= need;
-        state.insert(document, length, Place { batch, first: 0, degree: task.ranks });
+        state.insert(document, length, Spot { batch, first: 0, degree: task.ranks });
     }
     state
 }
 
 /// The best schedule found from any of `starts`, which keep the limits. There is at least one.
-pub(super) fn improve(task: &Task, mut starts: Vec<State>) -> State {
-    let mut search = Search::new(task);
+pub(super) fn improve(task: &Task, mut starts: Vec<Draft>) -> Draft {
+    let mut search = Reinsertion::new(task);
     starts.extend((1..=8).filter_map(|parts| search.construct(parts)));
     let total: u128 = task.lengths.iter().map(|&length| length as u128).sum();
     let fewest = total.div_ceil((task.ranks as u128).saturating_mul(task.tokens.max(1) as u128)).max(1) as usize;
@@ -45,11 +45,11 @@ pub(super) fn improve(task: &Task, mut starts: Vec<State>) -> State {
         // Lower micro-batches cost more rows: the first that keep the limit are the best.
         starts.extend((1..=16).rev().find_map(|sixteenths| search.layers(fit, spread, sixteenths)));
     }
-    starts.sort_by_key(State::cost);
+    starts.sort_by_key(Draft::cost);
     starts.truncate(3);
     let share = EFFORT / starts.len();
     let ends = starts.into_iter().map(|start| search.descend(start, share));
-    ends.min_by_key(State::cost).unwrap_or_else(|| start_of(task))
+    ends.min_by_key(Draft::cost).unwrap_or_else(|| start_of(task))
 }
 
 /// How documents are put back.
@@ -59,10 +59,10 @@ struct Manner {
     /// Quarters of the unused makespan that the next document may take to get a smaller degree.
     quarters: u128,
     /// No micro-batch may become taller than this.
-    tallest: Work,
+    tallest: Pairs,
 }
 
-struct Search<'a> {
+struct Reinsertion<'a> {
     task: &'a Task<'a>,
     /// Documents with tokens, the longest first.
     documents: Vec<usize>,
@@ -71,12 +71,12 @@ struct Search<'a> {
     looked_at: usize,
 }
 
-impl<'a> Search<'a> {
+impl<'a> Reinsertion<'a> {
     fn new(task: &'a Task<'a>) -> Self {
         let mut documents: Vec<usize> = task.documents().collect();
         documents.sort_by_key(|&document| (std::cmp::Reverse(task.lengths[document]), document));
         let least = (0..task.lengths.len()).map(|document| task.least_degree(document)).collect();
-        Search { task, documents, least, random: SplitMix64::seed_from_u64(0), looked_at: 0 }
+        Reinsertion { task, documents, least, random: SplitMix64::seed_from_u64(0), looked_at: 0 }
     }
 
     /// A number below `bound`, the same on every machine.
@@ -85,11 +85,11 @@ impl<'a> Search<'a> {
     }
 
     /// Longest first, into `parts` micro-batches none of which is taller than its part of the limit.
-    fn construct(&mut self, parts: usize) -> Option<State> {
+    fn construct(&mut self, parts: usize) -> Option<Draft> {
         if self.task.single && parts > 1 {
             return None;
         }
-        let mut state = State::new(self.task);
+        let mut state = Draft::new(self.task);
         (1..parts).for_each(|_| state.open(self.task.ranks));
         let tallest = self.task.limit.share(1, parts as u128);
         let manner = Manner { fit: Fit::Level, quarters: 4, tallest };
@@ -101,21 +101,21 @@ impl<'a> Search<'a> {
 
     /// Longest first, at the smallest degree that keeps the limits, where least work is so far in any of `parts`
     /// micro-batches: all become equally high and full, if documents are many.
-    fn level(&mut self, parts: usize) -> Option<State> {
+    fn level(&mut self, parts: usize) -> Option<Draft> {
         let Task { lengths, ranks, tokens, limit, single, .. } = *self.task;
         if single && parts > 1 {
             return None;
         }
-        let mut state = State::new(self.task);
+        let mut state = Draft::new(self.task);
         (1..parts).for_each(|_| state.open(ranks));
         let tallest = limit.share(1, parts as u128);
         for &document in &self.documents {
             let length = lengths[document];
             let place = (self.least[document]..=ranks).find_map(|degree| {
-                let load = Load { work: Work::of(length, degree), tokens: length.div_ceil(degree) };
+                let load = Burden { work: Pairs::of(length, degree), tokens: length.div_ceil(degree) };
                 let block = |batch: usize| {
                     let (_, had, first) = state.block(batch, degree, load, tallest, tokens, Fit::Level)?;
-                    Some((had, Place { batch, first, degree }))
+                    Some((had, Spot { batch, first, degree }))
                 };
                 self.looked_at += ranks * parts;
                 (0..parts).filter_map(block).min_by_key(|(had, _)| *had).map(|(_, place)| place)
@@ -129,27 +129,27 @@ impl<'a> Search<'a> {
     /// `sixteenths` of its work at its least degree; the others join it at degrees up to `spread` times the least
     /// that heeds this height, or wait. Neighbours in length have similar work per token, so that ranks which are
     /// full are level too.
-    fn layers(&mut self, fit: Fit, spread: usize, sixteenths: u128) -> Option<State> {
+    fn layers(&mut self, fit: Fit, spread: usize, sixteenths: u128) -> Option<Draft> {
         let Task { lengths, ranks, tokens, limit, single, .. } = *self.task;
         // Where one micro-batch may hold everything, several have no use.
         if single || tokens >= lengths.iter().sum() {
             return None;
         }
-        let mut state = State::new(self.task);
+        let mut state = Draft::new(self.task);
         let mut waiting = self.documents.clone();
         while let Some(&longest) = waiting.first() {
             let batch = state.batches() - 1;
-            let at_least = Work::of(lengths[longest], self.least[longest]).share(sixteenths, 16);
-            let tallest = at_least.max(Work::of(lengths[longest], ranks));
+            let at_least = Pairs::of(lengths[longest], self.least[longest]).share(sixteenths, 16);
+            let tallest = at_least.max(Pairs::of(lengths[longest], ranks));
             waiting.retain(|&document| {
                 let length = lengths[document];
-                let heeds = |&degree: &usize| Work::of(length, degree) <= tallest;
+                let heeds = |&degree: &usize| Pairs::of(length, degree) <= tallest;
                 let Some(from) = (self.least[document]..=ranks).find(heeds) else { return true };
                 let block = (from..=ranks.min(from * spread)).find_map(|degree| {
-                    let load = Load { work: Work::of(length, degree), tokens: length.div_ceil(degree) };
+                    let load = Burden { work: Pairs::of(length, degree), tokens: length.div_ceil(degree) };
                     self.looked_at += ranks;
                     let (.., first) = state.block(batch, degree, load, tallest, tokens, fit)?;
-                    Some(Place { batch, first, degree })
+                    Some(Spot { batch, first, degree })
                 });
                 block.inspect(|&place| state.insert(document, length, place)).is_none()
             });
@@ -162,14 +162,14 @@ impl<'a> Search<'a> {
     }
 
     /// Puts a document where its degree is smallest; among those places, where the makespan grows least.
-    fn put(&mut self, state: &mut State, document: usize, manner: Manner) -> Option<()> {
+    fn put(&mut self, state: &mut Draft, document: usize, manner: Manner) -> Option<()> {
         let length = self.task.lengths[document];
         let unused = self.task.limit.saturating_sub(state.makespan);
         for quarters in [manner.quarters, 4] {
             let growth = unused.share(quarters, 4);
             for degree in self.least[document]..=self.task.ranks {
-                let load = Load { work: Work::of(length, degree), tokens: length.div_ceil(degree) };
-                let mut best: Option<(Work, usize, usize)> = None;
+                let load = Burden { work: Pairs::of(length, degree), tokens: length.div_ceil(degree) };
+                let mut best: Option<(Pairs, usize, usize)> = None;
                 for batch in 0..state.batches() {
                     let tallest = (state.height(batch) + growth).min(manner.tallest);
                     self.looked_at += self.task.ranks;
@@ -184,7 +184,7 @@ impl<'a> Search<'a> {
                     }
                 }
                 if let Some((_, batch, first)) = best {
-                    state.insert(document, length, Place { batch, first, degree });
+                    state.insert(document, length, Spot { batch, first, degree });
                     return Some(());
                 }
             }
@@ -193,14 +193,14 @@ impl<'a> Search<'a> {
     }
 
     /// Improves a state for as long as `effort` lasts.
-    fn descend(&mut self, start: State, effort: usize) -> State {
+    fn descend(&mut self, start: Draft, effort: usize) -> Draft {
         let end = self.looked_at + effort;
         let (mut best, mut state) = (start.clone(), start);
         let lowest: u128 =
             self.documents.iter().map(|&document| price(self.task.lengths[document], self.least[document])).sum();
         let fastest = self.task.even + self.task.toll();
         while self.looked_at < end && best.cost() > (lowest, fastest) {
-            if !self.task.single && (0..state.batches()).all(|batch| state.height(batch) > Work::NONE) {
+            if !self.task.single && (0..state.batches()).all(|batch| state.height(batch) > Pairs::NONE) {
                 state.open(self.task.ranks);
             }
             let before = state.clone();
@@ -211,7 +211,7 @@ impl<'a> Search<'a> {
             let manner = Manner {
                 fit: [Fit::Tight, Fit::Level][self.below(2)],
                 quarters: [0, 1, 2, 4][self.below(4)],
-                tallest: Work::MAX,
+                tallest: Pairs::MAX,
             };
             let complete = out.iter().try_for_each(|&document| self.put(&mut state, document, manner)).is_some();
             // Slightly worse is accepted early on, to leave local minima; nothing worse at the end.
@@ -229,7 +229,7 @@ impl<'a> Search<'a> {
     }
 
     /// Documents to take out, in the order in which to put them back.
-    fn choose(&mut self, state: &State) -> Vec<usize> {
+    fn choose(&mut self, state: &Draft) -> Vec<usize> {
         let place = |document: usize| state.places()[document];
         let loose: Vec<usize> = self
             .documents

@@ -1,6 +1,6 @@
 //! What is to be scheduled.
 
-use super::work::Work;
+use super::pairs::Pairs;
 
 /// What is to be scheduled, and within which limits.
 pub(super) struct Task<'a> {
@@ -9,11 +9,11 @@ pub(super) struct Task<'a> {
     /// Most tokens of a rank in a micro-batch.
     pub tokens: usize,
     /// Largest makespan; at least that of all documents on all ranks.
-    pub limit: Work,
+    pub limit: Pairs,
     /// Whether all must be in one micro-batch.
     pub single: bool,
     /// Makespan of all documents on all ranks, which no schedule is below.
-    pub even: Work,
+    pub even: Pairs,
 }
 
 impl Task<'_> {
@@ -24,7 +24,7 @@ impl Task<'_> {
 
     /// What a micro-batch costs besides its work: its launches, exchanges and waits. A little of everything's work, so
     /// that a step has a few dozen micro-batches at most where tokens permit.
-    pub fn toll(&self) -> Work {
+    pub fn toll(&self) -> Pairs {
         self.even.share(1, 128)
     }
 
@@ -32,6 +32,6 @@ impl Task<'_> {
     pub fn least_degree(&self, document: usize) -> usize {
         let length = self.lengths[document];
         let for_tokens = length.div_ceil(self.tokens.max(1)).max(1);
-        (for_tokens..self.ranks).find(|&degree| Work::of(length, degree) <= self.limit).unwrap_or(self.ranks)
+        (for_tokens..self.ranks).find(|&degree| Pairs::of(length, degree) <= self.limit).unwrap_or(self.ranks)
     }
 }

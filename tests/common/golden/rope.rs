@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use context_parallel::error::Result;
 use context_parallel::handler::HandlerRef;
-use context_parallel::oracle::{Rotary, Stretch};
+use context_parallel::oracle::{Rotation, Stretch};
 use context_parallel::order::DynPlacement;
 use context_parallel::rope::{Rope, RopeConfig, RopeScaling};
 use context_parallel::tensor::{Cpu, DType, Float};
@@ -24,7 +24,7 @@ pub struct RopeCase {
     /// Heads of a row.
     pub heads: usize,
     /// The embedding, for the oracle.
-    pub rotary: Rotary,
+    pub rotary: Rotation,
     /// Storage type.
     pub dtype: DType,
 }
@@ -73,7 +73,7 @@ pub fn read(file: &File, kind: &str, name: &str) -> Result<RopeCase, String> {
 
 /// `3 * 2^-8 * concentration * (|a| + |b|)` for the pair (a, b) that a value is turned from; 0 for a feature that is
 /// not turned.
-fn bf16_tolerance(rotary: &Rotary, x: &[f64]) -> Vec<f64> {
+fn bf16_tolerance(rotary: &Rotation, x: &[f64]) -> Vec<f64> {
     let mut tolerance = vec![0.0; x.len()];
     for start in (0..x.len()).step_by(rotary.head_dim) {
         for pair in 0..rotary.rotated() / 2 {
@@ -87,7 +87,7 @@ fn bf16_tolerance(rotary: &Rotary, x: &[f64]) -> Vec<f64> {
 }
 
 /// The embedding that the metadata describes.
-fn rotary(rope: &Value, head_dim: usize) -> Result<Rotary, String> {
+fn rotary(rope: &Value, head_dim: usize) -> Result<Rotation, String> {
     let known = "type base percent interleaved interp factor orig mscale mscale_all_dim";
     let fields = rope.as_object().ok_or("no `rope` in the metadata")?;
     if let Some(unknown) = fields.keys().find(|key| !known.split(' ').any(|known| known == *key)) {
@@ -112,7 +112,7 @@ fn rotary(rope: &Value, head_dim: usize) -> Result<Rotary, String> {
         },
         other => return Err(format!("unknown rope type {other:?}")),
     };
-    Ok(Rotary {
+    Ok(Rotation {
         head_dim,
         base: number("base")?,
         percent: rope["percent"].as_f64().unwrap_or(1.0),
@@ -178,7 +178,7 @@ impl HandlerRope<'_> {
 
 /// The same embedding for the handler. Megatron-LM ignores a rotary percent and an interpolation with YaRN, where
 /// [`Rope`] refuses them.
-pub fn config(rotary: &Rotary) -> RopeConfig {
+pub fn config(rotary: &Rotation) -> RopeConfig {
     let is_yarn = matches!(rotary.stretch, Stretch::Yarn { .. });
     let scaling = match rotary.stretch {
         Stretch::None => RopeScaling::None,

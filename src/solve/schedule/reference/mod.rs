@@ -7,43 +7,43 @@ mod packed;
 #[cfg(test)]
 mod serial;
 
-use super::state::{Place, State};
+use super::draft::{Draft, Spot};
+use super::pairs::Pairs;
 use super::task::Task;
-use super::work::Work;
 
 /// Documents that run on the same ranks; blocks of a micro-batch follow each other in rank order and do not overlap.
 #[derive(Debug)]
-struct Block {
+struct RankBlock {
     size: usize,
     documents: Vec<usize>,
 }
 
 /// Blocks of each micro-batch.
-type Placement = Vec<Vec<Block>>;
+type Blocks = Vec<Vec<RankBlock>>;
 
 /// The makespan of the packing rule; `tokens` per rank must suffice for every document on all ranks.
-pub(super) fn makespan(lengths: &[usize], ranks: usize, tokens: usize) -> Work {
+pub(super) fn makespan(lengths: &[usize], ranks: usize, tokens: usize) -> Pairs {
     cost(lengths, &packed::place(lengths, ranks, tokens))
 }
 
 /// The packing rule's placement, if it keeps the limits of a task.
-pub(super) fn start(task: &Task) -> Option<State> {
+pub(super) fn start(task: &Task) -> Option<Draft> {
     state(task, &packed::place(task.lengths, task.ranks, task.tokens))
 }
 
 /// Makespan and rows received of the serial rule, whose tokens do not add up.
 #[cfg(test)]
-pub(super) fn serial(lengths: &[usize], ranks: usize, tokens: usize) -> (Work, u128) {
+pub(super) fn serial(lengths: &[usize], ranks: usize, tokens: usize) -> (Pairs, u128) {
     let placement = serial::place(lengths, ranks, tokens);
-    let rows = |block: &Block| -> u128 {
-        block.documents.iter().map(|&document| super::rows(lengths[document], block.size)).sum()
+    let rows = |block: &RankBlock| -> u128 {
+        block.documents.iter().map(|&document| super::micro_batch::rows(lengths[document], block.size)).sum()
     };
     (cost(lengths, &placement), placement.iter().flatten().map(rows).sum())
 }
 
 /// A placement counts fractions of tokens where a task counts whole ones: it may not fit.
-fn state(task: &Task, placement: &Placement) -> Option<State> {
-    let mut state = State::new(task);
+fn state(task: &Task, placement: &Blocks) -> Option<Draft> {
+    let mut state = Draft::new(task);
     for (batch, blocks) in placement.iter().enumerate() {
         if batch == state.batches() {
             state.open(task.ranks);
@@ -55,7 +55,7 @@ fn state(task: &Task, placement: &Placement) -> Option<State> {
                 return None;
             }
             for &document in &block.documents {
-                state.insert(document, task.lengths[document], Place { batch, first, degree: block.size });
+                state.insert(document, task.lengths[document], Spot { batch, first, degree: block.size });
             }
             first += block.size;
         }
@@ -63,14 +63,14 @@ fn state(task: &Task, placement: &Placement) -> Option<State> {
     (state.makespan <= task.limit).then_some(state)
 }
 
-fn cost(lengths: &[usize], placement: &Placement) -> Work {
-    let busiest = |blocks: &Vec<Block>| blocks.iter().map(|block| work(lengths, block)).max().unwrap_or_default();
+fn cost(lengths: &[usize], placement: &Blocks) -> Pairs {
+    let busiest = |blocks: &Vec<RankBlock>| blocks.iter().map(|block| work(lengths, block)).max().unwrap_or_default();
     placement.iter().map(busiest).sum()
 }
 
 /// Work of each rank of a block.
-fn work(lengths: &[usize], block: &Block) -> Work {
-    block.documents.iter().map(|&document| Work::of(lengths[document], block.size)).sum()
+fn work(lengths: &[usize], block: &RankBlock) -> Pairs {
+    block.documents.iter().map(|&document| Pairs::of(lengths[document], block.size)).sum()
 }
 
 /// Documents that have tokens, by falling length.
@@ -85,9 +85,10 @@ mod tests {
     use super::*;
 
     /// Per micro-batch, per rank, the documents.
-    fn by_rank(placement: &Placement) -> Vec<Vec<Vec<usize>>> {
-        let ranks =
-            |blocks: &Vec<Block>| blocks.iter().flat_map(|block| vec![block.documents.clone(); block.size]).collect();
+    fn by_rank(placement: &Blocks) -> Vec<Vec<Vec<usize>>> {
+        let ranks = |blocks: &Vec<RankBlock>| {
+            blocks.iter().flat_map(|block| vec![block.documents.clone(); block.size]).collect()
+        };
         placement.iter().map(ranks).collect()
     }
 

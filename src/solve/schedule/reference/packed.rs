@@ -6,11 +6,11 @@
 //! doubling. Where that is impossible, which happens only if the number of ranks is not a power of two, all
 //! documents run on all ranks.
 
-use super::{Block, Placement, longest_first};
-use crate::solve::schedule::work::Work;
+use super::{Blocks, RankBlock, longest_first};
+use crate::solve::schedule::pairs::Pairs;
 
 /// Blocks of each micro-batch, in rank order.
-pub(super) fn place(lengths: &[usize], ranks: usize, tokens: usize) -> Placement {
+pub(super) fn place(lengths: &[usize], ranks: usize, tokens: usize) -> Blocks {
     // More tokens than there are change nothing; 0 tokens come with documents that have none.
     let tokens = tokens.min(lengths.iter().sum()).max(1);
     let mut waiting = longest_first(lengths);
@@ -24,29 +24,29 @@ pub(super) fn place(lengths: &[usize], ranks: usize, tokens: usize) -> Placement
 }
 
 /// One micro-batch of the longest of `waiting`, and who waits on. It always takes the first.
-fn micro_batch(lengths: &[usize], ranks: usize, tokens: usize, waiting: &[usize]) -> (Vec<Block>, Vec<usize>) {
+fn micro_batch(lengths: &[usize], ranks: usize, tokens: usize, waiting: &[usize]) -> (Vec<RankBlock>, Vec<usize>) {
     // Shares of tokens are fractions; sizes are powers of two, or all ranks.
     let unit = ranks as u128 * (1 << ranks.ilog2());
     let share = |document: usize, size: usize| lengths[document] as u128 * unit / size as u128;
     let limit = tokens as u128 * unit;
     let longest = lengths[waiting[0]] as u128;
-    let cap = Work::pairs(longest * tokens as u128).share(21, 20);
+    let cap = Pairs::whole(longest * tokens as u128).share(21, 20);
 
-    let (mut blocks, mut left) = (Vec::<Block>::new(), Vec::new());
+    let (mut blocks, mut left) = (Vec::<RankBlock>::new(), Vec::new());
     // Work and shares of tokens of each block.
-    let mut loads: Vec<(Work, u128)> = Vec::new();
+    let mut loads: Vec<(Pairs, u128)> = Vec::new();
     for &document in waiting {
         let free = ranks - blocks.iter().map(|block| block.size).sum::<usize>();
         let busiest = loads.iter().map(|load| load.0).max().unwrap_or_default();
-        let mut best: Option<(Work, Option<usize>, usize)> = None;
-        let mut consider = |busiest: Work, block, size| {
+        let mut best: Option<(Pairs, Option<usize>, usize)> = None;
+        let mut consider = |busiest: Pairs, block, size| {
             if (busiest <= cap || blocks.is_empty()) && best.is_none_or(|(least, ..)| busiest < least) {
                 best = Some((busiest, block, size));
             }
         };
         let mut size = lengths[document].div_ceil(tokens).next_power_of_two().min(ranks);
         loop {
-            let more = Work::of(lengths[document], size);
+            let more = Pairs::of(lengths[document], size);
             for (index, block) in blocks.iter().enumerate().filter(|(_, block)| block.size == size) {
                 let (work, held) = loads[index];
                 if held + share(document, block.size) <= limit {
@@ -64,8 +64,8 @@ fn micro_batch(lengths: &[usize], ranks: usize, tokens: usize, waiting: &[usize]
         let index = match best {
             Some((_, Some(index), _)) => index,
             Some((_, None, size)) => {
-                blocks.push(Block { size, documents: Vec::new() });
-                loads.push((Work::NONE, 0));
+                blocks.push(RankBlock { size, documents: Vec::new() });
+                loads.push((Pairs::NONE, 0));
                 blocks.len() - 1
             }
             None => {
@@ -75,7 +75,7 @@ fn micro_batch(lengths: &[usize], ranks: usize, tokens: usize, waiting: &[usize]
         };
         let block = &mut blocks[index];
         block.documents.push(document);
-        loads[index].0 += Work::of(lengths[document], block.size);
+        loads[index].0 += Pairs::of(lengths[document], block.size);
         loads[index].1 += share(document, block.size);
     }
 
@@ -93,8 +93,8 @@ fn micro_batch(lengths: &[usize], ranks: usize, tokens: usize, waiting: &[usize]
 }
 
 /// Everything on all ranks, as far as shares of tokens permit.
-fn on_all(waiting: &[usize], ranks: usize, share: impl Fn(usize) -> u128, limit: u128) -> (Vec<Block>, Vec<usize>) {
-    let (mut all, mut left, mut held) = (Block { size: ranks, documents: Vec::new() }, Vec::new(), 0);
+fn on_all(waiting: &[usize], ranks: usize, share: impl Fn(usize) -> u128, limit: u128) -> (Vec<RankBlock>, Vec<usize>) {
+    let (mut all, mut left, mut held) = (RankBlock { size: ranks, documents: Vec::new() }, Vec::new(), 0);
     for &document in waiting {
         match held + share(document) <= limit {
             true => {

@@ -8,14 +8,14 @@
 use std::cmp::Reverse;
 use std::collections::VecDeque;
 
-use super::{Block, Placement, longest_first, work};
-use crate::solve::schedule::work::Work;
+use super::{Blocks, RankBlock, longest_first, work};
+use crate::solve::schedule::pairs::Pairs;
 
 /// Ranks are level when the busiest has at most this part of its work more than the least busy one.
-const LEVEL: u128 = Work::PARTS / 20;
+const LEVEL: u128 = Pairs::PARTS / 20;
 
 /// Blocks of each micro-batch; the number of ranks is a power of two.
-pub(super) fn place(lengths: &[usize], ranks: usize, tokens: usize) -> Placement {
+pub(super) fn place(lengths: &[usize], ranks: usize, tokens: usize) -> Blocks {
     let need = |document: usize| lengths[document].div_ceil(tokens).next_power_of_two();
     let mut waiting = longest_first(lengths);
     let mut placement = Vec::new();
@@ -32,19 +32,19 @@ pub(super) fn place(lengths: &[usize], ranks: usize, tokens: usize) -> Placement
 
 /// Cuts the documents, in order, into as many parts of about equal work as there are sizes of blocks.
 fn buckets(lengths: &[usize], need: impl Fn(usize) -> usize, waiting: &[usize]) -> VecDeque<VecDeque<usize>> {
-    let cost = |&document: &usize| Work::of(lengths[document], need(document));
+    let cost = |&document: &usize| Pairs::of(lengths[document], need(document));
     let mut sizes: Vec<usize> = waiting.iter().map(|&document| need(document)).collect();
     sizes.sort_unstable();
     sizes.dedup();
-    let most = waiting.iter().map(cost).sum::<Work>().share(11, 10 * sizes.len() as u128);
+    let most = waiting.iter().map(cost).sum::<Pairs>().share(11, 10 * sizes.len() as u128);
     let (mut buckets, mut open) = (VecDeque::new(), VecDeque::new());
-    let mut filled = Work::NONE;
+    let mut filled = Pairs::NONE;
     for (nth, document) in waiting.iter().enumerate() {
         // Each closed bucket counts twice against the number of sizes, there as here.
         let few = waiting.len() - nth + 2 * buckets.len() <= sizes.len();
         if nth > 0 && (filled + cost(document) > most || few) {
             buckets.push_back(std::mem::take(&mut open));
-            filled = Work::NONE;
+            filled = Pairs::NONE;
         }
         open.push_back(*document);
         filled += cost(document);
@@ -59,8 +59,8 @@ fn fill(
     ranks: usize,
     need: impl Fn(usize) -> usize,
     buckets: &mut VecDeque<VecDeque<usize>>,
-) -> Vec<Block> {
-    let mut blocks: Vec<Block> = Vec::new();
+) -> Vec<RankBlock> {
+    let mut blocks: Vec<RankBlock> = Vec::new();
     let mut first_need = None;
     let mut mixed = false;
     loop {
@@ -75,7 +75,7 @@ fn fill(
         match same.min_by_key(|block| work(lengths, block)) {
             Some(block) if free < size => block.documents.push(document),
             // Every block has work, so unused ranks are less busy.
-            _ => blocks.push(Block { size, documents: vec![document] }),
+            _ => blocks.push(RankBlock { size, documents: vec![document] }),
         }
         while buckets.front().is_some_and(VecDeque::is_empty) {
             buckets.pop_front();
@@ -88,7 +88,7 @@ fn fill(
 }
 
 /// Sends the last documents of the busiest blocks back to the end of the queue, while ranks become more even.
-fn trim(lengths: &[usize], ranks: usize, blocks: &mut [Block], waiting: &mut Vec<usize>) {
+fn trim(lengths: &[usize], ranks: usize, blocks: &mut [RankBlock], waiting: &mut Vec<usize>) {
     let used = blocks.iter().map(|block| block.size).sum::<usize>();
     loop {
         let before = unevenness(lengths, ranks, blocks);
@@ -106,7 +106,7 @@ fn trim(lengths: &[usize], ranks: usize, blocks: &mut [Block], waiting: &mut Vec
 }
 
 /// Doubles the first of the smallest blocks until no rank is unused.
-fn grow(ranks: usize, blocks: &mut [Block]) {
+fn grow(ranks: usize, blocks: &mut [RankBlock]) {
     let mut free = ranks - blocks.iter().map(|block| block.size).sum::<usize>();
     while free > 0 {
         // Sizes divide the number of ranks and each other, so the smallest divides what is unused.
@@ -116,10 +116,10 @@ fn grow(ranks: usize, blocks: &mut [Block]) {
     }
 }
 
-/// What the busiest rank does more than the least busy one, in [`Work::PARTS`] of what it does.
-fn unevenness(lengths: &[usize], ranks: usize, blocks: &[Block]) -> u128 {
+/// What the busiest rank does more than the least busy one, in [`Pairs::PARTS`] of what it does.
+fn unevenness(lengths: &[usize], ranks: usize, blocks: &[RankBlock]) -> u128 {
     let unused = blocks.iter().map(|block| block.size).sum::<usize>() < ranks;
-    let works = || blocks.iter().map(|block| work(lengths, block)).chain(unused.then_some(Work::NONE));
+    let works = || blocks.iter().map(|block| work(lengths, block)).chain(unused.then_some(Pairs::NONE));
     let (most, least) = (works().max().unwrap_or_default(), works().min().unwrap_or_default());
     (most - least).parts_of(most)
 }

@@ -15,10 +15,10 @@ use crate::tensor::{Device, MatrixMut};
 use crate::train::data::TokenBatch;
 
 /// Sequences that run at once, and where their tokens are.
-type Part<'a> = (Cow<'a, TokenBatch>, Arc<DynPlacement>);
+type PlacedBatch<'a> = (Cow<'a, TokenBatch>, Arc<DynPlacement>);
 
 /// What a learner has besides its model and its handler.
-pub(super) struct State<D: Device> {
+pub(super) struct LearnerState<D: Device> {
     options: AdamwOptions,
     master: Master<D>,
     mean: Moments<D>,
@@ -31,12 +31,12 @@ pub(super) struct State<D: Device> {
     micro_batches: usize,
 }
 
-impl<D: Ops> State<D> {
+impl<D: Ops> LearnerState<D> {
     /// At the start, for a model made from `master`.
     pub(super) fn new(model: &DynModel<D>, master: Master<D>) -> Self {
         let list = master.list().clone();
         let moments = || Moments::<D>::zeros(model.device(), &list);
-        State {
+        LearnerState {
             options: AdamwOptions::default(),
             mean: moments(),
             square: moments(),
@@ -85,7 +85,7 @@ impl<D: Ops> State<D> {
         handler: HandlerRef<'_, D>,
         model: &DynModel<D>,
         batch: &'a TokenBatch,
-    ) -> Result<Vec<Part<'a>>> {
+    ) -> Result<Vec<PlacedBatch<'a>>> {
         let Some(scheduler) = &self.scheduler else {
             let shape = handler.layout().batch_of(&batch.lengths)?;
             return Ok(vec![(Cow::Borrowed(batch), handler.place_for(shape, &model.mask_weights())?)]);

@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use crate::solve::dispatch::load::Load;
-use crate::solve::dispatch::model::{Model, Scratch, Segment};
+use crate::solve::dispatch::model::{Buffers, Model, Segment};
 use crate::solve::dispatch::problem::joined;
 
 /// A span cut into segments of different ranks.
@@ -42,7 +42,7 @@ impl Span {
 
 /// A placement during the search.
 #[derive(Clone)]
-pub(super) struct State {
+pub(super) struct Trial {
     pub(super) spans: Vec<Span>,
     pub(super) totals: Vec<Load>,
     /// Spans of which a rank holds something.
@@ -60,9 +60,9 @@ pub(super) struct State {
     pub(super) energy: u64,
 }
 
-impl State {
+impl Trial {
     /// The state of a placement.
-    pub(super) fn new(model: &Model, parts: &[Vec<Range<usize>>], scratch: &mut Scratch) -> Self {
+    pub(super) fn new(model: &Model, parts: &[Vec<Range<usize>>], scratch: &mut Buffers) -> Self {
         let mut owners: Vec<Segment> = parts
             .iter()
             .enumerate()
@@ -94,7 +94,7 @@ impl State {
         let times: Vec<_> = totals.iter().map(|load| model.judge.time(load)).collect();
         let overs: Vec<_> = totals.iter().map(|load| model.judge.over(load)).collect();
         let traffics: Vec<_> = totals.iter().map(|load| model.judge.traffic(load)).collect();
-        let mut state = State {
+        let mut state = Trial {
             spans,
             totals,
             held,
@@ -112,8 +112,8 @@ impl State {
         state
     }
 
-    /// Puts new segments into a span; `changed` holds the old ones afterwards. Totals follow, [`State::held`] does
-    /// not until [`State::settle`], nor does the energy until [`State::judge`].
+    /// Puts new segments into a span; `changed` holds the old ones afterwards. Totals follow, [`Trial::held`] does
+    /// not until [`Trial::settle`], nor does the energy until [`Trial::judge`].
     pub(super) fn exchange(&mut self, index: usize, changed: &mut Span) {
         let span = &mut self.spans[index];
         std::mem::swap(span, changed);

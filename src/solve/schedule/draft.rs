@@ -1,11 +1,11 @@
 //! A schedule under construction: who is where, and what that makes of every rank in every micro-batch.
 
+use super::pairs::Pairs;
 use super::task::Task;
-use super::work::Work;
 
 /// Where a document is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Place {
+pub(super) struct Spot {
     pub batch: usize,
     pub first: usize,
     pub degree: usize,
@@ -22,45 +22,45 @@ pub(super) enum Fit {
 
 /// What a document would put on each rank of a block.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Load {
-    pub work: Work,
+pub(super) struct Burden {
+    pub work: Pairs,
     pub tokens: usize,
 }
 
 #[derive(Clone, Debug)]
-struct Batch {
-    work: Vec<Work>,
+struct Bin {
+    work: Vec<Pairs>,
     tokens: Vec<usize>,
-    height: Work,
+    height: Pairs,
 }
 
 /// Documents' places, with loads and costs kept up to date.
 #[derive(Clone, Debug)]
-pub(super) struct State {
-    batches: Vec<Batch>,
+pub(super) struct Draft {
+    batches: Vec<Bin>,
     /// Micro-batches with documents.
     used: usize,
     /// What each of them costs besides its height.
-    toll: Work,
-    places: Vec<Option<Place>>,
+    toll: Pairs,
+    places: Vec<Option<Spot>>,
     /// Sum of the heights.
-    pub makespan: Work,
-    /// Rows received, as the search [prices](super::price) them.
+    pub makespan: Pairs,
+    /// Rows received, as the search [prices](super::micro_batch::price) them.
     pub rows: u128,
 }
 
-impl State {
+impl Draft {
     /// No document placed, one empty micro-batch.
     pub fn new(task: &Task) -> Self {
         let (batches, places) = (Vec::new(), vec![None; task.lengths.len()]);
-        let mut state = State { batches, used: 0, toll: task.toll(), places, makespan: Work::NONE, rows: 0 };
+        let mut state = Draft { batches, used: 0, toll: task.toll(), places, makespan: Pairs::NONE, rows: 0 };
         state.open(task.ranks);
         state
     }
 
     /// Adds an empty micro-batch.
     pub fn open(&mut self, ranks: usize) {
-        let batch = Batch { work: vec![Work::NONE; ranks], tokens: vec![0; ranks], height: Work::NONE };
+        let batch = Bin { work: vec![Pairs::NONE; ranks], tokens: vec![0; ranks], height: Pairs::NONE };
         self.batches.push(batch);
     }
 
@@ -69,7 +69,7 @@ impl State {
     }
 
     /// Work of the busiest rank of a micro-batch.
-    pub fn height(&self, batch: usize) -> Work {
+    pub fn height(&self, batch: usize) -> Pairs {
         self.batches[batch].height
     }
 
@@ -79,18 +79,18 @@ impl State {
         self.batches[batch].tokens.iter().copied().max().unwrap_or(0)
     }
 
-    pub fn places(&self) -> &[Option<Place>] {
+    pub fn places(&self) -> &[Option<Spot>] {
         &self.places
     }
 
     /// Rows first, then makespan with the tolls of its micro-batches: what makes a schedule better.
-    pub fn cost(&self) -> (u128, Work) {
+    pub fn cost(&self) -> (u128, Pairs) {
         (self.rows, self.makespan + self.toll.share(self.used as u128, 1))
     }
 
-    pub fn insert(&mut self, document: usize, length: usize, place: Place) {
+    pub fn insert(&mut self, document: usize, length: usize, place: Spot) {
         let batch = &mut self.batches[place.batch];
-        let load = Load { work: Work::of(length, place.degree), tokens: length.div_ceil(place.degree) };
+        let load = Burden { work: Pairs::of(length, place.degree), tokens: length.div_ceil(place.degree) };
         let mut height = batch.height;
         for rank in place.first..place.first + place.degree {
             batch.work[rank] += load.work;
@@ -98,25 +98,25 @@ impl State {
             height = height.max(batch.work[rank]);
         }
         self.makespan += height - batch.height;
-        self.used += usize::from(batch.height == Work::NONE && height > Work::NONE);
+        self.used += usize::from(batch.height == Pairs::NONE && height > Pairs::NONE);
         batch.height = height;
-        self.rows += super::price(length, place.degree);
+        self.rows += super::micro_batch::price(length, place.degree);
         self.places[document] = Some(place);
     }
 
-    pub fn remove(&mut self, document: usize, length: usize) -> Option<Place> {
+    pub fn remove(&mut self, document: usize, length: usize) -> Option<Spot> {
         let place = self.places[document].take()?;
         let batch = &mut self.batches[place.batch];
-        let load = Load { work: Work::of(length, place.degree), tokens: length.div_ceil(place.degree) };
+        let load = Burden { work: Pairs::of(length, place.degree), tokens: length.div_ceil(place.degree) };
         for rank in place.first..place.first + place.degree {
             batch.work[rank] -= load.work;
             batch.tokens[rank] -= load.tokens;
         }
         let height = batch.work.iter().copied().max().unwrap_or_default();
         self.makespan -= batch.height - height;
-        self.used -= usize::from(batch.height > Work::NONE && height == Work::NONE);
+        self.used -= usize::from(batch.height > Pairs::NONE && height == Pairs::NONE);
         batch.height = height;
-        self.rows -= super::price(length, place.degree);
+        self.rows -= super::micro_batch::price(length, place.degree);
         Some(place)
     }
 
@@ -127,13 +127,13 @@ impl State {
         &self,
         batch: usize,
         degree: usize,
-        load: Load,
-        tallest: Work,
+        load: Burden,
+        tallest: Pairs,
         tokens: usize,
         fit: Fit,
-    ) -> Option<(Work, Work, usize)> {
+    ) -> Option<(Pairs, Pairs, usize)> {
         let batch = &self.batches[batch];
-        let mut best: Option<(Work, Work, usize)> = None;
+        let mut best: Option<(Pairs, Pairs, usize)> = None;
         // Ranks whose work is not exceeded by a later rank of the window: the first is the window's maximum.
         let mut peaks = std::collections::VecDeque::new();
         let mut run = 0;
@@ -156,7 +156,7 @@ impl State {
             while peaks.front().is_some_and(|&peak| peak < first) {
                 peaks.pop_front();
             }
-            let had = peaks.front().map_or(Work::NONE, |&peak| batch.work[peak]);
+            let had = peaks.front().map_or(Pairs::NONE, |&peak| batch.work[peak]);
             let height = batch.height.max(had + load.work);
             let better = best.is_none_or(|(tall, other, _)| {
                 height < tall

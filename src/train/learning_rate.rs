@@ -12,21 +12,21 @@ use crate::error::{DataError, Result};
 /// `min + (lr - min) * (1 + cos(pi * (t - w) / (n - w))) / 2` from there on.
 ///
 /// ```
-/// use context_parallel::train::schedule::Schedule;
-/// let schedule = Schedule::new(1e-3, 1e-4, 10, 110)?;
+/// use context_parallel::train::learning_rate::LearningRate;
+/// let schedule = LearningRate::new(1e-3, 1e-4, 10, 110)?;
 /// assert_eq!(schedule.rate(10), 1e-3);
 /// assert!((schedule.rate(60) - 5.5e-4).abs() < 1e-12);
 /// # Ok::<(), context_parallel::error::Error>(())
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Schedule {
+pub struct LearningRate {
     lr: f64,
     min_lr: f64,
     warmup: u64,
     steps: u64,
 }
 
-impl Schedule {
+impl LearningRate {
     /// The highest rate of a fresh model unless told otherwise.
     pub const FRESH_LR: f64 = 3e-3;
     /// That of a model that has been trained already, whose optimizer state is gone: what fine-tuning commonly takes.
@@ -50,7 +50,7 @@ impl Schedule {
                 "--warmup is {warmup}, more than the {steps} steps of the run: use {steps} or less"
             ));
         }
-        Ok(Schedule { lr, min_lr, warmup, steps })
+        Ok(LearningRate { lr, min_lr, warmup, steps })
     }
 
     /// The warm-up that a run of `steps` steps has unless told otherwise: a tenth of it, at most 30 steps.
@@ -82,7 +82,7 @@ mod tests {
 
     #[test]
     fn warms_up_linearly_and_follows_a_cosine() {
-        let schedule = Schedule::new(1.0, 0.1, 4, 12).unwrap();
+        let schedule = LearningRate::new(1.0, 0.1, 4, 12).unwrap();
         let expected = [
             0.2,
             0.4,
@@ -103,11 +103,11 @@ mod tests {
 
     #[test]
     fn works_without_warm_up_and_with_nothing_else() {
-        assert_eq!(Schedule::new(0.5, 0.5, 0, 3).unwrap().rate(1), 0.5);
-        assert_eq!(Schedule::new(0.5, 0.0, 0, 1).unwrap().rate(0), 0.5);
-        let only_warmup = Schedule::new(1.0, 0.0, 3, 3).unwrap();
+        assert_eq!(LearningRate::new(0.5, 0.5, 0, 3).unwrap().rate(1), 0.5);
+        assert_eq!(LearningRate::new(0.5, 0.0, 0, 1).unwrap().rate(0), 0.5);
+        let only_warmup = LearningRate::new(1.0, 0.0, 3, 3).unwrap();
         assert_eq!((0..4).map(|step| only_warmup.rate(step)).collect::<Vec<_>>(), [0.25, 0.5, 0.75, 0.0]);
-        assert_eq!([0, 9, 100, 300, 9000].map(Schedule::default_warmup), [0, 0, 10, 30, 30]);
+        assert_eq!([0, 9, 100, 300, 9000].map(LearningRate::default_warmup), [0, 0, 10, 30, 30]);
     }
 
     #[test]
@@ -122,7 +122,7 @@ mod tests {
             (1.0, 0.0, 0, 0, "--steps"),
             (1.0, 0.0, 5, 4, "--warmup"),
         ] {
-            let error = Schedule::new(lr, min_lr, warmup, steps).unwrap_err();
+            let error = LearningRate::new(lr, min_lr, warmup, steps).unwrap_err();
             assert!(error.is_input() && error.to_string().starts_with(name), "{error}");
         }
     }

@@ -11,25 +11,25 @@ use serde::{Serialize, Serializer};
 /// Held as a multiple of 1 / 4,620,913,692,595,200, which every degree up to 32, and every power of two up to 1024,
 /// divides. Other degrees round up by less than one such unit. Serialised as a number of pairs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Work(u128);
+pub struct Pairs(u128);
 
-impl Work {
+impl Pairs {
     /// Least common multiple of 1..=32, times 32.
     const UNITS: u128 = 4_620_913_692_595_200;
     /// No work.
-    pub const NONE: Work = Work(0);
+    pub const NONE: Pairs = Pairs(0);
     /// More than any schedule needs.
-    pub(super) const MAX: Work = Work(u128::MAX);
+    pub(super) const MAX: Pairs = Pairs(u128::MAX);
 
     /// Work of each rank for a document of `length` tokens on `degree` ranks: `length * length / degree`.
     pub fn of(length: usize, degree: usize) -> Self {
         let pairs = (length as u128).saturating_mul(length as u128);
-        Work(pairs.saturating_mul(Self::UNITS).div_ceil(degree.max(1) as u128))
+        Pairs(pairs.saturating_mul(Self::UNITS).div_ceil(degree.max(1) as u128))
     }
 
     /// A whole number of query-key pairs.
-    pub fn pairs(pairs: u128) -> Self {
-        Work(pairs.saturating_mul(Self::UNITS))
+    pub fn whole(pairs: u128) -> Self {
+        Pairs(pairs.saturating_mul(Self::UNITS))
     }
 
     /// The number of query-key pairs, rounded; to be read, not compared.
@@ -40,14 +40,14 @@ impl Work {
     /// `numerator / denominator` of it, rounded down.
     pub(super) fn share(self, numerator: u128, denominator: u128) -> Self {
         let (whole, rest) = (self.0 / denominator, self.0 % denominator);
-        Work(whole.saturating_mul(numerator).saturating_add(rest * numerator / denominator))
+        Pairs(whole.saturating_mul(numerator).saturating_add(rest * numerator / denominator))
     }
 
-    /// What [`Work::parts_of`] counts in.
+    /// What [`Pairs::parts_of`] counts in.
     #[cfg(test)]
     pub(super) const PARTS: u128 = 1 << 30;
 
-    /// How many [`Work::PARTS`] of `whole` it is, rounded down up to the last digits.
+    /// How many [`Pairs::PARTS`] of `whole` it is, rounded down up to the last digits.
     #[cfg(test)]
     pub(super) fn parts_of(self, whole: Self) -> u128 {
         self.0 / (whole.0 / Self::PARTS).max(1)
@@ -55,49 +55,49 @@ impl Work {
 
     /// What is left after `other`, at least nothing.
     pub(super) fn saturating_sub(self, other: Self) -> Self {
-        Work(self.0.saturating_sub(other.0))
+        Pairs(self.0.saturating_sub(other.0))
     }
 }
 
-impl Add for Work {
-    type Output = Work;
-    fn add(self, other: Work) -> Work {
-        Work(self.0.saturating_add(other.0))
+impl Add for Pairs {
+    type Output = Pairs;
+    fn add(self, other: Pairs) -> Pairs {
+        Pairs(self.0.saturating_add(other.0))
     }
 }
 
-impl AddAssign for Work {
-    fn add_assign(&mut self, other: Work) {
+impl AddAssign for Pairs {
+    fn add_assign(&mut self, other: Pairs) {
         *self = *self + other;
     }
 }
 
-impl Sub for Work {
-    type Output = Work;
-    fn sub(self, other: Work) -> Work {
-        Work(self.0 - other.0)
+impl Sub for Pairs {
+    type Output = Pairs;
+    fn sub(self, other: Pairs) -> Pairs {
+        Pairs(self.0 - other.0)
     }
 }
 
-impl SubAssign for Work {
-    fn sub_assign(&mut self, other: Work) {
+impl SubAssign for Pairs {
+    fn sub_assign(&mut self, other: Pairs) {
         *self = *self - other;
     }
 }
 
-impl Sum for Work {
-    fn sum<I: Iterator<Item = Work>>(iter: I) -> Work {
-        iter.fold(Work::NONE, Add::add)
+impl Sum for Pairs {
+    fn sum<I: Iterator<Item = Pairs>>(iter: I) -> Pairs {
+        iter.fold(Pairs::NONE, Add::add)
     }
 }
 
-impl fmt::Display for Work {
+impl fmt::Display for Pairs {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{:.1}", self.to_f64())
     }
 }
 
-impl Serialize for Work {
+impl Serialize for Pairs {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.serialize_f64(self.to_f64())
     }
