@@ -4,6 +4,7 @@
 use std::sync::Arc;
 
 use context_parallel::comm::threads;
+use context_parallel::degree::Runtime;
 use context_parallel::error::{Error, LayoutError, Result};
 use context_parallel::handler::{CpHandler, DynHandler, HostGradient, HostMut, HostRef, IGNORED, Partial, Replicated};
 use context_parallel::kernel::{Flash, Kernel, KernelOn};
@@ -12,8 +13,8 @@ use context_parallel::mask::Mask;
 use context_parallel::model::init::Normal;
 use context_parallel::ops::attention::AttentionShape;
 use context_parallel::order::{Full, laid_out};
-use context_parallel::strategy::Supports;
 use context_parallel::strategy::select::{self, Choice, Visitor};
+use context_parallel::strategy::{Ring, Supports, Ulysses};
 use context_parallel::tensor::{Cpu, Element, Float, Matrix};
 use half::{bf16, f16};
 
@@ -49,14 +50,14 @@ fn widths() -> [usize; 4] {
 }
 
 /// Everything that the typed handler does with one batch, on every rank.
-struct Typed<T>(std::marker::PhantomData<T>);
+struct Typed;
 
-impl<T: Float> Visitor for Typed<T> {
+impl Visitor for Typed {
     type Output = Vec<Found>;
-    type Device = Cpu<T>;
+    type Device = Cpu<f32>;
 
-    fn visit<H: Supports<L, K>, L: Layout, K: KernelOn<Cpu<T>>>(self, strategy: H) -> Result<Vec<Found>> {
-        typed::<H, L, K, T>(&strategy)
+    fn visit<H: Supports<L, K>, L: Layout, K: KernelOn<Cpu<f32>>>(self, strategy: H) -> Result<Vec<Found>> {
+        typed::<H, L, K, f32>(&strategy)
     }
 }
 
@@ -138,8 +139,7 @@ fn plain<T: Float>(choice: &Choice) -> Result<Vec<Found>> {
     })
 }
 
-fn same<T: Float>(choice: &Choice) {
-    let typed = select::select(choice, Typed(std::marker::PhantomData::<T>)).unwrap();
+fn same<T: Float>(choice: &Choice, typed: Vec<Found>) {
     let plain = plain::<T>(choice).unwrap();
     assert_eq!(typed.len(), plain.len());
     for (rank, (typed, plain)) in typed.iter().zip(&plain).enumerate() {
@@ -166,7 +166,8 @@ fn every_combination_gives_what_its_types_give() {
     let mut combinations = 0;
     for (strategy, layout, kernel) in select::combinations() {
         for order in select::orders(strategy) {
-            same::<f32>(&choice(strategy, order, layout, kernel));
+            let choice = choice(strategy, order, layout, kernel);
+            same::<f32>(&choice, select::select(&choice, Typed).unwrap());
             combinations += 1;
         }
     }
@@ -175,11 +176,15 @@ fn every_combination_gives_what_its_types_give() {
 
 #[test]
 fn the_element_type_is_that_of_the_operands() {
-    for strategy in ["ring", "ulysses"] {
-        same::<f64>(&choice(strategy, "", "thd", Flash::NAME));
-        same::<bf16>(&choice(strategy, "", "thd", Flash::NAME));
-        same::<f16>(&choice(strategy, "", "thd", Flash::NAME));
+    // By type here: what is chosen by name is compiled for every combination.
+    fn both<T: Float>() {
+        let of = |strategy| choice(strategy, "", "thd", Flash::NAME);
+        same::<T>(&of("ring"), typed::<Ring, Thd, Flash, T>(&Ring::new(Runtime(2))).unwrap());
+        same::<T>(&of("ulysses"), typed::<Ulysses, Thd, Flash, T>(&Ulysses::new(Runtime(2))).unwrap());
     }
+    both::<f64>();
+    both::<bf16>();
+    both::<f16>();
 }
 
 #[test]
