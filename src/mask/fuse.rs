@@ -8,13 +8,13 @@ use crate::mask::Band;
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 enum Seam {
     /// One starts at the query where the other ends, and they share their first key, their last, or both diagonals.
-    Query(i64, Shared),
+    Query(i64, Common),
     /// One starts at the key where the other ends, and they share their first query, their last, or both diagonals.
-    Key(i64, Shared),
+    Key(i64, Common),
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
-enum Shared {
+enum Common {
     Start(i64),
     End(i64),
     Diagonals(i64, i64),
@@ -24,13 +24,13 @@ enum Shared {
 fn seams(band: &Band, at_end: bool) -> [Seam; 6] {
     let Band { q, k, d_lo, d_hi } = band;
     let (query, key) = if at_end { (q.end, k.end) } else { (q.start, k.start) };
-    let diagonals = Shared::Diagonals(*d_lo, *d_hi);
+    let diagonals = Common::Diagonals(*d_lo, *d_hi);
     [
-        Seam::Query(query, Shared::Start(k.start)),
-        Seam::Query(query, Shared::End(k.end)),
+        Seam::Query(query, Common::Start(k.start)),
+        Seam::Query(query, Common::End(k.end)),
         Seam::Query(query, diagonals),
-        Seam::Key(key, Shared::Start(q.start)),
-        Seam::Key(key, Shared::End(q.end)),
+        Seam::Key(key, Common::Start(q.start)),
+        Seam::Key(key, Common::End(q.end)),
         Seam::Key(key, diagonals),
     ]
 }

@@ -5,14 +5,14 @@ use crate::order::Run;
 /// The runs of all ranks, by their first token.
 #[derive(Debug)]
 pub(super) struct Owners {
-    held: Vec<Held>,
+    held: Vec<HeldRun>,
     /// The largest end among the first `i + 1` runs.
     reach: Vec<usize>,
 }
 
 /// A run of one rank.
 #[derive(Clone, Copy, Debug)]
-struct Held {
+struct HeldRun {
     run: Run,
     rank: usize,
     /// Local index of its first token.
@@ -32,9 +32,10 @@ pub(super) struct Share {
 impl Owners {
     /// From the runs of each rank, each with its local index.
     pub(super) fn new<'a>(ranks: impl Iterator<Item = &'a [(usize, Run)]>) -> Self {
-        let held =
-            ranks.enumerate().flat_map(|(rank, runs)| runs.iter().map(move |&(local, run)| Held { run, rank, local }));
-        let mut held: Vec<Held> = held.collect();
+        let held = ranks
+            .enumerate()
+            .flat_map(|(rank, runs)| runs.iter().map(move |&(local, run)| HeldRun { run, rank, local }));
+        let mut held: Vec<HeldRun> = held.collect();
         held.sort_unstable_by_key(|held| held.run.start);
         let mut largest = 0;
         let reach = held.iter().map(|held| {

@@ -116,14 +116,14 @@ pub struct DynPlacement {
     grid: Grid,
     rank: usize,
     deal: Arc<dyn Deal>,
-    held: Arc<Held>,
+    held: Arc<Lookups>,
     rows: usize,
     hash: u64,
 }
 
 /// What was asked of the order so far, for all ranks that a placement is seen from.
 #[derive(Debug)]
-struct Held {
+struct Lookups {
     /// By rank.
     runs: Vec<OnceLock<Vec<(usize, Run)>>>,
     owners: OnceLock<Owners>,
@@ -153,7 +153,7 @@ impl DynPlacement {
         // Not the grid itself: how ranks are grouped moves no token, how they are numbered does.
         (layout.name(), &*batch, ranks, grid.renumbering()).hash(&mut hasher);
         deal.hash_into(&mut hasher);
-        let held = Held { runs: (0..ranks).map(|_| OnceLock::new()).collect(), owners: OnceLock::new() };
+        let held = Lookups { runs: (0..ranks).map(|_| OnceLock::new()).collect(), owners: OnceLock::new() };
         let mut placement =
             DynPlacement { batch, layout, grid, rank, deal, held: Arc::new(held), rows: 0, hash: hasher.finish() };
         placement.rows = placement.rows_of(rank);

@@ -12,7 +12,7 @@ use crate::order::{LineOrder, Run};
 pub struct Striped<const STRIPE: usize = 1>;
 
 /// A line of rows: whole rounds, then the tail.
-struct Line {
+struct StripedLine {
     /// Rows of a round.
     round: usize,
     /// Whole rounds.
@@ -24,12 +24,12 @@ struct Line {
 }
 
 impl<const STRIPE: usize> Striped<STRIPE> {
-    fn line(len: usize, ranks: usize) -> Line {
+    fn line(len: usize, ranks: usize) -> StripedLine {
         const { assert!(STRIPE > 0, "a stripe has at least one row") };
         // A round that does not fit a number is longer than any line.
         let round = STRIPE.saturating_mul(ranks);
         let rounds = len / round;
-        Line { round, rounds, whole: rounds * round, tail: len % round }
+        StripedLine { round, rounds, whole: rounds * round, tail: len % round }
     }
 }
 
