@@ -73,12 +73,12 @@ pub fn check_rank(strategy: &'static str, view: &View, [forward, backward]: [&Pr
 }
 
 /// Messages by (sender, receiver).
-type Mail = HashMap<(usize, usize), Channel>;
+type Mail = HashMap<(usize, usize), Lane>;
 
 /// Messages of one rank to another. The n-th that is sent is for the n-th receive that is posted, as on every engine,
 /// whenever they are waited for.
 #[derive(Default)]
-struct Channel {
+struct Lane {
     /// Taken out where they have been received.
     sent: Vec<Option<Letter>>,
     /// Receives posted so far.
