@@ -36,7 +36,7 @@ use context_parallel::strategy::select::Visitor;
 use context_parallel::strategy::{AllGather, CpStrategy, Magi, Ring};
 use context_parallel::tensor::Cpu;
 
-use problem::{Attend, Case, Judged, Problem};
+use problem::{Attend, DrawnCase, Judged, ReferenceCase};
 use runner::{Breadth, DENSE, PACKED, RANKS, Runner, Tally};
 use scale::Scale;
 
@@ -81,12 +81,12 @@ impl Size {
     }
 
     /// The problem, if it is asked for.
-    fn problem(&self, case: Case) -> Option<Problem> {
+    fn problem(&self, case: ReferenceCase) -> Option<DrawnCase> {
         match self {
-            Size::Scaled => Some(Problem::new(case, Judged::All)),
+            Size::Scaled => Some(DrawnCase::new(case, Judged::All)),
             Size::Full(name) => case.name.contains(name.as_str()).then(|| {
                 println!("{}", case.name);
-                Problem::new(case, Judged::Last)
+                DrawnCase::new(case, Judged::Last)
             }),
         }
     }
@@ -213,7 +213,7 @@ fn magi_masks_in_f64() {
     for named in magi::cases() {
         let scale = if named.number < 10 { Scale { tokens: 16, heads: 2 } } else { Scale { tokens: 2, heads: 2 } };
         for case in named.cases(scale) {
-            let problem = Problem::new(case, Judged::All);
+            let problem = DrawnCase::new(case, Judged::All);
             for ranks in [2, 3, 5, 8] {
                 let magi = Attend::<f64>::new(&problem).visit::<_, Thd, Flash>(Magi::new(Runtime(ranks))).unwrap();
                 let ring = Attend::<f64>::new(&problem).visit::<_, Thd, Flash>(Ring::<_, Zigzag>::new(Runtime(ranks)));
@@ -308,7 +308,7 @@ fn comes_back<L: Layout<Batch = Dense>, O: TokenOrder>(batch: Dense, features: u
 #[test]
 fn a_window_off_by_one_is_noticed() {
     let row = &transformer_engine::ROWS[2];
-    let mut problem = Problem::new(row.dense(TRANSFORMER_ENGINE), Judged::All);
+    let mut problem = DrawnCase::new(row.dense(TRANSFORMER_ENGINE), Judged::All);
     let Mask::Window { left: Some(left), .. } = &mut problem.case.mask else { panic!("{}", row.ids) };
     *left += 1;
     let mut runner = Runner::default();

@@ -5,7 +5,7 @@ use rand::RngExt;
 use rand::SeedableRng;
 use rand_xoshiro::Xoshiro256PlusPlus;
 
-use super::problem::{Case, Padding};
+use super::problem::{Padding, ReferenceCase};
 use super::scale::Scale;
 
 /// Sequences, tokens of a chunk (a sequence has two per rank), query heads, features of a head.
@@ -27,7 +27,7 @@ pub const REORDERED_STRIPES: [usize; 2] = [1, 4];
 /// Shapes of the reordering test: sequences, tokens of each, heads, features of a head.
 pub const REORDERED: [[usize; 4]; 3] = [[3, 32, 8, 64], [4, 32, 12, 32], [1, 16, 1, 1]];
 
-fn shapes(scale: Scale, ranks: usize) -> Vec<Case> {
+fn shapes(scale: Scale, ranks: usize) -> Vec<ReferenceCase> {
     let case = |(batch, chunk, heads, dim), group| {
         let heads: usize = heads;
         let seq = scale.tokens(chunk) * 2 * ranks;
@@ -35,21 +35,28 @@ fn shapes(scale: Scale, ranks: usize) -> Vec<Case> {
             format!("[{batch}, {chunk} * 2 * {ranks}, {heads} / {group}, {dim}]"),
             scale.heads((heads, heads / group)),
         );
-        Case { name, lengths: vec![seq; batch], padding: Padding::None, heads, dims: (dim, dim), mask: Mask::Full }
+        ReferenceCase {
+            name,
+            lengths: vec![seq; batch],
+            padding: Padding::None,
+            heads,
+            dims: (dim, dim),
+            mask: Mask::Full,
+        }
     };
     SHAPES.into_iter().flat_map(|shape| GROUPS.map(|group| case(shape, group))).collect()
 }
 
 /// Dense sequences on this many ranks.
-pub fn dense(scale: Scale, ranks: usize) -> Vec<Case> {
-    let masks = |case: Case| [Mask::Causal, Mask::Full].map(|mask| Case { mask, ..case.clone() });
+pub fn dense(scale: Scale, ranks: usize) -> Vec<ReferenceCase> {
+    let masks = |case: ReferenceCase| [Mask::Causal, Mask::Full].map(|mask| ReferenceCase { mask, ..case.clone() });
     shapes(scale, ranks).into_iter().flat_map(masks).collect()
 }
 
 /// Packed sequences under a causal window: segments of random lengths, each with random padding at its end.
-pub fn packed(scale: Scale, ranks: usize, window: Option<usize>) -> Vec<Case> {
+pub fn packed(scale: Scale, ranks: usize, window: Option<usize>) -> Vec<ReferenceCase> {
     let mut random = Xoshiro256PlusPlus::seed_from_u64(53);
-    let segmented = |case: Case| {
+    let segmented = |case: ReferenceCase| {
         let (mut valid, mut stored) = (Vec::new(), Vec::new());
         for seq in case.lengths {
             let mut ends: Vec<usize> = (1..SEGMENTS).map(|_| random.random_range(0..=seq)).collect();
@@ -63,7 +70,7 @@ pub fn packed(scale: Scale, ranks: usize, window: Option<usize>) -> Vec<Case> {
             }
         }
         let mask = window.map_or(Mask::Causal, |left| Mask::Window { left: Some(scale.window(left)), right: Some(0) });
-        Case {
+        ReferenceCase {
             name: format!("{} window {window:?}", case.name),
             lengths: valid,
             padding: Padding::Stored(stored),

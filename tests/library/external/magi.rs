@@ -1,6 +1,6 @@
 //! The named mask cases of MagiAttention (`magi.md` section 8.2), and its two benchmark masks.
 
-use super::problem::{Case, Padding};
+use super::problem::{Padding, ReferenceCase};
 use super::scale::Scale;
 use crate::packs::{self, consecutive, slices};
 
@@ -70,14 +70,14 @@ pub fn cases() -> Vec<Named> {
 
 impl Named {
     /// At full size with all heads and dimensions, else with one of each.
-    pub fn cases(&self, scale: Scale) -> Vec<Case> {
+    pub fn cases(&self, scale: Scale) -> Vec<ReferenceCase> {
         match scale == Scale::FULL {
             true => HEADS.iter().flat_map(|&heads| DIMS.map(|dim| self.case(scale, heads, dim))).collect(),
             false => vec![self.case(scale, self.heads, self.dim)],
         }
     }
 
-    fn case(&self, scale: Scale, heads: (usize, usize), dim: usize) -> Case {
+    fn case(&self, scale: Scale, heads: (usize, usize), dim: usize) -> ReferenceCase {
         let range = |range: &std::ops::Range<usize>| scale.tokens(range.start)..scale.tokens(range.end);
         let slices = self.mask.slices.iter().map(|(q, k, code)| (range(q), range(k), *code)).collect();
         let mask = packs::Case { tokens: scale.tokens(self.mask.tokens), slices, ..self.mask };
@@ -90,7 +90,7 @@ impl Named {
         };
         let lengths: Vec<usize> = self.documents.iter().map(length).collect();
         assert_eq!(lengths.iter().sum::<usize>(), mask.tokens, "{name}");
-        Case { name, lengths, padding: Padding::None, heads, dims: (dim, dim), mask: mask.mask() }
+        ReferenceCase { name, lengths, padding: Padding::None, heads, dims: (dim, dim), mask: mask.mask() }
     }
 }
 

@@ -33,7 +33,7 @@ pub enum Padding {
 
 /// A case in the reference's terms, scaled.
 #[derive(Clone, Debug)]
-pub struct Case {
+pub struct ReferenceCase {
     /// Its name in the reference.
     pub name: String,
     /// Tokens of each sequence or document, without padding.
@@ -58,8 +58,8 @@ pub enum Judged {
 pub const TENSORS: [&str; 4] = ["out", "dq", "dk", "dv"];
 
 /// A case with numbers.
-pub struct Problem {
-    pub case: Case,
+pub struct DrawnCase {
+    pub case: ReferenceCase,
     pub shape: AttentionShape,
     /// Queries, keys, values and the gradient of the output, `[tokens, features]` without padding.
     operands: [Vec<f32>; 4],
@@ -71,9 +71,9 @@ pub struct Problem {
     scale_norm: f64,
 }
 
-impl Problem {
+impl DrawnCase {
     /// Normal numbers, cut off at -1 and 1 as in Transformer Engine's tests.
-    pub fn new(case: Case, judged: Judged) -> Self {
+    pub fn new(case: ReferenceCase, judged: Judged) -> Self {
         let ((q_heads, kv_heads), (qk_dim, v_dim)) = (case.heads, case.dims);
         let shape = AttentionShape { q_heads, kv_heads, qk_dim, v_dim, scale: (qk_dim as f64).powf(-0.5) };
         let tokens: usize = case.lengths.iter().sum();
@@ -85,7 +85,7 @@ impl Problem {
             Judged::Last => kv_heads - 1..kv_heads,
         };
         let mut problem =
-            Problem { case, shape, operands, judged, expected: Default::default(), scale_norm: Default::default() };
+            DrawnCase { case, shape, operands, judged, expected: Default::default(), scale_norm: Default::default() };
         problem.ask_the_oracle();
         problem
     }
@@ -172,7 +172,7 @@ impl Problem {
 
     /// Relative errors of what ranks found: by rank, the memory row of each of its rows in the whole batch, and the judged
     /// columns of its rows.
-    fn errors<L: Layout>(&self, batch: &L::Batch, parts: &[Part]) -> [f64; 4] {
+    fn errors<L: Layout>(&self, batch: &L::Batch, parts: &[RankResults]) -> [f64; 4] {
         let tokens = self.tokens();
         // The token of each memory row; nothing for padding.
         let mut token_of = vec![None; batch.tokens()];
@@ -186,7 +186,7 @@ impl Problem {
             let expected = &self.expected[tensor];
             let width = self.columns(0)[tensor].len();
             let mut found = vec![f64::NAN; expected.len()];
-            for Part { rows, values } in parts {
+            for RankResults { rows, values } in parts {
                 let judged = width * self.judged.len();
                 for (&row, values) in rows.iter().zip(values[tensor].chunks(judged)) {
                     let Some(token) = token_of[row] else {
@@ -228,7 +228,7 @@ fn predicate(mask: &Mask, lengths: &[usize]) -> Box<dyn Fn(usize, usize) -> bool
 }
 
 /// What one rank found.
-struct Part {
+struct RankResults {
     /// By row, its memory row in the whole batch.
     rows: Vec<usize>,
     /// Judged columns of out, dq, dk, dv, row by row.
@@ -237,12 +237,12 @@ struct Part {
 
 /// Runs a problem with one combination in numbers of `T`; gives the relative errors of out, dq, dk, dv.
 pub struct Attend<'a, T = f32> {
-    problem: &'a Problem,
+    problem: &'a DrawnCase,
     dtype: PhantomData<T>,
 }
 
 impl<'a, T> Attend<'a, T> {
-    pub fn new(problem: &'a Problem) -> Self {
+    pub fn new(problem: &'a DrawnCase) -> Self {
         Attend { problem, dtype: PhantomData }
     }
 }
@@ -283,7 +283,7 @@ impl<T: Float> Visitor for Attend<'_, T> {
             for (tensor, (values, matrix)) in values.iter_mut().zip(&tensors).enumerate() {
                 (0..matrix.rows()).for_each(|row| problem.judged_part(tensor, matrix.row(row), values));
             }
-            Ok(Part { rows: placement.full_rows_of(placement.rank()).to_vec(), values })
+            Ok(RankResults { rows: placement.full_rows_of(placement.rank()).to_vec(), values })
         })?;
         Ok(problem.errors::<L>(&batch, &parts))
     }

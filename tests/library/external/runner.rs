@@ -10,7 +10,7 @@ use context_parallel::order::Striped;
 use context_parallel::strategy::select::{self, Choice, TABLE, Visitor};
 use context_parallel::strategy::{AllGather, CpStrategy, Ring, RingUlysses, Single, Supports, Ulysses};
 
-use super::problem::{Attend, Problem, TENSORS};
+use super::problem::{Attend, DrawnCase, TENSORS};
 
 /// Numbers of ranks.
 pub const RANKS: [usize; 5] = [2, 3, 4, 5, 8];
@@ -56,7 +56,7 @@ pub struct Runner {
 
 impl Runner {
     /// The combinations of the support table that can run the problem, in these layouts.
-    pub fn run(&mut self, problem: &Problem, layouts: &[&str], breadth: Breadth, ranks: &[usize]) {
+    pub fn run(&mut self, problem: &DrawnCase, layouts: &[&str], breadth: Breadth, ranks: &[usize]) {
         let mut alone = HashMap::new();
         for line in TABLE {
             for &(layout, kernel) in line.works {
@@ -87,7 +87,7 @@ impl Runner {
     }
 
     /// A single rank's errors, which must be those of rounding.
-    fn alone(&mut self, problem: &Problem, errors: Result<[f64; 4]>) -> [f64; 4] {
+    fn alone(&mut self, problem: &DrawnCase, errors: Result<[f64; 4]>) -> [f64; 4] {
         let errors = errors.expect("a single rank");
         if !errors.iter().all(|&error| error <= ALONE) {
             self.wrong.push(format!("{}: a single rank has errors {errors:?}", problem.case.name));
@@ -95,7 +95,7 @@ impl Runner {
         errors
     }
 
-    fn one(&mut self, problem: &Problem, choice: &Choice, alone: &[f64; 4]) {
+    fn one(&mut self, problem: &DrawnCase, choice: &Choice, alone: &[f64; 4]) {
         let heads = problem.shape.q_heads;
         // The one reason for which a combination of the table cannot run. The library must give it, too.
         let divides = choice.strategy != <Ulysses>::NAME || heads.is_multiple_of(choice.degree);
@@ -118,7 +118,7 @@ impl Runner {
     }
 
     /// Flash attention of packed documents under strategies with stripes of `STRIPE` rows.
-    pub fn stripes<const STRIPE: usize>(&mut self, problem: &Problem, ranks: usize) {
+    pub fn stripes<const STRIPE: usize>(&mut self, problem: &DrawnCase, ranks: usize) {
         let alone = self.alone(problem, Attend::<f32>::new(problem).visit::<_, Thd, Flash>(Single));
         let (n, name) = (Runtime(ranks), &problem.case.name);
         let what = |strategy: &str| format!("{name}: {strategy} in stripes of {STRIPE} on {ranks}");
@@ -126,7 +126,7 @@ impl Runner {
         self.striped(what(<Ring>::NAME), problem, Ring::<_, Striped<STRIPE>>::new(n), &alone);
     }
 
-    fn striped<H: Supports<Thd, Flash>>(&mut self, what: String, problem: &Problem, strategy: H, alone: &[f64; 4]) {
+    fn striped<H: Supports<Thd, Flash>>(&mut self, what: String, problem: &DrawnCase, strategy: H, alone: &[f64; 4]) {
         match Attend::<f32>::new(problem).visit::<H, Thd, Flash>(strategy) {
             Ok(errors) => self.judge(&what, &errors, alone),
             Err(error) => self.wrong.push(format!("{what}: {error}")),

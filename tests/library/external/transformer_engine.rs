@@ -5,11 +5,11 @@ use rand::RngExt;
 use rand::SeedableRng;
 use rand_xoshiro::Xoshiro256PlusPlus;
 
-use super::problem::{Case, Padding};
+use super::problem::{Padding, ReferenceCase};
 use super::scale::Scale;
 
 /// A row. Rows of the reference that differ in bias, softmax or backend alone are one.
-pub struct Row {
+pub struct GridRow {
     /// What has this shape: `flash:` and `fused:` ids of the reference.
     pub ids: &'static str,
     seq: usize,
@@ -34,12 +34,12 @@ const fn both(width: usize) -> Mask {
     Mask::Window { left: Some(width), right: Some(width) }
 }
 
-const fn row(ids: &'static str, seq: usize, heads: (usize, usize), dims: (usize, usize), mask: Mask) -> Row {
-    Row { ids, seq, heads, dims, mask }
+const fn row(ids: &'static str, seq: usize, heads: (usize, usize), dims: (usize, usize), mask: Mask) -> GridRow {
+    GridRow { ids, seq, heads, dims, mask }
 }
 
 /// Ids, sequence, query and key/value heads, features of query/key and of value heads, mask.
-pub const ROWS: [Row; 20] = [
+pub const ROWS: [GridRow; 20] = [
     row("flash:1_0 fused:1_0 fused:1_2", 4096, (12, 12), (128, 128), CAUSAL),
     row("flash:1_1 fused:1_1 fused:1_3 fused:1_4", 4096, (12, 12), (128, 128), FULL),
     row("flash:1_2 fused:1_5", 4096, (12, 12), (128, 128), left(512)),
@@ -65,27 +65,27 @@ pub const ROWS: [Row; 20] = [
 /// Rows of the reference by backend: `cp_1_*` to `cp_5_*`.
 pub const IDS: [(&str, &[usize]); 2] = [("flash", &[4, 4, 4]), ("fused", &[6, 7, 5, 4, 2])];
 
-impl Row {
+impl GridRow {
     /// Sequences that are all as long.
-    pub fn dense(&self, scale: Scale) -> Case {
+    pub fn dense(&self, scale: Scale) -> ReferenceCase {
         self.case(scale, vec![scale.tokens(self.seq); BATCH], Padding::None)
     }
 
     /// Documents of any length up to the sequence's, padded to a multiple of twice the ranks.
-    pub fn packed(&self, scale: Scale, random: &mut Xoshiro256PlusPlus) -> Case {
+    pub fn packed(&self, scale: Scale, random: &mut Xoshiro256PlusPlus) -> ReferenceCase {
         let longest = scale.tokens(self.seq);
         let lengths = (0..BATCH).map(|_| random.random_range(0..=longest)).collect();
         self.case(scale, lengths, Padding::ToRanks)
     }
 
-    fn case(&self, scale: Scale, lengths: Vec<usize>, padding: Padding) -> Case {
+    fn case(&self, scale: Scale, lengths: Vec<usize>, padding: Padding) -> ReferenceCase {
         let window = |width: Option<usize>| width.map(|width| scale.window(width));
         let mask = match &self.mask {
             Mask::Window { left, right } => Mask::Window { left: window(*left), right: window(*right) },
             mask => mask.clone(),
         };
         let (name, heads) = (format!("cp {}", self.ids), scale.heads(self.heads));
-        Case { name, lengths, padding, heads, dims: self.dims, mask }
+        ReferenceCase { name, lengths, padding, heads, dims: self.dims, mask }
     }
 }
 
