@@ -55,6 +55,11 @@ impl Names {
     }
 }
 
+/// A number format.
+pub fn dtype(name: &str) -> Result<DType> {
+    pick("dtype", name, DTYPES, &[])
+}
+
 fn plain(names: impl IntoIterator<Item = &'static str>) -> Vec<PossibleValue> {
     names.into_iter().map(PossibleValue::new).collect()
 }

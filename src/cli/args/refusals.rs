@@ -11,3 +11,8 @@ pub fn numbers(message: String) -> context_parallel::error::Error {
 pub fn not_available(what: impl Into<String>, instead: impl Into<String>) -> context_parallel::error::Error {
     SupportError::NotAvailable { what: what.into(), instead: instead.into() }.into()
 }
+
+/// Documents of something that has none.
+pub fn no_documents() -> context_parallel::error::Error {
+    numbers("--document-separator is for a text, which the recall task is not: leave it out, or use --data FILE".into())
+}

@@ -52,23 +52,3 @@ fn lists_of_ranks() {
         assert!(error.is_input() && error.to_string().contains("--cp"), "{wrong}: {error}");
     }
 }
-
-#[test]
-fn separators_are_written_with_escapes() {
-    let unescaped = |text| unescaped("--option", text).map_err(|error| error.to_string());
-    assert_eq!(unescaped(r"\n\n"), Ok("\n\n".into()));
-    assert_eq!(unescaped(r"<|end|>\r\t\0\\n"), Ok("<|end|>\r\t\0\\n".into()));
-    assert!(unescaped(r"a\x").unwrap_err().contains(r"--option has \x: use \n"));
-    assert!(unescaped(r"a\").unwrap_err().contains(r"has \ at its end"));
-}
-
-#[test]
-fn threads_are_shared_out() {
-    assert_eq!(threads(Some(3), 2).unwrap(), 3);
-    assert!(threads(Some(0), 2).unwrap_err().to_string().contains("--threads is 0"));
-    assert_eq!(threads(Some(MOST_THREADS), 2).unwrap(), MOST_THREADS);
-    let most = cores().max(MOST_THREADS);
-    let message = threads(Some(most + 1), 2).unwrap_err().to_string();
-    assert!(message.contains(&format!("at most {most}")), "{message}");
-    assert_eq!(threads(None, 100_000).unwrap(), 1);
-}
