@@ -1,5 +1,7 @@
 //! `demo`: trains a small GPT on the recall task on 2 ranks, then compares every supported combination with `Single`.
 
+mod findings;
+
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -19,8 +21,10 @@ use context_parallel::train::data::{Recall, Source, TokenBatch};
 use context_parallel::train::learner::{AdamwOptions, GptLearner, global_sum};
 use context_parallel::train::learning_rate::LearningRate;
 use context_parallel::train::trainer::{self, StepRecord, TrainOptions};
+#[cfg(test)]
+pub use findings::NEXT;
+use findings::{Comparison, Findings, print};
 use indicatif::ProgressBar;
-use serde::Serialize;
 
 use super::engine::{Cluster, Comm};
 use super::step::{StepInputs, step};
@@ -38,13 +42,6 @@ const HELD_OUT: usize = 64;
 const COMPARED: usize = 8;
 /// Steps between lines of progress where there is no bar.
 const NOTE_EVERY: u64 = 20;
-/// What to try after the demo; fits 60 columns.
-pub const NEXT: &str = "context-parallel train --data FILE --cp 2 --out run";
-/// What the task is learnt to, at least.
-const LEARNT: f64 = 0.95;
-/// How far a gradient may be from that of `Single`.
-const SAME: f64 = 1e-5;
-
 /// Train a small GPT across 2 ranks on a task that only works across ranks, then compare every combination
 #[derive(clap::Args, Clone, Debug)]
 pub struct Arguments {
@@ -54,31 +51,6 @@ pub struct Arguments {
     /// Print one JSON object
     #[arg(long, help_heading = args::OUTPUT)]
     json: bool,
-}
-
-/// One strategy x layout, compared with `Single`.
-#[derive(Clone, Debug, Serialize)]
-struct Comparison {
-    strategy: String,
-    layout: String,
-    kernel: String,
-    cp: usize,
-    /// Relative difference of the loss.
-    loss_diff: f64,
-    /// Norm of the difference of the whole gradient over the norm of `Single`'s.
-    grad_diff: f64,
-    /// Mean over ranks of what a rank sends in the step: attention, and the sum of the gradients.
-    bytes_per_rank: u64,
-    /// Mean over the largest number of attended cells of a rank; 1 is even.
-    balance: f64,
-    ms: f64,
-}
-
-#[derive(Clone, Debug, Serialize)]
-struct Findings {
-    accuracy: f64,
-    seconds: f64,
-    rows: Vec<Comparison>,
 }
 
 pub fn run(arguments: Arguments, cluster: &Cluster) -> Result<ExitCode> {
@@ -91,58 +63,6 @@ pub fn run(arguments: Arguments, cluster: &Cluster) -> Result<ExitCode> {
     let faults = report.faults();
     faults.iter().for_each(output::warn);
     Ok(if faults.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
-}
-
-impl Findings {
-    /// What is not as it should be.
-    fn faults(&self) -> Vec<String> {
-        let wrong = self.rows.iter().filter(|row| row.grad_diff.is_nan() || row.grad_diff >= SAME).count();
-        let unlearnt = (self.accuracy < LEARNT)
-            .then(|| format!("the accuracy is below {:.0} %: context parallelism does not work here", 100.0 * LEARNT));
-        let different = (wrong > 0).then(|| {
-            let all = self.rows.len();
-            format!(
-                "{wrong} of {all} combinations have a gradient that differs from that of single by {SAME:.0e} or more"
-            )
-        });
-        unlearnt.into_iter().chain(different).collect()
-    }
-
-    /// What the numbers say, where nothing is wrong.
-    fn verdict(&self) -> String {
-        let worst = self.rows.iter().map(|row| row.grad_diff).fold(0.0, f64::max);
-        format!(
-            "Context parallelism works here: the model learnt to recall tokens that lie on the other rank ({:.1} %), \
-             and all {} combinations give the gradient of a single rank (differences of at most {}).",
-            100.0 * self.accuracy,
-            self.rows.len(),
-            output::relative(worst)
-        )
-    }
-}
-
-fn print(report: &Findings) {
-    output::line(format!("recall accuracy {:.1} % on 2 ranks after {:.1} s", 100.0 * report.accuracy, report.seconds));
-    let header = ["strategy", "layout", "kernel", "cp", "loss diff", "gradient diff", "bytes/rank", "balance", "ms"];
-    let rows = report.rows.iter().map(|row| {
-        vec![
-            row.strategy.clone(),
-            row.layout.clone(),
-            row.kernel.clone(),
-            row.cp.to_string(),
-            output::relative(row.loss_diff),
-            output::relative(row.grad_diff),
-            output::bytes(row.bytes_per_rank),
-            format!("{:.2}", row.balance),
-            format!("{:.1}", row.ms),
-        ]
-    });
-    output::line(output::table(&header, 3, rows));
-    if report.faults().is_empty() {
-        output::sentence(report.verdict());
-        output::line("Next, on a text of yours:");
-        output::line(format!("  {NEXT}"));
-    }
 }
 
 /// Trains, then one step of every row of the support table.
@@ -252,36 +172,4 @@ fn compare(config: &Config, seed: u64, cluster: &Cluster) -> Result<Vec<Comparis
     }
     bar.finish_and_clear();
     Ok(rows)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_verdict_follows_the_numbers() {
-        let row = |grad_diff| Comparison {
-            strategy: "ring".into(),
-            layout: "thd".into(),
-            kernel: "flash".into(),
-            cp: 2,
-            loss_diff: 0.0,
-            grad_diff,
-            bytes_per_rank: 1,
-            balance: 1.0,
-            ms: 1.0,
-        };
-        let report = |accuracy, grad_diff| Findings { accuracy, seconds: 1.0, rows: vec![row(0.0), row(grad_diff)] };
-        let fine = report(1.0, 2e-7);
-        assert!(fine.faults().is_empty());
-        assert!(
-            fine.verdict().contains("(100.0 %)") && fine.verdict().contains("at most 2.0e-7"),
-            "{}",
-            fine.verdict()
-        );
-        assert!(report(0.5, 0.0).faults()[0].contains("below 95 %"));
-        for wrong in [SAME, f64::NAN] {
-            assert!(report(1.0, wrong).faults()[0].starts_with("1 of 2 combinations"));
-        }
-    }
 }
