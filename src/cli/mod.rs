@@ -15,6 +15,7 @@ mod machine;
 mod memory;
 mod model;
 mod output;
+mod recall;
 mod sets;
 mod step;
 mod train;

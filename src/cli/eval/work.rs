@@ -17,8 +17,8 @@ use super::super::machine;
 use super::super::memory::{self, Demand};
 use super::super::output;
 use super::super::sets::WeightsOfRanks;
+use super::job::{Job, Logits};
 use super::logits::LogitsFile;
-use super::{Job, Logits};
 
 /// Bytes of one rank, about.
 fn memory_of_rank(job: &Job) -> Result<u64> {

@@ -6,7 +6,7 @@ use context_parallel::error::Result;
 use context_parallel::solve::schedule::{Schedule, Scheduler, default_tokens_per_rank};
 
 use super::super::output;
-use super::Job;
+use super::job::Job;
 
 /// Steps that are looked at before the first one, where sequences differ in length.
 const STEPS: u64 = 64;

@@ -7,7 +7,7 @@ use context_parallel::train::run_record::{DataRecord, RunRecord, fingerprint};
 use serde_json::Value;
 
 use super::super::output;
-use super::Arguments;
+use super::arguments::Arguments;
 
 /// What decides over the tokens of a step, from the first one on. A text is hashed only where the record `is_used`: kept,
 /// or compared with another.

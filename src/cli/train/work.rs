@@ -22,8 +22,9 @@ use super::super::memory::{self, Demand};
 use super::super::output::Phase;
 use super::super::sets::WeightsOfRanks;
 use super::super::{interrupt, machine, output};
+use super::job::Job;
+use super::micro_batches;
 use super::report::{Finished, Throughput, describe};
-use super::{Job, micro_batches};
 
 /// Lines of progress where there is no bar.
 const NOTES: u64 = 20;
