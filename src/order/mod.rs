@@ -5,6 +5,9 @@
 mod contiguous;
 mod deal;
 mod dealt;
+mod dyn_placement;
+mod dyn_shard;
+mod full;
 mod line;
 mod natural;
 mod owners;
@@ -18,12 +21,15 @@ mod zigzag;
 pub use contiguous::Contiguous;
 pub use deal::{Deal, DealOf};
 pub use dealt::{Dealt, Grouped, Solved};
+pub use dyn_placement::DynPlacement;
+pub use dyn_shard::{DynShard, DynShardMut, DynShardRef};
+pub use full::{Full, laid_out, token_by_token};
 pub use line::LineOrder;
 pub use natural::Natural;
-pub use placement::{DynPlacement, Placement};
+pub use placement::Placement;
 pub use rows::{RowDocuments, place_in_rows};
 pub use run::{Rows, Run};
-pub use shard::{DynShard, DynShardMut, DynShardRef, Full, Shard, laid_out, token_by_token};
+pub use shard::Shard;
 pub use striped::Striped;
 pub use zigzag::Zigzag;
 
