@@ -36,6 +36,7 @@ mod measure;
 mod model;
 mod problem;
 mod profile;
+mod random;
 mod search;
 mod solve;
 mod span;
