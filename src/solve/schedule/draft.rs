@@ -45,7 +45,7 @@ pub(super) struct Draft {
     places: Vec<Option<Place>>,
     /// Sum of the heights.
     pub makespan: Pairs,
-    /// Rows received, as the search [prices](super::price) them.
+    /// Rows received, as the search [prices](super::micro_batch::price) them.
     pub rows: u128,
 }
 
@@ -100,7 +100,7 @@ impl Draft {
         self.makespan += height - batch.height;
         self.used += usize::from(batch.height == Pairs::NONE && height > Pairs::NONE);
         batch.height = height;
-        self.rows += super::price(length, place.degree);
+        self.rows += super::micro_batch::price(length, place.degree);
         self.places[document] = Some(place);
     }
 
@@ -116,7 +116,7 @@ impl Draft {
         self.makespan -= batch.height - height;
         self.used -= usize::from(batch.height > Pairs::NONE && height == Pairs::NONE);
         batch.height = height;
-        self.rows -= super::price(length, place.degree);
+        self.rows -= super::micro_batch::price(length, place.degree);
         Some(place)
     }
 

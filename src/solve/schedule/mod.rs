@@ -6,10 +6,10 @@
 //! rank may work for several documents. A group of one rank receives nothing.
 //!
 //! [`schedule`] looks for the fewest rows received, subject to two limits: tokens per rank and micro-batch, and the
-//! *makespan*, the sum over micro-batches of the busiest rank's work. The second is what greedy placement on
-//! blocks of powers of two reaches with the same tokens (Megatron-LM's scheduler that packs), so that the freedom of degree and block is spent on less traffic and never on more time; [`schedule_within`] takes any other
-//! makespan. Both limits can always be kept: every document on all ranks attains the least makespan, the sum of L*L
-//! over the number of ranks.
+//! *makespan*, the sum over micro-batches of the busiest rank's work. The second is what greedy placement on blocks of
+//! powers of two reaches with the same tokens (Megatron-LM's scheduler that packs), so that the freedom of degree and
+//! block is spent on less traffic and never on more time; [`schedule_within`] takes any other makespan. Both limits can
+//! always be kept: every document on all ranks attains the least makespan, the sum of L*L over the number of ranks.
 //!
 //! Same lengths, same ranks, same schedule: integers only, and random numbers of a fixed seed.
 //!
@@ -25,6 +25,8 @@
 //! ```
 
 mod draft;
+mod limits;
+mod micro_batch;
 mod pairs;
 mod reference;
 mod scheduler;
@@ -36,72 +38,15 @@ mod tests;
 use serde::Serialize;
 
 use crate::error::{Result, ScheduleError};
-use crate::layout::Batch;
-use crate::order::{Dealt, Grouped};
 use draft::{Draft, Place};
+use limits::check;
+pub use limits::{check_fits, default_tokens_per_rank};
+use micro_batch::rows;
+pub use micro_batch::{Group, MicroBatch};
 pub use pairs::Pairs;
 pub use scheduler::Scheduler;
 use search::{improve, start_of};
 use task::Task;
-
-/// One document's ranks in its micro-batch: `first..first + degree`.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Group {
-    /// Index of the document in the lengths.
-    pub document: usize,
-    /// The first rank.
-    pub first: usize,
-    /// Number of ranks; 1 means no communication.
-    pub degree: usize,
-}
-
-/// Documents that are packed together and run at once.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct MicroBatch {
-    /// One group per document, by ascending document.
-    pub groups: Vec<Group>,
-}
-
-impl MicroBatch {
-    /// Its documents, ascending.
-    pub fn documents(&self) -> impl Iterator<Item = usize> + '_ {
-        self.groups.iter().map(|group| group.document)
-    }
-
-    /// Where the tokens are, in a batch of just its documents, in this order.
-    ///
-    /// # Errors
-    /// If the batch does not have as many documents, or there are not that many ranks.
-    pub fn table(&self, batch: &dyn Batch, ranks: usize) -> Result<Dealt> {
-        Grouped::deal(batch, self.groups.iter().map(|group| group.first..group.first + group.degree).enumerate(), ranks)
-    }
-
-    /// Work of the busiest rank.
-    pub fn busiest(&self, lengths: &[usize], ranks: usize) -> Pairs {
-        let mut work = vec![Pairs::NONE; ranks];
-        for group in &self.groups {
-            let each = Pairs::of(lengths[group.document], group.degree);
-            work[group.first..][..group.degree].iter_mut().for_each(|work| *work += each);
-        }
-        work.into_iter().max().unwrap_or_default()
-    }
-
-    /// Tokens of each rank, every document's share rounded up: no rank holds more, whoever gets the spare tokens.
-    pub fn tokens(&self, lengths: &[usize], ranks: usize) -> Vec<usize> {
-        let mut tokens = vec![0; ranks];
-        for group in &self.groups {
-            let each = lengths[group.document].div_ceil(group.degree);
-            tokens[group.first..][..group.degree].iter_mut().for_each(|tokens| *tokens += each);
-        }
-        tokens
-    }
-
-    /// Rows of keys and values that all ranks together receive, if every query attends its whole document: the sum of
-    /// length times (degree - 1); ranks beyond a document's tokens receive nothing.
-    pub fn rows_received(&self, lengths: &[usize]) -> u128 {
-        self.groups.iter().map(|group| rows(lengths[group.document], group.degree)).sum()
-    }
-}
 
 /// Micro-batches, one after another, with what they cost.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -184,64 +129,9 @@ pub fn assign(lengths: &[usize], ranks: usize) -> Result<Vec<Group>> {
     Ok(batches(lengths, improve(&task, vec![start_of(&task)])).into_iter().flat_map(|batch| batch.groups).collect())
 }
 
-/// Most tokens that are counted exactly, whatever the degrees: the sum of squares times [`Pairs`]'s unit fits.
-const MOST_TOKENS: u128 = 1 << 37;
-
-/// Refuses documents of which one does not fit on all ranks together, whichever of them share a micro-batch.
-///
-/// # Errors
-///
-/// [`ScheduleError::DocumentTooLong`] with the first such document, [`ScheduleError::NoRanks`].
-pub fn check_fits(lengths: &[usize], ranks: usize, tokens_per_rank: usize) -> Result<()> {
-    Ok(fits(lengths, ranks, tokens_per_rank)?)
-}
-
-fn fits(lengths: &[usize], ranks: usize, tokens: usize) -> Result<(), ScheduleError> {
-    if ranks == 0 {
-        return Err(ScheduleError::NoRanks);
-    }
-    match lengths.iter().position(|length| length.div_ceil(ranks) > tokens) {
-        Some(document) => {
-            let (length, needed) = (lengths[document], lengths[document].div_ceil(ranks));
-            Err(ScheduleError::DocumentTooLong { document, length, ranks, tokens, needed })
-        }
-        None => Ok(()),
-    }
-}
-
-/// Tokens that a rank may have in a micro-batch where nothing else is said: 1.1 times the even share of `total` tokens,
-/// rounded up. `ranks` is at least 1.
-pub fn default_tokens_per_rank(total: usize, ranks: usize) -> usize {
-    (total as u128 * 11).div_ceil(ranks as u128 * 10) as usize
-}
-
-/// The token limit, once everything is known to fit.
-fn check(lengths: &[usize], ranks: usize, tokens_per_rank: Option<usize>) -> Result<usize, ScheduleError> {
-    fits(&[], ranks, 0)?;
-    let total: u128 = lengths.iter().map(|&length| length as u128).sum();
-    if total > MOST_TOKENS {
-        return Err(ScheduleError::TooManyTokens { total, most: MOST_TOKENS });
-    }
-    let tokens = tokens_per_rank.unwrap_or_else(|| default_tokens_per_rank(total as usize, ranks));
-    fits(lengths, ranks, tokens)?;
-    Ok(tokens)
-}
-
 /// The least makespan: every document on all ranks.
 fn even_share(lengths: &[usize], ranks: usize) -> Pairs {
     lengths.iter().map(|&length| Pairs::of(length, ranks)).sum()
-}
-
-/// Rows that the ranks of a document receive: each that has a token of it misses those of the others.
-fn rows(length: usize, degree: usize) -> u128 {
-    let holders = degree.min(length);
-    length as u128 * holders.saturating_sub(1) as u128
-}
-
-/// The same, where ranks without a token count too: the search does not spread a document over more ranks than it has
-/// tokens for nothing.
-fn price(length: usize, degree: usize) -> u128 {
-    length as u128 * (degree as u128 - 1)
 }
 
 fn solve(lengths: &[usize], ranks: usize, tokens: usize, limit: Pairs) -> Schedule {

@@ -7,8 +7,8 @@ use rand_xoshiro::SplitMix64;
 use rand_xoshiro::rand_core::{Rng, SeedableRng};
 
 use super::draft::{Burden, Draft, Fit, Place};
+use super::micro_batch::price;
 use super::pairs::Pairs;
-use super::price;
 use super::task::Task;
 
 /// Ranks that the search may look at.

@@ -1,16 +1,20 @@
-//! Schedules against lower bounds, against the outcomes of other schedulers, and against the rules that bind them.
+//! Schedules against lower bounds and against the rules that bind them.
 
 use rand_xoshiro::SplitMix64;
 use rand_xoshiro::rand_core::{Rng, SeedableRng};
 
+use super::limits::MOST_TOKENS;
 use super::*;
 use crate::error::Error;
 
-struct Random(SplitMix64);
+mod others;
 
-impl Random {
+/// Random lengths of documents.
+struct Draws(SplitMix64);
+
+impl Draws {
     fn new(seed: u64) -> Self {
-        Random(SplitMix64::seed_from_u64(seed))
+        Draws(SplitMix64::seed_from_u64(seed))
     }
 
     fn below(&mut self, bound: usize) -> usize {
@@ -55,99 +59,6 @@ fn hold_to_the_rules(lengths: &[usize], ranks: usize, schedule: &Schedule) {
     assert!(report.rows_bound <= report.rows_received, "{report:?}");
 }
 
-const SIX: [usize; 6] = [6000, 3000, 1500, 700, 300, 100];
-const SEVEN: [usize; 7] = [2000, 900, 900, 900, 400, 300, 200];
-
-/// What another scheduler was measured to do: its makespan and the rows that its ranks receive.
-struct Measured {
-    lengths: &'static [usize],
-    ranks: usize,
-    tokens: Option<usize>,
-    makespan: f64,
-    rows: u128,
-}
-
-/// Packed micro-batches, 1024 tokens per rank: [0,2,4,5]x8 | [1]x4 [3]x4, and [0]x2 [1] [2] | [3]x2 [4,5,6]x2.
-const PACKED: [Measured; 2] = [
-    Measured { lengths: &SIX, ranks: 8, tokens: Some(1024), makespan: 4_793_750.0 + 2_250_000.0, rows: 66_400 },
-    Measured { lengths: &SEVEN, ranks: 4, tokens: Some(1024), makespan: 2_000_000.0 + 405_000.0, rows: 3_800 },
-];
-
-/// Documents one after another, so that tokens do not add up: the outcomes of `serial_gives_the_outcomes...`.
-const SERIAL: [Measured; 6] = [
-    Measured { lengths: &[4096, 2048, 1024, 512], ranks: 8, tokens: ALL, makespan: 4_194_304.0, rows: 14_336 },
-    Measured { lengths: &[1024; 3], ranks: 4, tokens: ALL, makespan: 1_048_576.0, rows: 1_024 },
-    Measured { lengths: &[8192, 1024, 1024, 1024], ranks: 8, tokens: ALL, makespan: 8_912_896.0, rows: 62_464 },
-    Measured { lengths: &SIX, ranks: 8, tokens: ALL, makespan: 4_500_000.0 + 2_250_000.0, rows: 52_500 },
-    Measured { lengths: &SEVEN, ranks: 4, tokens: ALL, makespan: 2_000_000.0, rows: 2_000 },
-    Measured { lengths: &[100], ranks: 8, tokens: ALL, makespan: 1_250.0, rows: 700 },
-];
-const ALL: Option<usize> = Some(usize::MAX);
-
-#[test]
-fn no_slower_and_fewer_rows_than_what_others_were_measured_to_do() {
-    println!("ranks tokens | makespan: bound, ours, theirs | rows: bound, ours, theirs | lengths");
-    let mut better = 0;
-    for Measured { lengths, ranks, tokens, makespan, rows } in PACKED.iter().chain(&SERIAL) {
-        let allowed = Pairs::whole(*makespan as u128);
-        let schedule = schedule_within(lengths, *ranks, *tokens, allowed).unwrap();
-        hold_to_the_rules(lengths, *ranks, &schedule);
-        let ScheduleReport { makespan: ours_makespan, makespan_bound, rows_received, rows_bound, .. } = schedule.report;
-        println!(
-            "{ranks} {tokens:?} | {makespan_bound} {ours_makespan} {makespan} | {rows_bound} {rows_received} {rows} | {lengths:?}"
-        );
-        assert!(ours_makespan <= allowed && rows_received <= *rows, "{lengths:?}");
-        // Left to itself, it is not slower either.
-        let free = super::schedule(lengths, *ranks, *tokens).unwrap();
-        hold_to_the_rules(lengths, *ranks, &free);
-        assert!(free.report.makespan <= allowed, "{lengths:?}: {:?}", free.report);
-        better += usize::from(rows_received < *rows);
-    }
-    assert_eq!(better, 6, "the last two leave nothing to gain");
-}
-
-#[test]
-fn random_schedules_keep_the_rules_and_beat_the_reference() {
-    let mut random = Random::new(11);
-    let (mut ours, mut theirs) = (0, 0);
-    for case in 0..120 {
-        let ranks = 1 + random.below(16);
-        let tokens = 1 + random.below(1000);
-        let lengths = random.lengths(30, ranks * tokens);
-        let budget = [Some(tokens), ALL][usize::from(case % 8 == 0)];
-        let schedule = schedule(&lengths, ranks, budget).unwrap();
-        hold_to_the_rules(&lengths, ranks, &schedule);
-        let reference = reference::makespan(&lengths, ranks, budget.unwrap());
-        assert!(schedule.report.makespan <= reference, "{ranks} {budget:?} {lengths:?}");
-        let (tokens, limit) = (budget.unwrap(), schedule.report.makespan_limit);
-        let task = Task { lengths: &lengths, ranks, tokens, limit, single: false, even: even_share(&lengths, ranks) };
-        if let Some(Draft { rows, .. }) = reference::start(&task) {
-            assert!(schedule.report.rows_received <= rows, "{ranks} {budget:?} {lengths:?}: {:?}", schedule.report);
-            (ours, theirs) = (ours + schedule.report.rows_received, theirs + rows);
-        }
-    }
-    println!("{ours} rows, the reference {theirs}");
-    assert!(ours * 10 <= theirs * 9, "{ours} rows, the reference {theirs}");
-}
-
-#[test]
-fn documents_one_after_another_are_no_faster_and_receive_no_less() {
-    let mut random = Random::new(13);
-    let (mut ours, mut theirs) = (0, 0);
-    for _ in 0..60 {
-        let ranks = 1 << random.below(5);
-        let tokens = 1 + random.below(1000);
-        let lengths = random.lengths(30, ranks * tokens);
-        let (makespan, rows) = reference::serial(&lengths, ranks, tokens);
-        let schedule = schedule_within(&lengths, ranks, ALL, makespan).unwrap();
-        hold_to_the_rules(&lengths, ranks, &schedule);
-        assert!(schedule.report.rows_received <= rows, "{ranks} {tokens} {lengths:?}: {:?}", schedule.report);
-        (ours, theirs) = (ours + schedule.report.rows_received, theirs + rows);
-    }
-    println!("{ours} rows, one after another {theirs}");
-    assert!(ours * 10 <= theirs * 9, "{ours} rows, one after another {theirs}");
-}
-
 /// The fewest rows of all schedules within the limits, by trying every place of every document.
 fn fewest_rows(lengths: &[usize], ranks: usize, tokens: usize, limit: Pairs) -> u128 {
     fn visit(task: &Task, document: usize, state: &mut Draft, best: &mut u128) {
@@ -181,7 +92,7 @@ fn fewest_rows(lengths: &[usize], ranks: usize, tokens: usize, limit: Pairs) -> 
 
 #[test]
 fn small_schedules_are_optimal() {
-    let mut random = Random::new(5);
+    let mut random = Draws::new(5);
     let (mut optimal, mut all) = (0, 0);
     for _ in 0..60 {
         let ranks = 2 + random.below(3);
@@ -214,7 +125,7 @@ fn a_pack_is_assigned_as_it_is() {
     assert_eq!(assigned(&[64, 64, 0, 64], 3).iter().filter(|place| place.2 == 1).count(), 4, "no communication");
     assert_eq!(assigned(&[1], 8), [(0, 0, 1)], "a token is not divided");
 
-    let mut random = Random::new(3);
+    let mut random = Draws::new(3);
     for _ in 0..60 {
         let ranks = 1 + random.below(12);
         let lengths = random.lengths(20, 4000);
@@ -229,7 +140,7 @@ fn a_pack_is_assigned_as_it_is() {
 
 #[test]
 fn many_documents_fill_few_micro_batches() {
-    let mut random = Random::new(17);
+    let mut random = Draws::new(17);
     for (documents, ranks, parts) in [(1000, 8, 2), (3000, 2, 5), (3000, 16, 3)] {
         let lengths: Vec<usize> = (0..documents).map(|_| 16 + random.below(800) * random.below(8) / 4).collect();
         let tokens = lengths.iter().sum::<usize>() * 5 / (4 * ranks * parts);
@@ -250,7 +161,7 @@ fn ranks_without_tokens_receive_nothing() {
 
 #[test]
 fn the_same_lengths_give_the_same_schedule() {
-    let lengths = Random::new(9).lengths(60, 4000);
+    let lengths = Draws::new(9).lengths(60, 4000);
     assert_eq!(schedule(&lengths, 6, Some(1000)).unwrap(), schedule(&lengths, 6, Some(1000)).unwrap());
     assert_eq!(assign(&lengths, 6).unwrap(), assign(&lengths, 6).unwrap());
 }

@@ -36,7 +36,7 @@ pub(super) fn start(task: &Task) -> Option<Draft> {
 pub(super) fn serial(lengths: &[usize], ranks: usize, tokens: usize) -> (Pairs, u128) {
     let placement = serial::place(lengths, ranks, tokens);
     let rows = |block: &Block| -> u128 {
-        block.documents.iter().map(|&document| super::rows(lengths[document], block.size)).sum()
+        block.documents.iter().map(|&document| super::micro_batch::rows(lengths[document], block.size)).sum()
     };
     (cost(lengths, &placement), placement.iter().flatten().map(rows).sum())
 }
