@@ -2,13 +2,17 @@
 
 mod comm;
 mod layout;
+mod mask;
 mod model;
+mod placement;
 mod plan;
 mod support;
 
 pub use comm::CommError;
-pub use layout::{LayoutError, MaskError, PlacementError};
+pub use layout::LayoutError;
+pub use mask::MaskError;
 pub use model::{DataError, ModelError};
+pub use placement::PlacementError;
 pub use plan::{PlanError, ScheduleError};
 pub use support::SupportError;
 
