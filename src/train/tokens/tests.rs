@@ -1,5 +1,9 @@
-use super::*;
+//! Files of token ids that are read, and those that are refused.
+
+use safetensors::Dtype;
 use safetensors::tensor::TensorView;
+
+use super::*;
 
 /// A tensor as `i64`.
 type Tensor<'a> = (&'a str, &'a [usize], &'a [i64]);
