@@ -4,6 +4,9 @@ use serde_json::{Map, Value};
 
 use crate::error::{Error, ModelError, Result};
 
+/// The key of [`Config::mtp_depth`](super::Config::mtp_depth).
+pub(super) const MTP_DEPTH: &str = "num_nextn_predict_layers";
+
 /// The largest size accepted, so that products of two sizes do not overflow.
 const LARGEST: usize = i32::MAX as usize;
 /// Values are shown up to this many characters.

@@ -3,91 +3,26 @@
 //! A field that changes numbers is honoured, refused, or ignored because the user says so. `names.rs` sorts the fields,
 //! `parse.rs` holds the rules of each family, `rope.rs` the two spellings of the rotary embedding.
 
+mod family;
 mod fields;
+mod fresh;
 mod names;
 mod parse;
 mod rope;
+mod write;
 
 use std::path::Path;
 
 use serde_json::{Map, Value, json};
 
-use crate::error::{ModelError, Result, SupportError};
+use crate::error::{ModelError, Result};
 use crate::files;
-use crate::rope::{RopeConfig, RopeScaling};
+use crate::rope::RopeConfig;
 
+pub use family::{AttentionBias, Family};
+use fields::MTP_DEPTH;
+pub use fresh::Sizes;
 pub use names::ParseOptions;
-
-/// The key of [`Config::mtp_depth`].
-const MTP_DEPTH: &str = "num_nextn_predict_layers";
-
-/// A family of models that transformers knows by its `model_type`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Family {
-    /// `llama`: optional biases on all attention projections and on the MLP.
-    Llama,
-    /// `mistral`: a sliding window in every layer, or none.
-    Mistral,
-    /// `qwen2`: biases on query, key and value; a sliding window in some layers.
-    Qwen2,
-    /// `qwen3`: query and key norms per head; optional attention biases; a sliding window in some layers.
-    Qwen3,
-}
-
-impl Family {
-    /// All families.
-    pub const ALL: [Family; 4] = [Family::Llama, Family::Mistral, Family::Qwen2, Family::Qwen3];
-
-    /// The `model_type` of `config.json`.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Family::Llama => "llama",
-            Family::Mistral => "mistral",
-            Family::Qwen2 => "qwen2",
-            Family::Qwen3 => "qwen3",
-        }
-    }
-
-    /// The class in `architectures` of `config.json`.
-    pub const fn architecture(self) -> &'static str {
-        match self {
-            Family::Llama => "LlamaForCausalLM",
-            Family::Mistral => "MistralForCausalLM",
-            Family::Qwen2 => "Qwen2ForCausalLM",
-            Family::Qwen3 => "Qwen3ForCausalLM",
-        }
-    }
-}
-
-/// Which attention projections have a bias.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct AttentionBias {
-    /// The query projection.
-    pub query: bool,
-    /// The key projection.
-    pub key: bool,
-    /// The value projection.
-    pub value: bool,
-    /// The output projection.
-    pub output: bool,
-}
-
-/// The numbers that make a plain llama model; the rest has defaults.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Sizes {
-    /// Number of token ids.
-    pub vocab_size: usize,
-    /// Features of a token between blocks.
-    pub hidden_size: usize,
-    /// Features inside the MLP.
-    pub intermediate_size: usize,
-    /// Number of blocks.
-    pub layers: usize,
-    /// Query heads.
-    pub heads: usize,
-    /// Key/value heads; must divide the query heads.
-    pub kv_heads: usize,
-}
 
 /// The configuration of a decoder-only model.
 ///
@@ -175,9 +110,6 @@ impl PartialEq for Config {
 }
 
 impl Config {
-    /// Names that [`Config::preset`] knows.
-    pub const PRESETS: [&'static str; 1] = ["tiny"];
-
     /// Reads `config.json` in `folder`.
     pub fn read(folder: &Path) -> Result<Self> {
         Self::read_with(folder, &ParseOptions::default())
@@ -211,74 +143,6 @@ impl Config {
     /// What a user should know of how this was read, a sentence each: the fields that were ignored.
     pub fn notes(&self) -> &[String] {
         &self.notes
-    }
-
-    /// A fresh model by name. `tiny`: llama, bytes as tokens (vocabulary 256), 4 layers of width 128 with 4 heads of
-    /// 32 features, MLP of 384, untied output layer, plain rotary embedding of base 10000.
-    pub fn preset(name: &str) -> Result<Self> {
-        match name {
-            "tiny" => Self::llama(Sizes {
-                vocab_size: 256,
-                hidden_size: 128,
-                intermediate_size: 384,
-                layers: 4,
-                heads: 4,
-                kv_heads: 4,
-            }),
-            _ => Err(SupportError::Unknown { what: "preset", name: name.to_string(), known: Self::PRESETS.join(", ") }
-                .into()),
-        }
-    }
-
-    /// A llama model of these sizes: heads of `hidden_size / heads` features, no biases, untied output layer, RMSNorm
-    /// epsilon 1e-5, plain rotary embedding of base 10000, fresh weights of standard deviation 0.02.
-    pub fn llama(sizes: Sizes) -> Result<Self> {
-        let Sizes { vocab_size, hidden_size, intermediate_size, layers, heads, kv_heads } = sizes;
-        let head_dim = hidden_size.checked_div(heads).unwrap_or(0);
-        if !(1..=parse::MOST_LAYERS).contains(&layers) {
-            let allowed = format!("use from 1 to {} layers", parse::MOST_LAYERS);
-            return Err(fields::refusal("num_hidden_layers", &json!(layers), &allowed));
-        }
-        let config = Config {
-            family: Family::Llama,
-            vocab_size,
-            hidden_size,
-            intermediate_size,
-            layers,
-            heads,
-            kv_heads,
-            head_dim,
-            rms_norm_eps: 1e-5,
-            tie_word_embeddings: false,
-            attention_bias: AttentionBias::default(),
-            mlp_bias: false,
-            qk_norm: false,
-            windows: vec![None; layers],
-            rope: RopeConfig {
-                head_dim,
-                base: 10000.0,
-                percent: 1.0,
-                interleaved: false,
-                interpolation: None,
-                scaling: RopeScaling::None,
-                sections: None,
-            },
-            initializer_range: 0.02,
-            max_position_embeddings: 1 << 17,
-            mtp_depth: 0,
-            pad_token_id: None,
-            source: None,
-            notes: Vec::new(),
-        };
-        if heads == 0 || !hidden_size.is_multiple_of(heads) {
-            return Err(fields::refusal(
-                "num_attention_heads",
-                &json!(heads),
-                &format!("use a number of heads that divides the hidden size {hidden_size}"),
-            ));
-        }
-        config.check()?;
-        Ok(config)
     }
 
     /// The same model with `depth` blocks that predict further tokens. All fields of the file that it was read from
@@ -333,59 +197,6 @@ impl Config {
     /// Features of all key (or value) heads.
     pub fn kv_size(&self) -> usize {
         self.kv_heads.saturating_mul(self.head_dim)
-    }
-
-    fn canonical(&self) -> Map<String, Value> {
-        let mut map = Map::new();
-        let mut put = |key: &str, value: Value| map.insert(key.to_string(), value);
-        put("architectures", json!([self.family.architecture()]));
-        put("model_type", json!(self.family.name()));
-        put("vocab_size", json!(self.vocab_size));
-        put("hidden_size", json!(self.hidden_size));
-        put("intermediate_size", json!(self.intermediate_size));
-        put("num_hidden_layers", json!(self.layers));
-        put("num_attention_heads", json!(self.heads));
-        put("num_key_value_heads", json!(self.kv_heads));
-        put("head_dim", json!(self.head_dim));
-        put("rms_norm_eps", json!(self.rms_norm_eps));
-        put("tie_word_embeddings", json!(self.tie_word_embeddings));
-        put("hidden_act", json!("silu"));
-        put("attention_dropout", json!(0.0));
-        put("initializer_range", json!(self.initializer_range));
-        put("max_position_embeddings", json!(self.max_position_embeddings));
-        put("use_cache", json!(true));
-        if self.mtp_depth > 0 {
-            put(MTP_DEPTH, json!(self.mtp_depth));
-        }
-        if let Some(id) = self.pad_token_id {
-            put("pad_token_id", json!(id));
-        }
-        // Without these fields, transformers takes 1 and 2, which are tokens like others in a fresh model.
-        for key in ["bos_token_id", "eos_token_id"] {
-            match &self.source {
-                None => drop(put(key, Value::Null)),
-                Some(source) => drop(source.get(key).map(|id| put(key, id.clone()))),
-            }
-        }
-        rope::write(&self.rope, &mut put);
-        if matches!(self.family, Family::Llama | Family::Qwen3) {
-            put("attention_bias", json!(self.attention_bias.query));
-        }
-        if self.family == Family::Llama {
-            put("mlp_bias", json!(self.mlp_bias));
-        }
-        let window = self.windows.iter().flatten().next();
-        if self.family == Family::Mistral {
-            put("sliding_window", json!(window));
-        }
-        if matches!(self.family, Family::Qwen2 | Family::Qwen3) {
-            put("sliding_window", json!(window));
-            put("use_sliding_window", json!(window.is_some()));
-            put("max_window_layers", json!(self.windows.iter().take_while(|w| w.is_none()).count()));
-            let kind = |w: &Option<usize>| if w.is_some() { "sliding_attention" } else { "full_attention" };
-            put("layer_types", self.windows.iter().map(kind).collect());
-        }
-        map
     }
 }
 

@@ -30,7 +30,7 @@ const READ: &[&str] = &[
     "num_attention_heads",
     "num_hidden_layers",
     "num_key_value_heads",
-    super::MTP_DEPTH,
+    super::fields::MTP_DEPTH,
     "original_max_position_embeddings",
     "pad_token_id",
     "rms_norm_eps",

@@ -47,7 +47,7 @@ pub(super) fn parse(map: &Map<String, Value>) -> Result<Config> {
         rope: rope::parse(&fields, head_dim, max_position_embeddings)?,
         initializer_range: fields.not_negative("initializer_range", Some(0.02))?,
         max_position_embeddings,
-        mtp_depth: fields.whole_in(super::MTP_DEPTH, Some(0), 0, MOST_LAYERS)?,
+        mtp_depth: fields.whole_in(super::fields::MTP_DEPTH, Some(0), 0, MOST_LAYERS)?,
         pad_token_id: pad_token_id(&fields, vocab_size)?,
         source: None,
         notes: Vec::new(),
