@@ -22,6 +22,7 @@ use crate::error::{ModelError, Result};
 use crate::files::{AtomicFile, unwritable};
 use crate::tensor::{DType, Device, Float};
 
+mod file;
 mod files;
 mod names;
 mod tensor;
