@@ -68,7 +68,8 @@ static_assertions::assert_eq_size!(Fixed<8>, ());
 pub trait Zero {}
 impl Zero for U0 {}
 
-/// Degrees that divide `NUMBER`, which is not 0, as far as the compiler sees: a degree of run time is checked at run time.
+/// Degrees that divide `NUMBER`, which is not 0, as far as the compiler sees: a degree of run time is checked at run
+/// time.
 ///
 /// The compiler divides numbers up to 1024, and larger powers of two. A degree of your own implements this for the
 /// numbers of heads that it is used with.

@@ -17,15 +17,14 @@ pub struct Demand {
 /// Bytes of one rank, about: weights and what belongs to them, and the activations of a micro-batch.
 ///
 /// With `P` parameters, every rank holds `P (4 acc + elem)`: master weights, two moments and gradients in the
-/// accumulation type, and the working copy; on several ranks up to `2 P acc` more while the gradients are summed: what is
-/// sent, and what is received. Loading comes
-/// before moments and gradients, and takes less than they do. A row leaves `4 h + 2 q + 2 kv + 2 f` elements in a block:
-/// its input, both norms and the residual stream after attention (`4 h`), queries and attention output (`2 q`), keys and
-/// values (`2 kv`), gate and up (`2 f`), and of sums the attention output again (`q`); about as much as one block once
-/// more passes through the backward pass of a block. With recomputation a block leaves its input (`h`) only. A depth of
-/// multi-token prediction is a block, its output (`h`), and id, label and weight of a row (20 bytes); gradients of the
-/// main loss and of the depth's input stand beside its backward pass (`3 h`). Logits of at most 1024 rows are in memory
-/// at a time, twice.
+/// accumulation type, and the working copy; on several ranks up to `2 P acc` more while the gradients are summed: what
+/// is sent, and what is received. Loading comes before moments and gradients, and takes less than they do. A row leaves
+/// `4 h + 2 q + 2 kv + 2 f` elements in a block: its input, both norms and the residual stream after attention (`4 h`),
+/// queries and attention output (`2 q`), keys and values (`2 kv`), gate and up (`2 f`), and of sums the attention
+/// output again (`q`); about as much as one block once more passes through the backward pass of a block. With
+/// recomputation a block leaves its input (`h`) only. A depth of multi-token prediction is a block, its output (`h`),
+/// and id, label and weight of a row (20 bytes); gradients of the main loss and of the depth's input stand beside its
+/// backward pass (`3 h`). Logits of at most 1024 rows are in memory at a time, twice.
 pub fn training(config: &Config, load: Demand) -> u64 {
     let Demand { rows, ranks, elem, acc, recompute } = load;
     // No configuration and no number of rows is too large to be told that it is.

@@ -21,9 +21,9 @@ impl Mask {
         self.lower_onto(batch, batch)
     }
 
-    /// The same where queries and keys are batches of their own, document by document: each document's last valid query is
-    /// at the position of its last valid key (as in Flash Attention), so that queries of new tokens attend keys that are
-    /// there already. Bands have the tokens of `queries` as queries and those of `keys` as keys.
+    /// The same where queries and keys are batches of their own, document by document: each document's last valid query
+    /// is at the position of its last valid key (as in Flash Attention), so that queries of new tokens attend keys that
+    /// are there already. Bands have the tokens of `queries` as queries and those of `keys` as keys.
     ///
     /// # Errors
     /// Those of [`Mask::lower`], and [`MaskError::Documents`] for other numbers of documents.

@@ -10,7 +10,8 @@
 //! let documents = documents(&[2, 1], &[2, 1]);
 //! let attends = causal(&documents);
 //! let heads = Heads { query: 1, key_value: 1, qk_dim: 1, v_dim: 1, scale: 1.0 };
-//! let problem = DenseAttention { tokens: 3, heads, q: &[0.0; 3], k: &[0.0; 3], v: &[1.0, 3.0, 5.0], attends: &attends };
+//! let (q, k, v) = (&[0.0; 3], &[0.0; 3], &[1.0, 3.0, 5.0]);
+//! let problem = DenseAttention { tokens: 3, heads, q, k, v, attends: &attends };
 //! assert_eq!(attention(&problem).out, [1.0, 2.0, 5.0]);
 //! ```
 

@@ -73,8 +73,8 @@ pub struct Solved;
 pub struct Grouped;
 
 impl Grouped {
-    /// The table of a batch whose documents run on these ranks, `(document, ranks)` once per document, in any order. Spare
-    /// rows of documents on the same ranks are dealt out in turn.
+    /// The table of a batch whose documents run on these ranks, `(document, ranks)` once per document, in any order.
+    /// Spare rows of documents on the same ranks are dealt out in turn.
     ///
     /// # Errors
     /// [`PlacementError::Group`] where a group is not within the ranks, [`PlacementError::Cover`] where a document has

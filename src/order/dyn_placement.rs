@@ -122,8 +122,8 @@ impl DynPlacement {
         self.placed(rank).last().map_or(0, |(local, run)| local + run.len)
     }
 
-    /// Identifies which rank holds which token in which row, the same on every rank: batch, layout, order with its data,
-    /// and the numbers of the ranks.
+    /// Identifies which rank holds which token in which row, the same on every rank: batch, layout, order with its
+    /// data, and the numbers of the ranks.
     pub fn hash(&self) -> u64 {
         self.hash
     }

@@ -41,9 +41,9 @@ use crate::layout::Batch;
 /// A rule that deals the tokens of a batch out to ranks.
 ///
 /// The rule is written once, as [`TokenOrder::runs`]; everything else about where a token is follows from it
-/// ([`DynPlacement`]). Within a rank, tokens lie in ascending order. A dense batch is dealt out alike in every sequence, so
-/// that a rank holds equally many rows of each. `ranks` is at least 1 and `rank` less than it. Every rank can compute every
-/// other rank's tokens without communication.
+/// ([`DynPlacement`]). Within a rank, tokens lie in ascending order. A dense batch is dealt out alike in every
+/// sequence, so that a rank holds equally many rows of each. `ranks` is at least 1 and `rank` less than it. Every rank
+/// can compute every other rank's tokens without communication.
 pub trait TokenOrder: Copy + Default + fmt::Debug + PartialEq + Eq + Send + Sync + 'static {
     /// Name on the command line and in messages.
     const NAME: &'static str;

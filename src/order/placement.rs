@@ -25,7 +25,8 @@ impl<O: TokenOrder, L: Layout> Placement<O, L> {
     /// Deals `batch` out to `ranks` ranks, seen from `rank`. Takes time in the number of documents.
     ///
     /// # Errors
-    /// [`PlacementError::ZeroDegree`] without ranks, [`CommError::NoSuchRank`](crate::error::CommError::NoSuchRank) where `rank` is not one of them.
+    /// [`PlacementError::ZeroDegree`] without ranks, [`NoSuchRank`](crate::error::CommError::NoSuchRank) where `rank`
+    /// is not one of them.
     pub fn new(batch: Arc<L::Batch>, ranks: usize, rank: usize) -> Result<Arc<Self>> {
         if ranks == 0 {
             return Err(PlacementError::ZeroDegree.into());
@@ -37,8 +38,8 @@ impl<O: TokenOrder, L: Layout> Placement<O, L> {
     /// The same on a grid of ranks, with a table that was made elsewhere.
     ///
     /// # Errors
-    /// [`PlacementError::Grid`] without ranks, [`CommError::NoSuchRank`](crate::error::CommError::NoSuchRank) where `rank` is not one of them,
-    /// [`PlacementError::Table`] where the table deals out another number of tokens or ranks.
+    /// [`PlacementError::Grid`] without ranks, [`NoSuchRank`](crate::error::CommError::NoSuchRank) where `rank` is not
+    /// one of them, [`PlacementError::Table`] where the table deals out another number of tokens or ranks.
     pub fn with_table(batch: Arc<L::Batch>, grid: Grid, rank: usize, table: O::Table) -> Result<Arc<Self>> {
         let deal = Arc::new(DealOf::<O>(table));
         let data = DynPlacement::new(batch.clone(), L::KIND, grid, rank, deal.clone())?;

@@ -250,7 +250,8 @@ mod tests {
             let rows: Rows = runs.iter().copied().collect();
             let expected: Vec<usize> = runs.iter().flat_map(|run| run.iter()).collect();
             prop_assert_eq!(rows.iter().collect::<Vec<_>>(), expected.clone());
-            prop_assert_eq!((rows.len(), rows.end()), (expected.len(), expected.iter().map(|x| x + 1).max().unwrap_or(0)));
+            let end = expected.iter().map(|x| x + 1).max().unwrap_or(0);
+            prop_assert_eq!((rows.len(), rows.end()), (expected.len(), end));
             prop_assert_eq!(&expected.iter().copied().collect::<Rows>(), &rows);
             prop_assert_eq!(rows.are_all(expected.len()), expected.iter().copied().eq(0..expected.len()));
         }

@@ -131,8 +131,8 @@ impl RopeConfig {
                 ),
             });
         }
-        // Frequencies, cosines and sines may be f32, so what they are made of has to be a number there, and so does what
-        // it is divided by.
+        // Frequencies, cosines and sines may be f32, so what they are made of has to be a number there, and so does
+        // what it is divided by.
         let held = |value: f64| value > 0.0 && (value as f32).is_finite() && (1.0 / value as f32).is_finite();
         must(base > 1.0 && held(base), "rope_theta", base, "a number above 1 that an f32 holds")?;
         let stretch = |factor: f64| {

@@ -131,7 +131,8 @@ fn mix(value: u64) -> u64 {
     SplitMix64::seed_from_u64(value).next_u64()
 }
 
-/// A number in `0..bound` (`bound` at least 1): the high word of a product, whose bias of `bound / 2^64` is nothing here.
+/// A number in `0..bound` (`bound` at least 1): the high word of a product, whose bias of `bound / 2^64` is nothing
+/// here.
 pub(super) fn below(random: &mut Xoshiro256PlusPlus, bound: usize) -> usize {
     ((u128::from(random.next_u64()) * bound as u128) >> 64) as usize
 }

@@ -96,8 +96,8 @@ impl RunFolder {
         self.log.write_all(&line).map_err(|error| unwritable(&path, &error))
     }
 
-    /// Writes that the model has been saved after so many steps. Call it directly after: a model beside a record without
-    /// them says nothing of its data.
+    /// Writes that the model has been saved after so many steps. Call it directly after: a model beside a record
+    /// without them says nothing of its data.
     pub fn saved(&mut self, steps: u64) -> Result<()> {
         self.record.steps_done = Some(steps);
         self.record.write(&self.path)

@@ -39,8 +39,8 @@ pub struct Combination {
     /// Moves that magi's solver tries for each placement; a million take about a second [default: 8192]
     #[arg(long, value_name = "MOVES")]
     pub effort: Option<u64>,
-    /// Stages in which magi and dynamic fetch remote keys, while they attend those of the stage before [default: as many
-    /// as are estimated to take the least time]
+    /// Stages in which magi and dynamic fetch remote keys, while they attend those of the stage before [default: as
+    /// many as are estimated to take the least time]
     #[arg(long, value_name = "N")]
     pub stages: Option<usize>,
     /// Storage type of activations and weights

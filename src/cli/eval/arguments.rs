@@ -33,7 +33,8 @@ pub struct Arguments {
         help_heading = args::MODEL)]
     pub(super) tokens: Option<PathBuf>,
     /// Whether "labels" of --tokens are those of the tokens at their own places (unshifted, as Hugging Face has them)
-    /// or of the tokens after them (shifted, as Megatron has them) [default: found out by comparing them with the tokens]
+    /// or of the tokens after them (shifted, as Megatron has them) [default: found out by comparing them with the
+    /// tokens]
     #[arg(long, value_enum, value_name = "MEANING", conflicts_with = "data", help_heading = args::MODEL)]
     pub(super) labels: Option<Labels>,
     #[command(flatten)]

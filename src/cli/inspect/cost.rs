@@ -21,8 +21,8 @@ struct Cost {
 }
 
 impl Cost {
-    /// Of the plans of documents of these lengths: measured on one core, for what grows with the runs that meet, with the
-    /// ranks, with the ranks that a rank serves, and in a rehearsal with the rows that all ranks hold.
+    /// Of the plans of documents of these lengths: measured on one core, for what grows with the runs that meet, with
+    /// the ranks, with the ranks that a rank serves, and in a rehearsal with the rows that all ranks hold.
     fn of(lengths: &[usize], ranks: usize, serves: bool, rehearsed: bool) -> Self {
         let (ranks, tokens) = (ranks as f64, lengths.iter().sum::<usize>() as f64);
         // A rank has a document in at most two runs, and all ranks have it in at most two each.

@@ -35,8 +35,8 @@ pub struct Arguments {
     /// Gradients of keys and values travel in bf16, not f32; for --dtype bf16
     #[arg(long, help_heading = args::PARALLELISM)]
     bf16_wire: bool,
-    /// Cut the documents into dynamic's micro-batches, with at most so many tokens per rank, as train does [default: one
-    /// micro-batch of all]
+    /// Cut the documents into dynamic's micro-batches, with at most so many tokens per rank, as train does [default:
+    /// one micro-batch of all]
     #[arg(long, value_name = "N", help_heading = args::PARALLELISM)]
     tokens_per_rank: Option<usize>,
     /// Plan for this rank alone, and rehearse nothing: quick for any number of ranks

@@ -9,8 +9,8 @@ use serde_json::Value;
 use super::super::output;
 use super::arguments::Arguments;
 
-/// What decides over the tokens of a step, from the first one on. A text is hashed only where the record `is_used`: kept,
-/// or compared with another.
+/// What decides over the tokens of a step, from the first one on. A text is hashed only where the record `is_used`:
+/// kept, or compared with another.
 pub fn of_data(arguments: &Arguments, source: &Source, is_used: bool) -> DataRecord {
     let (size, fingerprint) = match source {
         Source::Recall(recall) => (recall.vocab(), 0),

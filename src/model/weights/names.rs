@@ -70,8 +70,8 @@ fn front(tensors: &Tensors) -> Option<String> {
     fronts.next().is_none().then(|| first.into())
 }
 
-/// The name of one of them with [`MODEL`] in place of `front`. That of the output layer may have a part of it or nothing
-/// in front.
+/// The name of one of them with [`MODEL`] in place of `front`. That of the output layer may have a part of it or
+/// nothing in front.
 fn in_place_of(front: &str, name: &str) -> String {
     if name.strip_suffix(HEAD).is_some_and(|outer| front.starts_with(outer)) {
         return HEAD.into();

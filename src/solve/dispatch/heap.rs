@@ -20,7 +20,8 @@ pub enum Remainder {
     Padded,
 }
 
-/// MagiAttention's chunk: eight to a rank, or of `at_most` tokens where that is less (`magi.md` section 1.2). At least 1.
+/// MagiAttention's chunk: eight to a rank, or of `at_most` tokens where that is less (`magi.md` section 1.2). At least
+/// 1.
 pub fn chunk_size(tokens: usize, ranks: usize, at_most: Option<usize>) -> usize {
     tokens.div_ceil(8 * ranks.max(1)).min(at_most.unwrap_or(usize::MAX)).max(1)
 }

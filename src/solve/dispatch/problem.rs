@@ -59,9 +59,9 @@ pub struct DispatchOptions {
     /// Cuts inside a document lie at multiples of this many tokens from its start (a kernel's tile); `None` lets
     /// the solver choose, between 1 and 64, by the number of tokens per rank.
     pub grain: Option<usize>,
-    /// The heap placement on chunks of so many tokens that the solver must not fall behind: it is one more start, the area
-    /// of its busiest rank is allowed even where it is more than the slack, and more traffic than it has is above the
-    /// limits. `None`: nothing but the slack decides, and a heap placement with less balance may have less traffic.
+    /// The heap placement on chunks of so many tokens that the solver must not fall behind: it is one more start, the
+    /// area of its busiest rank is allowed even where it is more than the slack, and more traffic than it has is above
+    /// the limits. `None`: nothing but the slack decides, and a heap placement with less balance may have less traffic.
     pub heap: Option<(usize, Remainder)>,
 }
 

@@ -26,9 +26,9 @@ pub fn solve(problem: &Problem, options: &DispatchOptions) -> Dispatch {
     solved(problem, options, floor.as_deref())
 }
 
-/// [`solve`], but not falling behind a given placement, in place of that of [`DispatchOptions::heap`]: it is one more start, the
-/// area of its busiest rank is allowed even where it is more than the slack, and more traffic than it has is above the
-/// limits.
+/// [`solve`], but not falling behind a given placement, in place of that of [`DispatchOptions::heap`]: it is one more
+/// start, the area of its busiest rank is allowed even where it is more than the slack, and more traffic than it has is
+/// above the limits.
 ///
 /// # Panics
 /// If `given` is not a placement of all tokens on the problem's ranks.

@@ -17,7 +17,8 @@ use crate::solve::dispatch::{Dispatch, Problem, Remainder};
 /// A simple placement.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
 pub enum Start {
-    /// This many chunks per rank, of at most 512 tokens if it is 8 or more, dealt out by [`heap()`](fn@crate::solve::dispatch::heap).
+    /// This many chunks per rank, of at most 512 tokens if it is 8 or more, dealt out by
+    /// [`heap()`](fn@crate::solve::dispatch::heap).
     Heap(usize),
     /// One block of tokens per rank: the order [`Contiguous`].
     Contiguous,

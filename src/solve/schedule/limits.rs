@@ -2,7 +2,8 @@
 
 use crate::error::{Result, ScheduleError};
 
-/// Most tokens that are counted exactly, whatever the degrees: the sum of squares times [`Pairs`](super::Pairs)'s unit fits.
+/// Most tokens that are counted exactly, whatever the degrees: the sum of squares times [`Pairs`](super::Pairs)'s unit
+/// fits.
 pub(super) const MOST_TOKENS: u128 = 1 << 37;
 
 /// Refuses documents of which one does not fit on all ranks together, whichever of them share a micro-batch.

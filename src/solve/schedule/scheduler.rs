@@ -11,8 +11,8 @@ const KEPT: usize = 16;
 /// Lengths and ranks, and their schedule.
 type Found = (Vec<usize>, usize, Arc<Schedule>);
 
-/// [`schedule`] with one limit of tokens, remembering the latest schedules. Clones share them: ranks that are threads of a
-/// process need not all search for the same. What it gives does not depend on who asks first.
+/// [`schedule`] with one limit of tokens, remembering the latest schedules. Clones share them: ranks that are threads
+/// of a process need not all search for the same. What it gives does not depend on who asks first.
 #[derive(Clone, Debug, Default)]
 pub struct Scheduler {
     tokens_per_rank: Option<usize>,

@@ -13,8 +13,8 @@ pub enum LabelMeaning {
 }
 
 impl LabelMeaning {
-    /// The label that is predicted at each token, of labels with this meaning. A shifted one is the user's word, also at
-    /// the end of a document: a token that ends one and begins the next is the right label there.
+    /// The label that is predicted at each token, of labels with this meaning. A shifted one is the user's word, also
+    /// at the end of a document: a token that ends one and begins the next is the right label there.
     pub(super) fn ahead(self, labels: &[i64], documents: &RowDocuments) -> Vec<i64> {
         match self {
             LabelMeaning::Unshifted => documents.ahead(labels, IGNORED),

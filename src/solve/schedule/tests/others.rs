@@ -44,7 +44,8 @@ fn no_slower_and_fewer_rows_than_what_others_were_measured_to_do() {
         hold_to_the_rules(lengths, *ranks, &found);
         let ScheduleReport { makespan: ours_makespan, makespan_bound, rows_received, rows_bound, .. } = found.report;
         println!(
-            "{ranks} {tokens:?} | {makespan_bound} {ours_makespan} {makespan} | {rows_bound} {rows_received} {rows} | {lengths:?}"
+            "{ranks} {tokens:?} | {makespan_bound} {ours_makespan} {makespan} | {rows_bound} {rows_received} {rows} \
+             | {lengths:?}"
         );
         assert!(ours_makespan <= allowed && rows_received <= *rows, "{lengths:?}");
         // Left to itself, it is not slower either.
