@@ -24,11 +24,11 @@ use super::{machine, output};
 #[derive(clap::Args, Clone, Debug)]
 pub struct Arguments {
     #[command(subcommand)]
-    part: Subject,
+    part: BenchCommand,
 }
 
 #[derive(Subcommand, Clone, Debug)]
-enum Subject {
+enum BenchCommand {
     Attention(AttentionArguments),
 }
 
@@ -94,7 +94,7 @@ struct Timings {
 }
 
 pub fn run(arguments: Arguments, cluster: &Cluster) -> Result<ExitCode> {
-    let Subject::Attention(arguments) = arguments.part;
+    let BenchCommand::Attention(arguments) = arguments.part;
     let job = prepare(&arguments)?;
     let (forward, backward) = compute(&job, cluster)?;
     let report = job.report(forward, backward);

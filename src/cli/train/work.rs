@@ -114,14 +114,15 @@ fn run_as<T: Float>(job: &Job, cluster: &Cluster, json: bool) -> Result<Finished
     let validate_every = (job.options.held_out > 0).then_some(job.options.validate_every);
     let waits = None;
     let progress =
-        Progress { folder, records, peak: 0, bar, steps, log_every, throughput, json, validate_every, waits };
+        TrainProgress { folder, records, peak: 0, bar, steps, log_every, throughput, json, validate_every, waits };
     let progress = Mutex::new(progress);
     let chosen = select::chosen(choice)?;
     let scheduler = job.settings.is_dynamic().then_some(&scheduler);
     let cut_short = AtomicBool::new(false);
     let training = Training { job, memory, ranks: &ranks, scheduler, stop, cut_short: &cut_short, progress: &progress };
     let trained = cluster.on_ranks(chosen.strategy.degree(), &|comm| training.rank(&chosen, comm));
-    let Progress { folder, records, peak, bar, .. } = progress.into_inner().unwrap_or_else(PoisonError::into_inner);
+    let TrainProgress { folder, records, peak, bar, .. } =
+        progress.into_inner().unwrap_or_else(PoisonError::into_inner);
     bar.finish_and_clear();
     // A run that failed after a step leaves its log and chart too.
     let drawing = output::phase("drawing the chart");
@@ -140,7 +141,7 @@ fn describe_sequences(sequences: &[Range<usize>]) -> String {
 }
 
 /// What the first rank reports to.
-struct Progress {
+struct TrainProgress {
     folder: Option<RunFolder>,
     records: Vec<StepRecord>,
     /// Most bytes that a rank had in use.
@@ -157,7 +158,7 @@ struct Progress {
     waits: Option<Phase>,
 }
 
-impl Progress {
+impl TrainProgress {
     fn observe(&mut self, record: &StepRecord) -> Result<()> {
         self.waits = None;
         self.records.push(record.clone());
@@ -198,7 +199,7 @@ struct Training<'a, T: Float> {
     stop: &'a AtomicBool,
     /// Set where the run ends before its last step.
     cut_short: &'a AtomicBool,
-    progress: &'a Mutex<Progress>,
+    progress: &'a Mutex<TrainProgress>,
 }
 
 impl<T: Float> Training<'_, T> {
