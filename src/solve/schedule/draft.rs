@@ -5,7 +5,7 @@ use super::task::Task;
 
 /// Where a document is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Place {
+pub(super) struct Spot {
     pub batch: usize,
     pub first: usize,
     pub degree: usize,
@@ -42,7 +42,7 @@ pub(super) struct Draft {
     used: usize,
     /// What each of them costs besides its height.
     toll: Pairs,
-    places: Vec<Option<Place>>,
+    places: Vec<Option<Spot>>,
     /// Sum of the heights.
     pub makespan: Pairs,
     /// Rows received, as the search [prices](super::micro_batch::price) them.
@@ -79,7 +79,7 @@ impl Draft {
         self.batches[batch].tokens.iter().copied().max().unwrap_or(0)
     }
 
-    pub fn places(&self) -> &[Option<Place>] {
+    pub fn places(&self) -> &[Option<Spot>] {
         &self.places
     }
 
@@ -88,7 +88,7 @@ impl Draft {
         (self.rows, self.makespan + self.toll.share(self.used as u128, 1))
     }
 
-    pub fn insert(&mut self, document: usize, length: usize, place: Place) {
+    pub fn insert(&mut self, document: usize, length: usize, place: Spot) {
         let batch = &mut self.batches[place.batch];
         let load = Burden { work: Pairs::of(length, place.degree), tokens: length.div_ceil(place.degree) };
         let mut height = batch.height;
@@ -104,7 +104,7 @@ impl Draft {
         self.places[document] = Some(place);
     }
 
-    pub fn remove(&mut self, document: usize, length: usize) -> Option<Place> {
+    pub fn remove(&mut self, document: usize, length: usize) -> Option<Spot> {
         let place = self.places[document].take()?;
         let batch = &mut self.batches[place.batch];
         let load = Burden { work: Pairs::of(length, place.degree), tokens: length.div_ceil(place.degree) };

@@ -38,7 +38,7 @@ mod tests;
 use serde::Serialize;
 
 use crate::error::{Result, ScheduleError};
-use draft::{Draft, Place};
+use draft::{Draft, Spot};
 use limits::check;
 pub use limits::{check_fits, default_tokens_per_rank};
 use micro_batch::rows;
@@ -159,7 +159,7 @@ fn batches(lengths: &[usize], state: Draft) -> Vec<MicroBatch> {
     if order.is_empty() && !lengths.is_empty() {
         order.push(0);
     }
-    let group = |document: usize, place: &Option<Place>, nth: usize| match place {
+    let group = |document: usize, place: &Option<Spot>, nth: usize| match place {
         Some(place) if place.batch == order[nth] => Some(Group { document, first: place.first, degree: place.degree }),
         None if nth == 0 => Some(Group { document, first: 0, degree: 1 }),
         _ => None,

@@ -6,7 +6,7 @@
 use rand_xoshiro::SplitMix64;
 use rand_xoshiro::rand_core::{Rng, SeedableRng};
 
-use super::draft::{Burden, Draft, Fit, Place};
+use super::draft::{Burden, Draft, Fit, Spot};
 use super::micro_batch::price;
 use super::pairs::Pairs;
 use super::task::Task;
@@ -29,7 +29,7 @@ pub(super) fn start_of(task: &Task) -> Draft {
             state.open(task.ranks);
         }
         room[batch] -= need;
-        state.insert(document, length, Place { batch, first: 0, degree: task.ranks });
+        state.insert(document, length, Spot { batch, first: 0, degree: task.ranks });
     }
     state
 }
@@ -115,7 +115,7 @@ impl<'a> Reinsertion<'a> {
                 let load = Burden { work: Pairs::of(length, degree), tokens: length.div_ceil(degree) };
                 let block = |batch: usize| {
                     let (_, had, first) = state.block(batch, degree, load, tallest, tokens, Fit::Level)?;
-                    Some((had, Place { batch, first, degree }))
+                    Some((had, Spot { batch, first, degree }))
                 };
                 self.looked_at += ranks * parts;
                 (0..parts).filter_map(block).min_by_key(|(had, _)| *had).map(|(_, place)| place)
@@ -149,7 +149,7 @@ impl<'a> Reinsertion<'a> {
                     let load = Burden { work: Pairs::of(length, degree), tokens: length.div_ceil(degree) };
                     self.looked_at += ranks;
                     let (.., first) = state.block(batch, degree, load, tallest, tokens, fit)?;
-                    Some(Place { batch, first, degree })
+                    Some(Spot { batch, first, degree })
                 });
                 block.inspect(|&place| state.insert(document, length, place)).is_none()
             });
@@ -184,7 +184,7 @@ impl<'a> Reinsertion<'a> {
                     }
                 }
                 if let Some((_, batch, first)) = best {
-                    state.insert(document, length, Place { batch, first, degree });
+                    state.insert(document, length, Spot { batch, first, degree });
                     return Some(());
                 }
             }

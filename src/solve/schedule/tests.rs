@@ -73,7 +73,7 @@ fn fewest_rows(lengths: &[usize], ranks: usize, tokens: usize, limit: Pairs) -> 
         for batch in 0..state.batches() {
             for degree in 1..=task.ranks {
                 for first in 0..=task.ranks - degree {
-                    state.insert(document, length, Place { batch, first, degree });
+                    state.insert(document, length, Spot { batch, first, degree });
                     if state.most_tokens(batch) <= task.tokens {
                         visit(task, document + 1, state, best);
                     }

@@ -7,19 +7,19 @@ mod packed;
 #[cfg(test)]
 mod serial;
 
-use super::draft::{Draft, Place};
+use super::draft::{Draft, Spot};
 use super::pairs::Pairs;
 use super::task::Task;
 
 /// Documents that run on the same ranks; blocks of a micro-batch follow each other in rank order and do not overlap.
 #[derive(Debug)]
-struct Block {
+struct RankBlock {
     size: usize,
     documents: Vec<usize>,
 }
 
 /// Blocks of each micro-batch.
-type Blocks = Vec<Vec<Block>>;
+type Blocks = Vec<Vec<RankBlock>>;
 
 /// The makespan of the packing rule; `tokens` per rank must suffice for every document on all ranks.
 pub(super) fn makespan(lengths: &[usize], ranks: usize, tokens: usize) -> Pairs {
@@ -35,7 +35,7 @@ pub(super) fn start(task: &Task) -> Option<Draft> {
 #[cfg(test)]
 pub(super) fn serial(lengths: &[usize], ranks: usize, tokens: usize) -> (Pairs, u128) {
     let placement = serial::place(lengths, ranks, tokens);
-    let rows = |block: &Block| -> u128 {
+    let rows = |block: &RankBlock| -> u128 {
         block.documents.iter().map(|&document| super::micro_batch::rows(lengths[document], block.size)).sum()
     };
     (cost(lengths, &placement), placement.iter().flatten().map(rows).sum())
@@ -55,7 +55,7 @@ fn state(task: &Task, placement: &Blocks) -> Option<Draft> {
                 return None;
             }
             for &document in &block.documents {
-                state.insert(document, task.lengths[document], Place { batch, first, degree: block.size });
+                state.insert(document, task.lengths[document], Spot { batch, first, degree: block.size });
             }
             first += block.size;
         }
@@ -64,12 +64,12 @@ fn state(task: &Task, placement: &Blocks) -> Option<Draft> {
 }
 
 fn cost(lengths: &[usize], placement: &Blocks) -> Pairs {
-    let busiest = |blocks: &Vec<Block>| blocks.iter().map(|block| work(lengths, block)).max().unwrap_or_default();
+    let busiest = |blocks: &Vec<RankBlock>| blocks.iter().map(|block| work(lengths, block)).max().unwrap_or_default();
     placement.iter().map(busiest).sum()
 }
 
 /// Work of each rank of a block.
-fn work(lengths: &[usize], block: &Block) -> Pairs {
+fn work(lengths: &[usize], block: &RankBlock) -> Pairs {
     block.documents.iter().map(|&document| Pairs::of(lengths[document], block.size)).sum()
 }
 
@@ -86,8 +86,9 @@ mod tests {
 
     /// Per micro-batch, per rank, the documents.
     fn by_rank(placement: &Blocks) -> Vec<Vec<Vec<usize>>> {
-        let ranks =
-            |blocks: &Vec<Block>| blocks.iter().flat_map(|block| vec![block.documents.clone(); block.size]).collect();
+        let ranks = |blocks: &Vec<RankBlock>| {
+            blocks.iter().flat_map(|block| vec![block.documents.clone(); block.size]).collect()
+        };
         placement.iter().map(ranks).collect()
     }
 

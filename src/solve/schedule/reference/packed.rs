@@ -6,7 +6,7 @@
 //! doubling. Where that is impossible, which happens only if the number of ranks is not a power of two, all
 //! documents run on all ranks.
 
-use super::{Block, Blocks, longest_first};
+use super::{Blocks, RankBlock, longest_first};
 use crate::solve::schedule::pairs::Pairs;
 
 /// Blocks of each micro-batch, in rank order.
@@ -24,7 +24,7 @@ pub(super) fn place(lengths: &[usize], ranks: usize, tokens: usize) -> Blocks {
 }
 
 /// One micro-batch of the longest of `waiting`, and who waits on. It always takes the first.
-fn micro_batch(lengths: &[usize], ranks: usize, tokens: usize, waiting: &[usize]) -> (Vec<Block>, Vec<usize>) {
+fn micro_batch(lengths: &[usize], ranks: usize, tokens: usize, waiting: &[usize]) -> (Vec<RankBlock>, Vec<usize>) {
     // Shares of tokens are fractions; sizes are powers of two, or all ranks.
     let unit = ranks as u128 * (1 << ranks.ilog2());
     let share = |document: usize, size: usize| lengths[document] as u128 * unit / size as u128;
@@ -32,7 +32,7 @@ fn micro_batch(lengths: &[usize], ranks: usize, tokens: usize, waiting: &[usize]
     let longest = lengths[waiting[0]] as u128;
     let cap = Pairs::whole(longest * tokens as u128).share(21, 20);
 
-    let (mut blocks, mut left) = (Vec::<Block>::new(), Vec::new());
+    let (mut blocks, mut left) = (Vec::<RankBlock>::new(), Vec::new());
     // Work and shares of tokens of each block.
     let mut loads: Vec<(Pairs, u128)> = Vec::new();
     for &document in waiting {
@@ -64,7 +64,7 @@ fn micro_batch(lengths: &[usize], ranks: usize, tokens: usize, waiting: &[usize]
         let index = match best {
             Some((_, Some(index), _)) => index,
             Some((_, None, size)) => {
-                blocks.push(Block { size, documents: Vec::new() });
+                blocks.push(RankBlock { size, documents: Vec::new() });
                 loads.push((Pairs::NONE, 0));
                 blocks.len() - 1
             }
@@ -93,8 +93,8 @@ fn micro_batch(lengths: &[usize], ranks: usize, tokens: usize, waiting: &[usize]
 }
 
 /// Everything on all ranks, as far as shares of tokens permit.
-fn on_all(waiting: &[usize], ranks: usize, share: impl Fn(usize) -> u128, limit: u128) -> (Vec<Block>, Vec<usize>) {
-    let (mut all, mut left, mut held) = (Block { size: ranks, documents: Vec::new() }, Vec::new(), 0);
+fn on_all(waiting: &[usize], ranks: usize, share: impl Fn(usize) -> u128, limit: u128) -> (Vec<RankBlock>, Vec<usize>) {
+    let (mut all, mut left, mut held) = (RankBlock { size: ranks, documents: Vec::new() }, Vec::new(), 0);
     for &document in waiting {
         match held + share(document) <= limit {
             true => {

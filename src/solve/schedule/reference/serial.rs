@@ -8,7 +8,7 @@
 use std::cmp::Reverse;
 use std::collections::VecDeque;
 
-use super::{Block, Blocks, longest_first, work};
+use super::{Blocks, RankBlock, longest_first, work};
 use crate::solve::schedule::pairs::Pairs;
 
 /// Ranks are level when the busiest has at most this part of its work more than the least busy one.
@@ -59,8 +59,8 @@ fn fill(
     ranks: usize,
     need: impl Fn(usize) -> usize,
     buckets: &mut VecDeque<VecDeque<usize>>,
-) -> Vec<Block> {
-    let mut blocks: Vec<Block> = Vec::new();
+) -> Vec<RankBlock> {
+    let mut blocks: Vec<RankBlock> = Vec::new();
     let mut first_need = None;
     let mut mixed = false;
     loop {
@@ -75,7 +75,7 @@ fn fill(
         match same.min_by_key(|block| work(lengths, block)) {
             Some(block) if free < size => block.documents.push(document),
             // Every block has work, so unused ranks are less busy.
-            _ => blocks.push(Block { size, documents: vec![document] }),
+            _ => blocks.push(RankBlock { size, documents: vec![document] }),
         }
         while buckets.front().is_some_and(VecDeque::is_empty) {
             buckets.pop_front();
@@ -88,7 +88,7 @@ fn fill(
 }
 
 /// Sends the last documents of the busiest blocks back to the end of the queue, while ranks become more even.
-fn trim(lengths: &[usize], ranks: usize, blocks: &mut [Block], waiting: &mut Vec<usize>) {
+fn trim(lengths: &[usize], ranks: usize, blocks: &mut [RankBlock], waiting: &mut Vec<usize>) {
     let used = blocks.iter().map(|block| block.size).sum::<usize>();
     loop {
         let before = unevenness(lengths, ranks, blocks);
@@ -106,7 +106,7 @@ fn trim(lengths: &[usize], ranks: usize, blocks: &mut [Block], waiting: &mut Vec
 }
 
 /// Doubles the first of the smallest blocks until no rank is unused.
-fn grow(ranks: usize, blocks: &mut [Block]) {
+fn grow(ranks: usize, blocks: &mut [RankBlock]) {
     let mut free = ranks - blocks.iter().map(|block| block.size).sum::<usize>();
     while free > 0 {
         // Sizes divide the number of ranks and each other, so the smallest divides what is unused.
@@ -117,7 +117,7 @@ fn grow(ranks: usize, blocks: &mut [Block]) {
 }
 
 /// What the busiest rank does more than the least busy one, in [`Pairs::PARTS`] of what it does.
-fn unevenness(lengths: &[usize], ranks: usize, blocks: &[Block]) -> u128 {
+fn unevenness(lengths: &[usize], ranks: usize, blocks: &[RankBlock]) -> u128 {
     let unused = blocks.iter().map(|block| block.size).sum::<usize>() < ranks;
     let works = || blocks.iter().map(|block| work(lengths, block)).chain(unused.then_some(Pairs::NONE));
     let (most, least) = (works().max().unwrap_or_default(), works().min().unwrap_or_default());
