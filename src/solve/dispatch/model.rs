@@ -34,7 +34,7 @@ pub(super) struct Model<'a> {
 
 /// Buffers of [`Model::weigh`].
 #[derive(Default)]
-pub(super) struct Scratch {
+pub(super) struct Buffers {
     /// Where each rank's load is; only for ranks that hold part of the span at hand.
     slots: Vec<usize>,
     /// First and last segment of each load.
@@ -77,12 +77,12 @@ impl<'a> Model<'a> {
         &self,
         span: usize,
         segments: &[Segment],
-        scratch: &mut Scratch,
+        scratch: &mut Buffers,
         loads: &mut Vec<(usize, Load)>,
     ) {
         const NONE: usize = usize::MAX;
         loads.clear();
-        let Scratch { slots, ends, next, keys, cover } = scratch;
+        let Buffers { slots, ends, next, keys, cover } = scratch;
         slots.resize(self.ranks, NONE);
         ends.clear();
         next.clear();

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use crate::solve::dispatch::model::{Model, Scratch, Segment};
+use crate::solve::dispatch::model::{Buffers, Model, Segment};
 use crate::solve::dispatch::random::Random;
 use crate::solve::dispatch::trial::{Span, Trial};
 
@@ -22,7 +22,7 @@ pub(super) struct Annealing<'a> {
     model: &'a Model<'a>,
     grain: usize,
     random: Random,
-    scratch: Scratch,
+    scratch: Buffers,
     edits: Vec<Edit>,
     /// Spans of the move at hand; after their exchange, the old ones.
     changed: Vec<(usize, Span)>,
@@ -36,7 +36,7 @@ impl<'a> Annealing<'a> {
             model,
             grain,
             random: Random::new(1),
-            scratch: Scratch::default(),
+            scratch: Buffers::default(),
             edits: Vec::new(),
             changed: Vec::new(),
             spare: Vec::new(),

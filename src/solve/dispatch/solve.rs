@@ -5,7 +5,7 @@ use std::ops::Range;
 use crate::solve::dispatch::heap::heap_parts;
 use crate::solve::dispatch::judge::Limits;
 use crate::solve::dispatch::measure::measured;
-use crate::solve::dispatch::model::{Model, Scratch};
+use crate::solve::dispatch::model::{Buffers, Model};
 use crate::solve::dispatch::profile::Profile;
 use crate::solve::dispatch::search::{Annealing, Heat};
 use crate::solve::dispatch::trial::Trial;
@@ -59,7 +59,7 @@ fn solved(problem: &Problem, options: &DispatchOptions, given: Option<&[Vec<Rang
     let heat = Heat { hot: u64::try_from(hot).unwrap_or(u64::MAX >> 8), halvings: 6 };
     let cold = Heat { hot: heat.hot >> heat.halvings, halvings: 0 };
     let trial = options.effort / TRIAL;
-    let mut scratch = Scratch::default();
+    let mut scratch = Buffers::default();
     let starts = Start::ALL.into_iter().map(|start| start.parts(problem, &profile, grain));
     let states = starts.chain(given.map(<[_]>::to_vec)).map(|parts| {
         let state = Trial::new(&model, &parts, &mut scratch);

@@ -110,12 +110,12 @@ impl Item {
 }
 
 /// A rank's choice from one end: items in the order in which it takes them, with rows and cells before each.
-struct End {
+struct EndItems {
     items: Vec<(Item, usize, u128)>,
     dense: bool,
 }
 
-impl End {
+impl EndItems {
     /// The items that it takes to have `rows` rows.
     fn new<'a>(items: impl Iterator<Item = &'a Item>, rows: usize, dense: bool, profile: &Profile) -> Self {
         let (mut before, mut cells) = (0, 0);
@@ -128,7 +128,7 @@ impl End {
             before += item.rows();
             cells += profile.area(&(item.start..item.end));
         }
-        End { items: taken, dense }
+        EndItems { items: taken, dense }
     }
 
     /// Cells of the first `rows` rows.
@@ -140,7 +140,7 @@ impl End {
     }
 
     /// Takes the first `rows` rows out of `pool`.
-    fn take(&self, pool: &mut Pool, rows: usize, part: &mut Vec<Range<usize>>) {
+    fn take(&self, pool: &mut Untaken, rows: usize, part: &mut Vec<Range<usize>>) {
         for (item, before, _) in &self.items {
             if *before >= rows {
                 break;
@@ -156,7 +156,7 @@ impl End {
 }
 
 /// What no rank has taken yet.
-struct Pool<'a> {
+struct Untaken<'a> {
     /// By the density of the sparser end, and by that of the denser end.
     items: [BTreeSet<(u128, Item)>; 2],
     profile: &'a Profile,
@@ -164,7 +164,7 @@ struct Pool<'a> {
     window: usize,
 }
 
-impl Pool<'_> {
+impl Untaken<'_> {
     fn insert(&mut self, item: Item) {
         for (items, density) in self.items.iter_mut().zip(item.density) {
             items.insert((density, item));
@@ -189,7 +189,7 @@ impl Pool<'_> {
 fn two_ended(problem: &Problem, profile: &Profile, grain: usize) -> Vec<Vec<Range<usize>>> {
     let ranks = problem.ranks.max(1);
     let window = problem.tokens() / ranks / 2;
-    let mut pool = Pool { items: Default::default(), profile, grain, window };
+    let mut pool = Untaken { items: Default::default(), profile, grain, window };
     spans(problem).into_iter().for_each(|span| pool.insert(Item::new(profile, span.start, span, window)));
     let (mut rows_left, mut cells_left) = (problem.tokens(), profile.before(problem.tokens()));
     let mut parts = Vec::with_capacity(ranks);
@@ -199,8 +199,8 @@ fn two_ended(problem: &Problem, profile: &Profile, grain: usize) -> Vec<Vec<Rang
             part.extend(pool.sparse().map(|item| item.start..item.end));
         } else {
             let (rows, share) = (rows_left / left, cells_left / left as u128);
-            let front = End::new(pool.dense(), rows, true, profile);
-            let back = End::new(pool.sparse(), rows, false, profile);
+            let front = EndItems::new(pool.dense(), rows, true, profile);
+            let back = EndItems::new(pool.sparse(), rows, false, profile);
             // More dense rows mean more cells: bisect for the average.
             let (mut low, mut high) = (0, rows);
             while low < high {
@@ -210,7 +210,7 @@ fn two_ended(problem: &Problem, profile: &Profile, grain: usize) -> Vec<Vec<Rang
             }
             front.take(&mut pool, low, &mut part);
             // The front may have cut what the back would take first.
-            let back = End::new(pool.sparse(), rows - low, false, profile);
+            let back = EndItems::new(pool.sparse(), rows - low, false, profile);
             back.take(&mut pool, rows - low, &mut part);
         }
         rows_left -= part.iter().map(|range| range.len()).sum::<usize>();

@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use crate::solve::dispatch::load::Load;
-use crate::solve::dispatch::model::{Model, Scratch, Segment};
+use crate::solve::dispatch::model::{Buffers, Model, Segment};
 use crate::solve::dispatch::problem::joined;
 
 /// A span cut into segments of different ranks.
@@ -62,7 +62,7 @@ pub(super) struct Trial {
 
 impl Trial {
     /// The state of a placement.
-    pub(super) fn new(model: &Model, parts: &[Vec<Range<usize>>], scratch: &mut Scratch) -> Self {
+    pub(super) fn new(model: &Model, parts: &[Vec<Range<usize>>], scratch: &mut Buffers) -> Self {
         let mut owners: Vec<Segment> = parts
             .iter()
             .enumerate()
