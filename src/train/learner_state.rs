@@ -15,7 +15,7 @@ use crate::tensor::{Device, MatrixMut};
 use crate::train::data::TokenBatch;
 
 /// Sequences that run at once, and where their tokens are.
-type Part<'a> = (Cow<'a, TokenBatch>, Arc<DynPlacement>);
+type PlacedBatch<'a> = (Cow<'a, TokenBatch>, Arc<DynPlacement>);
 
 /// What a learner has besides its model and its handler.
 pub(super) struct LearnerState<D: Device> {
@@ -85,7 +85,7 @@ impl<D: Ops> LearnerState<D> {
         handler: HandlerRef<'_, D>,
         model: &DynModel<D>,
         batch: &'a TokenBatch,
-    ) -> Result<Vec<Part<'a>>> {
+    ) -> Result<Vec<PlacedBatch<'a>>> {
         let Some(scheduler) = &self.scheduler else {
             let shape = handler.layout().batch_of(&batch.lengths)?;
             return Ok(vec![(Cow::Borrowed(batch), handler.place_for(shape, &model.mask_weights())?)]);
