@@ -8,7 +8,7 @@ use serde_json::Value;
 
 use super::file::{WeightFile, decode, invalid, is_float};
 use super::names;
-use super::tensor::{EMBEDDING, HEAD, SINGLE, Tensor, Tensors};
+use super::tensor::{EMBEDDING, HEAD, SINGLE, StoredTensor, StoredTensors};
 use crate::error::{Error, ModelError, Result};
 use crate::files::{self, unreadable};
 use crate::model::parameters::{ParameterList, ParameterSpec};
@@ -24,7 +24,7 @@ const COMPARED: usize = 1 << 18;
 /// All tensors of a folder.
 pub(super) struct TensorFiles {
     shards: Vec<WeightFile>,
-    tensors: Tensors,
+    tensors: StoredTensors,
     /// What to call the place in messages.
     place: PathBuf,
 }
@@ -97,7 +97,7 @@ impl TensorFiles {
     fn add(&mut self, path: PathBuf) -> Result<()> {
         let (shard, metadata) = WeightFile::open(path)?;
         for (name, info) in metadata.tensors() {
-            let tensor = Tensor { shard: self.shards.len(), info: info.clone(), halves_swapped: false };
+            let tensor = StoredTensor { shard: self.shards.len(), info: info.clone(), halves_swapped: false };
             if let Some(other) = self.tensors.insert(name.clone(), tensor) {
                 let other = &self.shards[other.shard].path;
                 return Err(invalid(&shard.path, format!("it holds {name}, which {} holds too", other.display())));
@@ -125,7 +125,7 @@ impl TensorFiles {
 
     fn check(&self, spec: &ParameterSpec) -> Result<()> {
         let ParameterSpec { name, shape, .. } = spec;
-        let Some(Tensor { info, .. }) = self.tensors.get(name) else { return Err(self.missing(spec)) };
+        let Some(StoredTensor { info, .. }) = self.tensors.get(name) else { return Err(self.missing(spec)) };
         if !is_float(info.dtype) {
             // Before the shape, which packing changes too.
             return Err(self.refuse(format!(
@@ -228,7 +228,7 @@ impl TensorFiles {
 
     /// Some elements of a tensor, in the file's order.
     fn elements<T: Float>(&mut self, name: &str, range: Range<usize>) -> Result<Vec<T>> {
-        let Some(Tensor { shard, info, .. }) = self.tensors.get(name) else {
+        let Some(StoredTensor { shard, info, .. }) = self.tensors.get(name) else {
             return Err(self.refuse(format!("has no tensor {name}")));
         };
         let size = info.dtype.bitsize() / 8;
@@ -251,7 +251,7 @@ fn pickled(folder: &Path) -> Option<PathBuf> {
     std::fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path()).filter(is_one).min()
 }
 
-/// Tensors that a file may hold again, and what they are copies of.
+/// StoredTensors that a file may hold again, and what they are copies of.
 fn copies(list: &ParameterList) -> Vec<(String, &'static str)> {
     let head = if list.head.is_some() { HEAD } else { EMBEDDING };
     let depth = |index| {

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use super::tensor::{EMBEDDING, HEAD, Tensor, Tensors};
+use super::tensor::{EMBEDDING, HEAD, StoredTensor, StoredTensors};
 use crate::error::{ModelError, Result};
 use crate::model::parameters::ParameterList;
 
@@ -20,7 +20,11 @@ const ANCHOR: &str = "layers.0.input_layernorm.weight";
 ///
 /// # Errors
 /// Two tensors of one name.
-pub(super) fn translated(tensors: Tensors, list: &ParameterList, place: &Path) -> Result<(Tensors, Vec<String>)> {
+pub(super) fn translated(
+    tensors: StoredTensors,
+    list: &ParameterList,
+    place: &Path,
+) -> Result<(StoredTensors, Vec<String>)> {
     let mut notes = Vec::new();
     let mut note = |what: &str| notes.push(format!("{}: {what}", place.display()));
     let mut all = renamed(tensors, place, |name, _| {
@@ -61,7 +65,7 @@ pub(super) fn translated(tensors: Tensors, list: &ParameterList, place: &Path) -
 }
 
 /// What the names of the model's inner tensors begin with, if they all can only begin with one thing.
-fn front(tensors: &Tensors) -> Option<String> {
+fn front(tensors: &StoredTensors) -> Option<String> {
     fn front_of(name: &str) -> Option<&str> {
         name.strip_suffix(ANCHOR).filter(|front| front.is_empty() || front.ends_with('.'))
     }
@@ -81,12 +85,16 @@ fn in_place_of(front: &str, name: &str) -> String {
 }
 
 struct Renamed {
-    tensors: Tensors,
+    tensors: StoredTensors,
     changed: bool,
 }
 
-fn renamed(tensors: Tensors, place: &Path, mut rename: impl FnMut(&str, &mut Tensor) -> String) -> Result<Renamed> {
-    let mut all = Renamed { tensors: Tensors::new(), changed: false };
+fn renamed(
+    tensors: StoredTensors,
+    place: &Path,
+    mut rename: impl FnMut(&str, &mut StoredTensor) -> String,
+) -> Result<Renamed> {
+    let mut all = Renamed { tensors: StoredTensors::new(), changed: false };
     for (name, mut tensor) in tensors {
         let newer = rename(&name, &mut tensor);
         all.changed |= newer != name;

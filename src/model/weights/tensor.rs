@@ -1,4 +1,4 @@
-//! Tensors of files, by name.
+//! StoredTensors of files, by name.
 
 use std::collections::BTreeMap;
 
@@ -6,13 +6,13 @@ use safetensors::tensor::TensorInfo;
 
 /// The file that holds all tensors.
 pub(super) const SINGLE: &str = "model.safetensors";
-/// Tensor of the output layer.
+/// StoredTensor of the output layer.
 pub(super) const HEAD: &str = "lm_head.weight";
-/// Tensor of the embedding.
+/// StoredTensor of the embedding.
 pub(super) const EMBEDDING: &str = "model.embed_tokens.weight";
 
 /// One tensor.
-pub(super) struct Tensor {
+pub(super) struct StoredTensor {
     /// Which file holds it.
     pub shard: usize,
     /// Type, shape and where it lies.
@@ -22,4 +22,4 @@ pub(super) struct Tensor {
 }
 
 /// By name, in an order that does not change from run to run.
-pub(super) type Tensors = BTreeMap<String, Tensor>;
+pub(super) type StoredTensors = BTreeMap<String, StoredTensor>;
