@@ -22,9 +22,9 @@ pub(super) enum Frame {
     /// The answer.
     Doing(Doing),
     /// The ranks of the sender's branch of the tree have ended, and send nothing after this.
-    Ended(Report),
+    Ended(Endings),
     /// All ranks have ended.
-    Over(Report),
+    Over(Endings),
 }
 
 /// What a rank does, as far as its process sees.
@@ -47,14 +47,14 @@ pub(super) struct End {
 
 /// How ranks ended.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct Report {
+pub(super) struct Endings {
     /// The failure that they heard of first.
     pub(super) failure: Option<Failure>,
     /// The different ways, each with the first rank of those that ended so.
     pub(super) ends: Vec<(usize, End)>,
 }
 
-impl Report {
+impl Endings {
     /// Adds how a rank, and maybe others after it, ended.
     pub(super) fn add(&mut self, rank: usize, end: End) {
         match self.ends.iter_mut().find(|(_, known)| *known == end) {
@@ -70,12 +70,12 @@ impl Report {
         serde_json::to_vec(&(failure, ends)).unwrap_or_default()
     }
 
-    fn unpack(bytes: &[u8]) -> Option<Report> {
+    fn unpack(bytes: &[u8]) -> Option<Endings> {
         type Ends = Vec<(usize, Option<String>, bool)>;
         let (failure, ends): (Option<(usize, String)>, Ends) = serde_json::from_slice(bytes).ok()?;
         let failure = failure.map(|(rank, reason)| Failure { rank, reason });
         let ends = ends.into_iter().map(|(rank, error, is_input)| (rank, End { error, is_input })).collect();
-        Some(Report { failure, ends })
+        Some(Endings { failure, ends })
     }
 }
 
@@ -169,8 +169,8 @@ impl Frame {
             ALIVE => Some(Frame::Alive),
             ASK => Some(Frame::Ask),
             DOING => Some(Frame::Doing(Doing { awaited: a.checked_sub(1).map(|rank| rank as usize), ended: b == 1 })),
-            ENDED => Some(Frame::Ended(Report::unpack(&bytes)?)),
-            OVER => Some(Frame::Over(Report::unpack(&bytes)?)),
+            ENDED => Some(Frame::Ended(Endings::unpack(&bytes)?)),
+            OVER => Some(Frame::Over(Endings::unpack(&bytes)?)),
             _ => None,
         }
     }
@@ -227,13 +227,13 @@ mod tests {
             let found = sent(Frame::Doing(doing));
             assert!(matches!(found, Some(Frame::Doing(found)) if found == doing), "{found:?}");
         }
-        let mut report = Report { failure: None, ends: vec![] };
+        let mut report = Endings { failure: None, ends: vec![] };
         for (rank, error) in [(6, None), (4, Some("disk \"full\"\n")), (2, None), (5, Some("disk \"full\"\n"))] {
             report.add(rank, End { error: error.map(str::to_string), is_input: error.is_some() });
         }
         assert_eq!(report.ends.iter().map(|(rank, _)| *rank).collect::<Vec<_>>(), [2, 4]);
         for failure in [None, Some(Failure { rank: 3, reason: "naïve".into() })] {
-            let report = Report { failure, ends: report.ends.clone() };
+            let report = Endings { failure, ends: report.ends.clone() };
             let ended = sent(Frame::Ended(report.clone()));
             assert!(matches!(&ended, Some(Frame::Ended(found)) if *found == report), "{ended:?}");
             let over = sent(Frame::Over(report.clone()));

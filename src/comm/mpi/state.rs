@@ -6,7 +6,7 @@ use std::time::Instant;
 use super::super::mailbox::Failure;
 use super::super::tree;
 use super::asks::Asks;
-use super::frame::{End, Frame, Report};
+use super::frame::{End, Endings, Frame};
 
 /// What the MPI thread is to do besides moving messages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -95,7 +95,7 @@ impl State {
         }
         self.branch.is_told = true;
         let failure = self.failure.as_ref().map(|(failure, _)| failure.clone());
-        let report = Report { failure, ends: self.branch.report.ends.clone() };
+        let report = Endings { failure, ends: self.branch.report.ends.clone() };
         match self.branch.parent {
             Some(parent) => self.post(parent, Frame::Ended(report)),
             None => self.conclude(report),
@@ -103,7 +103,7 @@ impl State {
     }
 
     /// All ranks have ended.
-    pub(super) fn conclude(&mut self, report: Report) {
+    pub(super) fn conclude(&mut self, report: Endings) {
         self.branch.children.clone().into_iter().for_each(|to| self.post(to, Frame::Over(report.clone())));
         (self.branch.report, self.branch.is_over) = (report, true);
     }
@@ -119,7 +119,7 @@ pub(super) struct Branch {
     /// When those next to this process were last heard of.
     heard: BTreeMap<usize, Instant>,
     /// How the ranks of this branch ended, as far as they have; all ranks once it is over.
-    pub(super) report: Report,
+    pub(super) report: Endings,
     /// Whether the parent knows that the branch has ended.
     is_told: bool,
     /// Whether all ranks have ended.
@@ -132,7 +132,7 @@ impl Branch {
         let now = Instant::now();
         let heard = parent.iter().chain(&children).map(|&rank| (rank, now)).collect();
         let missing = children.iter().copied().collect();
-        Branch { parent, children, missing, heard, report: Report::default(), is_told: false, is_over: false }
+        Branch { parent, children, missing, heard, report: Endings::default(), is_told: false, is_over: false }
     }
 
     /// Something came from a rank.
