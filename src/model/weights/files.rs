@@ -251,7 +251,7 @@ fn pickled(folder: &Path) -> Option<PathBuf> {
     std::fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path()).filter(is_one).min()
 }
 
-/// StoredTensors that a file may hold again, and what they are copies of.
+/// Tensors that a file may hold again, and what they are copies of.
 fn copies(list: &ParameterList) -> Vec<(String, &'static str)> {
     let head = if list.head.is_some() { HEAD } else { EMBEDDING };
     let depth = |index| {

@@ -1,4 +1,4 @@
-//! StoredTensors of files, by name.
+//! Tensors of files, by name.
 
 use std::collections::BTreeMap;
 
@@ -6,9 +6,9 @@ use safetensors::tensor::TensorInfo;
 
 /// The file that holds all tensors.
 pub(super) const SINGLE: &str = "model.safetensors";
-/// StoredTensor of the output layer.
+/// Tensor of the output layer.
 pub(super) const HEAD: &str = "lm_head.weight";
-/// StoredTensor of the embedding.
+/// Tensor of the embedding.
 pub(super) const EMBEDDING: &str = "model.embed_tokens.weight";
 
 /// One tensor.
