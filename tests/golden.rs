@@ -10,7 +10,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::{env, fs, io};
 
-use kinds::report::Report;
+use kinds::report::CaseReport;
 use kinds::safetensors::File;
 use kinds::{batch, hf, model, roll, rope};
 
@@ -25,8 +25,8 @@ fn golden_cases() {
 }
 
 /// Runs everything that lies under a folder.
-fn run_folder(folder: &Path) -> Report {
-    let mut report = Report::default();
+fn run_folder(folder: &Path) -> CaseReport {
+    let mut report = CaseReport::default();
     let mut cases = Vec::new();
     if let Err(what) = discover(folder, &mut cases) {
         report.failure(&folder.display().to_string(), what);
@@ -62,7 +62,7 @@ fn discover(folder: &Path, cases: &mut Vec<PathBuf>) -> Result<(), String> {
 }
 
 /// Runs one case by its kind.
-fn run_case(path: &Path, name: &str, report: &mut Report) -> Result<(), String> {
+fn run_case(path: &Path, name: &str, report: &mut CaseReport) -> Result<(), String> {
     let file = File::read(&if path.is_dir() { path.join("expected.safetensors") } else { path.to_path_buf() })?;
     let kind = file.meta["kind"].as_str().ok_or("its metadata says no `kind`")?;
     report.case(kind);

@@ -9,7 +9,7 @@
 //! | `loss_mask` | `[batch, seq]` of 0 and 1 | whether the prediction that is made *at* a token counts |
 //! | `document_ids` | `[batch, seq]` of whole numbers | tokens of one document have one id |
 //! | `cu_seqlens` | `[documents + 1]` of whole numbers | where documents end in all rows, one after another |
-//! | `position_ids` | `[batch or 1, seq]` of whole numbers | from 0 in each document, which begin so without those above |
+//! | `position_ids` | `[batch or 1, seq]` of whole numbers | from 0 in each document; alone, it says where one begins |
 //! | `attention_mask` | `[batch, seq]` of 0 and 1 | 0 is padding, at the end of a row only |
 //!
 //! Whole numbers are `i64` or `i32`; 0 and 1 may have any type. Without documents a row is one. Nothing is attended

@@ -9,7 +9,7 @@ use context_parallel::order::DynPlacement;
 use context_parallel::tensor::{Cpu, Element};
 
 use super::combinations::{self, Job, Outputs, cut};
-use super::report::{Report, compare};
+use super::report::{CaseReport, compare};
 use super::safetensors::File;
 use super::tokens::{Expected, Rows, Tensors, TokenCase, shards, whole};
 
@@ -43,7 +43,7 @@ pub fn read(file: &File, name: &str) -> Result<TokenCase, String> {
 }
 
 /// Runs the case.
-pub fn run(case: &TokenCase, report: &mut Report) {
+pub fn run(case: &TokenCase, report: &mut CaseReport) {
     combinations::run(case, &Cut { inputs: &case.inputs }, report);
 }
 

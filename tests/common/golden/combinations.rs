@@ -12,7 +12,7 @@ use context_parallel::order::{DynPlacement, DynShard, laid_out, token_by_token};
 use context_parallel::strategy::select::{self, Choice};
 use context_parallel::tensor::{Cpu, Element};
 
-use super::report::Report;
+use super::report::CaseReport;
 use super::tokens::{Given, Rows, Tensors, TokenCase};
 
 /// Numbers of ranks that every case runs on, besides its own.
@@ -99,7 +99,7 @@ impl Outputs {
 }
 
 /// Runs a case under every combination that applies to it and compares with what is expected.
-pub fn run(case: &TokenCase, job: &dyn Job, report: &mut Report) {
+pub fn run(case: &TokenCase, job: &dyn Job, report: &mut CaseReport) {
     for choice in choices(case.dense, Some(case.ranks), false) {
         case.run(report, &describe(&choice), choice.order == "zigzag", |case| {
             on_ranks(&choice, &case.lengths, job).map_err(|error| error.to_string())

@@ -17,10 +17,10 @@ use context_parallel::train::trainer::Learner;
 
 use super::combinations::{choices, describe};
 use super::hf::{AdamW, Curve, ModelCase, Step, Tokens};
-use super::report::Report;
+use super::report::CaseReport;
 
 /// Runs the case.
-pub fn run(case: &ModelCase, report: &mut Report) {
+pub fn run(case: &ModelCase, report: &mut CaseReport) {
     for (which, (tokens, expected)) in &case.steps {
         let name = format!("{} {which}", case.name);
         for choice in fitting(case, tokens.dense.is_some()) {

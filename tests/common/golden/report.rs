@@ -5,7 +5,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 
 /// Counts by kind of case, and every failure.
 #[derive(Debug, Default)]
-pub struct Report {
+pub struct CaseReport {
     /// Cases by kind.
     pub cases: BTreeMap<String, usize>,
     /// Cases x combinations by kind.
@@ -14,7 +14,7 @@ pub struct Report {
     pub failures: Vec<String>,
 }
 
-impl Report {
+impl CaseReport {
     /// One more case.
     pub fn case(&mut self, kind: &str) {
         *self.cases.entry(kind.to_string()).or_default() += 1;

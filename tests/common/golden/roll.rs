@@ -10,7 +10,7 @@ use context_parallel::order::DynPlacement;
 use context_parallel::tensor::Cpu;
 
 use super::combinations::{self, Job, Outputs, cut};
-use super::report::{Report, compare_relative};
+use super::report::{CaseReport, compare_relative};
 use super::safetensors::File;
 use super::tokens::{Expected, Given, Rows, Tensors, TokenCase, lengths, shards, whole};
 
@@ -48,7 +48,7 @@ pub fn read(file: &File, kind: &str, name: &str) -> Result<(TokenCase, i64), Str
 }
 
 /// Runs the case.
-pub fn run(case: &TokenCase, shift: i64, report: &mut Report) {
+pub fn run(case: &TokenCase, shift: i64, report: &mut CaseReport) {
     case.run(report, "oracle", false, |case| {
         let x = &case.inputs["x"];
         let documents = oracle::documents(&case.lengths, &case.lengths);

@@ -13,7 +13,7 @@ use half::bf16;
 use serde_json::Value;
 
 use super::combinations::{self, Job, Outputs, cut};
-use super::report::Report;
+use super::report::CaseReport;
 use super::safetensors::{File, Tensor};
 use super::tokens::{Expected, Given, Rows, Tensors, TokenCase, lengths, shards, whole, zigzag};
 
@@ -123,7 +123,7 @@ fn rotary(rope: &Value, head_dim: usize) -> Result<Rotation, String> {
 }
 
 /// Runs the case.
-pub fn run(case: &RopeCase, report: &mut Report) {
+pub fn run(case: &RopeCase, report: &mut CaseReport) {
     case.tokens.run(report, "oracle", false, |tokens| {
         let positions: Vec<usize> = tokens.lengths.iter().flat_map(|&length| 0..length).collect();
         let [x, dout] = ["x", "grad_out"].map(|input| &tokens.inputs[input]);

@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 
-use super::report::{Report, compare};
+use super::report::{CaseReport, compare};
 use super::safetensors::{File, Tensor};
 
 /// Rows of a tensor, token by token (sequence by sequence), whatever the layout.
@@ -154,7 +154,7 @@ impl TokenCase {
     /// that they must be the file's own.
     pub fn run(
         &self,
-        report: &mut Report,
+        report: &mut CaseReport,
         combination: &str,
         in_zigzag: bool,
         run: impl FnOnce(&TokenCase) -> Result<Given, String>,
