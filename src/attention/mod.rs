@@ -6,9 +6,11 @@ mod rehearse;
 mod run;
 mod slots;
 mod swap;
+mod tell;
 mod wire;
 
 pub use gradients::QkvGradients;
 pub(crate) use plan::expect_groups;
 pub use plan::{AttentionPlan, RankPlan};
+pub(crate) use tell::{Tell, tell};
 pub use run::{AttentionSaved, backward, backward_apart, forward};

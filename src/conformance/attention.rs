@@ -206,6 +206,8 @@ pub(super) fn attend<K: KernelOn<Cpu<T>> + KernelOn<DryRun<T>>, T: Float>(
     }
     let (qkv, dout) = ([&shards[0], &shards[1], &shards[2]], &shards[3]);
     let plan = handler.plan(&placement, mask)?;
+    // Predicted is what attention sends, not what ranks tell to plan it.
+    traffic.reset();
     let (sent, peak) = (plan.bytes_sent::<Cpu<T>>(shape)?, plan.peak_bytes::<K, Cpu<T>>(shape)?);
     let (mut predictions, mut held) = (Vec::new(), device.ledger().mark());
     let mut count = |sent: (&'static str, usize), peak: Option<(&'static str, usize)>| {

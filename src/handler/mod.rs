@@ -11,6 +11,7 @@ mod core;
 mod host;
 mod movement;
 mod object;
+mod planning;
 mod roll;
 mod rotary;
 
@@ -149,30 +150,38 @@ impl<H: CpStrategy, L: Layout, D: Device, C: Communicator<D::Storage>> CpHandler
     /// How this rank attends under `mask`: one plan per mask serves all layers with that mask. Every message of attention
     /// carries its hash, so that ranks with other plans are told.
     ///
+    /// Under a strategy that fetches in stages (`magi`, `dynamic`) a rank solves its own stages and tells them to the ranks
+    /// that it fetches from, in a message of a few numbers: every rank must make the plan, and the plans in the same order. The
+    /// latest plans are kept, and one that is kept is found again without a message; ranks that made the same plans keep the
+    /// same. Where one rank makes a plan that others do not make, or have kept, the error is that of any exchange that not
+    /// all take part in: a deadline, or [`CommError::Protocol`](crate::error::CommError). Under other strategies no message
+    /// is sent.
+    ///
     /// # Errors
-    /// If the placement is not this handler's, or the mask does not fit the batch.
+    /// If the placement is not this handler's, or the mask does not fit the batch; failures of other ranks.
     pub fn plan(
         &self,
         placement: &Arc<Placement<H::Order, L>>,
         mask: &Mask,
     ) -> Result<Arc<AttentionPlan<H::Order, L>>> {
-        Ok(Arc::new(AttentionPlan::typed([placement, placement], self.core.plan(placement.data(), mask)?)))
+        Ok(Arc::new(AttentionPlan::typed([placement, placement], self.by_ref().plan(placement.data(), mask)?)))
     }
 
     /// How queries attend under `mask` where keys are placed apart from them: new tokens, and what ranks hold of those
     /// before them. Queries and keys are batches of as many documents; each document's last valid query is at the position
     /// of its last valid key ([`Mask::lower_onto`]). Attention takes queries of the one placement, keys and values of the
-    /// other. Not kept: every call makes a plan.
+    /// other. Not kept: every call makes a plan, with every rank as [`CpHandler::plan`] says.
     ///
     /// # Errors
-    /// If a placement is not this handler's, the mask does not fit the batches, or the ranks exchange heads.
+    /// If a placement is not this handler's, the mask does not fit the batches, or the ranks exchange heads; failures of other
+    /// ranks.
     pub fn plan_between(
         &self,
         queries: &Arc<Placement<H::Order, L>>,
         keys: &Arc<Placement<H::Order, L>>,
         mask: &Mask,
     ) -> Result<Arc<AttentionPlan<H::Order, L>>> {
-        let rank_plan = self.core.plan_between(queries.data(), keys.data(), mask)?;
+        let rank_plan = self.by_ref().plan_between(queries.data(), keys.data(), mask)?;
         Ok(Arc::new(AttentionPlan::typed([queries, keys], rank_plan)))
     }
 }

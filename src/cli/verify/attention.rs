@@ -191,6 +191,8 @@ fn attend<T: Float>(chosen: &Chosen, comm: Comm, problem: &Problem<T>, threads: 
         RankPlan::check(&**handler.strategy(), &placement, mask)?;
     }
     let plan = handler.plan(&placement, mask)?;
+    // Predicted is what attention sends, not what ranks tell to plan it.
+    traffic.reset();
     let held = device.ledger().mark();
     let (out, core) = handler.by_ref().core_attn(kernel, &plan, shape, qkv)?;
     let peak_forward = device.ledger().peak() - held;
