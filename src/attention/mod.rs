@@ -12,5 +12,5 @@ mod wire;
 pub use gradients::QkvGradients;
 pub(crate) use plan::expect_groups;
 pub use plan::{AttentionPlan, RankPlan};
-pub(crate) use tell::{Tell, tell};
 pub use run::{AttentionSaved, backward, backward_apart, forward};
+pub(crate) use tell::{Tell, tell};

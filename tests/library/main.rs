@@ -23,3 +23,4 @@ mod refusals;
 mod shells;
 mod strategies;
 mod support;
+mod told;

@@ -27,7 +27,8 @@ impl Told {
     /// # Errors
     /// What the numbers should have been.
     pub(super) fn read(numbers: &[i64], fetched: usize, most: usize, merging: Merging) -> Result<Self, String> {
-        let expected = |what: String| Err(format!("{what} ([rows fetched, first of them, ends of stages by direction])"));
+        let expected =
+            |what: String| Err(format!("{what} ([rows fetched, first of them, ends of stages by direction])"));
         let &[rows, first, forward, backward] = numbers else {
             return expected(format!("{} numbers", Self::NUMBERS));
         };
@@ -39,7 +40,8 @@ impl Told {
             return expected(format!("a first row of 0 to {last}"));
         };
         let atoms = merging.parts().min(rows);
-        let is_end = |ends: i64| u64::try_from(ends).ok().filter(|ends| ends.checked_ilog2() == (atoms as u32).checked_sub(1));
+        let is_end =
+            |ends: i64| u64::try_from(ends).ok().filter(|ends| ends.checked_ilog2() == (atoms as u32).checked_sub(1));
         let (Some(forward), Some(backward)) = (is_end(forward), is_end(backward)) else {
             return expected(format!("stages whose last one ends with part {atoms} of {atoms}"));
         };
