@@ -159,7 +159,9 @@ fn told_line(strategy: &str, ranks: usize, lengths: &[usize]) {
 }
 
 fn told() {
-    println!("| strategy | ranks | tokens | documents | ranks served | alone, ms | told, ms |\n|---|---|---|---|---|---|---|");
+    println!(
+        "| strategy | ranks | tokens | documents | ranks served | alone, ms | told, ms |\n|---|---|---|---|---|---|---|"
+    );
     for ranks in [64, 256, 1024] {
         told_line("magi", ranks, &[1 << 20]);
         told_line("dynamic", ranks, &[1 << 20]);
