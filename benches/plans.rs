@@ -116,8 +116,8 @@ fn table() {
     }
 }
 
-/// Programs of rank 7, forward and backward: where it solves the stages of all ranks that it serves by itself, and where
-/// they tell it and it solves its own.
+/// Programs of rank 7, forward and backward: where it solves the stages of all ranks that it serves by itself, and
+/// where they tell it and it solves its own.
 fn told_line(strategy: &str, ranks: usize, lengths: &[usize]) {
     let chosen = select::chosen(&choice(strategy, "", ranks)).expect("a combination of the table");
     let strategy = &*chosen.strategy;

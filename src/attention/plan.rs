@@ -153,7 +153,8 @@ fn natural_keys(programs: &[&Program], blocks: &[Block]) -> bool {
 }
 
 impl RankPlan {
-    /// The plan of `strategy` for the placement's rank, which makes it by itself: it solves what other ranks would tell it.
+    /// The plan of `strategy` for the placement's rank, which makes it by itself: it solves what other ranks would tell
+    /// it.
     ///
     /// # Errors
     /// If a setting of the strategy is out of its bounds, the placement's ranks are not grouped as the strategy's, the mask
@@ -180,7 +181,8 @@ impl RankPlan {
     /// [`RankPlan::between`], with what other ranks tell that make their plans too.
     ///
     /// # Errors
-    /// Those of [`RankPlan::between`], and [`CommError`](crate::error::CommError) for what another rank tells wrongly, or not.
+    /// Those of [`RankPlan::between`], and [`CommError`](crate::error::CommError) for what another rank tells wrongly,
+    /// or not.
     pub(crate) fn told(
         strategy: &dyn DynStrategy,
         queries: &Arc<DynPlacement>,

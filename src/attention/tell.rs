@@ -28,8 +28,8 @@ pub(crate) fn tell<D: Device>(
     received.parcels.into_iter().zip(hears).map(numbers).collect()
 }
 
-/// Lets the exchange of `strategy` tell and hear what its programs for `view` need of other ranks. Rank `r` of the view is
-/// rank `at(r)` of the communicator. No message where there is nothing to tell or to hear.
+/// Lets the exchange of `strategy` tell and hear what its programs for `view` need of other ranks. Rank `r` of the view
+/// is rank `at(r)` of the communicator. No message where there is nothing to tell or to hear.
 ///
 /// # Errors
 /// [`CommError::Protocol`] with the rank and the numbers for what cannot be; those of an exchange.

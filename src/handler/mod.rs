@@ -150,12 +150,12 @@ impl<H: CpStrategy, L: Layout, D: Device, C: Communicator<D::Storage>> CpHandler
     /// How this rank attends under `mask`: one plan per mask serves all layers with that mask. Every message of attention
     /// carries its hash, so that ranks with other plans are told.
     ///
-    /// Under a strategy that fetches in stages (`magi`, `dynamic`) a rank solves its own stages and tells them to the ranks
-    /// that it fetches from, in a message of a few numbers: every rank must make the plan, and the plans in the same order. The
-    /// latest plans are kept, and one that is kept is found again without a message; ranks that made the same plans keep the
-    /// same. Where one rank makes a plan that others do not make, or have kept, the error is that of any exchange that not
-    /// all take part in: a deadline, or [`CommError::Protocol`](crate::error::CommError). Under other strategies no message
-    /// is sent.
+    /// Under a strategy that fetches in stages (`magi`, `dynamic`) a rank solves its own stages and tells them to the
+    /// ranks that it fetches from, in a message of a few numbers: every rank must make the plan, and plans in the same
+    /// order. The latest plans are kept, and one that is kept is found again without a message; ranks that made the
+    /// same plans keep the same. Where one rank makes a plan that others do not make, or have kept, the error is that
+    /// of any exchange in which not all take part: no wrong number, but a deadline, or a rank named that has finished,
+    /// or sent something else. Under other strategies no message is sent.
     ///
     /// # Errors
     /// If the placement is not this handler's, or the mask does not fit the batch; failures of other ranks.
@@ -173,8 +173,8 @@ impl<H: CpStrategy, L: Layout, D: Device, C: Communicator<D::Storage>> CpHandler
     /// other. Not kept: every call makes a plan, with every rank as [`CpHandler::plan`] says.
     ///
     /// # Errors
-    /// If a placement is not this handler's, the mask does not fit the batches, or the ranks exchange heads; failures of other
-    /// ranks.
+    /// If a placement is not this handler's, the mask does not fit the batches, or the ranks exchange heads; failures
+    /// of other ranks.
     pub fn plan_between(
         &self,
         queries: &Arc<Placement<H::Order, L>>,

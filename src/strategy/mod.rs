@@ -125,8 +125,8 @@ pub trait KvExchange: Clone + Default + fmt::Debug + Hash + Send + Sync + 'stati
         Ok(())
     }
 
-    /// The ranks that the view's rank tells something, each once, with what it tells. Those are the ranks that say so in
-    /// [`KvExchange::hears`] of theirs.
+    /// The ranks that the view's rank tells something, each once, with what it tells. Those are the ranks that say so
+    /// in [`KvExchange::hears`] of theirs.
     fn tells(&self, view: &View) -> Vec<(usize, Vec<i64>)> {
         let _ = view;
         Vec::new()
@@ -138,8 +138,8 @@ pub trait KvExchange: Clone + Default + fmt::Debug + Hash + Send + Sync + 'stati
         Vec::new()
     }
 
-    /// Takes what a rank tells, for programs of this view's rank to be written from: [`View::shared`] keeps it, in place of
-    /// what would be worked out.
+    /// Takes what a rank tells, for programs of this view's rank to be written from: [`View::shared`] keeps it, in
+    /// place of what would be worked out.
     ///
     /// # Errors
     /// What was expected, in words, if the numbers are out of their bounds.

@@ -46,8 +46,8 @@ pub(super) fn clip(needs: &RowSet, first: usize, rows: &Range<usize>) -> RowSet 
     needs.at_places(rows.start.saturating_sub(first)..rows.end.saturating_sub(first))
 }
 
-/// A buffer of remote rows in equal atoms, as many as [`Merging::parts`] says and as there are rows, and where stages of
-/// them end.
+/// A buffer of remote rows in equal atoms, as many as [`Merging::parts`] says and as there are rows, and where stages
+/// of them end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Cut {
     /// Rows of the buffer.

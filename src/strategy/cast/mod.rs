@@ -18,16 +18,16 @@ use writer::Writer;
 
 /// Every owner sends each rank the rows that it needs, packed, straight.
 ///
-/// A rank cuts its remote rows into [`stages`](crate::solve::stages): while it attends one, the next is under way. Its own
-/// keys come first, or in a backward pass last where that is quicker. Gradients of a stage go home while the next one is
-/// attended, and are added there in a fixed order. Forward and backward passes are cut by themselves.
+/// A rank cuts its remote rows into [`stages`](crate::solve::stages): while it attends one, the next is under way. Its
+/// own keys come first, or in a backward pass last where that is quicker. Gradients of a stage go home while the next
+/// one is attended, and are added there in a fixed order. Forward and backward passes are cut by themselves.
 ///
-/// A rank solves its own stages. When a plan is made with other ranks it tells them to those that it fetches rows from, in
-/// four numbers ([`KvExchange::tells`]), and hears the stages of those that it serves; by itself it solves those too. The
-/// programs are the same.
+/// A rank solves its own stages. When a plan is made with other ranks it tells them to those that it fetches rows from,
+/// in four numbers ([`KvExchange::tells`]), and hears the stages of those that it serves; by itself it solves those
+/// too. The programs are the same.
 ///
-/// A stage is attended, merged and sent home at once, or in [parts](crate::solve::stages::Merging) that do not depend on
-/// the stages.
+/// A stage is attended, merged and sent home at once, or in [parts](crate::solve::stages::Merging) that do not depend
+/// on the stages.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct CastKv {
     /// How the remote rows are cut.
@@ -45,8 +45,8 @@ impl CastKv {
         view.shared(&(Self::NAME, "remote", view.rank()), || Remote::of(view, view.rank()))
     }
 
-    /// The ranks that fetch rows of the view's rank, with those rows, starting with the rank before, which starts with this
-    /// one.
+    /// The ranks that fetch rows of the view's rank, with those rows, starting with the rank before, which starts with
+    /// this one.
     fn serves(view: &View) -> Arc<Vec<(usize, RowSet)>> {
         let (rank, ranks) = (view.rank(), view.ranks());
         view.shared(&(Self::NAME, "serves", rank), || {

@@ -14,9 +14,9 @@ const OWN: usize = 0;
 
 /// An exchange of all ranks, in the order in which every rank posts those that it takes part in.
 ///
-/// The keys of a stage are asked for when the stage before it begins, so they are named after its first part; a rank that
-/// serves them posts its side at the same place, whatever its own stages are. So the messages between any two ranks come
-/// in one order, though neither knows the stages of a third.
+/// The keys of a stage are asked for when the stage before it begins, so they are named after its first part; a rank
+/// that serves them posts its side at the same place, whatever its own stages are. So the messages between any two
+/// ranks come in one order, though neither knows the stages of a third.
 #[derive(Clone, Copy, Debug)]
 enum Post {
     /// Keys of the stage after the one that begins with this part; of the first stage.
