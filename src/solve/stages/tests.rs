@@ -55,7 +55,8 @@ proptest! {
     ) {
         let atoms: Vec<Atom> = atoms.into_iter().map(|(rows, area)| Atom { rows, area }).collect();
         let work = Work { queries, own_area, atoms: &atoms };
-        let costs = StageCosts { cell: 2, fetched: 5, returned: if backward { 7 } else { 0 }, message, launch, merged: 1 };
+        let returned = if backward { 7 } else { 0 };
+        let costs = StageCosts { cell: 2, fetched: 5, returned, message, launch, merged: 1 };
         let count = if fixed { StageCount::Exactly(exactly) } else { StageCount::Best };
         let merging = if by_parts { Merging::Parts(atoms.len()) } else { Merging::Stages };
         let found = best(&work, &costs, count, merging);
