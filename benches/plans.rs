@@ -1,7 +1,7 @@
 //! One rank's plan: how long it takes, and how it grows with ranks, tokens and documents.
 //!
 //! `cargo bench --bench plans` measures times; `cargo bench --bench plans -- table` and `.. -- first-tile` print the tables
-//! of `results/plans.md`.
+//! of `results/plans.md`, `.. -- told` what stages that ranks tell one another save.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -12,7 +12,7 @@ use context_parallel::handler::UntypedHandler;
 use context_parallel::layout::LayoutKind;
 use context_parallel::mask::Mask;
 use context_parallel::order::DynPlacement;
-use context_parallel::plan::{Program, Step};
+use context_parallel::plan::{Program, Step, View};
 use context_parallel::strategy::select::{self, Choice, Chosen};
 use context_parallel::tensor::Cpu;
 use criterion::{BenchmarkId, Criterion};
@@ -116,6 +116,58 @@ fn table() {
     }
 }
 
+/// Programs of rank 7, forward and backward: where it solves the stages of all ranks that it serves by itself, and
+/// where they tell it and it solves its own.
+fn told_line(strategy: &str, ranks: usize, lengths: &[usize]) {
+    let chosen = select::chosen(&choice(strategy, "", ranks)).expect("a combination of the table");
+    let strategy = &*chosen.strategy;
+    let batch = LayoutKind::Thd.batch_of(lengths).expect("lengths of documents");
+    let deal = strategy.deal(&*batch, &[(Mask::Causal, 1)]).expect("a deal of the batch");
+    let placement = DynPlacement::new(batch.clone(), LayoutKind::Thd, strategy.grid(), 7, deal).expect("a placement");
+    let view = || View::new(&placement, Mask::Causal.lower(&*batch).expect("a mask of the batch"));
+    let timed = |work: &dyn Fn(&View)| {
+        let times = (0..3).map(|_| {
+            let (view, start) = (view(), Instant::now());
+            work(&view);
+            start.elapsed()
+        });
+        1e3 * times.min().unwrap_or_default().as_secs_f64()
+    };
+    let write = |view: &View| {
+        std::hint::black_box((strategy.forward(view), strategy.backward(view)));
+    };
+    let alone = timed(&write);
+    let all = view();
+    let heard: Vec<(usize, Vec<i64>)> = strategy
+        .hears(&all)
+        .into_iter()
+        .filter_map(|(peer, _)| {
+            let tells = strategy.tells(&all.seen_from(peer)).into_iter();
+            tells.filter(|(to, _)| *to == all.rank()).map(|(_, numbers)| (peer, numbers)).next()
+        })
+        .collect();
+    drop(all);
+    let told = timed(&|view| {
+        std::hint::black_box(strategy.tells(view));
+        for (peer, numbers) in &heard {
+            strategy.hear(view, *peer, numbers).expect("what the other rank found");
+        }
+        write(view);
+    });
+    let (name, tokens) = (strategy.name(), lengths.iter().sum::<usize>());
+    println!("| {name} | {ranks} | {tokens} | {} | {} | {alone:.1} | {told:.1} |", lengths.len(), heard.len());
+}
+
+fn told() {
+    println!(
+        "| strategy | ranks | tokens | documents | ranks served | alone, ms | told, ms |\n|---|---|---|---|---|---|---|"
+    );
+    for ranks in [64, 256, 1024] {
+        told_line("magi", ranks, &[1 << 20]);
+        told_line("dynamic", ranks, &[1 << 20]);
+    }
+}
+
 /// Milliseconds from a new batch to where the first tile can be attended, on the rank that takes longest: placing and
 /// planning, as in a step of training. The median of several batches.
 fn first_tile(strategy: &str, lengths: &[usize]) -> f64 {
@@ -163,6 +215,8 @@ fn main() {
         table();
     } else if asked("first-tile") {
         first_tiles();
+    } else if asked("told") {
+        told();
     } else {
         let mut criterion = Criterion::default().configure_from_args();
         times(&mut criterion);

@@ -7,6 +7,7 @@ mod rehearse;
 mod run;
 mod slots;
 mod swap;
+mod tell;
 mod walk;
 mod wire;
 
@@ -14,3 +15,4 @@ pub use gradients::QkvGradients;
 pub(crate) use plan::expect_groups;
 pub use plan::{AttentionPlan, RankPlan};
 pub use run::{AttentionSaved, backward, backward_apart, forward};
+pub(crate) use tell::{Tell, tell};

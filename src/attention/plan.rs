@@ -5,6 +5,7 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::ops::{Deref, Range};
 use std::sync::{Arc, Mutex};
 
+use crate::attention::tell::{self, Tell};
 use crate::comm::Operation;
 use crate::error::{PlacementError, PlanError, Result, SupportError};
 use crate::heads::HeadSwap;
@@ -154,7 +155,8 @@ fn natural_keys(programs: &[&Program], blocks: &[Block]) -> bool {
 }
 
 impl RankPlan {
-    /// The plan of `strategy` for the placement's rank.
+    /// The plan of `strategy` for the placement's rank, which makes it by itself: it solves what other ranks would tell
+    /// it.
     ///
     /// # Errors
     /// If a setting of the strategy is out of its bounds, the placement's ranks are not grouped as the strategy's, the mask
@@ -174,6 +176,21 @@ impl RankPlan {
         queries: &Arc<DynPlacement>,
         keys: &Arc<DynPlacement>,
         mask: &Mask,
+    ) -> Result<Self> {
+        Self::told(strategy, queries, keys, mask, None)
+    }
+
+    /// [`RankPlan::between`], with what other ranks tell that make their plans too.
+    ///
+    /// # Errors
+    /// Those of [`RankPlan::between`], and [`CommError`](crate::error::CommError) for what another rank tells wrongly,
+    /// or not.
+    pub(crate) fn told(
+        strategy: &dyn DynStrategy,
+        queries: &Arc<DynPlacement>,
+        keys: &Arc<DynPlacement>,
+        mask: &Mask,
+        tell: Option<Tell<'_>>,
     ) -> Result<Self> {
         strategy.check()?;
         let placement = queries;
@@ -215,19 +232,23 @@ impl RankPlan {
             }
             None => Arc::default(),
         };
-        let (mut forward, mut backward) = (strategy.forward(&view), strategy.backward(&view));
-        check_rank(strategy.name(), &view, [&forward, &backward])?;
-        if swap.is_some() {
-            // Programs speak of groups; this rank talks to the members in its own place.
-            let inner = grid.place(rank).1;
-            forward.rename_peers(|outer| grid.rank(outer, inner));
-            backward.rename_peers(|outer| grid.rank(outer, inner));
-        }
-        let in_place = placement.layout().is_token_major() && rows.len() == stored;
         let mut hasher = DefaultHasher::new();
         (strategy.name(), grid.outer, grid.inner, placement.hash(), apart.then(|| keys.hash()), mask).hash(&mut hasher);
         strategy.hash_exchange(&mut hasher);
         let (made_of, wire) = (hasher.finish(), Wire::default());
+        // Programs speak of groups where heads are exchanged; this rank talks to the members in its own place.
+        let inner = grid.place(rank).1;
+        let peer = |outer| if swap.is_some() { grid.rank(outer, inner) } else { outer };
+        if let Some(tell) = tell {
+            tell::hear(strategy, &view, peer, made_of, tell)?;
+        }
+        let (mut forward, mut backward) = (strategy.forward(&view), strategy.backward(&view));
+        check_rank(strategy.name(), &view, [&forward, &backward])?;
+        if swap.is_some() {
+            forward.rename_peers(peer);
+            backward.rename_peers(peer);
+        }
+        let in_place = placement.layout().is_token_major() && rows.len() == stored;
         let natural_keys = natural_keys(&[&forward, &backward], &blocks);
         Ok(RankPlan {
             placement: placement.clone(),

@@ -5,7 +5,7 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use crate::attention::{RankPlan, expect_groups};
+use crate::attention::{RankPlan, Tell, expect_groups};
 use crate::error::{LayoutError, PlacementError, PlanError, Result, SupportError};
 use crate::handler::cache::Recent;
 use crate::layout::{Batch, LayoutKind};
@@ -174,32 +174,34 @@ impl HandlerCore {
         DynPlacement::new(batch, self.layout, self.strategy.grid(), self.rank, deal)
     }
 
-    /// [`CpHandler::plan`](crate::handler::CpHandler::plan).
+    /// [`CpHandler::plan`](crate::handler::CpHandler::plan), with a way to tell other ranks.
     ///
     /// # Errors
-    /// If the placement is not this handler's, or the mask does not fit the batch.
-    pub fn plan(&self, placement: &Arc<DynPlacement>, mask: &Mask) -> Result<Arc<RankPlan>> {
+    /// Those of `CpHandler::plan`.
+    pub(super) fn plan(&self, placement: &Arc<DynPlacement>, mask: &Mask, tell: Tell<'_>) -> Result<Arc<RankPlan>> {
         self.expect_own(placement)?;
         // Before the cache is asked: placements of other groups have the same hash.
         expect_groups(&*self.strategy, placement)?;
         self.plans.get_or_make((placement.hash(), mask.clone(), self.wire), |_| {
-            Ok(Arc::new(RankPlan::new(&*self.strategy, placement, mask)?.with_wire(self.wire)))
+            let plan = RankPlan::told(&*self.strategy, placement, placement, mask, Some(tell))?;
+            Ok(Arc::new(plan.with_wire(self.wire)))
         })
     }
 
-    /// [`CpHandler::plan_between`](crate::handler::CpHandler::plan_between).
+    /// [`CpHandler::plan_between`](crate::handler::CpHandler::plan_between), with a way to tell other ranks.
     ///
     /// # Errors
-    /// If a placement is not this handler's; those of [`RankPlan::between`].
-    pub fn plan_between(
+    /// Those of `CpHandler::plan_between`.
+    pub(super) fn plan_between(
         &self,
         queries: &Arc<DynPlacement>,
         keys: &Arc<DynPlacement>,
         mask: &Mask,
+        tell: Tell<'_>,
     ) -> Result<Arc<RankPlan>> {
         self.expect_own(queries)?;
         self.expect_own(keys)?;
-        Ok(Arc::new(RankPlan::between(&*self.strategy, queries, keys, mask)?.with_wire(self.wire)))
+        Ok(Arc::new(RankPlan::told(&*self.strategy, queries, keys, mask, Some(tell))?.with_wire(self.wire)))
     }
 
     /// Something else that belongs to a placement on a device, and is made of these and `made_of` alone.

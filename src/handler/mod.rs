@@ -11,6 +11,7 @@ mod core;
 mod host;
 mod movement;
 mod object;
+mod planning;
 mod roll;
 mod rotary;
 
@@ -26,7 +27,6 @@ pub use rotary::{Rotary, RotaryTable};
 use std::marker::PhantomData;
 use std::sync::Arc;
 
-use crate::attention::AttentionPlan;
 use crate::comm::Communicator;
 use crate::comm::threads::ThreadComm;
 use crate::error::{PlacementError, Result};
@@ -144,36 +144,6 @@ impl<H: CpStrategy, L: Layout, D: Device, C: Communicator<D::Storage>> CpHandler
         table: <H::Order as TokenOrder>::Table,
     ) -> Result<Arc<Placement<H::Order, L>>> {
         Placement::typed(self.core.place_with(batch.into(), Arc::new(DealOf::<H::Order>(table)))?)
-    }
-
-    /// How this rank attends under `mask`: one plan per mask serves all layers with that mask. Every message of attention
-    /// carries its hash, so that ranks with other plans are told.
-    ///
-    /// # Errors
-    /// If the placement is not this handler's, or the mask does not fit the batch.
-    pub fn plan(
-        &self,
-        placement: &Arc<Placement<H::Order, L>>,
-        mask: &Mask,
-    ) -> Result<Arc<AttentionPlan<H::Order, L>>> {
-        Ok(Arc::new(AttentionPlan::typed([placement, placement], self.core.plan(placement.data(), mask)?)))
-    }
-
-    /// How queries attend under `mask` where keys are placed apart from them: new tokens, and what ranks hold of those
-    /// before them. Queries and keys are batches of as many documents; each document's last valid query is at the position
-    /// of its last valid key ([`Mask::lower_onto`]). Attention takes queries of the one placement, keys and values of the
-    /// other. Not kept: every call makes a plan.
-    ///
-    /// # Errors
-    /// If a placement is not this handler's, the mask does not fit the batches, or the ranks exchange heads.
-    pub fn plan_between(
-        &self,
-        queries: &Arc<Placement<H::Order, L>>,
-        keys: &Arc<Placement<H::Order, L>>,
-        mask: &Mask,
-    ) -> Result<Arc<AttentionPlan<H::Order, L>>> {
-        let rank_plan = self.core.plan_between(queries.data(), keys.data(), mask)?;
-        Ok(Arc::new(AttentionPlan::typed([queries, keys], rank_plan)))
     }
 }
 

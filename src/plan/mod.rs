@@ -1,4 +1,5 @@
-//! Plans: what each rank computes and sends, made from mask and order without communication.
+//! Plans: what each rank computes and sends, made from mask and order alone; what would take long for all ranks, those
+//! that plan together tell one another.
 //!
 //! A strategy writes a [`Program`] per rank: a short list of steps that the one executor walks through. Being data, a
 //! program can be printed, counted ([`Program::rows_sent`]) and checked ([`check`]) before anything runs.

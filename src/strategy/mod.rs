@@ -109,6 +109,10 @@ pub trait CpStrategy: Clone + fmt::Debug + PartialEq + Send + Sync + 'static {
 /// send is for the n-th that the other posts to receive, whenever they are waited for; both posts have the same number
 /// ([`Step::Post`]), which every message carries with the plan's hash. The hash of an exchange's settings is part of its
 /// plans' hashes.
+///
+/// Where a program depends on what another rank solved, that rank may tell it when both make their plans: numbers of
+/// [`KvExchange::tells`] go to [`KvExchange::hear`] of the other before either writes a program. A rank that plans by
+/// itself hears nothing and must write the same programs.
 pub trait KvExchange: Clone + Default + fmt::Debug + Hash + Send + Sync + 'static {
     /// Name in messages.
     const NAME: &'static str;
@@ -118,6 +122,29 @@ pub trait KvExchange: Clone + Default + fmt::Debug + Hash + Send + Sync + 'stati
     /// # Errors
     /// [`SupportError::Numbers`] with the setting and its bounds.
     fn check(&self) -> Result<(), SupportError> {
+        Ok(())
+    }
+
+    /// The ranks that the view's rank tells something, each once, with what it tells. Those are the ranks that say so
+    /// in [`KvExchange::hears`] of theirs.
+    fn tells(&self, view: &View) -> Vec<(usize, Vec<i64>)> {
+        let _ = view;
+        Vec::new()
+    }
+
+    /// The ranks that tell the view's rank something, each once, with how many numbers.
+    fn hears(&self, view: &View) -> Vec<(usize, usize)> {
+        let _ = view;
+        Vec::new()
+    }
+
+    /// Takes what a rank tells, for programs of this view's rank to be written from: [`View::shared`] keeps it, in
+    /// place of what would be worked out.
+    ///
+    /// # Errors
+    /// What was expected, in words, if the numbers are out of their bounds.
+    fn hear(&self, view: &View, from: usize, numbers: &[i64]) -> Result<(), String> {
+        let _ = (view, from, numbers);
         Ok(())
     }
 

@@ -57,6 +57,18 @@ pub trait DynStrategy: fmt::Debug + Send + Sync {
     /// Hashes the exchange of keys and values with its settings.
     fn hash_exchange(&self, state: &mut dyn Hasher);
 
+    /// [`KvExchange::tells`].
+    fn tells(&self, view: &View) -> Vec<(usize, Vec<i64>)>;
+
+    /// [`KvExchange::hears`].
+    fn hears(&self, view: &View) -> Vec<(usize, usize)>;
+
+    /// [`KvExchange::hear`].
+    ///
+    /// # Errors
+    /// What was expected, in words, if the numbers are out of their bounds.
+    fn hear(&self, view: &View, from: usize, numbers: &[i64]) -> Result<(), String>;
+
     /// The forward program of the view's rank.
     fn forward(&self, view: &View) -> Program;
 
@@ -116,6 +128,18 @@ impl<H: CpStrategy> DynStrategy for Object<H> {
 
     fn hash_exchange(&self, mut state: &mut dyn Hasher) {
         (H::Kv::NAME, self.0.kv()).hash(&mut state);
+    }
+
+    fn tells(&self, view: &View) -> Vec<(usize, Vec<i64>)> {
+        self.0.kv().tells(view)
+    }
+
+    fn hears(&self, view: &View) -> Vec<(usize, usize)> {
+        self.0.kv().hears(view)
+    }
+
+    fn hear(&self, view: &View, from: usize, numbers: &[i64]) -> Result<(), String> {
+        self.0.kv().hear(view, from, numbers)
     }
 
     fn forward(&self, view: &View) -> Program {

@@ -24,3 +24,4 @@ mod refusals;
 mod shells;
 mod strategies;
 mod support;
+mod told;

@@ -23,7 +23,7 @@ const DEADLINE: Duration = Duration::from_secs(64);
 const TURNS: u32 = 64;
 
 /// Operations of a rank, from the first, that are made to fail one after another.
-const MOST_OPERATIONS: u64 = 8;
+const MOST_OPERATIONS: u64 = 9;
 
 /// Checks failures: at each of the first operations if `all` is asked for, else at the first.
 pub(super) fn check<K: TestedKernel>(kit: &mut Kit, batch: &Arc<dyn Batch>, all: bool) -> Result<(), Failure> {
@@ -37,7 +37,7 @@ pub(super) fn check<K: TestedKernel>(kit: &mut Kit, batch: &Arc<dyn Batch>, all:
     let victim = ranks / 2;
     let body = |comm: super::Comm| attend::<K, f32>(subject, comm, &placements[0], &trial).map(drop);
 
-    // The first operation is the first exchange of attention, if there is any.
+    // The first operation is the first exchange of attention, or that of its plan, if there is any.
     let operations = if all { 1..MOST_OPERATIONS + 1 } else { 1..2 };
     for at in operations {
         let errors = with_fault(ranks, victim, at, Fault::Fail, kit.options.deadline, &body);
