@@ -1,0 +1,299 @@
+//! The loops around the kernels of the `gemm` crates, which compute a few rows by a few vectors of the result at a time.
+//!
+//! The crates' own loops ask for memory in every call and bring their own threads. These need neither: operands are
+//! packed into the stack. How they are grouped has no say in the result; every element is one chain of multiply-adds
+//! over each part of the inner dimension, and then added to what was there.
+
+use std::mem::MaybeUninit;
+
+use gemm_common::microkernel::MicroKernelFn;
+use num_traits::Zero;
+
+use crate::ops::matmul::cpu::{CUT, GemmMut, GemmRef};
+
+/// The kernels of one element type for the instructions of this processor.
+pub(super) struct Kernels<T: 'static> {
+    /// For 1 vector and 1 to `rows` rows, then for 2 vectors, and so on.
+    all: &'static [MicroKernelFn<T>],
+    /// Most rows of a kernel.
+    rows: usize,
+    /// Elements of a vector.
+    lanes: usize,
+}
+
+macro_rules! kernels {
+    ($crate_of:ident, $type:ident, $instructions:ident, $lanes:expr) => {{
+        use $crate_of::microkernel::$instructions::$type::{MR_DIV_N, NR, UKR};
+        static ALL: [[MicroKernelFn<$type>; NR]; MR_DIV_N] = UKR;
+        const {
+            assert!(MR_DIV_N * $lanes * CUT * size_of::<$type>() <= BLOCK && NR * CUT * size_of::<$type>() <= SIDE);
+        }
+        Kernels { all: ALL.as_flattened(), rows: NR, lanes: $lanes }
+    }};
+}
+
+/// Those of `f32` or `f64`: the best that the processor has.
+macro_rules! best_kernels {
+    ($name:ident, $crate_of:ident, $type:ident) => {
+        pub(super) fn $name() -> Kernels<$type> {
+            #[cfg(target_arch = "x86_64")]
+            {
+                if is_x86_feature_detected!("avx512f") {
+                    return kernels!($crate_of, $type, avx512f, 64 / size_of::<$type>());
+                }
+                if is_x86_feature_detected!("fma") {
+                    return kernels!($crate_of, $type, fma, 32 / size_of::<$type>());
+                }
+            }
+            #[cfg(target_arch = "aarch64")]
+            if std::arch::is_aarch64_feature_detected!("neon") {
+                return kernels!($crate_of, $type, neon, 16 / size_of::<$type>());
+            }
+            kernels!($crate_of, $type, scalar, 1)
+        }
+    };
+}
+
+best_kernels!(kernels_f32, gemm_f32, f32);
+best_kernels!(kernels_f64, gemm_f64, f64);
+
+/// Bytes of what is packed of the right side at a time; they stay in the second-level cache.
+const BLOCK: usize = 192 << 10;
+
+/// Bytes of what is packed of the left side at a time, where its rows are not contiguous.
+const SIDE: usize = 192 << 10;
+
+/// Most tiles of rows that use the right side where it is: packing it pays for more.
+const FEW: usize = 8;
+
+/// Rows that are transposed at a time.
+const SQUARE: usize = 16;
+
+/// Uninitialised memory on the stack, aligned to cache lines.
+#[repr(C, align(64))]
+struct Stack<const BYTES: usize>([MaybeUninit<u8>; BYTES]);
+
+impl<const BYTES: usize> Stack<BYTES> {
+    fn new() -> Self {
+        Stack([MaybeUninit::uninit(); BYTES])
+    }
+
+    /// Where elements of `T` begin.
+    fn start<T>(&mut self) -> *mut T {
+        self.0.as_mut_ptr().cast()
+    }
+}
+
+/// `out = lhs * rhs`, or `out += lhs * rhs` with `accumulate`. `one` is that of `T`.
+///
+/// # Panics
+/// If the shapes do not fit, or the inner dimension is empty.
+pub(super) fn product<T: Copy + Zero>(
+    kernels: &Kernels<T>,
+    one: T,
+    out: GemmMut<T>,
+    lhs: GemmRef<T>,
+    rhs: GemmRef<T>,
+    accumulate: bool,
+) {
+    out.expect();
+    lhs.expect();
+    rhs.expect();
+    assert!((lhs.rows, rhs.cols) == (out.rows, out.cols) && lhs.cols == rhs.rows && lhs.cols > 0);
+    assert!(lhs.col_stride == 1 || lhs.row_stride == 1, "rows or columns of the left side are contiguous");
+    let at_once = match lhs.col_stride {
+        1 => out.rows.max(1),
+        _ => most::<T>(SIDE, kernels.rows),
+    };
+    let to = out.data.as_mut_ptr();
+    let (lhs_strides, rhs_strides) = ([lhs.row_stride, lhs.col_stride], [rhs.row_stride, rhs.col_stride]);
+    for from in (0..lhs.cols).step_by(CUT) {
+        let (depth, accumulate) = (CUT.min(lhs.cols - from), accumulate || from > 0);
+        for top in (0..out.rows).step_by(at_once) {
+            let rows = at_once.min(out.rows - top);
+            // SAFETY: it was just shown, without wrapping, that every element `(i, j)` of the three is inside its slice,
+            // and that the inner dimension of both operands is the same. `top + rows` and `from + depth` are at most
+            // what there is, `rows` and `depth` at least 1. `out` is borrowed mutably: nothing else has its elements.
+            unsafe {
+                let to = Target { start: to.add(top * out.row_stride), stride: out.row_stride, accumulate };
+                let lhs = lhs.data.as_ptr().add(top * lhs.row_stride + from * lhs.col_stride);
+                let rhs = rhs.data.as_ptr().add(from * rhs.row_stride);
+                strip(kernels, one, to, (lhs, lhs_strides), (rhs, rhs_strides), [rows, depth, out.cols]);
+            }
+        }
+    }
+}
+
+/// Rows or columns, a multiple of `unit`, of which a part of the inner dimension is packed into so many bytes.
+fn most<T>(bytes: usize, unit: usize) -> usize {
+    bytes / (CUT * size_of::<T>()) / unit * unit
+}
+
+/// Rows of a result: where they begin, and the elements from one to the next.
+struct Target<T> {
+    start: *mut T,
+    stride: usize,
+    accumulate: bool,
+}
+
+/// Some rows of a product, for a part of the inner dimension. Operands come as a pointer and the elements from row to row
+/// and from column to column.
+///
+/// # Safety
+/// Result and operands have `rows`, `depth` and `cols` of valid elements; nothing else has those of the result. `depth` is
+/// at most [`CUT`]; the rows of `lhs` are contiguous,
+/// or its columns are and `rows` times `CUT` elements fit [`SIDE`].
+unsafe fn strip<T: Copy + Zero>(
+    kernels: &Kernels<T>,
+    one: T,
+    to: Target<T>,
+    (lhs, lhs_strides): (*const T, [usize; 2]),
+    (rhs, rhs_strides): (*const T, [usize; 2]),
+    [rows, depth, cols]: [usize; 3],
+) {
+    let (height, lanes) = (kernels.rows, kernels.lanes);
+    let width = lanes * (kernels.all.len() / height);
+    let (mut side, mut block) = (Stack::<SIDE>::new(), Stack::<BLOCK>::new());
+    // SAFETY: offsets are those of elements of the operands, or of what is packed: `side` has room for `rows`, and `block`
+    // for `at_once` columns, which is not 0, as is checked where there is a kernel, both for `CUT` elements each; what is
+    // read of them was written before. A kernel reads whole vectors of the right side's columns: from `block`, where the
+    // last one is filled up, or in place where they are a multiple of the lanes. It writes the rows and columns that it is
+    // told. A stride that is multiplied by more than 0 has at least two elements along it in a slice, so it fits an
+    // `isize`; one that does not fit is not used. The kernels are for `T` and instructions that the processor has.
+    unsafe {
+        let (left, tile_stride, [left_row, left_col]) = match lhs_strides {
+            [row_stride, 1] => (lhs, height.wrapping_mul(row_stride), lhs_strides),
+            [_, stride] => {
+                pack_side(side.start(), lhs, stride, [rows, depth], height);
+                (side.start::<T>().cast_const(), height * depth, [1, height])
+            }
+        };
+        let at_once = most::<T>(BLOCK, width);
+        for first in (0..cols).step_by(at_once) {
+            let some_cols = at_once.min(cols - first);
+            let right = rhs.add(first * rhs_strides[1]);
+            let in_place = rhs_strides[1] == 1 && some_cols.is_multiple_of(lanes) && rows <= FEW * height;
+            // Where the columns of a kernel begin, and the elements from row to row.
+            let (right, panel_stride, right_row) = match in_place {
+                true => (right, width, rhs_strides[0]),
+                false => {
+                    pack_block(block.start(), right, rhs_strides, [depth, some_cols], width);
+                    (block.start::<T>().cast_const(), width * depth, width)
+                }
+            };
+            for (tile, row) in (0..rows).step_by(height).enumerate() {
+                let some_rows = height.min(rows - row);
+                for (panel, column) in (0..some_cols).step_by(width).enumerate() {
+                    let some_cols = width.min(some_cols - column);
+                    let kernel = kernels.all[(some_cols.div_ceil(lanes) - 1) * height + some_rows - 1];
+                    // A kernel has the columns of its result contiguous, so it computes the transpose.
+                    kernel(
+                        some_cols,
+                        some_rows,
+                        depth,
+                        to.start.add(row * to.stride + first + column),
+                        right.add(panel * panel_stride),
+                        left.add(tile * tile_stride),
+                        to.stride as isize,
+                        1,
+                        right_row as isize,
+                        left_col as isize,
+                        left_row as isize,
+                        one,
+                        one,
+                        u8::from(to.accumulate),
+                        false,
+                        false,
+                        false,
+                        right,
+                    );
+                }
+            }
+        }
+    }
+}
+
+/// Packs rows whose elements are `stride` apart and columns that are contiguous, for kernels of `height` rows: tile by
+/// tile, and in a tile column by column.
+///
+/// # Safety
+/// `from` has `rows` by `depth` elements, `to` has room for as many in whole tiles.
+unsafe fn pack_side<T: Copy>(to: *mut T, from: *const T, stride: usize, [rows, depth]: [usize; 2], height: usize) {
+    // SAFETY: by the caller's word; the heights are those of the call.
+    unsafe {
+        match height {
+            4 => pack_tiles::<T, 4>(to, from, stride, [rows, depth]),
+            6 => pack_tiles::<T, 6>(to, from, stride, [rows, depth]),
+            _ => unreachable!("kernels have 4 rows or 6, not {height}"),
+        }
+    }
+}
+
+/// [`pack_side`] with a height that the compiler knows.
+///
+/// # Safety
+/// As there.
+unsafe fn pack_tiles<T: Copy, const HEIGHT: usize>(
+    to: *mut T,
+    from: *const T,
+    stride: usize,
+    [rows, depth]: [usize; 2],
+) {
+    let (tiles, rest) = (rows / HEIGHT, rows % HEIGHT);
+    // SAFETY: by the caller's word.
+    unsafe {
+        for col in 0..depth {
+            let from = from.add(col * stride);
+            for tile in 0..tiles {
+                let some = from.add(tile * HEIGHT).cast::<[T; HEIGHT]>().read();
+                to.add((tile * depth + col) * HEIGHT).cast::<[T; HEIGHT]>().write(some);
+            }
+            for row in 0..rest {
+                to.add((tiles * depth + col) * HEIGHT + row).write(*from.add(tiles * HEIGHT + row));
+            }
+        }
+    }
+}
+
+/// Packs columns of the right side for kernels of `width` columns: panel by panel, and in a panel row by row, the last one
+/// filled up with zeros.
+///
+/// # Safety
+/// `from` has `depth` by `cols` elements, `to` has room for as many in whole panels.
+unsafe fn pack_block<T: Copy + Zero>(
+    to: *mut T,
+    from: *const T,
+    [row_stride, col_stride]: [usize; 2],
+    [depth, cols]: [usize; 2],
+    width: usize,
+) {
+    let panels = (0..cols).step_by(width).enumerate().map(|(panel, first)| (panel * depth, first));
+    // SAFETY: by the caller's word.
+    unsafe {
+        for (start, first) in panels.clone().filter(|(_, first)| first + width > cols) {
+            for row in start..start + depth {
+                (cols - first..width).for_each(|col| to.add(row * width + col).write(T::zero()));
+            }
+        }
+        if col_stride == 1 {
+            for row in 0..depth {
+                for (start, first) in panels.clone() {
+                    let from = from.add(row * row_stride + first);
+                    to.add((start + row) * width).copy_from_nonoverlapping(from, width.min(cols - first));
+                }
+            }
+            return;
+        }
+        // A few rows at a time, so that what is written stays in the first-level cache.
+        for (start, first) in panels {
+            for top in (0..depth).step_by(SQUARE) {
+                for col in first..cols.min(first + width) {
+                    for row in top..depth.min(top + SQUARE) {
+                        let value = *from.add(row * row_stride + col * col_stride);
+                        to.add((start + row) * width + col - first).write(value);
+                    }
+                }
+            }
+        }
+    }
+}
