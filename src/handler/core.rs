@@ -52,7 +52,7 @@ pub struct HandlerCore {
 pub(super) enum MadeOf {
     /// Cosines and sines of an embedding, on the device with the ledger at this address. The value is on that ledger's
     /// account and keeps it, so no other has the address.
-    Rope(Box<Rope>, usize),
+    Rope(Rope, usize),
     /// The moves of a roll by so many tokens.
     Roll(i64),
 }

@@ -88,7 +88,7 @@ impl<D: Device> HandlerRef<'_, D> {
     pub fn rotary(self, rope: &Rope, placement: &Arc<DynPlacement>) -> Result<Arc<RotaryTable<D>>> {
         let device = self.device;
         let device_of = Arc::as_ptr(device.ledger()) as usize;
-        self.core.other(placement, MadeOf::Rope(Box::new(rope.clone()), device_of), || {
+        self.core.other(placement, MadeOf::Rope(rope.clone(), device_of), || {
             let table = rope.table::<D::Acc>(&placement.positions());
             Ok(RotaryTable::new(device, placement, &table, rope.config().interleaved))
         })

@@ -83,10 +83,7 @@ fn print() {
             (name.to_owned(), file.trim_start_matches("./").to_owned())
         };
         let frames = (0..lines.len()).filter(|&at| !lines[at].starts_with("at ")).map(named);
-        let own = frames.filter(|(name, file)| {
-            (file.starts_with("src/") || name.contains("gemm_common") || name.contains("rayon_core::job"))
-                && !name.contains("allocations::")
-        });
+        let own = frames.filter(|(_, file)| file.starts_with("src/"));
         let place: Vec<String> = own.take(4).map(|(name, file)| format!("{file} {name}")).collect();
         let entry = places.entry(place.join("\n        <- ")).or_default();
         *entry = (entry.0 + 1, entry.1.max(size));

@@ -69,25 +69,14 @@ const FEW: usize = 8;
 /// Rows that are transposed at a time.
 const SQUARE: usize = 16;
 
-/// Uninitialised memory on the stack, aligned to cache lines.
+/// Memory on the stack, aligned to cache lines.
 #[repr(C, align(64))]
-struct Stack<const BYTES: usize>([MaybeUninit<u8>; BYTES]);
-
-impl<const BYTES: usize> Stack<BYTES> {
-    fn new() -> Self {
-        Stack([MaybeUninit::uninit(); BYTES])
-    }
-
-    /// Where elements of `T` begin.
-    fn start<T>(&mut self) -> *mut T {
-        self.0.as_mut_ptr().cast()
-    }
-}
+struct Stack<const BYTES: usize>([u8; BYTES]);
 
 /// `out = lhs * rhs`, or `out += lhs * rhs` with `accumulate`. `one` is that of `T`.
 ///
 /// # Panics
-/// If the shapes do not fit, or the inner dimension is empty.
+/// If the shapes do not fit, or one is empty.
 pub(super) fn product<T: Copy + Zero>(
     kernels: &Kernels<T>,
     one: T,
@@ -99,10 +88,11 @@ pub(super) fn product<T: Copy + Zero>(
     out.expect();
     lhs.expect();
     rhs.expect();
-    assert!((lhs.rows, rhs.cols) == (out.rows, out.cols) && lhs.cols == rhs.rows && lhs.cols > 0);
+    assert!((lhs.rows, rhs.cols) == (out.rows, out.cols) && lhs.cols == rhs.rows);
+    assert!(out.rows > 0 && out.cols > 0 && lhs.cols > 0);
     assert!(lhs.col_stride == 1 || lhs.row_stride == 1, "rows or columns of the left side are contiguous");
     let at_once = match lhs.col_stride {
-        1 => out.rows.max(1),
+        1 => out.rows,
         _ => most::<T>(SIDE, kernels.rows),
     };
     let to = out.data.as_mut_ptr();
@@ -141,8 +131,7 @@ struct Target<T> {
 ///
 /// # Safety
 /// Result and operands have `rows`, `depth` and `cols` of valid elements; nothing else has those of the result. `depth` is
-/// at most [`CUT`]; the rows of `lhs` are contiguous,
-/// or its columns are and `rows` times `CUT` elements fit [`SIDE`].
+/// at most [`CUT`]; the rows of `lhs` are contiguous, or its columns are and `rows` times `CUT` elements fit [`SIDE`].
 unsafe fn strip<T: Copy + Zero>(
     kernels: &Kernels<T>,
     one: T,
@@ -153,7 +142,8 @@ unsafe fn strip<T: Copy + Zero>(
 ) {
     let (height, lanes) = (kernels.rows, kernels.lanes);
     let width = lanes * (kernels.all.len() / height);
-    let (mut side, mut block) = (Stack::<SIDE>::new(), Stack::<BLOCK>::new());
+    let (mut side, mut block) = (MaybeUninit::<Stack<SIDE>>::uninit(), MaybeUninit::<Stack<BLOCK>>::uninit());
+    let (side, block) = (side.as_mut_ptr().cast::<T>(), block.as_mut_ptr().cast::<T>());
     // SAFETY: offsets are those of elements of the operands, or of what is packed: `side` has room for `rows`, and `block`
     // for `at_once` columns, which is not 0, as is checked where there is a kernel, both for `CUT` elements each; what is
     // read of them was written before. A kernel reads whole vectors of the right side's columns: from `block`, where the
@@ -164,8 +154,8 @@ unsafe fn strip<T: Copy + Zero>(
         let (left, tile_stride, [left_row, left_col]) = match lhs_strides {
             [row_stride, 1] => (lhs, height.wrapping_mul(row_stride), lhs_strides),
             [_, stride] => {
-                pack_side(side.start(), lhs, stride, [rows, depth], height);
-                (side.start::<T>().cast_const(), height * depth, [1, height])
+                pack_side(side, lhs, stride, [rows, depth], height);
+                (side.cast_const(), height * depth, [1, height])
             }
         };
         let at_once = most::<T>(BLOCK, width);
@@ -177,8 +167,8 @@ unsafe fn strip<T: Copy + Zero>(
             let (right, panel_stride, right_row) = match in_place {
                 true => (right, width, rhs_strides[0]),
                 false => {
-                    pack_block(block.start(), right, rhs_strides, [depth, some_cols], width);
-                    (block.start::<T>().cast_const(), width * depth, width)
+                    pack_block(block, right, rhs_strides, [depth, some_cols], width);
+                    (block.cast_const(), width * depth, width)
                 }
             };
             for (tile, row) in (0..rows).step_by(height).enumerate() {
@@ -291,6 +281,55 @@ unsafe fn pack_block<T: Copy + Zero>(
                     for row in top..depth.min(top + SQUARE) {
                         let value = *from.add(row * row_stride + col * col_stride);
                         to.add((start + row) * width + col - first).write(value);
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Kernels for every kind of instructions that the processor has, by the number of their lanes.
+    fn every_kind() -> Vec<Kernels<f32>> {
+        let mut kinds = vec![kernels_f32(), kernels!(gemm_f32, f32, scalar, 1)];
+        #[cfg(target_arch = "x86_64")]
+        if is_x86_feature_detected!("fma") {
+            kinds.push(kernels!(gemm_f32, f32, fma, 8));
+        }
+        kinds
+    }
+
+    #[test]
+    fn products_of_small_numbers_are_exact_with_all_kernels_however_operands_lie() {
+        for kernels in every_kind() {
+            let edge = kernels.rows * FEW;
+            for [rows, depth, cols] in [[1, 1, 1], [5, 3, 17], [edge, 7, 64], [edge + 1, 257, 65], [203, 300, 209]] {
+                let number = |row: usize, col: usize| ((7 * row + 3 * col) % 11) as f32 - 5.0;
+                let fill = |rows: usize, cols: usize| -> Vec<f32> {
+                    (0..rows * cols).map(|at| number(at / cols, at % cols)).collect()
+                };
+                let (left, right, turned) = (fill(rows, depth), fill(depth, cols), fill(depth, rows));
+                let right_turned: Vec<f32> = (0..cols * depth).map(|at| number(at % depth, at / depth)).collect();
+                let lhs =
+                    [GemmRef::new(&left, rows, depth, depth), GemmRef::new(&turned, depth, rows, rows).transposed()];
+                let rhs = [
+                    GemmRef::new(&right, depth, cols, cols),
+                    GemmRef::new(&right_turned, cols, depth, depth).transposed(),
+                ];
+                for (lhs, turns) in lhs.into_iter().zip([false, true]) {
+                    let expected: Vec<f32> = (0..rows * cols)
+                        .map(|at| {
+                            let of = |k| if turns { number(k, at / cols) } else { number(at / cols, k) };
+                            1.0 + (0..depth).map(|k| of(k) * number(k, at % cols)).sum::<f32>()
+                        })
+                        .collect();
+                    for rhs in rhs {
+                        let mut out = vec![1.0; rows * cols];
+                        product(&kernels, 1.0, GemmMut::new(&mut out, rows, cols, cols), lhs, rhs, true);
+                        assert!(out == expected, "{} lanes, {rows} x {depth} x {cols}", kernels.lanes);
                     }
                 }
             }
