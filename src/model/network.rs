@@ -36,8 +36,8 @@ pub struct DynModel<D: Ops> {
     spare: Mutex<Layers<D>>,
 }
 
-/// What a forward pass leaves of each layer: lists that backward passes hand back to the model, so that the next forward
-/// pass needs no others.
+/// What a forward pass leaves of each layer: lists that backward passes hand back to the model, so that the next
+/// forward pass needs no others.
 #[derive(Clone, Debug)]
 struct Layers<D: Ops> {
     /// Layers with the same mask share one.

@@ -113,8 +113,8 @@ fn fits(rows: usize, cols: usize, [row_stride, col_stride]: [usize; 2], len: usi
 
 /// `out = lhs * rhs`, or `out += lhs * rhs` with `accumulate`.
 ///
-/// The number of rows or columns in one call does not change the result: every element is one chain of multiply-adds over
-/// each part of the inner dimension, that of [`dot`](crate::ops::simd::dot).
+/// The number of rows or columns in one call does not change the result: every element is one chain of multiply-adds
+/// over each part of the inner dimension, that of [`dot`](crate::ops::simd::dot).
 ///
 /// # Panics
 /// If the shapes do not fit.

@@ -4,6 +4,7 @@
 //! multiples of 256, and within a part every element is one chain of multiply-adds, whatever is computed beside it.
 
 mod cpu;
+mod pack;
 mod product;
 
 pub(crate) use cpu::{CUT, GemmMut, GemmRef, gemm, target};

@@ -1,4 +1,5 @@
-//! The loops around the kernels of the `gemm` crates, which compute a few rows by a few vectors of the result at a time.
+//! The loops around the kernels of the `gemm` crates, which compute a few rows by a few vectors of the result at a
+//! time.
 //!
 //! The crates' own loops ask for memory in every call and bring their own threads. These need neither: operands are
 //! packed into the stack. How they are grouped has no say in the result; every element is one chain of multiply-adds
@@ -10,6 +11,7 @@ use gemm_common::microkernel::MicroKernelFn;
 use num_traits::Zero;
 
 use crate::ops::matmul::cpu::{CUT, GemmMut, GemmRef};
+use crate::ops::matmul::pack::{pack_block, pack_side};
 
 /// The kernels of one element type for the instructions of this processor.
 pub(super) struct Kernels<T: 'static> {
@@ -66,9 +68,6 @@ const SIDE: usize = 192 << 10;
 /// Most tiles of rows that use the right side where it is: packing it pays for more.
 const FEW: usize = 8;
 
-/// Rows that are transposed at a time.
-const SQUARE: usize = 16;
-
 /// Memory on the stack, aligned to cache lines.
 #[repr(C, align(64))]
 struct Stack<const BYTES: usize>([u8; BYTES]);
@@ -101,9 +100,10 @@ pub(super) fn product<T: Copy + Zero>(
         let (depth, accumulate) = (CUT.min(lhs.cols - from), accumulate || from > 0);
         for top in (0..out.rows).step_by(at_once) {
             let rows = at_once.min(out.rows - top);
-            // SAFETY: it was just shown, without wrapping, that every element `(i, j)` of the three is inside its slice,
-            // and that the inner dimension of both operands is the same. `top + rows` and `from + depth` are at most
-            // what there is, `rows` and `depth` at least 1. `out` is borrowed mutably: nothing else has its elements.
+            // SAFETY: it was just shown, without wrapping, that every element `(i, j)` of the three is inside its
+            // slice, and that the inner dimension of both operands is the same. `top + rows` and `from + depth` are at
+            // most what there is, `rows` and `depth` at least 1. `out` is borrowed mutably: nothing else has its
+            // elements.
             unsafe {
                 let to = Target { start: to.add(top * out.row_stride), stride: out.row_stride, accumulate };
                 let lhs = lhs.data.as_ptr().add(top * lhs.row_stride + from * lhs.col_stride);
@@ -126,12 +126,13 @@ struct Target<T> {
     accumulate: bool,
 }
 
-/// Some rows of a product, for a part of the inner dimension. Operands come as a pointer and the elements from row to row
-/// and from column to column.
+/// Some rows of a product, for a part of the inner dimension. Operands come as a pointer and the elements from row to
+/// row and from column to column.
 ///
 /// # Safety
-/// Result and operands have `rows`, `depth` and `cols` of valid elements; nothing else has those of the result. `depth` is
-/// at most [`CUT`]; the rows of `lhs` are contiguous, or its columns are and `rows` times `CUT` elements fit [`SIDE`].
+/// Result and operands have `rows`, `depth` and `cols` of valid elements; nothing else has those of the result.
+/// `depth` is at most [`CUT`]; the rows of `lhs` are contiguous, or its columns are and `rows` times `CUT` elements
+/// fit [`SIDE`].
 unsafe fn strip<T: Copy + Zero>(
     kernels: &Kernels<T>,
     one: T,
@@ -144,12 +145,13 @@ unsafe fn strip<T: Copy + Zero>(
     let width = lanes * (kernels.all.len() / height);
     let (mut side, mut block) = (MaybeUninit::<Stack<SIDE>>::uninit(), MaybeUninit::<Stack<BLOCK>>::uninit());
     let (side, block) = (side.as_mut_ptr().cast::<T>(), block.as_mut_ptr().cast::<T>());
-    // SAFETY: offsets are those of elements of the operands, or of what is packed: `side` has room for `rows`, and `block`
-    // for `at_once` columns, which is not 0, as is checked where there is a kernel, both for `CUT` elements each; what is
-    // read of them was written before. A kernel reads whole vectors of the right side's columns: from `block`, where the
-    // last one is filled up, or in place where they are a multiple of the lanes. It writes the rows and columns that it is
-    // told. A stride that is multiplied by more than 0 has at least two elements along it in a slice, so it fits an
-    // `isize`; one that does not fit is not used. The kernels are for `T` and instructions that the processor has.
+    // SAFETY: offsets are those of elements of the operands, or of what is packed: `side` has room for `rows`, and
+    // `block` for `at_once` columns, which is not 0, as is checked where there is a kernel, both for `CUT` elements
+    // each; what is read of them was written before. A kernel reads whole vectors of the right side's columns: from
+    // `block`, where the last one is filled up, or in place where they are a multiple of the lanes. It writes the rows
+    // and columns that it is told. A stride that is multiplied by more than 0 has at least two elements along it in a
+    // slice, so it fits an `isize`; one that does not fit is not used. The kernels are for `T` and instructions that
+    // the processor has.
     unsafe {
         let (left, tile_stride, [left_row, left_col]) = match lhs_strides {
             [row_stride, 1] => (lhs, height.wrapping_mul(row_stride), lhs_strides),
@@ -197,91 +199,6 @@ unsafe fn strip<T: Copy + Zero>(
                         false,
                         right,
                     );
-                }
-            }
-        }
-    }
-}
-
-/// Packs rows whose elements are `stride` apart and columns that are contiguous, for kernels of `height` rows: tile by
-/// tile, and in a tile column by column.
-///
-/// # Safety
-/// `from` has `rows` by `depth` elements, `to` has room for as many in whole tiles.
-unsafe fn pack_side<T: Copy>(to: *mut T, from: *const T, stride: usize, [rows, depth]: [usize; 2], height: usize) {
-    // SAFETY: by the caller's word; the heights are those of the call.
-    unsafe {
-        match height {
-            4 => pack_tiles::<T, 4>(to, from, stride, [rows, depth]),
-            6 => pack_tiles::<T, 6>(to, from, stride, [rows, depth]),
-            _ => unreachable!("kernels have 4 rows or 6, not {height}"),
-        }
-    }
-}
-
-/// [`pack_side`] with a height that the compiler knows.
-///
-/// # Safety
-/// As there.
-unsafe fn pack_tiles<T: Copy, const HEIGHT: usize>(
-    to: *mut T,
-    from: *const T,
-    stride: usize,
-    [rows, depth]: [usize; 2],
-) {
-    let (tiles, rest) = (rows / HEIGHT, rows % HEIGHT);
-    // SAFETY: by the caller's word.
-    unsafe {
-        for col in 0..depth {
-            let from = from.add(col * stride);
-            for tile in 0..tiles {
-                let some = from.add(tile * HEIGHT).cast::<[T; HEIGHT]>().read();
-                to.add((tile * depth + col) * HEIGHT).cast::<[T; HEIGHT]>().write(some);
-            }
-            for row in 0..rest {
-                to.add((tiles * depth + col) * HEIGHT + row).write(*from.add(tiles * HEIGHT + row));
-            }
-        }
-    }
-}
-
-/// Packs columns of the right side for kernels of `width` columns: panel by panel, and in a panel row by row, the last one
-/// filled up with zeros.
-///
-/// # Safety
-/// `from` has `depth` by `cols` elements, `to` has room for as many in whole panels.
-unsafe fn pack_block<T: Copy + Zero>(
-    to: *mut T,
-    from: *const T,
-    [row_stride, col_stride]: [usize; 2],
-    [depth, cols]: [usize; 2],
-    width: usize,
-) {
-    let panels = (0..cols).step_by(width).enumerate().map(|(panel, first)| (panel * depth, first));
-    // SAFETY: by the caller's word.
-    unsafe {
-        for (start, first) in panels.clone().filter(|(_, first)| first + width > cols) {
-            for row in start..start + depth {
-                (cols - first..width).for_each(|col| to.add(row * width + col).write(T::zero()));
-            }
-        }
-        if col_stride == 1 {
-            for row in 0..depth {
-                for (start, first) in panels.clone() {
-                    let from = from.add(row * row_stride + first);
-                    to.add((start + row) * width).copy_from_nonoverlapping(from, width.min(cols - first));
-                }
-            }
-            return;
-        }
-        // A few rows at a time, so that what is written stays in the first-level cache.
-        for (start, first) in panels {
-            for top in (0..depth).step_by(SQUARE) {
-                for col in first..cols.min(first + width) {
-                    for row in top..depth.min(top + SQUARE) {
-                        let value = *from.add(row * row_stride + col * col_stride);
-                        to.add((start + row) * width + col - first).write(value);
-                    }
                 }
             }
         }
