@@ -1,6 +1,7 @@
 //! Rotary position embedding: inverse frequencies and tables of cosines and sines.
 
 use std::f64::consts::PI;
+use std::sync::Arc;
 
 use crate::elementary::{ln, pow, sin_cos};
 use crate::error::{ModelError, Result};
@@ -12,11 +13,11 @@ pub(crate) use config::Misfit;
 pub use config::{RopeConfig, RopeScaling};
 
 /// A rotary embedding, ready to give angles. All inverse frequencies and angles are `f32`, as in Megatron-LM and
-/// Hugging Face.
+/// Hugging Face. Copies share it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Rope {
-    config: RopeConfig,
-    inverse_frequencies: Vec<f32>,
+    config: Arc<RopeConfig>,
+    inverse_frequencies: Arc<[f32]>,
     concentration: f64,
 }
 
@@ -71,7 +72,7 @@ impl Rope {
                 pairs.map(blend).collect()
             }
         };
-        Ok(Rope { config, inverse_frequencies, concentration })
+        Ok(Rope { config: Arc::new(config), inverse_frequencies, concentration })
     }
 
     /// The configuration.

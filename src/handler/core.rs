@@ -52,7 +52,7 @@ pub struct HandlerCore {
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum MadeOf {
     /// Cosines and sines of an embedding.
-    Rope(Box<Rope>),
+    Rope(Rope),
     /// This rank's rows of whole sequences.
     Dealt,
     /// Each rank's rows of whole sequences.

@@ -87,7 +87,7 @@ impl<D: Device> HandlerRef<'_, D> {
     /// If the placement is not this handler's.
     pub fn rotary(self, rope: &Rope, placement: &Arc<DynPlacement>) -> Result<Arc<RotaryTable<D>>> {
         let device = self.device;
-        self.core.other(device, placement, MadeOf::Rope(Box::new(rope.clone())), || {
+        self.core.other(device, placement, MadeOf::Rope(rope.clone()), || {
             let table = rope.table::<D::Acc>(&placement.positions());
             RotaryTable::new(device, placement, &table, rope.config().interleaved)
         })

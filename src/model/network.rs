@@ -1,7 +1,7 @@
 //! The GPT without the types of strategy and layout: blocks of attention and MLP over a shard, forward and backward.
 //! Compiled once per device.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::attention::RankPlan;
 use crate::error::{ModelError, Result};
@@ -32,6 +32,23 @@ pub struct DynModel<D: Ops> {
     shape: AttentionShape,
     recompute: bool,
     kernel: &'static dyn DynKernel<D>,
+    /// What the last backward pass has emptied.
+    spare: Mutex<Layers<D>>,
+}
+
+/// What a forward pass leaves of each layer: lists that backward passes hand back to the model, so that the next
+/// forward pass needs no others.
+#[derive(Clone, Debug)]
+struct Layers<D: Ops> {
+    /// Layers with the same mask share one.
+    plans: Vec<Arc<RankPlan>>,
+    blocks: Vec<BlockActivations<D>>,
+}
+
+impl<D: Ops> Default for Layers<D> {
+    fn default() -> Self {
+        Layers { plans: Vec::new(), blocks: Vec::new() }
+    }
 }
 
 /// What one forward pass leaves for the backward pass.
@@ -40,9 +57,7 @@ pub struct DynActivations<D: Ops> {
     placement: Arc<DynPlacement>,
     tokens: Matrix<i64, D::Storage>,
     rotary: Arc<RotaryTable<D>>,
-    /// One per layer; layers with the same mask share it.
-    plans: Vec<Arc<RankPlan>>,
-    blocks: Vec<BlockActivations<D>>,
+    layers: Layers<D>,
     /// Output of the last block.
     pub(super) last: ElemMatrix<D>,
     /// What the depths of multi-token prediction add to the gradient of `last`.
@@ -57,8 +72,7 @@ impl<D: Ops> Clone for DynActivations<D> {
             placement: self.placement.clone(),
             tokens: self.tokens.clone(),
             rotary: self.rotary.clone(),
-            plans: self.plans.clone(),
-            blocks: self.blocks.clone(),
+            layers: self.layers.clone(),
             last: self.last.clone(),
             dlast: self.dlast.clone(),
             reciprocal: self.reciprocal.clone(),
@@ -85,7 +99,7 @@ impl<D: Ops> DynActivations<D> {
 
     /// The attention plan of each layer.
     pub fn plans(&self) -> &[Arc<RankPlan>] {
-        &self.plans
+        &self.layers.plans
     }
 }
 
@@ -119,6 +133,7 @@ impl<D: Ops> DynModel<D> {
             recompute: false,
             parameters,
             kernel,
+            spare: Mutex::default(),
         };
         model.refresh_tied();
         Ok(model)
@@ -241,19 +256,21 @@ impl<D: Ops> DynModel<D> {
         self.check_tokens(tokens)?;
         let placement = tokens.placement().clone();
         let rotary = handler.rotary(&self.rope, &placement)?;
-        let plans = self.masks.iter().map(|mask| handler.plan(&placement, mask)).collect::<Result<Vec<_>>>()?;
+        let mut layers = std::mem::take(&mut *self.spare.lock().unwrap_or_else(PoisonError::into_inner));
+        for mask in &self.masks {
+            layers.plans.push(handler.plan(&placement, mask)?);
+        }
         let (list, tokens) = (self.parameters.list(), tokens.matrix());
         let mut x = self.device.matrix(tokens.rows(), self.config.hidden_size);
         self.device.embed(self.parameters.view(list.embedding), tokens.view(), x.view_mut());
-        let mut blocks = Vec::with_capacity(plans.len());
-        for (layer, plan) in list.layers.iter().zip(&plans) {
+        for (layer, plan) in list.layers.iter().zip(&layers.plans) {
             let (y, block) = self.block(layer, handler, plan, &rotary).forward(x)?;
-            blocks.push(block);
+            layers.blocks.push(block);
             x = y;
         }
         let (hidden, reciprocal) = self.norm(x.view(), list.norm);
         let tokens = Matrix::new(self.device.duplicate(tokens.buffer()), tokens.rows(), 1);
-        Ok(DynActivations { placement, tokens, rotary, plans, blocks, last: x, dlast: None, reciprocal, hidden })
+        Ok(DynActivations { placement, tokens, rotary, layers, last: x, dlast: None, reciprocal, hidden })
     }
 
     /// Adds to `gradients` what comes through the blocks and the embedding, from the gradient of
@@ -267,16 +284,19 @@ impl<D: Ops> DynModel<D> {
         gradients: &mut Gradients<D>,
     ) -> Result<()> {
         let list = self.parameters.list();
-        let (has, layers) = (activations.blocks.len(), list.layers.len());
+        let (has, layers) = (activations.layers.blocks.len(), list.layers.len());
         if has != layers {
             return Err(ModelError::OtherModel { activations: has, layers }.into());
         }
         let (last, reciprocal, dlast) = (&activations.last, &activations.reciprocal, activations.dlast.take());
         let mut dx = self.final_norm_backward(list.norm, last, reciprocal, dhidden, dlast, gradients);
-        let parts = list.layers.iter().zip(&activations.plans).zip(activations.blocks);
+        let Layers { plans, blocks } = &mut activations.layers;
+        let parts = list.layers.iter().zip(&*plans).zip(blocks.drain(..));
         for ((layer, plan), block) in parts.rev() {
             self.block(layer, handler, plan, &activations.rotary).backward(block, &mut dx, gradients)?;
         }
+        plans.clear();
+        *self.spare.lock().unwrap_or_else(PoisonError::into_inner) = activations.layers;
         let padding = self.config.pad_token_id.map(|id| id as i64);
         let table = gradients.view_mut(list.embedding);
         self.device.embed_backward(activations.tokens.view(), dx.view(), padding, table);

@@ -2,11 +2,14 @@
 
 use std::ops::Range;
 
-use crate::ops::workers::install;
+use crate::ops::workers::for_each;
 use crate::tensor::{Cpu, Element, Float, MatrixMut, MatrixRef};
 
 /// Elements that one task handles at least; smaller loops stay on the calling thread.
 const GRAIN: usize = 1 << 14;
+
+/// Tasks for each thread, where there are elements enough: one that is held up leaves some to the others.
+const SHARE: usize = 4;
 
 /// Outputs that can be cut between two rows.
 pub(super) trait Cut: Sized + Send {
@@ -81,11 +84,34 @@ pub(super) fn by_rows<T: Float, C: Cut>(
     outputs: C,
     each: impl Fn(Range<usize>, C) + Sync,
 ) {
-    let grain = GRAIN.div_ceil(width.max(1));
-    match cpu.workers().is_some() && rows >= 2 * grain {
-        true => install(cpu, || halve(0..rows, grain, outputs, &each)),
+    let tasks = (rows / GRAIN.div_ceil(width.max(1))).min(SHARE * cpu.threads());
+    match cpu.threads() > 1 && tasks > 1 {
+        true => in_tasks(cpu, rows, tasks, outputs, &each),
         false => each(0..rows, outputs),
     }
+}
+
+/// The loop is behind a pointer, so that this is compiled once per kind of output.
+fn in_tasks<T: Float, C: Cut>(
+    cpu: &Cpu<T>,
+    rows: usize,
+    tasks: usize,
+    outputs: C,
+    each: &(dyn Fn(Range<usize>, C) + Sync),
+) {
+    let at_once = rows.div_ceil(tasks);
+    let (mut from, mut rest) = (0, Some(outputs));
+    let parts = std::iter::from_fn(|| {
+        let range = from..rows.min(from + at_once);
+        let outputs = rest.take()?;
+        if range.end == rows {
+            return Some((range, outputs));
+        }
+        let (head, tail) = outputs.cut(range.len());
+        (from, rest) = (range.end, Some(tail));
+        Some((range, head))
+    });
+    for_each(cpu, tasks, parts, || (), |(), (range, outputs)| each(range, outputs));
 }
 
 /// The same for loops over single elements: `each` gets the range of elements.
@@ -125,16 +151,6 @@ pub(super) fn by_stretches<T: Float, X: Element, Y: Element, const N: usize>(
             }
         });
     }
-}
-
-/// The loop is behind a pointer, so that this and what it takes of rayon is compiled once per kind of output.
-fn halve<C: Cut>(rows: Range<usize>, grain: usize, outputs: C, each: &(dyn Fn(Range<usize>, C) + Sync)) {
-    if rows.len() < 2 * grain {
-        return each(rows, outputs);
-    }
-    let middle = rows.start + rows.len() / 2;
-    let (head, tail) = outputs.cut(middle - rows.start);
-    rayon::join(|| halve(rows.start..middle, grain, head, each), || halve(middle..rows.end, grain, tail, each));
 }
 
 #[cfg(test)]

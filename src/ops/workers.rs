@@ -1,67 +1,83 @@
 //! How ops spread work over the threads of one rank, and how they widen and round its storage type.
 
-use std::sync::Mutex;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use half::f16;
 use half::slice::HalfFloatSliceExt;
-use rayon::ThreadPool;
 
 use crate::tensor::{Buffer, Cpu, DType, Element, Float, MatrixMut, MatrixRef};
 
 /// Number of threads of the device.
 pub(crate) fn threads<T: Float>(device: &Cpu<T>) -> usize {
-    device.workers().map_or(1, |pool| pool.current_num_threads())
+    device.threads()
 }
 
-/// Runs `work` once, on the device's threads if it has several, so that parallel iterators inside use them.
-pub(crate) fn install<T: Float, R: Send>(device: &Cpu<T>, work: impl FnOnce() -> R + Send) -> R {
-    let Some(pool) = device.workers() else { return work() };
-    let (mut work, mut result) = (Some(work), None);
-    install_in(pool, &mut || result = work.take().map(|work| work()));
-    let Some(result) = result else { unreachable!("a pool runs what is installed in it") };
-    result
+/// Runs `work` where it is called.
+pub(crate) fn install<T: Float, R>(_device: &Cpu<T>, work: impl FnOnce() -> R) -> R {
+    work()
 }
 
-/// Behind a pointer, so that what it takes of rayon is compiled once.
-fn install_in(pool: &ThreadPool, work: &mut (dyn FnMut() + Send)) {
-    pool.install(work);
-}
-
-/// Runs `work` on every thread of the pool, with the thread's number. Behind a pointer like [`install_in`].
-fn broadcast(pool: &ThreadPool, work: &(dyn Fn(usize) + Sync)) {
-    pool.broadcast(|context| work(context.index()));
-}
-
-/// Runs `work(scratch, task)` for every task, in ascending order, each on the next free thread. Each thread has a
-/// scratch of its own, made by the caller's thread before any work starts.
+/// Runs `work(scratch, task)` for every task below `tasks`: [`for_each`] of their numbers.
 pub(crate) fn for_each_task<T: Float, S: Send>(
     device: &Cpu<T>,
     tasks: usize,
     scratch: impl Fn() -> S,
     work: impl Fn(&mut S, usize) + Sync,
 ) {
-    let threads = threads(device).min(tasks);
-    let (Some(pool), true) = (device.workers(), threads > 1) else {
-        if tasks > 0 {
-            let mut scratch = scratch();
-            (0..tasks).for_each(|task| work(&mut scratch, task));
-        }
-        return;
+    for_each(device, tasks, 0..tasks, scratch, work);
+}
+
+/// Runs `work(scratch, item)` for every item, in the order in which they come, each on the next free thread. There are
+/// about `count` items; fewer than threads occupy that many. Each thread has a scratch of its own, made by the caller's
+/// thread before any work starts. Nothing is allocated.
+pub(crate) fn for_each<T: Float, I: Send, S: Send>(
+    device: &Cpu<T>,
+    count: usize,
+    mut items: impl Iterator<Item = I> + Send,
+    scratch: impl Fn() -> S,
+    work: impl Fn(&mut S, I) + Sync,
+) {
+    let (Some(team), true) = (device.team(), count > 1) else {
+        let Some(first) = items.next() else { return };
+        let mut scratch = scratch();
+        work(&mut scratch, first);
+        return items.for_each(|item| work(&mut scratch, item));
     };
-    let scratches: Vec<Mutex<S>> = (0..threads).map(|_| Mutex::new(scratch())).collect();
-    let next = AtomicUsize::new(0);
-    broadcast(pool, &|thread| {
-        let Some(scratch) = scratches.get(thread) else { return };
-        let mut scratch = scratch.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        loop {
-            let task = next.fetch_add(1, Ordering::Relaxed);
-            if task >= tasks {
-                break;
+    let (threads, items) = (team.threads().min(count), Mutex::new(items));
+    let next = || lock(&items).next();
+    Each { value: Mutex::new(scratch()), before: None }.with_more(threads - 1, &scratch, &|scratches| {
+        team.run(threads, &|thread| {
+            let Some(scratch) = scratches.iter().nth(thread) else { return };
+            let mut scratch = lock(&scratch.value);
+            while let Some(item) = next() {
+                work(&mut scratch, item);
             }
-            work(&mut scratch, task);
-        }
+        });
     });
+}
+
+fn lock<V>(mutex: &Mutex<V>) -> MutexGuard<'_, V> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// A value for each thread, in a list on the stack.
+struct Each<'a, S> {
+    value: Mutex<S>,
+    before: Option<&'a Each<'a, S>>,
+}
+
+impl<S> Each<'_, S> {
+    /// Calls `then` with `more` values longer a list.
+    fn with_more(&self, more: usize, make: &dyn Fn() -> S, then: &dyn Fn(&Each<'_, S>)) {
+        match more {
+            0 => then(self),
+            _ => Each { value: Mutex::new(make()), before: Some(self) }.with_more(more - 1, make, then),
+        }
+    }
+
+    fn iter(&self) -> impl Iterator<Item = &Self> {
+        std::iter::successors(Some(self), |each| each.before)
+    }
 }
 
 /// Whether values of `T` are already of its accumulation type.

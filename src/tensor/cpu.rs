@@ -1,11 +1,18 @@
 //! The processor as a device.
 
+mod team;
+
 use std::fmt;
 use std::marker::PhantomData;
 use std::sync::Arc;
 
 use crate::error::{Result, SupportError};
 use crate::tensor::{Buffer, Device, Element, Float, Host, Ledger, MatrixMut, MatrixRef, Pool, PoolStats};
+
+use team::Team;
+
+/// Threads that a device has at most.
+const MOST_THREADS: usize = 1 << 16;
 
 /// The processor, storing `T`; the default device.
 #[derive(Clone)]
@@ -14,7 +21,8 @@ pub struct Cpu<T = f32> {
     /// What ops use inside. All of it is free between two ops, so that with an arena of its own an op never lacks a block
     /// that a smaller matrix holds.
     scratch: Arc<Pool>,
-    workers: Option<Arc<rayon::ThreadPool>>,
+    /// If more than one thread.
+    team: Option<Arc<Team>>,
     marker: PhantomData<T>,
 }
 
@@ -33,23 +41,18 @@ impl<T: Float> Cpu<T> {
     /// [`SupportError::Threads`] if the system refuses the threads.
     pub fn with_threads(threads: usize) -> Result<Self> {
         let refused = |reason| SupportError::Threads { threads, reason };
-        let workers = match threads {
+        let team = match threads {
             0 | 1 => None,
-            _ if threads > rayon::max_num_threads() => {
-                return Err(refused(format!("a pool has at most {}", rayon::max_num_threads())).into());
-            }
-            _ => {
-                let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
-                Some(Arc::new(pool.map_err(|error| refused(error.to_string()))?))
-            }
+            2..=MOST_THREADS => Some(Arc::new(Team::new(threads).map_err(|error| refused(error.to_string()))?)),
+            _ => return Err(refused(format!("a device has at most {MOST_THREADS}")).into()),
         };
-        Ok(Cpu { pool: Pool::new(), scratch: Pool::new(), workers, marker: PhantomData })
+        Ok(Cpu { pool: Pool::new(), scratch: Pool::new(), team, marker: PhantomData })
     }
 
     /// The same share of the processor and the same memory, storing another type.
     pub fn storing<E: Float>(&self) -> Cpu<E> {
         let (pool, scratch) = (self.pool.clone(), self.scratch.clone());
-        Cpu { pool, scratch, workers: self.workers.clone(), marker: PhantomData }
+        Cpu { pool, scratch, team: self.team.clone(), marker: PhantomData }
     }
 
     /// The arena that buffers come from.
@@ -63,16 +66,20 @@ impl<T: Float> Cpu<T> {
         Buffer::scratch(&self.scratch, len)
     }
 
+    /// Number of threads, the caller's among them.
+    pub fn threads(&self) -> usize {
+        self.team().map_or(1, Team::threads)
+    }
+
     /// The threads to spread work over, if more than one.
-    pub fn workers(&self) -> Option<&rayon::ThreadPool> {
-        self.workers.as_deref()
+    pub(crate) fn team(&self) -> Option<&Team> {
+        self.team.as_deref()
     }
 }
 
 impl<T: Float> fmt::Debug for Cpu<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let threads = self.workers.as_ref().map_or(1, |workers| workers.current_num_threads());
-        write!(f, "Cpu<{}>({threads} threads)", T::DTYPE)
+        write!(f, "Cpu<{}>({} threads)", T::DTYPE, self.threads())
     }
 }
 
@@ -140,12 +147,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_pool_that_is_refused_is_an_error_with_the_number_of_threads() {
+    fn threads_that_are_refused_are_an_error_with_the_number_of_threads() {
         let error = Cpu::<f32>::with_threads(usize::MAX).err().unwrap();
         assert!(matches!(&error, crate::error::Error::Support(SupportError::Threads { threads: usize::MAX, .. })));
         assert!(error.is_input() && error.to_string().contains("use fewer"), "{error}");
         assert!(std::panic::catch_unwind(|| Cpu::<f32>::new(usize::MAX)).is_err(), "not one thread without a word");
-        assert_eq!(Cpu::<f32>::with_threads(3).unwrap().workers().map(|pool| pool.current_num_threads()), Some(3));
-        assert!(Cpu::<f32>::with_threads(0).unwrap().workers().is_none());
+        assert_eq!([0, 1, 3].map(|threads| Cpu::<f32>::with_threads(threads).unwrap().threads()), [1, 1, 3]);
     }
 }

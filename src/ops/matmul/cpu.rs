@@ -1,12 +1,13 @@
-//! Products on the processor: one safe wrapper around the kernels of `gemm` for `f32` and `f64` (its own front would
-//! build those for complex numbers too), and the linear layers on top of it.
+//! Products on the processor: matrices in slices, and the linear layers on top of them.
+
+use std::ops::Range;
 
 use bytemuck::Pod;
-use gemm_common::Parallelism;
 
 use crate::ops::matmul::Matmul;
+use crate::ops::matmul::product::{kernels_f32, kernels_f64, product};
 use crate::ops::transpose::transpose;
-use crate::ops::workers::{Wide, install, threads, write_rounded};
+use crate::ops::workers::{Wide, for_each, write_rounded};
 use crate::tensor::{Cpu, DType, Float, MatrixMut, MatrixRef, Real};
 
 /// Where the inner dimension of every product is cut: each part is summed on its own, then added to the result.
@@ -18,11 +19,11 @@ const PARALLEL: usize = 128 * 64 * 128;
 /// A matrix in a slice: element `(i, j)` is `data[i * row_stride + j * col_stride]`.
 #[derive(Clone, Copy)]
 pub(crate) struct GemmRef<'a, A> {
-    data: &'a [A],
-    rows: usize,
-    cols: usize,
-    row_stride: usize,
-    col_stride: usize,
+    pub(super) data: &'a [A],
+    pub(super) rows: usize,
+    pub(super) cols: usize,
+    pub(super) row_stride: usize,
+    pub(super) col_stride: usize,
 }
 
 impl<'a, A> GemmRef<'a, A> {
@@ -48,6 +49,17 @@ impl<'a, A> GemmRef<'a, A> {
         GemmRef { data: bytemuck::cast_slice(data), rows, cols, row_stride, col_stride }
     }
 
+    /// Some of the rows, of a matrix with columns.
+    fn row_range(self, rows: Range<usize>) -> Self {
+        GemmRef { data: &self.data[rows.start * self.row_stride..], rows: rows.len(), ..self }
+    }
+
+    /// # Panics
+    /// If not every element is in the slice.
+    pub(super) fn expect(&self) {
+        assert!(fits(self.rows, self.cols, [self.row_stride, self.col_stride], self.data.len()));
+    }
+
     /// The same elements with rows and columns exchanged.
     pub(crate) fn transposed(self) -> Self {
         GemmRef {
@@ -62,10 +74,10 @@ impl<'a, A> GemmRef<'a, A> {
 
 /// A row-major matrix in a slice, to be written.
 pub(crate) struct GemmMut<'a, A> {
-    data: &'a mut [A],
-    rows: usize,
-    cols: usize,
-    row_stride: usize,
+    pub(super) data: &'a mut [A],
+    pub(super) rows: usize,
+    pub(super) cols: usize,
+    pub(super) row_stride: usize,
 }
 
 impl<'a, A> GemmMut<'a, A> {
@@ -77,6 +89,13 @@ impl<'a, A> GemmMut<'a, A> {
         assert!(fits(rows, cols, [row_stride, 1], data.len()), "{rows} x {cols} by {row_stride} in {}", data.len());
         assert!(row_stride >= cols || rows <= 1, "rows of {cols} overlap at a stride of {row_stride}");
         GemmMut { data, rows, cols, row_stride }
+    }
+
+    /// # Panics
+    /// If not every element is in the slice, or rows overlap.
+    pub(super) fn expect(&self) {
+        let GemmMut { data, rows, cols, row_stride } = self;
+        assert!(fits(*rows, *cols, [*row_stride, 1], data.len()) && (row_stride >= cols || *rows <= 1));
     }
 }
 
@@ -92,16 +111,14 @@ fn fits(rows: usize, cols: usize, [row_stride, col_stride]: [usize; 2], len: usi
     rows == 0 || cols == 0 || last().is_some_and(|last| last < len)
 }
 
-/// `out = lhs * rhs`, or `out += lhs * rhs` with `accumulate`, on `threads` threads of the pool that it runs in.
+/// `out = lhs * rhs`, or `out += lhs * rhs` with `accumulate`.
 ///
-/// The number of threads does not change the result. Where `lhs` and `rhs` are row-major, neither does the number of
-/// rows or columns in one call: every element is one chain of multiply-adds over each part of the inner dimension,
-/// that of [`dot`](crate::ops::simd::dot). The `gemm` crate has other chains for a single row or column, so these are
-/// computed twice over.
+/// The number of rows or columns in one call does not change the result: every element is one chain of multiply-adds
+/// over each part of the inner dimension, that of [`dot`](crate::ops::simd::dot).
 ///
 /// # Panics
 /// If the shapes do not fit.
-pub(crate) fn gemm<A: Real>(out: GemmMut<A>, lhs: GemmRef<A>, rhs: GemmRef<A>, accumulate: bool, threads: usize) {
+pub(crate) fn gemm<A: Real>(out: GemmMut<A>, lhs: GemmRef<A>, rhs: GemmRef<A>, accumulate: bool, _threads: usize) {
     assert!(
         (lhs.rows, rhs.cols) == (out.rows, out.cols) && lhs.cols == rhs.rows,
         "{} x {} times {} x {} into {} x {}",
@@ -116,123 +133,55 @@ pub(crate) fn gemm<A: Real>(out: GemmMut<A>, lhs: GemmRef<A>, rhs: GemmRef<A>, a
     if rows == 0 || cols == 0 {
         return;
     }
-    if !accumulate && lhs.cols == 0 {
-        (0..rows).for_each(|row| data[row * row_stride..][..cols].fill(A::zero()));
+    if lhs.cols == 0 {
+        if !accumulate {
+            (0..rows).for_each(|row| data[row * row_stride..][..cols].fill(A::zero()));
+        }
         return;
     }
-    if cols == 1 {
-        // Twice in memory: a stride of 0 along its columns would change how the kernels read it.
-        let column: Vec<A> = (0..rhs.rows).flat_map(|k| [rhs.data[k * rhs.row_stride]; 2]).collect();
-        let mut pair: Vec<A> = (0..rows).flat_map(|row| [data[row * row_stride]; 2]).collect();
-        gemm(GemmMut::new(&mut pair, rows, 2, 2), lhs, GemmRef::new(&column, rhs.rows, 2, 2), accumulate, threads);
-        (0..rows).for_each(|row| data[row * row_stride] = pair[2 * row]);
-        return;
-    }
-    if rows == 1 {
-        let mut pair = [&data[..cols], &data[..cols]].concat();
-        let twice = GemmRef { rows: 2, row_stride: 0, ..lhs };
-        by_type(GemmMut::new(&mut pair, 2, cols, cols), twice, rhs, accumulate, threads);
-        data[..cols].copy_from_slice(&pair[..cols]);
-        return;
-    }
-    by_type(GemmMut { data, rows, cols, row_stride }, lhs, rhs, accumulate, threads);
-}
-
-/// The product of at least 2 rows and 2 columns with the kernel for `A`. There are two, so `A` must be one of them.
-fn by_type<A: Real>(out: GemmMut<A>, lhs: GemmRef<A>, rhs: GemmRef<A>, accumulate: bool, threads: usize) {
-    let GemmMut { data, rows, cols, row_stride } = out;
+    // There are two accumulation types, so `A` is one of them.
     match A::DTYPE {
         DType::F64 => {
             let out = GemmMut { data: bytemuck::cast_slice_mut(data), rows, cols, row_stride };
-            product(gemm_f64::gemm::f64::get_gemm_fn(), 1.0, out, lhs.of(), rhs.of(), accumulate, threads);
+            product(&kernels_f64(), 1.0, out, lhs.of(), rhs.of(), accumulate);
         }
         _ => {
             let out = GemmMut { data: bytemuck::cast_slice_mut(data), rows, cols, row_stride };
-            product(gemm_f32::gemm::f32::get_gemm_fn(), 1.0, out, lhs.of(), rhs.of(), accumulate, threads);
+            product(&kernels_f32(), 1.0, out, lhs.of(), rhs.of(), accumulate);
         }
     }
 }
 
-/// A kernel of the `gemm` crates: sizes (rows, columns, inner), result, its strides (column, row), whether it is
-/// added to, left and right side with their strides, factors of the old and the new, what is conjugated, threads.
-type Kernel<T> = unsafe fn(
-    usize,
-    usize,
-    usize,
-    *mut T,
-    isize,
-    isize,
-    bool,
-    *const T,
-    isize,
-    isize,
-    *const T,
-    isize,
-    isize,
-    T,
-    T,
-    bool,
-    bool,
-    bool,
-    Parallelism,
-);
-
-/// The product of at least 2 rows and 2 columns, cut along the inner dimension.
-fn product<T: Copy>(
-    kernel: Kernel<T>,
-    one: T,
-    out: GemmMut<T>,
-    lhs: GemmRef<T>,
-    rhs: GemmRef<T>,
+/// [`gemm`] on all threads of a device, each with rows of the result: the same bits.
+///
+/// # Panics
+/// If the shapes do not fit.
+pub(crate) fn gemm_on<T: Float>(
+    device: &Cpu<T>,
+    out: GemmMut<T::Acc>,
+    lhs: GemmRef<T::Acc>,
+    rhs: GemmRef<T::Acc>,
     accumulate: bool,
-    threads: usize,
 ) {
-    let (m, n, row_stride) = (out.rows, out.cols, out.row_stride);
-    let parallelism = match threads {
-        0 | 1 => Parallelism::None,
-        _ if m.saturating_mul(n).saturating_mul(lhs.cols) < PARALLEL => Parallelism::None,
-        _ => Parallelism::Rayon(threads),
-    };
-    assert!(m >= 2 && n >= 2 && (lhs.rows, rhs.cols) == (m, n) && lhs.cols == rhs.rows);
-    assert!(fits(m, n, [row_stride, 1], out.data.len()) && row_stride >= n);
-    for view in [&lhs, &rhs] {
-        assert!(fits(view.rows, view.cols, [view.row_stride, view.col_stride], view.data.len()));
+    let work = out.rows.saturating_mul(out.cols).saturating_mul(lhs.cols);
+    let tasks = if work < PARALLEL { 1 } else { device.threads().min(out.rows) };
+    if tasks < 2 || lhs.rows != out.rows {
+        return gemm(out, lhs, rhs, accumulate, 1);
     }
-    let stride = |stride: usize| isize::try_from(stride).unwrap_or(0);
-    for from in (0..lhs.cols).step_by(CUT) {
-        let k = CUT.min(lhs.cols - from);
-        // SAFETY: it was just asserted, without wrapping, that every element `(i, j)` of the three is inside its slice,
-        // and that the inner dimension of both operands is the same; `from + k` is at most that, and `k` at least 1.
-        // So the offsets of the operands are inside their slices too. A stride that is multiplied by more than 0 has at
-        // least two elements along it in a slice, so it fits an `isize`; one that does not fit is never used. The rows
-        // of `out` do not overlap (`row_stride >= n`); it is borrowed mutably, so it shares nothing with the operands.
-        // All elements are initialised, as those of every slice; the kernel is that of their type and was chosen by its
-        // crate for the instructions of this processor. Threads get parts of the result that do not overlap.
-        unsafe {
-            // The kernels want columns of the result to be contiguous: they compute its transpose, of which that holds.
-            kernel(
-                n,
-                m,
-                k,
-                out.data.as_mut_ptr(),
-                stride(row_stride),
-                1,
-                accumulate || from > 0,
-                rhs.data.as_ptr().add(from * rhs.row_stride),
-                stride(rhs.row_stride),
-                stride(rhs.col_stride),
-                lhs.data.as_ptr().add(from * lhs.col_stride),
-                stride(lhs.row_stride),
-                stride(lhs.col_stride),
-                one,
-                one,
-                false,
-                false,
-                false,
-                parallelism,
-            );
-        }
-    }
+    let at_once = out.rows.div_ceil(tasks);
+    let GemmMut { data, rows, cols, row_stride } = out;
+    let parts = data.chunks_mut(at_once * row_stride).enumerate();
+    let parts = parts.map(|(task, data)| (task * at_once, data)).filter(|&(top, _)| top < rows);
+    for_each(
+        device,
+        tasks,
+        parts,
+        || (),
+        |(), (top, data)| {
+            let some = at_once.min(rows - top);
+            gemm(GemmMut { data, rows: some, cols, row_stride }, lhs.row_range(top..top + some), rhs, accumulate, 1);
+        },
+    );
 }
 
 impl<T: Float> Matmul for Cpu<T> {
@@ -244,8 +193,7 @@ impl<T: Float> Matmul for Cpu<T> {
         write_rounded(self, y, false, |y, stride| {
             let lhs = GemmRef::new(x.span(), rows, inner, x.stride());
             let rhs = GemmRef::new(w.span(), inner, cols, w.stride());
-            let threads = threads(self);
-            install(self, || gemm(GemmMut::new(y, rows, cols, stride), lhs, rhs, false, threads));
+            gemm_on(self, GemmMut::new(y, rows, cols, stride), lhs, rhs, false);
             if let (Some(bias), true) = (bias, cols > 0) {
                 assert_eq!((bias.rows(), bias.cols()), (1, cols), "a bias of {} for {cols} features", bias.len());
                 for row in y.chunks_mut(stride.max(1)) {
@@ -262,8 +210,7 @@ impl<T: Float> Matmul for Cpu<T> {
         write_rounded(self, dx, accumulate, |dx, stride| {
             let lhs = GemmRef::new(dy.span(), rows, inner, dy.stride());
             let rhs = GemmRef::new(w.span(), cols, inner, w.stride()).transposed();
-            let threads = threads(self);
-            install(self, || gemm(GemmMut::new(dx, rows, cols, stride), lhs, rhs, accumulate, threads));
+            gemm_on(self, GemmMut::new(dx, rows, cols, stride), lhs, rhs, accumulate);
         });
     }
 
@@ -273,8 +220,7 @@ impl<T: Float> Matmul for Cpu<T> {
         let (x, dy) = (Wide::new(self, x), Wide::new(self, dy));
         let lhs = GemmRef::new(x.span(), rows, inputs, x.stride()).transposed();
         let rhs = GemmRef::new(dy.span(), rows, outputs, dy.stride());
-        let threads = threads(self);
-        install(self, || gemm(target(dw), lhs, rhs, true, threads));
+        gemm_on(self, target(dw), lhs, rhs, true);
     }
 
     fn linear_backward_bias(&self, dy: MatrixRef<T>, mut db: MatrixMut<T::Acc>) {

@@ -1,9 +1,11 @@
 //! Linear layers: products of activations with weights that are stored `[in, out]`.
 //!
-//! The forward product gives the same bits however its rows are split over calls: the right side is row-major, the
-//! inner dimension is cut at fixed multiples of 256, and never fewer than 2 rows are computed at a time.
+//! A product gives the same bits however its rows are split over calls or threads: the inner dimension is cut at fixed
+//! multiples of 256, and within a part every element is one chain of multiply-adds, whatever is computed beside it.
 
 mod cpu;
+mod pack;
+mod product;
 
 pub(crate) use cpu::{CUT, GemmMut, GemmRef, gemm, target};
 

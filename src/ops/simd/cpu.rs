@@ -204,20 +204,13 @@ pub(crate) fn dot<A: Real>(a: &[A], b: &[A]) -> A {
     }
 }
 
-/// The chain of the kernels of `gemm` over parts of [`CUT`] elements. Parts are added up, except that one of two elements
-/// or less goes on from the sum of the parts before, without fusing.
+/// The chain of the kernels of `gemm` over parts of [`CUT`] elements, which are added up.
 #[inline(always)]
 fn chain<A: Real>(a: &[A], b: &[A], multiply_add: impl Fn(A, A, A) -> A) -> A {
     // The zero that leaves every sum as it is, also one of -0.
-    let mut total = -A::zero();
-    for (a, b) in a.chunks(CUT).zip(b.chunks(CUT)) {
-        let pairs = a.iter().zip(b);
-        total = match a.len() {
-            0..=2 => pairs.fold(total, |sum, (&a, &b)| a * b + sum),
-            _ => total + pairs.fold(A::zero(), |sum, (&a, &b)| multiply_add(a, b, sum)),
-        };
-    }
-    total
+    a.chunks(CUT).zip(b.chunks(CUT)).fold(-A::zero(), |total, (a, b)| {
+        total + a.iter().zip(b).fold(A::zero(), |sum, (&a, &b)| multiply_add(a, b, sum))
+    })
 }
 
 /// Defines a pass that picks the best instruction set at run time.
