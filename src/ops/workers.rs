@@ -12,11 +12,6 @@ pub(crate) fn threads<T: Float>(device: &Cpu<T>) -> usize {
     device.threads()
 }
 
-/// Runs `work` where it is called.
-pub(crate) fn install<T: Float, R>(_device: &Cpu<T>, work: impl FnOnce() -> R) -> R {
-    work()
-}
-
 /// Runs `work(scratch, task)` for every task below `tasks`: [`for_each`] of their numbers.
 pub(crate) fn for_each_task<T: Float, S: Send>(
     device: &Cpu<T>,

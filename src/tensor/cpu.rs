@@ -112,6 +112,14 @@ impl<T: Float> Device for Cpu<T> {
         Ok(from.into().to_vec())
     }
 
+    fn read_into<'a, E: Element>(&self, from: impl Into<MatrixRef<'a, E>>, values: &mut [E]) -> Result<()> {
+        let from = from.into();
+        assert_eq!(values.len(), from.len(), "values of {from:?}");
+        let cols = from.cols();
+        (0..from.rows()).for_each(|row| values[row * cols..(row + 1) * cols].copy_from_slice(from.row(row)));
+        Ok(())
+    }
+
     /// Asks the system for what the arena does not own yet, in one piece, and gives it back: blocks are taken one by one,
     /// as they are needed.
     fn reserve(&self, bytes: usize) -> Result<()> {

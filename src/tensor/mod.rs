@@ -180,6 +180,24 @@ pub trait Device: Clone + fmt::Debug + Send + Sync + 'static {
     fn read<'a, T: Element>(&self, from: impl Into<MatrixRef<'a, T, Self::Storage>>) -> Result<Vec<T>>
     where
         Self::Storage: 'a;
+    /// [`Device::read`] into memory that is given.
+    ///
+    /// # Errors
+    /// Those of [`Device::read`].
+    ///
+    /// # Panics
+    /// If there are not as many values as elements.
+    fn read_into<'a, T: Element>(
+        &self,
+        from: impl Into<MatrixRef<'a, T, Self::Storage>>,
+        values: &mut [T],
+    ) -> Result<()>
+    where
+        Self::Storage: 'a,
+    {
+        values.copy_from_slice(&self.read(from)?);
+        Ok(())
+    }
     /// Makes sure that the device can hold this many bytes at a time, before the first of them is needed.
     ///
     /// # Errors

@@ -111,7 +111,7 @@ where
     ///
     /// # Errors
     /// If there is not a scale for each loss; what the model returns.
-    pub fn accumulate_inputs(&mut self, inputs: &Inputs<H, L, D>, scales: &[f64]) -> Result<Vec<f64>> {
+    pub fn accumulate_inputs(&mut self, inputs: &Inputs<H, L, D>, scales: &[f64]) -> Result<&[f64]> {
         self.state.accumulate_inputs(self.handler.by_ref(), self.model.data(), inputs.by_ref(), scales)
     }
 }
@@ -200,7 +200,7 @@ impl<D: Ops> DynLearner<D> {
     ///
     /// # Errors
     /// If there is not a scale for each loss; what the model returns.
-    pub fn accumulate_inputs(&mut self, inputs: &DynInputs<D>, scales: &[f64]) -> Result<Vec<f64>> {
+    pub fn accumulate_inputs(&mut self, inputs: &DynInputs<D>, scales: &[f64]) -> Result<&[f64]> {
         self.state.accumulate_inputs(self.handler.by_ref(), &self.model, inputs.by_ref(), scales)
     }
 }

@@ -29,6 +29,8 @@ pub(super) struct LearnerState<D: Device> {
     scheduler: Option<Scheduler>,
     /// Micro-batches since the last update.
     micro_batches: usize,
+    /// Sums of the losses of the batch that was accumulated last.
+    sums: Vec<f64>,
 }
 
 impl<D: Ops> LearnerState<D> {
@@ -45,6 +47,7 @@ impl<D: Ops> LearnerState<D> {
             step: 0,
             scheduler: None,
             micro_batches: 0,
+            sums: Vec::new(),
         }
     }
 
@@ -107,10 +110,12 @@ impl<D: Ops> LearnerState<D> {
         model: &DynModel<D>,
         inputs: InputsRef<'_, D::Storage>,
         scales: &[f64],
-    ) -> Result<Vec<f64>> {
+    ) -> Result<&[f64]> {
         let mut sums = model.device().zero_matrix(1, scales.len());
         self.add_inputs(handler, model, inputs, scales, sums.view_mut())?;
-        model.device().read(&sums)
+        self.sums.resize(scales.len(), 0.0);
+        model.device().read_into(&sums, &mut self.sums)?;
+        Ok(&self.sums)
     }
 
     /// The same, with sums `[1, losses]` on the device that are added to.
@@ -181,7 +186,8 @@ impl<D: Ops> LearnerState<D> {
             };
             device.adamw(&self.options, decayed, &mut numbers, state);
         });
-        let found = device.read(&numbers)?;
+        let mut found = [0.0; StepNumbers::LEN];
+        device.read_into(&numbers, &mut found)?;
         let norm = found[StepNumbers::GRADIENT].sqrt();
         // Where it is not finite, the optimizer has changed nothing.
         DataError::check_finite(self.step + 1, DataError::GRADIENT, norm)?;

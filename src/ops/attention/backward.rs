@@ -153,15 +153,9 @@ impl<T: Float> Inputs<'_, T> {
         let q = GemmRef::new(q, rows, d, d);
         let dout = GemmRef::new(dout, rows, width, width);
 
-        gemm(
-            GemmMut::new(p, rows, keys, keys),
-            q,
-            GemmRef::new(&k_transposed[first..], d, keys, block.len()),
-            false,
-            1,
-        );
+        gemm(GemmMut::new(p, rows, keys, keys), q, GemmRef::new(&k_transposed[first..], d, keys, block.len()), false);
         let values = GemmRef::new(&v_transposed[first..], width, keys, block.len());
-        gemm(GemmMut::new(ds, rows, keys, keys), dout, values, false, 1);
+        gemm(GemmMut::new(ds, rows, keys, keys), dout, values, false);
         let scores = p.chunks_exact_mut(keys).zip(ds.chunks_exact_mut(keys));
         for (row, (p, ds)) in visit.rows.clone().zip(scores) {
             let lse = self.lse.row(row)[head];
@@ -176,10 +170,10 @@ impl<T: Float> Inputs<'_, T> {
             simd::exp_grad(p, ds, lse, self.delta.row(row)[head]);
         }
         let (p, ds) = (GemmRef::new(p, rows, keys, keys), GemmRef::new(ds, rows, keys, keys));
-        gemm(GemmMut::new(&mut dv[first * width..], keys, width, width), p.transposed(), dout, true, 1);
-        gemm(GemmMut::new(&mut dk[first * d..], keys, d, d), ds.transposed(), q, true, 1);
+        gemm(GemmMut::new(&mut dv[first * width..], keys, width, width), p.transposed(), dout, true);
+        gemm(GemmMut::new(&mut dk[first * d..], keys, d, d), ds.transposed(), q, true);
         let dq = GemmMut::new(&mut dq[visit.rows.start * d..], rows, d, d);
-        gemm(dq, ds, GemmRef::new(&k[first * d..], keys, d, d), true, 1);
+        gemm(dq, ds, GemmRef::new(&k[first * d..], keys, d, d), true);
     }
 
     /// Adds a unit's gradients to all.

@@ -254,7 +254,6 @@ impl<A: Real> Scratch<A> {
                 GemmRef::new(&q_tile[tile_at * d..], rows, d, d),
                 GemmRef::new(&k[first..], d, keys, block.len()),
                 false,
-                1,
             );
             for (row, scores) in visit.rows.clone().zip(s.chunks_exact_mut(keys)) {
                 if !visit.full {
@@ -280,7 +279,6 @@ impl<A: Real> Scratch<A> {
                 GemmRef::new(s, rows, keys, keys),
                 GemmRef::new(&v[first * dv..], keys, dv, dv),
                 true,
-                1,
             );
         }
     }

@@ -118,7 +118,7 @@ fn fits(rows: usize, cols: usize, [row_stride, col_stride]: [usize; 2], len: usi
 ///
 /// # Panics
 /// If the shapes do not fit.
-pub(crate) fn gemm<A: Real>(out: GemmMut<A>, lhs: GemmRef<A>, rhs: GemmRef<A>, accumulate: bool, _threads: usize) {
+pub(crate) fn gemm<A: Real>(out: GemmMut<A>, lhs: GemmRef<A>, rhs: GemmRef<A>, accumulate: bool) {
     assert!(
         (lhs.rows, rhs.cols) == (out.rows, out.cols) && lhs.cols == rhs.rows,
         "{} x {} times {} x {} into {} x {}",
@@ -166,7 +166,7 @@ pub(crate) fn gemm_on<T: Float>(
     let work = out.rows.saturating_mul(out.cols).saturating_mul(lhs.cols);
     let tasks = if work < PARALLEL { 1 } else { device.threads().min(out.rows) };
     if tasks < 2 || lhs.rows != out.rows {
-        return gemm(out, lhs, rhs, accumulate, 1);
+        return gemm(out, lhs, rhs, accumulate);
     }
     let at_once = out.rows.div_ceil(tasks);
     let GemmMut { data, rows, cols, row_stride } = out;
@@ -179,7 +179,7 @@ pub(crate) fn gemm_on<T: Float>(
         || (),
         |(), (top, data)| {
             let some = at_once.min(rows - top);
-            gemm(GemmMut { data, rows: some, cols, row_stride }, lhs.row_range(top..top + some), rhs, accumulate, 1);
+            gemm(GemmMut { data, rows: some, cols, row_stride }, lhs.row_range(top..top + some), rhs, accumulate);
         },
     );
 }

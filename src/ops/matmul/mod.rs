@@ -7,7 +7,7 @@ mod cpu;
 mod pack;
 mod product;
 
-pub(crate) use cpu::{CUT, GemmMut, GemmRef, gemm, target};
+pub(crate) use cpu::{CUT, GemmMut, GemmRef, gemm, gemm_on, target};
 
 use crate::ops::op::op;
 use crate::tensor::{AccMut, Device, ElemMut, ElemRef};

@@ -29,6 +29,7 @@ macro_rules! kernels {
         static ALL: [[MicroKernelFn<$type>; NR]; MR_DIV_N] = UKR;
         const {
             assert!(MR_DIV_N * $lanes * CUT * size_of::<$type>() <= BLOCK && NR * CUT * size_of::<$type>() <= SIDE);
+            assert!(NR == 4 || NR == 6, "heights that sides are packed for");
         }
         Kernels { all: ALL.as_flattened(), rows: NR, lanes: $lanes }
     }};

@@ -297,7 +297,7 @@ mod tests {
                     let rhs: Vec<A> = (0..len * cols).map(|i| columns[i % cols * len + i / cols]).collect();
                     let mut out = vec![A::nan(); rows * cols];
                     let (left, right) = (GemmRef::new(&lhs, rows, len, len), GemmRef::new(&rhs, len, cols, cols));
-                    gemm(GemmMut::new(&mut out, rows, cols, cols), left, right, false, 1);
+                    gemm(GemmMut::new(&mut out, rows, cols, cols), left, right, false);
                     for (at, &product) in out.iter().enumerate() {
                         let (row, column) = (&lhs[at / cols * len..][..len], &columns[at % cols * len..][..len]);
                         let dot = dot(row, column);

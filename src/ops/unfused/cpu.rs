@@ -5,12 +5,11 @@ use std::sync::Arc;
 
 use crate::ops::attention::pack::{pack, pack_scaled};
 use crate::ops::attention::{AttentionShape, TileSchedule, mask_row};
-use crate::ops::matmul::{GemmMut, GemmRef, gemm, target};
+use crate::ops::matmul::{GemmMut, GemmRef, gemm_on, target};
 use crate::ops::rows::MoveRows;
 use crate::ops::simd;
 use crate::ops::transpose::transpose;
 use crate::ops::unfused::{Unfused, cells};
-use crate::ops::workers::{install, threads};
 use crate::plan::{Piece, TileCells};
 use crate::tensor::{Buffer, Cpu, Float, MatrixMut, MatrixRef, Real, product};
 
@@ -27,7 +26,7 @@ impl<T: Float> Unfused for Cpu<T> {
         shape.expect();
         assert_eq!((q.cols(), kv.cols()), (shape.q_width(), shape.kv_width()), "columns of q and kv");
         assert_eq!((out.rows(), out.cols()), (q.rows(), shape.out_width()), "shape of out");
-        let (d, width, threads) = (shape.qk_dim, shape.v_dim, threads(self));
+        let (d, width) = (shape.qk_dim, shape.v_dim);
         let TileCells { pieces, blocks, .. } = tiles.expect(&q, &kv);
         assert_eq!(probabilities.len(), cells(shape, blocks), "probabilities of other blocks");
         let mut rest = &mut probabilities[..];
@@ -49,14 +48,14 @@ impl<T: Float> Unfused for Cpu<T> {
                 transpose((&packs.k, d), cols, d, (&mut packs.k_transposed, cols));
                 pack(kv, keys.clone(), columns.v, &mut packs.v);
                 let (lhs, rhs) = (GemmRef::new(&packs.q, rows, d, d), GemmRef::new(&packs.k_transposed, d, cols, cols));
-                install(self, || gemm(GemmMut::new(p, rows, cols, cols), lhs, rhs, false, threads));
+                gemm_on(self, GemmMut::new(p, rows, cols, cols), lhs, rhs, false);
                 for (row, scores) in queries.clone().zip(p.chunks_exact_mut(cols)) {
                     mask_row(pieces.iter().copied(), row, keys.clone(), scores, &mut attended);
                     softmax(scores);
                 }
                 let out = out.reborrow().row_range(queries.clone()).column_range(columns.out);
                 let (lhs, rhs) = (GemmRef::new(p, rows, cols, cols), GemmRef::new(&packs.v, cols, width, width));
-                install(self, || gemm(target(out), lhs, rhs, false, threads));
+                gemm_on(self, target(out), lhs, rhs, false);
             }
         }
     }
@@ -79,7 +78,7 @@ impl<T: Float> Unfused for Cpu<T> {
         assert_eq!((dkv.rows(), dkv.cols()), (kv.rows(), shape.kv_width()), "shape of dkv");
         let TileCells { blocks, .. } = tiles.expect(&q, &kv);
         assert_eq!(probabilities.len(), cells(shape, blocks), "probabilities of other blocks");
-        let (d, width, threads) = (shape.qk_dim, shape.v_dim, threads(self));
+        let (d, width) = (shape.qk_dim, shape.v_dim);
         let scale = T::Acc::from_f64(shape.scale);
         let mut rest = &probabilities[..];
         for (queries, keys) in blocks.iter().filter(|(queries, keys)| !queries.is_empty() && !keys.is_empty()) {
@@ -96,9 +95,7 @@ impl<T: Float> Unfused for Cpu<T> {
                 pack(dout, queries.clone(), columns.out, &mut packs.out);
                 let values = GemmRef::new(&packs.v, cols, width, width);
                 let dout = GemmRef::new(&packs.out, rows, width, width);
-                install(self, || {
-                    gemm(GemmMut::new(&mut ds, rows, cols, cols), dout, values.transposed(), false, threads);
-                });
+                gemm_on(self, GemmMut::new(&mut ds, rows, cols, cols), dout, values.transposed(), false);
                 for (p, ds) in p.chunks_exact(cols).zip(ds.chunks_exact_mut(cols)) {
                     let delta = simd::dot(p, ds);
                     p.iter().zip(ds).for_each(|(&p, ds)| *ds = scale * p * (*ds - delta));
@@ -107,15 +104,13 @@ impl<T: Float> Unfused for Cpu<T> {
                 let ds = GemmRef::new(&ds, rows, cols, cols);
                 let (queries_packed, keys_packed) =
                     (GemmRef::new(&packs.q, rows, d, d), GemmRef::new(&packs.k, cols, d, d));
-                install(self, || {
-                    let dq = dq.reborrow().row_range(queries.clone()).column_range(columns.q);
-                    gemm(target(dq), ds, keys_packed, true, threads);
-                    let mut dkv = dkv.reborrow().row_range(keys.clone());
-                    let dk = dkv.reborrow().column_range(columns.k);
-                    gemm(target(dk), ds.transposed(), queries_packed, true, threads);
-                    let dv = dkv.column_range(columns.v);
-                    gemm(target(dv), p.transposed(), dout, true, threads);
-                });
+                let dq = dq.reborrow().row_range(queries.clone()).column_range(columns.q);
+                gemm_on(self, target(dq), ds, keys_packed, true);
+                let mut dkv = dkv.reborrow().row_range(keys.clone());
+                let dk = dkv.reborrow().column_range(columns.k);
+                gemm_on(self, target(dk), ds.transposed(), queries_packed, true);
+                let dv = dkv.column_range(columns.v);
+                gemm_on(self, target(dv), p.transposed(), dout, true);
             }
         }
     }
