@@ -21,7 +21,6 @@ use context_parallel::train::trainer::Learner;
 const BEFORE: usize = 3;
 const COUNTED: usize = 4;
 
-#[ignore = "what attention prepares from a plan is still made in every call"]
 #[test]
 fn a_step_after_the_first_allocates_nothing() -> Result<()> {
     let sizes = Sizes { vocab_size: 300, hidden_size: 64, intermediate_size: 160, layers: 2, heads: 4, kv_heads: 2 };

@@ -1,7 +1,6 @@
 //! The backward pass (FlashAttention-2, Dao 2023): probabilities are computed again from the log-sum-exp.
 
 use std::ops::Range;
-use std::sync::{Mutex, PoisonError};
 
 use num_traits::{Float as _, Zero as _};
 
@@ -11,7 +10,7 @@ use crate::ops::attention::schedule::{BLOCK, TILE, TileSchedule, Visit};
 use crate::ops::matmul::{GemmMut, GemmRef, gemm};
 use crate::ops::simd;
 use crate::ops::transpose::transpose;
-use crate::ops::workers::{for_each_task, threads};
+use crate::ops::workers::{for_each, threads};
 use crate::tensor::{Buffer, Cpu, Float, MatrixMut, MatrixRef, Real, product};
 
 /// Key blocks of one unit of work. The number is fixed, so that sums are grouped the same for any number of threads.
@@ -30,13 +29,36 @@ pub(super) struct Inputs<'a, T: Float> {
 }
 
 /// Gradients of one unit: one query head and the keys of one segment.
-struct Unit<A> {
+struct Unit<'a, A> {
     /// `[queries, qk_dim]`, without the scale; only rows that the segment's visits have.
-    dq: Buffer<A>,
+    dq: &'a mut [A],
     /// `[SEGMENT * BLOCK, qk_dim]`; only visited blocks.
-    dk: Buffer<A>,
+    dk: &'a mut [A],
     /// `[SEGMENT * BLOCK, v_dim]`; only visited blocks.
+    dv: &'a mut [A],
+}
+
+/// Memory for several units, one behind the other.
+struct Units<A> {
+    dq: Buffer<A>,
+    dk: Buffer<A>,
     dv: Buffer<A>,
+    /// Elements of one unit; at least 1.
+    sizes: [usize; 3],
+}
+
+impl<A: Real> Units<A> {
+    fn new<T: Float<Acc = A>>(device: &Cpu<T>, count: usize, sizes: [usize; 3]) -> Self {
+        let [dq, dk, dv] = sizes.map(|size| device.scratch(product(&[count, size])));
+        Units { dq, dk, dv, sizes: sizes.map(|size| size.max(1)) }
+    }
+
+    /// The units; none where there are no queries or no keys.
+    fn iter_mut(&mut self) -> impl Iterator<Item = Unit<'_, A>> {
+        let [q, k, v] = self.sizes;
+        let parts = self.dq.chunks_exact_mut(q).zip(self.dk.chunks_exact_mut(k)).zip(self.dv.chunks_exact_mut(v));
+        parts.map(|((dq, dk), dv)| Unit { dq, dk, dv })
+    }
 }
 
 /// What one thread works on: a tile and a block.
@@ -53,7 +75,7 @@ struct Scratch<A> {
     /// Probabilities and gradients of the scores `[TILE, BLOCK]`.
     p: Buffer<A>,
     ds: Buffer<A>,
-    attended: Vec<Range<usize>>,
+    attended: Buffer<i64>,
 }
 
 impl<T: Float> Inputs<'_, T> {
@@ -65,29 +87,21 @@ impl<T: Float> Inputs<'_, T> {
         let units = product(&[shape.q_heads, segments]);
         let wave = threads(device).min(units);
         let keys = self.kv.rows().min(SEGMENT * BLOCK);
-        let results: Vec<_> = (0..wave)
-            .map(|_| {
-                Mutex::new(Unit {
-                    dq: device.scratch(product(&[self.q.rows(), shape.qk_dim])),
-                    dk: device.scratch(product(&[keys, shape.qk_dim])),
-                    dv: device.scratch(product(&[keys, shape.v_dim])),
-                })
-            })
-            .collect();
+        let sizes = [[self.q.rows(), shape.qk_dim], [keys, shape.qk_dim], [keys, shape.v_dim]];
+        let mut results = Units::new(device, wave, sizes.map(|size| product(&size)));
         for first in (0..units).step_by(wave.max(1)) {
             let count = wave.min(units - first);
-            for_each_task(
+            for_each(
                 device,
                 count,
-                || Scratch::new(device, shape),
-                |scratch, task| {
-                    let mut unit = results[task].lock().unwrap_or_else(PoisonError::into_inner);
+                results.iter_mut().take(count).enumerate(),
+                || Scratch::new(device, shape, self.schedule),
+                |scratch, (task, mut unit)| {
                     let (head, segment) = ((first + task) / segments, (first + task) % segments);
                     self.unit(head, self.segment(segment), scratch, &mut unit);
                 },
             );
-            for (task, unit) in results.iter().enumerate().take(count) {
-                let unit = unit.lock().unwrap_or_else(PoisonError::into_inner);
+            for (task, unit) in results.iter_mut().enumerate().take(count) {
                 let (head, segment) = ((first + task) / segments, (first + task) % segments);
                 self.add(head, self.segment(segment), &unit, &mut dq, &mut dkv);
             }
@@ -106,7 +120,7 @@ impl<T: Float> Inputs<'_, T> {
         from..visits().map(|visit| visit.rows.end).max().unwrap_or(0)
     }
 
-    fn unit(&self, head: usize, blocks: Range<usize>, scratch: &mut Scratch<T::Acc>, unit: &mut Unit<T::Acc>) {
+    fn unit(&self, head: usize, blocks: Range<usize>, scratch: &mut Scratch<T::Acc>, unit: &mut Unit<'_, T::Acc>) {
         let (shape, schedule) = (self.shape, self.schedule);
         let (d, dv) = (shape.qk_dim, shape.v_dim);
         let kv_head = head / shape.group();
@@ -127,7 +141,7 @@ impl<T: Float> Inputs<'_, T> {
             dk.fill(T::Acc::zero());
             dv.fill(T::Acc::zero());
             for visit in schedule.of_block(block) {
-                self.visit(head, visit, scratch, &mut unit.dq, dk, dv);
+                self.visit(head, visit, scratch, unit.dq, dk, dv);
             }
         }
     }
@@ -181,7 +195,7 @@ impl<T: Float> Inputs<'_, T> {
         &self,
         head: usize,
         blocks: Range<usize>,
-        unit: &Unit<T::Acc>,
+        unit: &Unit<'_, T::Acc>,
         dq: &mut MatrixMut<'_, T::Acc>,
         dkv: &mut MatrixMut<'_, T::Acc>,
     ) {
@@ -208,7 +222,7 @@ impl<T: Float> Inputs<'_, T> {
 }
 
 impl<A: Real> Scratch<A> {
-    fn new<T: Float<Acc = A>>(device: &Cpu<T>, shape: &AttentionShape) -> Self {
+    fn new<T: Float<Acc = A>>(device: &Cpu<T>, shape: &AttentionShape, schedule: &TileSchedule) -> Self {
         Scratch {
             k: device.scratch(product(&[BLOCK, shape.qk_dim])),
             k_transposed: device.scratch(product(&[BLOCK, shape.qk_dim])),
@@ -218,7 +232,7 @@ impl<A: Real> Scratch<A> {
             dout: device.scratch(product(&[TILE, shape.v_dim])),
             p: device.scratch(TILE * BLOCK),
             ds: device.scratch(TILE * BLOCK),
-            attended: Vec::new(),
+            attended: device.scratch(schedule.mask_scratch()),
         }
     }
 }

@@ -10,7 +10,7 @@ use crate::ops::attention::{Attention, AttentionShape, backward};
 use crate::ops::matmul::{GemmMut, GemmRef, gemm};
 use crate::ops::simd;
 use crate::ops::transpose::transpose;
-use crate::ops::workers::{Wide, for_each_task, threads};
+use crate::ops::workers::{Wide, for_each, for_each_task, threads};
 use crate::plan::TileCells;
 use crate::tensor::{Buffer, Cpu, Float, MatrixMut, MatrixRef, Real, product};
 
@@ -39,14 +39,8 @@ impl<T: Float> Attention for Cpu<T> {
         let wave = threads(self).min(shape.kv_heads);
         let block_size = product(&[BLOCK, shape.qk_dim + shape.v_dim]);
         let mut packs = self.scratch::<T::Acc>(product(&[wave, schedule.blocks(), block_size]));
-        // A tile's results are written by one head after another; each holds the lock only while it copies.
-        let strides = (out.stride(), lse.stride());
-        let tiles: Vec<_> = out
-            .span_mut()
-            .chunks_mut(product(&[TILE, strides.0]))
-            .zip(lse.span_mut().chunks_mut(product(&[TILE, strides.1])))
-            .map(Mutex::new)
-            .collect();
+        // Heads of a tile have columns of the same rows; each task holds the lock only while it copies.
+        let results = Mutex::new((out.reborrow(), lse.reborrow()));
         for first in (0..shape.kv_heads).step_by(wave) {
             let heads = first..shape.kv_heads.min(first + wave);
             self.pack_blocks(shape, schedule, kv, heads.clone(), &mut packs);
@@ -54,7 +48,7 @@ impl<T: Float> Attention for Cpu<T> {
             for_each_task(
                 self,
                 schedule.tiles() * q_heads,
-                || Scratch::new(self, shape),
+                || Scratch::new(self, shape, schedule),
                 |scratch, task| {
                     // The last tiles of a causal mask take longest, so they come first.
                     let (tile, head) = (schedule.tiles() - 1 - task / q_heads, task % q_heads);
@@ -62,9 +56,8 @@ impl<T: Float> Attention for Cpu<T> {
                     let blocks = &packs[head / shape.group() * size..][..size];
                     let head = heads.start * shape.group() + head;
                     scratch.forward(shape, schedule, q, blocks, tile, head);
-                    let mut tile_out = tiles[tile].lock().unwrap_or_else(PoisonError::into_inner);
-                    let (out, lse) = &mut *tile_out;
-                    scratch.write(shape, schedule.tile_rows(tile).len(), head, (out, strides.0), (lse, strides.1));
+                    let (out, lse) = &mut *results.lock().unwrap_or_else(PoisonError::into_inner);
+                    scratch.write(shape, schedule.tile_rows(tile), head, out, lse);
                 },
             );
         }
@@ -169,17 +162,17 @@ impl<T: Float> Cpu<T> {
         packs: &mut Buffer<T::Acc>,
     ) {
         let (k_size, v_size) = (BLOCK * shape.qk_dim, BLOCK * shape.v_dim);
-        let packs: Vec<_> = packs.chunks_exact_mut(k_size + v_size).map(Mutex::new).collect();
-        for_each_task(
+        let tasks = heads.len() * schedule.blocks();
+        for_each(
             self,
-            heads.len() * schedule.blocks(),
+            tasks,
+            packs.chunks_exact_mut(k_size + v_size).take(tasks).enumerate(),
             || self.scratch::<T::Acc>(k_size),
-            |scratch, task| {
+            |scratch, (task, pack)| {
                 let (head, block) = (heads.start + task / schedule.blocks(), task % schedule.blocks());
                 if schedule.of_block(block).len() == 0 {
                     return;
                 }
-                let mut pack = packs[task].lock().unwrap_or_else(PoisonError::into_inner);
                 let (k, v) = pack.split_at_mut(k_size);
                 pack_keys(shape, schedule, kv, head, block, scratch);
                 let keys = schedule.block_rows(block).len();
@@ -202,18 +195,18 @@ struct Scratch<A> {
     most: Buffer<A>,
     /// Sum of probabilities so far, per row, relative to `most`.
     sum: Buffer<A>,
-    attended: Vec<Range<usize>>,
+    attended: Buffer<i64>,
 }
 
 impl<A: Real> Scratch<A> {
-    fn new<T: Float<Acc = A>>(device: &Cpu<T>, shape: &AttentionShape) -> Self {
+    fn new<T: Float<Acc = A>>(device: &Cpu<T>, shape: &AttentionShape, schedule: &TileSchedule) -> Self {
         Scratch {
             q: device.scratch(product(&[TILE, shape.qk_dim])),
             s: device.scratch(TILE * BLOCK),
             o: device.scratch(product(&[TILE, shape.v_dim])),
             most: device.scratch(TILE),
             sum: device.scratch(TILE),
-            attended: Vec::new(),
+            attended: device.scratch(schedule.mask_scratch()),
         }
     }
 
@@ -283,29 +276,28 @@ impl<A: Real> Scratch<A> {
         }
     }
 
-    /// Writes the outputs and log-sum-exps of one head of a tile of `rows` rows; each comes with the number of elements
-    /// from row to row.
+    /// Writes the outputs and log-sum-exps of one head of a tile, which is of these rows.
     fn write(
         &self,
         shape: &AttentionShape,
-        rows: usize,
+        rows: Range<usize>,
         head: usize,
-        (out, out_stride): (&mut [A], usize),
-        (lse, lse_stride): (&mut [A], usize),
+        out: &mut MatrixMut<'_, A>,
+        lse: &mut MatrixMut<'_, A>,
     ) {
         let dv = shape.v_dim;
-        for row in 0..rows {
-            let out = &mut out[row * out_stride + head * dv..][..dv];
+        for (row, at) in rows.enumerate() {
+            let (out, lse) = (&mut out.row_mut(at)[head * dv..][..dv], &mut lse.row_mut(at)[head]);
             let sum = self.sum[row];
             if sum == A::zero() {
                 out.fill(A::zero());
-                lse[row * lse_stride + head] = A::neg_infinity();
+                *lse = A::neg_infinity();
                 continue;
             }
             // A zero has no sign here, whatever underflowed on the way to it.
             let o = &self.o[row * dv..][..dv];
             out.iter_mut().zip(o).for_each(|(out, &o)| *out = o / sum + A::zero());
-            lse[row * lse_stride + head] = self.most[row] + ln(sum);
+            *lse = self.most[row] + ln(sum);
         }
     }
 }

@@ -15,7 +15,7 @@ pub(super) const BLOCK: usize = CUT;
 /// Columns of a block that are left out together where no row of the tile attends any of them.
 const STRIP: usize = 64;
 
-/// Fewest columns that are computed of a block that has more: below 3 the product would round differently.
+/// Fewest columns that are computed of a block that has more.
 const NARROWEST: usize = 16;
 
 /// A query tile meets a key block.
@@ -185,36 +185,44 @@ impl TileSchedule {
         self.touched[key]
     }
 
+    /// Elements of the scratch that [`TileSchedule::mask`] takes.
+    pub(super) fn mask_scratch(&self) -> usize {
+        2 * self.tile_pieces.iter().map(Vec::len).max().unwrap_or(0)
+    }
+
     /// Sets the scores of the keys that query `row` does not attend to `-inf`; see [`mask_row`].
-    pub(super) fn mask<A: Real>(&self, visit: &Visit, row: usize, scores: &mut [A], attended: &mut Vec<Range<usize>>) {
+    pub(super) fn mask<A: Real>(&self, visit: &Visit, row: usize, scores: &mut [A], attended: &mut [i64]) {
         let pieces = self.tile_pieces[visit.tile].iter().map(|&index| &self.cells.pieces[index]);
         mask_row(pieces, row, visit.keys.clone(), scores, attended);
     }
 }
 
 /// Sets the scores of the keys that query `row` attends through none of the pieces to `-inf`. `scores` are those of
-/// the key rows `keys`; `attended` is scratch.
+/// the key rows `keys`; `attended` is scratch, of two elements for each piece.
 pub(crate) fn mask_row<'p, A: Real>(
     pieces: impl Iterator<Item = &'p Piece>,
     row: usize,
     keys: Range<usize>,
     scores: &mut [A],
-    attended: &mut Vec<Range<usize>>,
+    attended: &mut [i64],
 ) {
-    attended.clear();
+    // Pairs of a first key and one past the last.
+    let (attended, _) = attended.as_chunks_mut::<2>();
+    let mut count = 0;
     for piece in pieces.filter(|piece| piece.q_rows().contains(&row)) {
         let part = piece.keys(row - piece.q_row);
         let from = part.start.clamp(keys.start, keys.end) - keys.start;
         let to = part.end.clamp(keys.start, keys.end) - keys.start;
         if from < to {
-            attended.push(from..to);
+            attended[count] = [from as i64, to as i64];
+            count += 1;
         }
     }
-    attended.sort_unstable_by_key(|part| part.start);
+    attended[..count].sort_unstable();
     let mut at = 0;
-    for part in attended.iter() {
-        scores[at..part.start].fill(A::neg_infinity());
-        at = part.end;
+    for &[from, to] in &attended[..count] {
+        scores[at..from as usize].fill(A::neg_infinity());
+        at = to as usize;
     }
     scores[at..].fill(A::neg_infinity());
 }

@@ -30,7 +30,7 @@ impl<T: Float> Unfused for Cpu<T> {
         let TileCells { pieces, blocks, .. } = tiles.expect(&q, &kv);
         assert_eq!(probabilities.len(), cells(shape, blocks), "probabilities of other blocks");
         let mut rest = &mut probabilities[..];
-        let mut attended = Vec::new();
+        let mut attended = self.scratch::<i64>(2 * pieces.len());
         self.clear(out.reborrow());
         for (queries, keys) in blocks.iter().filter(|(queries, keys)| !queries.is_empty() && !keys.is_empty()) {
             let (rows, cols) = (queries.len(), keys.len());
