@@ -111,7 +111,8 @@ impl Deferred {
     /// An op comes after the one that wrote the memory; that of another queue must have been handed over.
     fn after_write(&self, uses: &Uses, issue: &mut Issue<'_>) {
         let Some(written) = &uses.written else { return };
-        if !written.is_of(issue.queue()) && !(uses.left && self.arrived.load(Ordering::Relaxed)) {
+        let handed_over = uses.left && self.arrived.load(Ordering::Relaxed);
+        if !written.is_of(issue.queue()) && !handed_over {
             let missing = if uses.left { "received (Storage::arrive)" } else { "handed over (Storage::leave)" };
             issue.refuse(format!("{} bytes that another queue wrote were not {missing}", self.memory.bytes));
         }
