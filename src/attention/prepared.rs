@@ -8,6 +8,9 @@ use crate::heads::HeadSwap;
 use crate::ops::Attends;
 use crate::plan::{Program, Step, TileCells, Transfer};
 
+/// Devices that a plan is kept prepared for; the one that it was prepared for first goes first.
+const KEPT: usize = 4;
+
 /// What is known of a plan before anything runs, on one device.
 #[derive(Debug)]
 pub(super) struct Prepared<D: Attends> {
@@ -114,6 +117,9 @@ impl RankPlan {
         let mut all = lock();
         if let Some(found) = find(&all) {
             return found;
+        }
+        if all.len() == KEPT {
+            all.remove(0);
         }
         all.push(made.clone());
         made

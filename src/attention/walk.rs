@@ -92,7 +92,9 @@ impl<'a, D: Attends> Walk<'a, D> {
             }
             (Step::Wait { exchange }, _) => self.wait(*exchange)?,
             (Step::Free { slot }, _) => self.slots.free(*slot),
-            (Step::Tile { .. } | Step::Serve { .. } | Step::Merge | Step::Post { .. }, _) => {}
+            (Step::Tile { .. } | Step::Serve { .. } | Step::Merge | Step::Post { .. }, _) => {
+                return Err(unsound("a step that was not prepared").into());
+            }
         }
         Ok(())
     }

@@ -87,9 +87,9 @@ impl<D: MoveRows> HandlerRef<'_, D> {
             (0..self.ranks()).map(|rank| device.rows(&placement.full_rows_of(rank))).collect()
         })?;
         let operation = Operation::under("combine", self.digest(placement.hash()));
-        for ((part, rows), count) in gather(self.comm, operation, mine, &counts)?.into_iter().zip(&*rows).zip(counts) {
-            let part = Matrix::new(part, count / cols.max(1), cols);
-            device.scatter_rows(part.view(), rows, full.view_mut());
+        for (rank, part) in gather(self.comm, operation, mine, &counts)?.into_iter().enumerate() {
+            let part = Matrix::new(part, placement.rows_of(rank), cols);
+            device.scatter_rows(part.view(), &rows[rank], full.view_mut());
         }
         Ok(full)
     }

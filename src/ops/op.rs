@@ -78,3 +78,6 @@ macro_rules! op {
 }
 
 pub(super) use op;
+
+#[cfg(all(test, feature = "conformance"))]
+mod tests;

@@ -7,11 +7,6 @@ use half::slice::HalfFloatSliceExt;
 
 use crate::tensor::{Buffer, Cpu, DType, Element, Float, MatrixMut, MatrixRef};
 
-/// Number of threads of the device.
-pub(crate) fn threads<T: Float>(device: &Cpu<T>) -> usize {
-    device.threads()
-}
-
 /// Runs `work(scratch, task)` for every task below `tasks`: [`for_each`] of their numbers.
 pub(crate) fn for_each_task<T: Float, S: Send>(
     device: &Cpu<T>,

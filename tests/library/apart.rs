@@ -23,7 +23,7 @@ const SHAPE: AttentionShape = AttentionShape { q_heads: 4, kv_heads: 2, qk_dim: 
 
 /// Zigzag order with an exchange of any kind.
 #[derive(Clone, Copy, Debug, PartialEq)]
-struct With<X>(Runtime, X);
+pub(crate) struct With<X>(pub(crate) Runtime, pub(crate) X);
 
 impl<X: KvExchange + Copy + PartialEq> CpStrategy for With<X> {
     type Order = Zigzag;
@@ -33,6 +33,10 @@ impl<X: KvExchange + Copy + PartialEq> CpStrategy for With<X> {
 
     fn degree(&self) -> usize {
         self.0.ranks()
+    }
+
+    fn kv(&self) -> X {
+        self.1
     }
 }
 

@@ -2,13 +2,14 @@
 
 use std::sync::Arc;
 
+use crate::apart::With;
 use context_parallel::attention::RankPlan;
 use context_parallel::comm::decorate::traffic::Counted;
 use context_parallel::comm::{Communicator, threads};
-use context_parallel::degree::{Degree, Grid, Runtime};
+use context_parallel::degree::{Grid, Runtime};
 use context_parallel::error::{CommError, Error, Result, SupportError};
 use context_parallel::handler::UntypedHandler;
-use context_parallel::heads::{KeepHeads, SwapHeads};
+use context_parallel::heads::SwapHeads;
 use context_parallel::layout::{Batch, LayoutKind, Packed};
 use context_parallel::mask::Mask;
 use context_parallel::order::Zigzag;
@@ -39,25 +40,6 @@ impl CpStrategy for CastUlysses {
     }
 
     fn kv(&self) -> CastKv {
-        self.1
-    }
-}
-
-/// Zigzag order with an exchange of any kind.
-#[derive(Clone, Copy, Debug, PartialEq)]
-struct With<X>(Runtime, X);
-
-impl<X: KvExchange + Copy + PartialEq> CpStrategy for With<X> {
-    type Order = Zigzag;
-    type Heads = KeepHeads;
-    type Kv = X;
-    const NAME: &'static str = X::NAME;
-
-    fn degree(&self) -> usize {
-        self.0.ranks()
-    }
-
-    fn kv(&self) -> X {
         self.1
     }
 }

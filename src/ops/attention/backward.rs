@@ -10,7 +10,7 @@ use crate::ops::attention::schedule::{BLOCK, TILE, TileSchedule, Visit};
 use crate::ops::matmul::{GemmMut, GemmRef, gemm};
 use crate::ops::simd;
 use crate::ops::transpose::transpose;
-use crate::ops::workers::{for_each, threads};
+use crate::ops::workers::for_each;
 use crate::tensor::{Buffer, Cpu, Float, MatrixMut, MatrixRef, Real, product};
 
 /// Key blocks of one unit of work. The number is fixed, so that sums are grouped the same for any number of threads.
@@ -85,7 +85,7 @@ impl<T: Float> Inputs<'_, T> {
         let (shape, device) = (self.shape, self.device);
         let segments = self.schedule.blocks().div_ceil(SEGMENT);
         let units = product(&[shape.q_heads, segments]);
-        let wave = threads(device).min(units);
+        let wave = device.threads().min(units);
         let keys = self.kv.rows().min(SEGMENT * BLOCK);
         let sizes = [[self.q.rows(), shape.qk_dim], [keys, shape.qk_dim], [keys, shape.v_dim]];
         let mut results = Units::new(device, wave, sizes.map(|size| product(&size)));

@@ -10,7 +10,7 @@ use crate::ops::attention::{Attention, AttentionShape, backward};
 use crate::ops::matmul::{GemmMut, GemmRef, gemm};
 use crate::ops::simd;
 use crate::ops::transpose::transpose;
-use crate::ops::workers::{Wide, for_each, for_each_task, threads};
+use crate::ops::workers::{Wide, for_each, for_each_task};
 use crate::plan::TileCells;
 use crate::tensor::{Buffer, Cpu, Float, MatrixMut, MatrixRef, Real, product};
 
@@ -36,7 +36,7 @@ impl<T: Float> Attention for Cpu<T> {
         assert_eq!((lse.rows(), lse.cols()), (q.rows(), shape.q_heads), "shape of lse");
         schedule.expect(&q, &kv);
         // Heads whose keys and values are packed at the same time: as many as there are threads, to bound memory.
-        let wave = threads(self).min(shape.kv_heads);
+        let wave = self.threads().min(shape.kv_heads);
         let block_size = product(&[BLOCK, shape.qk_dim + shape.v_dim]);
         let mut packs = self.scratch::<T::Acc>(product(&[wave, schedule.blocks(), block_size]));
         // Heads of a tile have columns of the same rows; each task holds the lock only while it copies.

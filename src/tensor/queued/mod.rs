@@ -12,7 +12,7 @@ pub use queue::Issue;
 use std::fmt;
 use std::sync::Arc;
 
-use crate::error::Result;
+use crate::error::{DeviceError, Result};
 use crate::tensor::{Buffer, Device, Element, Host, Ledger, MatrixMut, MatrixRef, PoolStats};
 use queue::Queue;
 
@@ -84,14 +84,16 @@ impl<D: Device<Storage = Host>> Device for Queued<D> {
         let mut issue = self.issue("read");
         let (mut from, inner) = (from.into().keep(&mut issue), self.inner.clone());
         let (sender, receiver) = std::sync::mpsc::channel();
+        let stamp = issue.stamp().clone();
         issue.run(move || {
             // Who asked waits for it below.
             let _ = sender.send(inner.read(from.get()));
         });
         let values = receiver.recv();
+        // What went wrong is noted before the op counts as done.
+        stamp.wait();
         self.queue.failure()?;
-        // An op that sends nothing has failed.
-        values.unwrap_or_else(|_| Ok(Vec::new()))
+        values.unwrap_or_else(|_| Err(DeviceError { op: "read", reason: "it gave nothing".to_string() }.into()))
     }
 
     fn reserve(&self, bytes: usize) -> Result<()> {
@@ -119,6 +121,3 @@ impl<D: Device<Storage = Host>> Device for Queued<D> {
         self.inner.seal();
     }
 }
-
-#[cfg(test)]
-mod tests;

@@ -59,7 +59,8 @@ impl Stamp {
         Arc::ptr_eq(&self.progress, &other.progress)
     }
 
-    fn wait(&self) {
+    /// Waits until the queue has come that far.
+    pub(super) fn wait(&self) {
         let mut done = lock(&self.progress.done);
         while *done < self.ticket {
             done = self.progress.grown.wait(done).unwrap_or_else(PoisonError::into_inner);

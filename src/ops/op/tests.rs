@@ -1,20 +1,20 @@
-//! What is allowed on a queue, and what is an error at the next read.
+//! Ops that run later: what is allowed on a queue, and what is an error at the next read.
 
-use std::sync::mpsc::channel;
+use std::sync::mpsc::{Sender, channel};
 
-use super::*;
 use crate::error::Error;
 use crate::ops::matmul::Matmul;
 use crate::ops::rows::MoveRows;
 use crate::order::Rows;
-use crate::tensor::{Cpu, Matrix, Storage};
+use crate::tensor::queued::{Deferred, Queued};
+use crate::tensor::{Buffer, Cpu, Device, Element, Matrix, MatrixMut, MatrixRef, Storage};
 
 fn device() -> Queued<Cpu<f32>> {
     Queued::new(Cpu::new(1))
 }
 
 /// Keeps the queue from going on until the sender is dropped.
-fn stopped(device: &Queued<Cpu<f32>>) -> std::sync::mpsc::Sender<()> {
+fn stopped(device: &Queued<Cpu<f32>>) -> Sender<()> {
     let (sender, receiver) = channel();
     device.issue("stop").run(move || {
         let _ = receiver.recv();
