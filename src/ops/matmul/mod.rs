@@ -4,10 +4,12 @@
 //! multiples of 256, and within a part every element is one chain of multiply-adds, whatever is computed beside it.
 
 mod cpu;
+mod operands;
 mod pack;
 mod product;
 
-pub(crate) use cpu::{CUT, GemmMut, GemmRef, gemm, gemm_on, target};
+pub(crate) use cpu::{gemm, gemm_on};
+pub(crate) use operands::{CUT, GemmMut, GemmRef, target};
 
 use crate::ops::op::op;
 use crate::tensor::{AccMut, Device, ElemMut, ElemRef};

@@ -10,7 +10,7 @@ use std::mem::MaybeUninit;
 use gemm_common::microkernel::MicroKernelFn;
 use num_traits::Zero;
 
-use crate::ops::matmul::cpu::{CUT, GemmMut, GemmRef};
+use crate::ops::matmul::operands::{CUT, GemmMut, GemmRef};
 use crate::ops::matmul::pack::{pack_block, pack_side};
 
 /// The kernels of one element type for the instructions of this processor.

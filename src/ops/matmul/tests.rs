@@ -5,6 +5,7 @@ use rand::{RngExt, SeedableRng};
 use rand_xoshiro::Xoshiro256PlusPlus;
 
 use super::*;
+use crate::ops::matmul::operands::fits;
 use crate::tensor::{Device, Matrix};
 
 fn random<T: Float>(rows: usize, cols: usize, seed: u64) -> Matrix<T> {

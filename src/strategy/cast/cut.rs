@@ -4,7 +4,6 @@ use std::ops::Range;
 
 use crate::plan::{Piece, RowSet, View, area_by_keys};
 use crate::solve::stages::{Atom, Merging, StageCosts, Staging, Work, best};
-use crate::strategy::cast::told::Told;
 
 /// Rows of other ranks that a rank attends.
 #[derive(Debug)]
@@ -135,10 +134,15 @@ impl Solved {
         self.own_last[usize::from(backward)]
     }
 
-    /// What `owner` is told, of whom the rank fetches rows.
-    pub(super) fn tell(&self, owner: usize) -> Option<Told> {
+    /// The rows and their stages.
+    pub(super) fn cut(&self) -> Cut {
+        self.cut
+    }
+
+    /// The first row of `owner` in the buffer, if the rank fetches rows of it.
+    pub(super) fn first_row(&self, owner: usize) -> Option<usize> {
         let at = self.firsts.binary_search_by_key(&owner, |(owner, _)| *owner).ok()?;
-        Some(Told { cut: self.cut, first: self.firsts[at].1 })
+        Some(self.firsts[at].1)
     }
 }
 

@@ -67,7 +67,7 @@ impl CastKv {
     /// What a rank that the view's rank serves tells it; worked out for it if it has not told.
     fn told(&self, view: &View, peer: usize, told: Option<Told>) -> Arc<Option<Told>> {
         view.shared(&(Self::NAME, self, "told", peer, view.rank()), || {
-            told.or_else(|| self.solved(view, peer).tell(view.rank()))
+            told.or_else(|| Told::by(&self.solved(view, peer), view.rank()))
         })
     }
 
@@ -95,7 +95,7 @@ impl KvExchange for CastKv {
         let solved = self.solved(view, view.rank());
         let owners = Self::remote(view);
         let owners = owners.owners.iter().map(|(owner, ..)| *owner);
-        owners.filter_map(|owner| Some((owner, solved.tell(owner)?.numbers().to_vec()))).collect()
+        owners.filter_map(|owner| Some((owner, Told::by(&solved, owner)?.numbers().to_vec()))).collect()
     }
 
     fn hears(&self, view: &View) -> Vec<(usize, usize)> {

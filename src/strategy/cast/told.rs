@@ -1,7 +1,7 @@
 //! What a rank tells the ranks that it fetches rows from, so that they need not solve its stages: a few numbers.
 
 use crate::solve::stages::Merging;
-use crate::strategy::cast::cut::Cut;
+use crate::strategy::cast::cut::{Cut, Solved};
 
 /// What the rank that fetches tells an owner of rows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -13,6 +13,11 @@ pub(super) struct Told {
 }
 
 impl Told {
+    /// What a rank with these stages tells `owner`, if it fetches rows of it.
+    pub(super) fn by(solved: &Solved, owner: usize) -> Option<Self> {
+        Some(Told { cut: solved.cut(), first: solved.first_row(owner)? })
+    }
+
     /// How many numbers it is.
     pub(super) const NUMBERS: usize = 4;
 

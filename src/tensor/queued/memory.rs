@@ -5,7 +5,6 @@ use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use super::argument::{Argument, Kept};
 use super::queue::{Issue, Queue, Stamp};
 use crate::tensor::{Buffer, Charge, Element, Host, Real, Storage, bytes_of};
 
@@ -200,8 +199,13 @@ impl Deferred {
     ) {
         let queue = target.storage().queue.clone();
         let mut issue = Issue::new(&queue, name);
-        let (mut from, mut target) = (from.keep(&mut issue), target.keep(&mut issue));
-        issue.run(move || work(target.get(), from.get()));
+        let sizes = (from.len(), target.len());
+        let (from, target) = (from.storage().reads(&mut issue), target.storage_mut().writes(&mut issue));
+        issue.run(move || {
+            let mut to = Buffer::from_storage(target.take(), sizes.1);
+            work(&mut to, &Buffer::from_storage(from.borrow(), sizes.0));
+            target.put(to.into_storage());
+        });
     }
 }
 
