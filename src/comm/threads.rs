@@ -61,12 +61,22 @@ pub fn run_on<S: Storage, R: Send, F>(waiting: Waiting, ranks: usize, body: F) -
 where
     F: Fn(ThreadComm<S>) -> Result<R> + Sync,
 {
-    let results: Vec<Mutex<Option<R>>> = (0..ranks).map(|_| Mutex::new(None)).collect();
+    // Compiled for every body: loops, where chains of iterators would be most of what the compiler sees of a caller.
+    let mut results = Vec::with_capacity(ranks);
+    for _ in 0..ranks {
+        results.push(None);
+    }
+    let results = Mutex::new(results);
     run_ranks::<S>(waiting, ranks, &|rank, comm| {
-        *results[rank].lock().unwrap_or_else(PoisonError::into_inner) = Some(body(comm)?);
+        let result = body(comm)?;
+        results.lock().unwrap_or_else(PoisonError::into_inner)[rank] = Some(result);
         Ok(())
     })?;
-    Ok(results.into_iter().filter_map(|result| result.into_inner().unwrap_or_else(PoisonError::into_inner)).collect())
+    let mut by_rank = Vec::with_capacity(ranks);
+    for result in results.into_inner().unwrap_or_else(PoisonError::into_inner) {
+        by_rank.extend(result);
+    }
+    Ok(by_rank)
 }
 
 /// What one rank does; the results go another way, so that threads are compiled once.

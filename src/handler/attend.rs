@@ -79,8 +79,9 @@ impl<H: CpStrategy, L: Layout, D: Attends> Attended<H, L, D> {
         dout: &ElemShard<H, L, D>,
     ) -> Result<[ElemShard<H, L, D>; 3]> {
         let (plan, placement, keys) = (self.plan.rank_plan(), self.plan.placement(), self.plan.keys());
-        let qkv = self.qkv.each_ref().map(|shard| shard.data());
-        let [dq, dk, dv] = handler.by_ref().core_attn_backward(plan, qkv, &self.core, dout.data())?;
+        let [q, k, v] = &self.qkv;
+        let operands = [q.data(), k.data(), v.data()];
+        let [dq, dk, dv] = handler.by_ref().core_attn_backward(plan, operands, &self.core, dout.data())?;
         Ok([Shard::typed(dq, placement)?, Shard::typed(dk, keys)?, Shard::typed(dv, keys)?])
     }
 
@@ -176,10 +177,10 @@ impl<H: CpStrategy, L: Layout, D: Attends, C: Communicator<D::Storage>> CpHandle
     where
         H: Supports<L, K>,
     {
-        let qkv = [q.shared(), k.shared(), v.shared()];
-        let operands = qkv.each_ref().map(|shard| shard.data());
+        let (q, k, v) = (q.shared(), k.shared(), v.shared());
+        let operands = [q.data(), k.data(), v.data()];
         let (out, core) = self.by_ref().core_attn(kernel_object::<K, D>(), plan.rank_plan(), shape, operands)?;
-        let attended = Attended { plan: plan.clone(), qkv, core: Arc::new(core) };
+        let attended = Attended { plan: plan.clone(), qkv: [q, k, v], core: Arc::new(core) };
         Ok((Shard::typed(out, plan.placement())?, attended))
     }
 }

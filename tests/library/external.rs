@@ -27,24 +27,22 @@ use context_parallel::comm::threads;
 use context_parallel::degree::Runtime;
 use context_parallel::error::Result;
 use context_parallel::handler::CpHandler;
-use context_parallel::kernel::Flash;
 use context_parallel::layout::{Bshd, Dense, Layout, Packed, Sbhd, Thd};
 use context_parallel::mask::Mask;
 use context_parallel::order::{Contiguous, Full, Placement, Striped, TokenOrder, Zigzag};
 use context_parallel::plan::{Program, Step};
-use context_parallel::strategy::select::Visitor;
 use context_parallel::strategy::{AllGather, CpStrategy, Magi, Ring};
 use context_parallel::tensor::Cpu;
 
-use problem::{Attend, DrawnCase, Judged, ReferenceCase};
-use runner::{Breadth, DENSE, PACKED, RANKS, Runner, Tally};
+use problem::{DrawnCase, Judged, ReferenceCase};
+use runner::{Breadth, DENSE, PACKED, RANKS, Runner, Tally, flash};
 use scale::Scale;
 
 /// Scale of each part of the grid.
 const TRANSFORMER_ENGINE: Scale = Scale { tokens: 64, heads: 12 };
 const JAX_DENSE: Scale = Scale { tokens: 32, heads: 8 };
-const JAX: Scale = Scale { tokens: 16, heads: 8 };
-const MAGI: Scale = Scale { tokens: 8, heads: 8 };
+const JAX: Scale = Scale { tokens: 32, heads: 8 };
+const MAGI: Scale = Scale { tokens: 16, heads: 8 };
 const MAGI_SMALL: Scale = Scale { tokens: 1, heads: 8 };
 
 /// What the environment asks for.
@@ -162,11 +160,11 @@ fn jax_packed() {
         for case in jax::packed(size.scale(JAX), ranks, window) {
             let Some(problem) = size.problem(case) else { continue };
             runner.run(&problem, PACKED, Breadth::Whole, &[ranks]);
-            const { assert!(jax::STRIPES[0] / JAX.tokens == 4 && jax::STRIPES[1] / JAX.tokens == 8) };
+            const { assert!(jax::STRIPES[0] / JAX.tokens == 2 && jax::STRIPES[1] / JAX.tokens == 4) };
             match size {
                 Size::Scaled => {
+                    runner.stripes::<2>(&problem, ranks);
                     runner.stripes::<4>(&problem, ranks);
-                    runner.stripes::<8>(&problem, ranks);
                 }
                 Size::Full(_) => {
                     runner.stripes::<4>(&problem, ranks);
@@ -215,9 +213,9 @@ fn magi_masks_in_f64() {
         for case in named.cases(scale) {
             let problem = DrawnCase::new(case, Judged::All);
             for ranks in [2, 3, 5, 8] {
-                let magi = Attend::<f64>::new(&problem).visit::<_, Thd, Flash>(Magi::new(Runtime(ranks))).unwrap();
-                let ring = Attend::<f64>::new(&problem).visit::<_, Thd, Flash>(Ring::<_, Zigzag>::new(Runtime(ranks)));
-                for error in magi.into_iter().chain(ring.unwrap()) {
+                let magi = problem.attend::<f64>(&flash(Magi::new(Runtime(ranks)))).unwrap();
+                let ring = problem.attend::<f64>(&flash(Ring::<_, Zigzag>::new(Runtime(ranks)))).unwrap();
+                for error in magi.into_iter().chain(ring) {
                     assert!(error < 1e-13, "{} on {ranks}: {error:.1e}", problem.case.name);
                     worst = worst.max(error);
                 }

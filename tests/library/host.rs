@@ -3,18 +3,18 @@
 
 use std::sync::Arc;
 
-use context_parallel::comm::threads;
+use context_parallel::comm::threads::{self, ThreadComm};
 use context_parallel::degree::Runtime;
 use context_parallel::error::{Error, LayoutError, Result};
 use context_parallel::handler::{CpHandler, DynHandler, HostGradient, HostMut, HostRef, IGNORED, Partial, Replicated};
 use context_parallel::kernel::{Flash, Kernel, KernelOn};
-use context_parallel::layout::{Batch, Layout, Thd};
+use context_parallel::layout::{Batch, Bshd, Layout, LayoutKind, Sbhd, Thd};
 use context_parallel::mask::Mask;
 use context_parallel::model::init::Normal;
 use context_parallel::ops::attention::AttentionShape;
-use context_parallel::order::{Full, laid_out};
+use context_parallel::order::{Full, Shard, laid_out};
 use context_parallel::strategy::select::{self, Choice, Visitor};
-use context_parallel::strategy::{Ring, Supports, Ulysses};
+use context_parallel::strategy::{CpStrategy, Magi, Ring, Supports, Ulysses};
 use context_parallel::tensor::{Cpu, Element, Float, Matrix};
 use half::{bf16, f16};
 
@@ -26,6 +26,11 @@ type Found = Vec<(&'static str, Vec<u8>)>;
 
 fn bytes<T: Element>(values: &[T]) -> Vec<u8> {
     bytemuck::cast_slice(values).to_vec()
+}
+
+/// Rows of the whole batch, in the order of the layout.
+fn whole<T: Float>(seed: usize, width: usize, batch: &dyn Batch, layout: LayoutKind) -> Result<Matrix<T>> {
+    laid_out(&numbers::<T>(seed as u64, batch.tokens() * width), width, batch, layout)
 }
 
 /// Valid and stored lengths; dense layouts have no padding.
@@ -49,7 +54,16 @@ fn widths() -> [usize; 4] {
     [SHAPE.q_width(), SHAPE.k_width(), SHAPE.v_width(), SHAPE.out_width()]
 }
 
-/// Everything that the typed handler does with one batch, on every rank.
+/// What of a handler is looked at.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Extent {
+    /// Attention, with what it takes to get there: a compiled function for every combination.
+    Attention,
+    /// All it does.
+    All,
+}
+
+/// What the typed handler gives for one batch, on every rank.
 struct Typed;
 
 impl Visitor for Typed {
@@ -57,48 +71,71 @@ impl Visitor for Typed {
     type Device = Cpu<f32>;
 
     fn visit<H: Supports<L, K>, L: Layout, K: KernelOn<Cpu<f32>>>(self, strategy: H) -> Result<Vec<Found>> {
-        typed::<H, L, K, f32>(&strategy)
+        let batch = padded::<L>()?;
+        threads::run(strategy.degree(), |comm| {
+            typed_attention::<H, L, K, f32>(&typed_handler(&strategy, comm)?, batch.clone())
+        })
     }
 }
 
-fn typed<H: Supports<L, K>, L: Layout, K: KernelOn<Cpu<T>>, T: Float>(strategy: &H) -> Result<Vec<Found>> {
+fn padded<L: Layout>() -> Result<Arc<L::Batch>> {
     let (valid, stored) = lengths(L::NAME);
-    let batch = Arc::new(L::padded_batch_of(&valid, &stored)?);
-    let tokens = batch.tokens();
-    threads::run(strategy.degree(), |comm| {
-        let handler = CpHandler::<H, L, _, _>::new(strategy.clone(), Cpu::<T>::new(1), comm)?;
-        let placement = handler.place(batch.clone())?;
-        let full = |seed, width| Full::from_batch_first(&numbers::<T>(seed, tokens * width), width, batch.clone());
-        let mut shards = Vec::new();
-        for (seed, width) in widths().into_iter().enumerate() {
-            shards.push(Arc::new(handler.dispatch(&placement, &full(seed as u64, width)?)?));
-        }
-        let [q, k, v, dout] = &shards[..] else { unreachable!("four operands") };
-        let mut found: Found = vec![("dispatch", bytes(q.matrix()))];
-        found.push(("combine", bytes(handler.combine(q)?.matrix())));
-        found.push(("dispatch adjoint", bytes(handler.dispatch_adjoint(q)?.0.matrix())));
-        found.push(("roll", bytes(handler.roll(k, OFFSET, T::default())?.matrix())));
-        found.push(("roll adjoint", bytes(handler.roll_adjoint(k, OFFSET)?.matrix())));
-        let gradient = numbers::<f32>(9 + handler.rank() as u64, tokens * 3);
-        let gradient = Full::from_batch_first(&gradient, 3, batch.clone())?;
-        found.push(("partial", bytes(handler.combine_adjoint(&placement, Partial(&gradient))?.matrix())));
-        found.push(("replicated", bytes(handler.combine_adjoint(&placement, Replicated(&gradient))?.matrix())));
-        let ids = handler.dispatch(&placement, &Full::from_batch_first(&ids(tokens), 1, batch.clone())?)?;
-        found.push(("labels", bytes(handler.roll(&ids, 1, IGNORED)?.matrix())));
-        let positions: Vec<i64> = placement.positions().into_iter().map(|position| position as i64).collect();
-        found.push(("positions", bytes(&positions)));
-        let plan = handler.plan(&placement, &Mask::Causal)?;
-        let (out, attended) = handler.attend_with::<K>(&plan, &SHAPE, q, k, v)?;
-        found.push(("attend", bytes(out.matrix())));
-        for gradient in attended.backward(&handler, dout)? {
-            found.push(("attend backward", bytes(gradient.matrix())));
-        }
-        Ok(found)
-    })
+    Ok(Arc::new(L::padded_batch_of(&valid, &stored)?))
+}
+
+fn typed_handler<H: CpStrategy, L: Layout, T: Float>(
+    strategy: &H,
+    comm: ThreadComm,
+) -> Result<CpHandler<H, L, Cpu<T>>> {
+    CpHandler::new(strategy.clone(), Cpu::<T>::new(1), comm)
+}
+
+fn typed_attention<H: Supports<L, K>, L: Layout, K: KernelOn<Cpu<T>>, T: Float>(
+    handler: &CpHandler<H, L, Cpu<T>>,
+    batch: Arc<L::Batch>,
+) -> Result<Found> {
+    let placement = handler.place(batch.clone())?;
+    let shard = |seed: usize| {
+        let full = whole(seed, widths()[seed], &*batch, L::KIND)?;
+        Ok::<_, Error>(Arc::new(handler.dispatch(&placement, &Full::new(full, batch.clone())?)?))
+    };
+    let (q, k, v, dout) = (shard(0)?, shard(1)?, shard(2)?, shard(3)?);
+    let plan = handler.plan(&placement, &Mask::Causal)?;
+    let (out, attended) = handler.attend_with::<K>(&plan, &SHAPE, &q, &k, &v)?;
+    let [dq, dk, dv] = attended.backward(handler, &dout)?;
+    Ok(attention([q.data(), out.data(), dq.data(), dk.data(), dv.data()].map(|shard| bytes(shard.matrix()))))
+}
+
+/// All else that the typed handler does.
+fn typed_moves<H: CpStrategy, L: Layout, T: Float>(
+    handler: &CpHandler<H, L, Cpu<T>>,
+    batch: Arc<L::Batch>,
+) -> Result<Found> {
+    let placement = handler.place(batch.clone())?;
+    let shard = |seed: usize| {
+        handler.dispatch(&placement, &Full::new(whole(seed, widths()[seed], &*batch, L::KIND)?, batch.clone())?)
+    };
+    let (q, k): (_, Shard<H::Order, L, T>) = (shard(0)?, shard(1)?);
+    let mut found: Found = vec![("combine", bytes(handler.combine(&q)?.matrix()))];
+    found.push(("dispatch adjoint", bytes(handler.dispatch_adjoint(&q)?.0.matrix())));
+    found.push(("roll", bytes(handler.roll(&k, OFFSET, T::default())?.matrix())));
+    found.push(("roll adjoint", bytes(handler.roll_adjoint(&k, OFFSET)?.matrix())));
+    let gradient = Full::<L, f32>::new(whole(9 + handler.rank(), 3, &*batch, L::KIND)?, batch.clone())?;
+    found.push(("partial", bytes(handler.combine_adjoint(&placement, Partial(&gradient))?.matrix())));
+    found.push(("replicated", bytes(handler.combine_adjoint(&placement, Replicated(&gradient))?.matrix())));
+    let ids = handler.dispatch(&placement, &Full::from_batch_first(&ids(batch.tokens()), 1, batch.clone())?)?;
+    found.push(("labels", bytes(handler.roll(&ids, 1, IGNORED)?.matrix())));
+    let positions: Vec<i64> = placement.positions().into_iter().map(|position| position as i64).collect();
+    found.push(("positions", bytes(&positions)));
+    Ok(found)
+}
+
+fn attention([dispatched, out, dq, dk, dv]: [Vec<u8>; 5]) -> Found {
+    vec![("dispatch", dispatched), ("attend", out), ("dq", dq), ("dk", dk), ("dv", dv)]
 }
 
 /// The same over plain memory: operands behind one another, in columns of a wider matrix, and given away.
-fn plain<T: Float>(choice: &Choice) -> Result<Vec<Found>> {
+fn plain<T: Float>(choice: &Choice, extent: Extent) -> Result<Vec<Found>> {
     let (valid, stored) = lengths(&choice.layout);
     threads::run(choice.degree, |comm| {
         let handler = DynHandler::new(choice, Cpu::new(1), comm)?;
@@ -107,23 +144,10 @@ fn plain<T: Float>(choice: &Choice) -> Result<Vec<Found>> {
         let (tokens, rows) = (batch.tokens(), placement.rows());
         let mut shards = Vec::new();
         for (seed, width) in widths().into_iter().enumerate() {
-            let full = laid_out(&numbers::<T>(seed as u64, tokens * width), width, batch, layout)?;
+            let full = whole::<T>(seed, width, batch, layout)?;
             shards.push(handler.dispatch(&placement, HostRef::new(&full, tokens, width))?);
         }
         let [q, k, v, dout] = &shards[..] else { unreachable!("four operands") };
-        let mut found: Found = vec![("dispatch", bytes(q))];
-        found.push(("combine", bytes(&handler.combine(&placement, q)?)));
-        found.push(("dispatch adjoint", bytes(&handler.dispatch_adjoint(&placement, q)?)));
-        found.push(("roll", bytes(&handler.roll(&placement, k, OFFSET, T::default())?)));
-        found.push(("roll adjoint", bytes(&handler.roll_adjoint(&placement, k, OFFSET)?)));
-        let gradient = laid_out(&numbers::<f32>(9 + handler.rank() as u64, tokens * 3), 3, batch, layout)?;
-        let partial = HostGradient::Partial((&gradient).into());
-        found.push(("partial", bytes(&handler.combine_adjoint(&placement, partial)?)));
-        let replicated = HostGradient::Replicated((&gradient).into());
-        found.push(("replicated", bytes(&handler.combine_adjoint(&placement, replicated)?)));
-        let ids = handler.dispatch(&placement, &laid_out(&ids(tokens), 1, batch, layout)?)?;
-        found.push(("labels", bytes(&handler.labels(&placement, &ids)?)));
-        found.push(("positions", bytes(&handler.positions(&placement))));
         let plan = handler.plan(&placement, &Mask::Causal)?;
         let stride = q.cols() + 3;
         let mut wide = vec![T::from_f64(f64::NAN); rows * stride];
@@ -131,16 +155,29 @@ fn plain<T: Float>(choice: &Choice) -> Result<Vec<Found>> {
         let given = Matrix::from_vec(v.to_vec(), rows, v.cols());
         let queries = HostRef::new(&wide, rows, q.cols()).with_stride(stride);
         let (out, attended) = handler.attend(&plan, &SHAPE, queries, k, given)?;
-        found.push(("attend", bytes(&out)));
-        for gradient in attended.clone().backward(&handler, dout)? {
-            found.push(("attend backward", bytes(&gradient)));
+        let [dq, dk, dv] = attended.clone().backward(&handler, dout)?;
+        let mut found = attention([q, &out, &dq, &dk, &dv].map(|matrix| bytes(matrix)));
+        if extent == Extent::Attention {
+            return Ok(found);
         }
+        found.push(("combine", bytes(&handler.combine(&placement, q)?)));
+        found.push(("dispatch adjoint", bytes(&handler.dispatch_adjoint(&placement, q)?)));
+        found.push(("roll", bytes(&handler.roll(&placement, k, OFFSET, T::default())?)));
+        found.push(("roll adjoint", bytes(&handler.roll_adjoint(&placement, k, OFFSET)?)));
+        let gradient = whole::<f32>(9 + handler.rank(), 3, batch, layout)?;
+        let partial = HostGradient::Partial((&gradient).into());
+        found.push(("partial", bytes(&handler.combine_adjoint(&placement, partial)?)));
+        let replicated = HostGradient::Replicated((&gradient).into());
+        found.push(("replicated", bytes(&handler.combine_adjoint(&placement, replicated)?)));
+        let ids = handler.dispatch(&placement, &laid_out(&ids(tokens), 1, batch, layout)?)?;
+        found.push(("labels", bytes(&handler.labels(&placement, &ids)?)));
+        found.push(("positions", bytes(&handler.positions(&placement))));
         Ok(found)
     })
 }
 
-fn same<T: Float>(choice: &Choice, typed: Vec<Found>) {
-    let plain = plain::<T>(choice).unwrap();
+fn same<T: Float>(choice: &Choice, typed: Vec<Found>, extent: Extent) {
+    let plain = plain::<T>(choice, extent).unwrap();
     assert_eq!(typed.len(), plain.len());
     for (rank, (typed, plain)) in typed.iter().zip(&plain).enumerate() {
         let names = |found: &Found| found.iter().map(|(name, _)| *name).collect::<Vec<_>>();
@@ -167,7 +204,7 @@ fn every_combination_gives_what_its_types_give() {
     for (strategy, layout, kernel) in select::combinations() {
         for order in select::orders(strategy) {
             let choice = choice(strategy, order, layout, kernel);
-            same::<f32>(&choice, select::select(&choice, Typed).unwrap());
+            same::<f32>(&choice, select::select(&choice, Typed).unwrap(), Extent::Attention);
             combinations += 1;
         }
     }
@@ -175,13 +212,26 @@ fn every_combination_gives_what_its_types_give() {
 }
 
 #[test]
-fn the_element_type_is_that_of_the_operands() {
+fn everything_else_is_what_types_give_in_any_element_type() {
     // By type here: what is chosen by name is compiled for every combination.
-    fn both<T: Float>() {
-        let of = |strategy| choice(strategy, "", "thd", Flash::NAME);
-        same::<T>(&of("ring"), typed::<Ring, Thd, Flash, T>(&Ring::new(Runtime(2))).unwrap());
-        same::<T>(&of("ulysses"), typed::<Ulysses, Thd, Flash, T>(&Ulysses::new(Runtime(2))).unwrap());
+    fn all<H: Supports<L, Flash>, L: Layout, T: Float>(strategy: H) {
+        let batch = padded::<L>().unwrap();
+        let typed = threads::run(strategy.degree(), |comm| {
+            let handler = typed_handler::<H, L, T>(&strategy, comm)?;
+            let mut found = typed_attention::<H, L, Flash, T>(&handler, batch.clone())?;
+            found.extend(typed_moves(&handler, batch.clone())?);
+            Ok(found)
+        });
+        same::<T>(&choice(H::NAME, "", L::NAME, Flash::NAME), typed.unwrap(), Extent::All);
     }
+    fn both<T: Float>() {
+        all::<_, Thd, T>(<Ring>::new(Runtime(2)));
+        all::<_, Thd, T>(<Ulysses>::new(Runtime(2)));
+    }
+    all::<_, Sbhd, f32>(<Ring>::new(Runtime(2)));
+    all::<_, Bshd, f32>(<Ulysses>::new(Runtime(2)));
+    all::<_, Thd, f32>(Magi::new(Runtime(2)));
+    both::<f32>();
     both::<f64>();
     both::<bf16>();
     both::<f16>();

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use context_parallel::error::{Error, MaskError};
 use context_parallel::layout::{Batch, Bshd, Dense, Document, Layout, Packed, Sbhd, Thd};
 use context_parallel::mask::{Mask, Slice, SliceKind};
-use context_parallel::order::{Contiguous, Natural, Placement, Run, Striped, TokenOrder, Zigzag};
+use context_parallel::order::{Contiguous, DynPlacement, Natural, Placement, Run, Striped, TokenOrder, Zigzag};
 use context_parallel::plan::{tile, touched};
 use proptest::prelude::*;
 
@@ -28,7 +28,7 @@ fn numbers(text: &str) -> Vec<usize> {
 }
 
 /// Tokens of a rank in local order, from `token`.
-fn tokens<O: TokenOrder, L: Layout>(placement: &Placement<O, L>, rank: usize) -> Vec<usize> {
+fn tokens(placement: &DynPlacement, rank: usize) -> Vec<usize> {
     (0..placement.rows_of(rank)).map(|local| placement.token_of(rank, local)).collect()
 }
 
@@ -95,7 +95,7 @@ fn gathered_chunks_are_undone_as_in_megatron() {
 
 /// By memory row: the token whose value a tensor rolled by `shift` has there. Checked against the view of the rank that
 /// holds it, on the way.
-fn rolled_sources<O: TokenOrder, L: Layout>(placement: &Placement<O, L>, shift: i64) -> Vec<Option<usize>> {
+fn rolled_sources(placement: &DynPlacement, shift: i64) -> Vec<Option<usize>> {
     let mut sources = vec![None; placement.rows()];
     let by_row = |rank: usize| -> Vec<usize> {
         let locals = 0..placement.rows_of(rank);
@@ -207,12 +207,17 @@ fn ranks_that_do_not_exist_are_refused() {
 
 /// Everything that must hold of any order on any batch.
 fn check<O: TokenOrder, L: Layout>(batch: &L::Batch, ranks: usize) {
+    check_placements(batch, ranks, &|rank| place::<O, L>(batch.clone(), ranks, rank).data().clone());
+}
+
+fn check_placements(batch: &dyn Batch, ranks: usize, place: &dyn Fn(usize) -> Arc<DynPlacement>) {
     let tokens_in_all = batch.tokens();
     let documents: Vec<Document> = (0..batch.documents()).map(|i| batch.document(i)).collect();
     let mut holders = vec![0; tokens_in_all];
     let mut rows = Vec::new();
     for rank in 0..ranks {
-        let placement = place::<O, L>(batch.clone(), ranks, rank);
+        let placement = place(rank);
+        let layout = placement.layout();
         assert_eq!(placement.rows(), placement.rows_of(rank));
         rows.push(placement.rows());
         let held = tokens(&placement, rank);
@@ -248,7 +253,7 @@ fn check<O: TokenOrder, L: Layout>(batch: &L::Batch, ranks: usize) {
             let row = placement.row_of(rank, local);
             let document = documents.iter().find(|d| d.stored_range().contains(&token)).unwrap();
             assert_eq!(positions[row], token - document.start);
-            assert_eq!(full_rows[row], L::row(documents.len(), tokens_in_all, token));
+            assert_eq!(full_rows[row], layout.row(documents.len(), tokens_in_all, token));
             for (shift, sources) in &rolled {
                 let source = token as i64 + shift;
                 let within = |t: i64| (document.start as i64..(document.start + document.valid) as i64).contains(&t);
@@ -258,7 +263,7 @@ fn check<O: TokenOrder, L: Layout>(batch: &L::Batch, ranks: usize) {
         }
     }
     assert!(holders.iter().all(|&n| n == 1), "held once each: {holders:?}");
-    if O::NAME != "natural" {
+    if place(0).deal().name() != "natural" {
         let unit = if batch.uniform().is_some() { documents.len().max(1) } else { 1 };
         let (least, most) = (rows.iter().min().unwrap(), rows.iter().max().unwrap());
         assert!(most - least <= unit, "rows {rows:?}");
@@ -332,6 +337,11 @@ fn in_slice(slice: &Slice, q: usize, k: usize) -> bool {
 
 /// Every attended cell is in one piece of one rank, and in no other.
 fn check_cover<O: TokenOrder, L: Layout>(batch: &L::Batch, mask: &Mask, ranks: usize) {
+    check_cells(batch, mask, place::<O, L>(batch.clone(), ranks, 0).data());
+}
+
+fn check_cells(batch: &dyn Batch, mask: &Mask, placement: &DynPlacement) {
+    let ranks = placement.ranks();
     let tokens = batch.tokens();
     let documents: Vec<Document> = (0..batch.documents()).map(|i| batch.document(i)).collect();
     let bands = mask.lower(batch).unwrap();
@@ -339,7 +349,6 @@ fn check_cover<O: TokenOrder, L: Layout>(batch: &L::Batch, mask: &Mask, ranks: u
         (0..tokens * tokens).map(|cell| attends(mask, &documents, cell / tokens, cell % tokens)).collect();
     assert_eq!(bands.area(), expected.iter().filter(|&&cell| cell).count() as u64, "{mask:?}");
 
-    let placement = place::<O, L>(batch.clone(), ranks, 0);
     let natural = vec![(0, Run { start: 0, step: 1, len: tokens })];
     // Shards one after another, as gathered; without padding, which leaves gaps in the buffer.
     let mut gathered = Vec::new();

@@ -8,10 +8,10 @@ use context_parallel::comm::decorate::traffic::Counted;
 use context_parallel::comm::{Communicator, threads};
 use context_parallel::degree::Runtime;
 use context_parallel::error::Result;
-use context_parallel::handler::CpHandler;
+use context_parallel::handler::{CpHandler, UntypedHandler};
 use context_parallel::heads::KeepHeads;
-use context_parallel::kernel::{Flash, Kernel, KernelOn, LogSumExp, TileGradients, TileOperands, Unfused};
-use context_parallel::layout::{Batch, Bshd, Layout, Packed, Sbhd, Thd};
+use context_parallel::kernel::{Flash, Kernel, KernelKind, KernelOn, LogSumExp, TileGradients, TileOperands, Unfused};
+use context_parallel::layout::{Batch, Bshd, Layout, LayoutKind, Packed, Sbhd, Thd};
 use context_parallel::mask::{Mask, Slice, SliceKind};
 use context_parallel::model::init::Normal;
 use context_parallel::model::inputs::Inputs;
@@ -19,11 +19,12 @@ use context_parallel::model::{Config, GptModel, ParameterList, Sizes, init};
 use context_parallel::ops::Attends;
 use context_parallel::ops::attention::AttentionShape;
 use context_parallel::oracle;
-use context_parallel::order::{Contiguous, Full, Placement, Shard, Striped, Zigzag};
+use context_parallel::order::{Contiguous, Full, Placement, Shard, Striped, Zigzag, laid_out};
 use context_parallel::plan::{Program, Wire};
 use context_parallel::solve::stages::{Merging, StageCosts, StageCount, Staging};
 use context_parallel::strategy::{
-    AllGather, CastKv, CpStrategy, Dynamic, LocalKv, Magi, Ring, RingUlysses, Row, Single, Supports, Ulysses,
+    AllGather, CastKv, CpStrategy, DynStrategy, Dynamic, LocalKv, Magi, Ring, RingUlysses, Row, Single, Supports,
+    Ulysses, object,
 };
 use context_parallel::tensor::{AccMut, AccRef, Cpu, Device};
 use context_parallel::train::data::{IGNORED, Recall, Source, TokenBatch};
@@ -155,8 +156,12 @@ fn attention_errors_with<H: Supports<Thd, Flash>>(
     mask: &Mask,
     heads: (usize, usize),
 ) -> [f64; 4] {
+    errors(&attention(strategy, batch, mask, &shape(heads)), batch, mask, heads)
+}
+
+/// Errors of out, dq, dk, dv against the oracle.
+fn errors(found: &[Vec<f32>], batch: &Packed, mask: &Mask, heads: (usize, usize)) -> [f64; 4] {
     let shape = shape(heads);
-    let found = attention(strategy, batch, mask, &shape);
     let (valid, stored): (Vec<usize>, Vec<usize>) =
         (0..batch.documents()).map(|i| batch.document(i)).map(|document| (document.valid, document.stored)).unzip();
     let documents = oracle::documents(&valid, &stored);
@@ -182,32 +187,36 @@ fn attention<H: Supports<Thd, Flash>>(
     mask: &Mask,
     shape: &AttentionShape,
 ) -> Vec<Vec<f32>> {
+    attention_of(object(strategy), batch, mask, shape)
+}
+
+fn attention_of(strategy: Arc<dyn DynStrategy>, batch: &Packed, mask: &Mask, shape: &AttentionShape) -> Vec<Vec<f32>> {
     let operands = operands(batch, shape);
-    let batch = Arc::new(batch.clone());
+    let batch: Arc<dyn Batch> = Arc::new(batch.clone());
     threads::run(strategy.degree(), |comm| {
         let device = Cpu::<f32>::new(1);
         let comm = Counted::new(comm);
         let traffic = comm.traffic();
-        let handler = CpHandler::<H, Thd, _, _>::new(strategy.clone(), device.clone(), comm)?;
-        let placement = handler.place(batch.clone())?;
+        let handler = UntypedHandler::new(strategy.clone(), LayoutKind::Thd, device.clone(), Box::new(comm))?;
+        let by_ref = handler.by_ref();
+        let placement = handler.place_for(batch.clone(), &[(Mask::Causal, 1)])?;
         let widths = [shape.q_width(), shape.k_width(), shape.v_width(), shape.out_width()];
         let mut shards = Vec::new();
         for (values, width) in operands.iter().zip(widths) {
-            let full = Full::<Thd, f32>::from_batch_first(values, width, batch.clone())?;
-            shards.push(Arc::new(handler.dispatch(&placement, &full)?));
+            shards.push(by_ref.dispatch(&placement, &laid_out(values, width, &*batch, LayoutKind::Thd)?)?);
         }
         let plan = handler.plan(&placement, mask)?;
-        let (q, k, v) = (&shards[0], &shards[1], &shards[2]);
+        let qkv = [&shards[0], &shards[1], &shards[2]];
         let (ledger, predicted) = (device.ledger(), plan.peak_bytes::<Flash, Cpu<f32>>(shape)?);
         let held = ledger.mark();
-        let (out, attended) = handler.attend(&plan, shape, q, k, v)?;
+        let (out, core) = by_ref.core_attn(KernelKind::Flash.object(), &plan, shape, qkv)?;
         let peak_forward = ledger.peak() - held;
         let held = ledger.mark();
-        let [dq, dk, dv] = attended.backward(&handler, &shards[3])?;
+        let [dq, dk, dv] = by_ref.core_attn_backward(&plan, qkv, &core, &shards[3])?;
         assert_eq!((peak_forward, ledger.peak() - held), predicted, "peak memory of {strategy:?}");
         let mut whole = Vec::new();
         for shard in [out, dq, dk, dv] {
-            whole.push(handler.combine(&shard)?.to_batch_first());
+            whole.push(by_ref.combine(&shard)?.to_vec());
         }
         let (forward, backward) = plan.bytes_sent::<Cpu<f32>>(shape)?;
         let moved = |operation| traffic.bytes_in(operation);

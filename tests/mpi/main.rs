@@ -4,6 +4,8 @@
 
 use std::path::Path;
 use std::process::{Child, Command, ExitCode, Output, Stdio};
+use std::sync::Mutex;
+use std::thread;
 use std::time::{Duration, Instant};
 
 mod failures;
@@ -29,32 +31,51 @@ struct Case {
 }
 
 fn main() -> ExitCode {
-    let cases: Vec<Case> = messages::cases().into_iter().chain(failures::cases()).collect();
+    let (messages, failures) = (messages::cases(), failures::cases());
     if let Ok(name) = std::env::var(CASE) {
-        return live(cases.iter().find(|case| case.name == name).expect("the parent names a case"));
+        let mut cases = messages.iter().chain(&failures);
+        return live(cases.find(|case| case.name == name).expect("the parent names a case"));
     }
     let asked = std::env::args().skip(1).find(|argument| !argument.starts_with('-')).unwrap_or_default();
-    let mut failed = Vec::new();
-    let mut done = |name: String, seconds: f64, outcome: std::result::Result<(), String>| {
-        println!("{name} ... {} ({seconds:.1} s)", if outcome.is_ok() { "ok" } else { "FAILED" });
-        if let Err(report) = outcome {
-            println!("{report}");
-            failed.push(name);
-        }
+    let runs = |cases: &'static [Case]| -> Vec<Run> {
+        let runs = cases.iter().flat_map(|case| case.ranks.iter().map(move |&ranks| (case, ranks)));
+        runs.map(|(case, ranks)| (format!("{} on {ranks} ranks", case.name), Box::new(move || judge(case, ranks)) as _))
+            .collect()
     };
-    let runs = cases.iter().flat_map(|case| case.ranks.iter().map(move |&ranks| (case, ranks)));
-    for (case, ranks) in runs.filter(|(case, _)| case.name.contains(&asked)) {
-        let start = Instant::now();
-        let outcome = judge(case, ranks);
-        done(format!("{} on {ranks} ranks", case.name), start.elapsed().as_secs_f64(), outcome);
-    }
-    for (name, test) in program::TESTS.iter().filter(|(name, _)| name.contains(&asked)) {
-        let start = Instant::now();
-        let outcome = std::panic::catch_unwind(test).map_err(|_| "see above".to_string());
-        done(name.to_string(), start.elapsed().as_secs_f64(), outcome);
-    }
+    let programs = program::TESTS.iter().map(|&(name, test)| -> Run {
+        (name.to_string(), Box::new(move || std::panic::catch_unwind(test).map_err(|_| "see above".to_string())))
+    });
+    let (messages, failures): (&[Case], &[Case]) = (messages.leak(), failures.leak());
+    let mut failed = all(runs(messages), &asked, 1);
+    // Ranks that are silent, frozen or killed are waited for, most of the time: two runs at once are done in half of it.
+    failed.extend(all(runs(failures), &asked, 2));
+    failed.extend(all(programs.collect(), &asked, 1));
     println!("{} failed: {failed:?}", failed.len());
     if failed.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+/// What has a name and is right, or says what is wrong.
+type Run = (String, Box<dyn FnOnce() -> std::result::Result<(), String> + Send>);
+
+/// Does the runs whose names contain `asked`, so many at once; gives the names of those that are wrong.
+fn all(runs: Vec<Run>, asked: &str, at_once: usize) -> Vec<String> {
+    let runs: Vec<Run> = runs.into_iter().rev().filter(|(name, _)| name.contains(asked)).collect();
+    let (runs, failed) = (Mutex::new(runs), Mutex::new(Vec::new()));
+    let next = || runs.lock().expect("nobody panics").pop();
+    let work = || {
+        while let Some((name, run)) = next() {
+            let start = Instant::now();
+            let outcome = run();
+            let (seconds, word) = (start.elapsed().as_secs_f64(), if outcome.is_ok() { "ok" } else { "FAILED" });
+            let report = outcome.err().map_or_else(String::new, |report| format!("\n{report}"));
+            println!("{name} ... {word} ({seconds:.1} s){report}");
+            if word != "ok" {
+                failed.lock().expect("nobody panics").push(name);
+            }
+        }
+    };
+    thread::scope(|scope| (0..at_once).for_each(|_| drop(scope.spawn(work))));
+    failed.into_inner().expect("nobody panics")
 }
 
 /// One rank of a case.

@@ -1,24 +1,19 @@
 //! One attention problem: numbers of a case, what the float64 oracle makes of them, and how far a run is from it.
 
-use std::any::Any;
-use std::marker::PhantomData;
 use std::ops::Range;
-use std::sync::Arc;
 use std::thread;
 
 use context_parallel::comm::threads;
 use context_parallel::error::Result;
-use context_parallel::handler::CpHandler;
-use context_parallel::kernel::KernelOn;
-use context_parallel::layout::{Batch, Layout, Packed};
+use context_parallel::handler::UntypedHandler;
+use context_parallel::layout::{Batch, LayoutKind};
 use context_parallel::mask::{Mask, SliceKind};
 use context_parallel::model::init::Normal;
 use context_parallel::ops::attention::AttentionShape;
 use context_parallel::oracle::{self, Rectangle, relative_error};
-use context_parallel::order::Full;
-use context_parallel::strategy::Supports;
-use context_parallel::strategy::select::Visitor;
-use context_parallel::tensor::{Cpu, Float, Matrix};
+use context_parallel::order::laid_out;
+use context_parallel::strategy::select::Chosen;
+use context_parallel::tensor::{Cpu, Float};
 
 /// Rows that documents have beyond their tokens.
 #[derive(Clone, Debug, PartialEq)]
@@ -172,14 +167,14 @@ impl DrawnCase {
 
     /// Relative errors of what ranks found: by rank, the memory row of each of its rows in the whole batch, and the judged
     /// columns of its rows.
-    fn errors<L: Layout>(&self, batch: &L::Batch, parts: &[RankResults]) -> [f64; 4] {
+    fn errors(&self, batch: &dyn Batch, layout: LayoutKind, parts: &[RankResults]) -> [f64; 4] {
         let tokens = self.tokens();
         // The token of each memory row; nothing for padding.
         let mut token_of = vec![None; batch.tokens()];
         let mut next = 0..tokens;
         for document in (0..batch.documents()).map(|i| batch.document(i)) {
             for token in document.valid_range() {
-                token_of[L::row(batch.documents(), batch.tokens(), token)] = next.next();
+                token_of[layout.row(batch.documents(), batch.tokens(), token)] = next.next();
             }
         }
         std::array::from_fn(|tensor| {
@@ -235,68 +230,35 @@ struct RankResults {
     values: [Vec<f64>; 4],
 }
 
-/// Runs a problem with one combination in numbers of `T`; gives the relative errors of out, dq, dk, dv.
-pub struct Attend<'a, T = f32> {
-    problem: &'a DrawnCase,
-    dtype: PhantomData<T>,
-}
-
-impl<'a, T> Attend<'a, T> {
-    pub fn new(problem: &'a DrawnCase) -> Self {
-        Attend { problem, dtype: PhantomData }
-    }
-}
-
-impl<T: Float> Visitor for Attend<'_, T> {
-    type Output = [f64; 4];
-    type Device = Cpu<T>;
-
-    fn visit<H, L, K>(self, strategy: H) -> Result<[f64; 4]>
-    where
-        H: Supports<L, K>,
-        L: Layout,
-        K: KernelOn<Cpu<T>>,
-    {
-        let problem = self.problem;
-        let shape = &problem.shape;
-        let stored = problem.stored(strategy.degree());
-        let batch = batch_of::<L>(&problem.case.lengths, &stored)?;
+impl DrawnCase {
+    /// The relative errors of out, dq, dk, dv under one combination in numbers of `T`. By the untyped handler, which is
+    /// compiled once for all combinations; that typed ones give the same to the last bit is `host.rs`'s to show.
+    pub fn attend<T: Float>(&self, chosen: &Chosen) -> Result<[f64; 4]> {
+        let Chosen { strategy, layout, kernel } = chosen;
+        let (shape, stored) = (&self.shape, self.stored(strategy.degree()));
+        let batch = layout.padded_batch_of(&self.case.lengths, &stored)?;
         // Made once, not on every rank: the solver is slow without optimisation.
-        let table = strategy.table(&*batch, &[(problem.case.mask.clone(), 1)])?;
-        let operands = problem.padded::<T>(&stored);
+        let deal = strategy.deal(&*batch, &[(self.case.mask.clone(), 1)])?;
+        let operands = self.padded::<T>(&stored);
         let widths = [shape.q_width(), shape.k_width(), shape.v_width(), shape.out_width()];
         let parts = threads::run(strategy.degree(), |comm| {
-            let device = Cpu::<T>::new(1);
-            let handler = CpHandler::<H, L, _, _>::new(strategy.clone(), device.clone(), comm)?;
-            let placement = handler.place_with(batch.clone(), table.clone())?;
+            let handler = UntypedHandler::new(strategy.clone(), *layout, Cpu::<T>::new(1), Box::new(comm))?;
+            let placement = handler.place_with(batch.clone(), deal.clone())?;
             let mut shards = Vec::new();
             for (values, width) in operands.iter().zip(widths) {
-                let full = Full::<L, T>::from_batch_first(values, width, batch.clone())?;
-                shards.push(Arc::new(handler.dispatch(&placement, &full)?));
+                shards.push(handler.by_ref().dispatch(&placement, &laid_out(values, width, &*batch, *layout)?)?);
             }
-            let [q, k, v, dout] = [&shards[0], &shards[1], &shards[2], &shards[3]];
-            let plan = handler.plan(&placement, &problem.case.mask)?;
-            let (out, attended) = handler.attend_with::<K>(&plan, shape, q, k, v)?;
-            let [dq, dk, dv] = attended.backward(&handler, dout)?;
+            let ([q, k, v], dout) = ([&shards[0], &shards[1], &shards[2]], &shards[3]);
+            let plan = handler.plan(&placement, &self.case.mask)?;
+            let (out, core) = handler.by_ref().core_attn(kernel.object(), &plan, shape, [q, k, v])?;
+            let [dq, dk, dv] = handler.by_ref().core_attn_backward(&plan, [q, k, v], &core, dout)?;
             let mut values: [Vec<f64>; 4] = Default::default();
-            let tensors: [Matrix<T>; 4] = [out, dq, dk, dv].map(|shard| shard.into_matrix());
-            for (tensor, (values, matrix)) in values.iter_mut().zip(&tensors).enumerate() {
-                (0..matrix.rows()).for_each(|row| problem.judged_part(tensor, matrix.row(row), values));
+            for (tensor, (values, shard)) in values.iter_mut().zip([out, dq, dk, dv]).enumerate() {
+                let matrix = shard.into_matrix();
+                (0..matrix.rows()).for_each(|row| self.judged_part(tensor, matrix.row(row), values));
             }
             Ok(RankResults { rows: placement.full_rows_of(placement.rank()).to_vec(), values })
         })?;
-        Ok(problem.errors::<L>(&batch, &parts))
-    }
-}
-
-/// The batch of any layout; dense layouts have no padding.
-fn batch_of<L: Layout>(valid: &[usize], stored: &[usize]) -> Result<Arc<L::Batch>> {
-    let packed: Arc<dyn Any + Send + Sync> = Arc::new(Packed::new(valid, stored)?);
-    match packed.downcast::<L::Batch>() {
-        Ok(packed) => Ok(packed),
-        Err(_) => {
-            assert_eq!(valid, stored, "{} has no padding", L::NAME);
-            Ok(Arc::new(L::batch_of(stored)?))
-        }
+        Ok(self.errors(&*batch, *layout, &parts))
     }
 }

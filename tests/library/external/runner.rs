@@ -4,13 +4,13 @@ use std::collections::HashMap;
 
 use context_parallel::degree::{Grid, Runtime};
 use context_parallel::error::Result;
-use context_parallel::kernel::Flash;
-use context_parallel::layout::{Bshd, Layout, Sbhd, Thd};
+use context_parallel::kernel::{Flash, KernelKind};
+use context_parallel::layout::{Bshd, Layout, LayoutKind, Sbhd, Thd};
 use context_parallel::order::Striped;
-use context_parallel::strategy::select::{self, Choice, TABLE, Visitor};
-use context_parallel::strategy::{AllGather, CpStrategy, Ring, RingUlysses, Single, Supports, Ulysses};
+use context_parallel::strategy::select::{self, Choice, Chosen, TABLE};
+use context_parallel::strategy::{AllGather, CpStrategy, Ring, RingUlysses, Single, Supports, Ulysses, object};
 
-use super::problem::{Attend, DrawnCase, TENSORS};
+use super::problem::{DrawnCase, TENSORS};
 
 /// Numbers of ranks.
 pub const RANKS: [usize; 5] = [2, 3, 4, 5, 8];
@@ -62,10 +62,8 @@ impl Runner {
             for &(layout, kernel) in line.works {
                 let Some(place) = layouts.iter().position(|other| *other == layout) else { continue };
                 if line.strategy == Single::NAME {
-                    let errors = select::select(
-                        &choice(line.strategy, "", layout, kernel, 1, None),
-                        Attend::<f32>::new(problem),
-                    );
+                    let single = select::chosen(&choice(line.strategy, "", layout, kernel, 1, None));
+                    let errors = problem.attend::<f32>(&single.expect("a single rank"));
                     alone.insert((layout, kernel), self.alone(problem, errors));
                     continue;
                 }
@@ -110,7 +108,7 @@ impl Runner {
             let grid = grid.map_or_else(String::new, |grid| format!(" as {grid}"));
             format!("{}: {strategy} {order} {layout} {kernel} on {degree}{grid}", problem.case.name)
         };
-        match select::select(choice, Attend::<f32>::new(problem)) {
+        match select::chosen(choice).and_then(|chosen| problem.attend::<f32>(&chosen)) {
             Ok(errors) => self.judge(&what(), &errors, alone),
             Err(error) => self.wrong.push(format!("{}: {error}", what())),
         }
@@ -119,7 +117,7 @@ impl Runner {
 
     /// Flash attention of packed documents under strategies with stripes of `STRIPE` rows.
     pub fn stripes<const STRIPE: usize>(&mut self, problem: &DrawnCase, ranks: usize) {
-        let alone = self.alone(problem, Attend::<f32>::new(problem).visit::<_, Thd, Flash>(Single));
+        let alone = self.alone(problem, problem.attend::<f32>(&flash(Single)));
         let (n, name) = (Runtime(ranks), &problem.case.name);
         let what = |strategy: &str| format!("{name}: {strategy} in stripes of {STRIPE} on {ranks}");
         self.striped(what(<AllGather>::NAME), problem, AllGather::<_, Striped<STRIPE>>::new(n), &alone);
@@ -127,7 +125,7 @@ impl Runner {
     }
 
     fn striped<H: Supports<Thd, Flash>>(&mut self, what: String, problem: &DrawnCase, strategy: H, alone: &[f64; 4]) {
-        match Attend::<f32>::new(problem).visit::<H, Thd, Flash>(strategy) {
+        match problem.attend::<f32>(&flash(strategy)) {
             Ok(errors) => self.judge(&what, &errors, alone),
             Err(error) => self.wrong.push(format!("{what}: {error}")),
         }
@@ -167,6 +165,11 @@ impl Runner {
         );
         self.tally
     }
+}
+
+/// Flash attention of packed documents under a strategy.
+pub fn flash<H: Supports<Thd, Flash>>(strategy: H) -> Chosen {
+    Chosen { strategy: object(strategy), layout: LayoutKind::Thd, kernel: KernelKind::Flash }
 }
 
 fn choice(strategy: &str, order: &str, layout: &str, kernel: &str, degree: usize, grid: Option<Grid>) -> Choice {
