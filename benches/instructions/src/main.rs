@@ -1,12 +1,10 @@
 //! Instructions of the typed path against hand-written code without generics, and of the handler that is chosen by
 //! names, counted by callgrind.
 //!
-//! `.ci/instructions` runs this and fails if the two differ by 0.1 % or more. Needs valgrind and `gungraun-runner` of
-//! the version in `Cargo.lock`.
+//! `.ci/instructions` runs this under valgrind, which counts inside of the function that the argument names, and fails if
+//! the first two differ by 0.1 % or more.
 
-// The macros of gungraun write modules without documentation.
-#![allow(missing_docs)]
-
+use std::env;
 use std::hint::black_box;
 use std::mem::ManuallyDrop;
 
@@ -17,8 +15,8 @@ use context_parallel::order::Rows;
 use context_parallel::plan::{Step, TileCells};
 use context_parallel::strategy::Single;
 use context_parallel::tensor::{Cpu, Device, Matrix};
-use gungraun::{library_benchmark, library_benchmark_group, main};
 
+#[path = "../../common/mod.rs"]
 mod common;
 
 use common::{AttentionLayer, NamedLayer};
@@ -58,8 +56,7 @@ fn plain() -> Plain {
     }
 }
 
-#[library_benchmark]
-#[bench::attention(typed())]
+#[inline(never)]
 fn typed_attention(layer: AttentionLayer<Single, Thd>) -> f32 {
     // What was made before is not taken apart within what is counted, here and below.
     let layer = ManuallyDrop::new(layer);
@@ -72,15 +69,13 @@ fn named() -> NamedLayer {
     layer
 }
 
-#[library_benchmark]
-#[bench::attention(named())]
+#[inline(never)]
 fn named_attention(layer: NamedLayer) -> f32 {
     let layer = ManuallyDrop::new(layer);
     black_box(layer.forward().expect("one rank alone"))
 }
 
-#[library_benchmark]
-#[bench::attention(plain())]
+#[inline(never)]
 fn plain_attention(plain: Plain) -> f32 {
     let plain = ManuallyDrop::new(plain);
     let Plain { device, shape, tiles, rows, qkv: [q, k, v] } = &*plain;
@@ -94,5 +89,13 @@ fn plain_attention(plain: Plain) -> f32 {
     black_box(out[0])
 }
 
-library_benchmark_group!(name = attention, benchmarks = [typed_attention, plain_attention, named_attention]);
-main!(library_benchmark_groups = attention);
+fn main() {
+    let asked = env::args().nth(1);
+    let value = match asked.as_deref() {
+        Some("typed_attention") => typed_attention(typed()),
+        Some("plain_attention") => plain_attention(plain()),
+        Some("named_attention") => named_attention(named()),
+        _ => panic!("{asked:?}: name typed_attention, plain_attention or named_attention"),
+    };
+    println!("{value}");
+}
