@@ -1,7 +1,7 @@
 //! One rank's plan: how long it takes, and how it grows with ranks, tokens and documents.
 //!
-//! `cargo bench --bench plans` measures times; `cargo bench --bench plans -- table` and `.. -- first-tile` print the tables
-//! of `results/plans.md`, `.. -- told` what stages that ranks tell one another save.
+//! `cargo bench --bench plans` measures times; `cargo bench --bench plans -- table` and `.. -- first-tile` print the
+//! tables of `results/plans.md`, `.. -- told` what stages that ranks tell one another save.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};

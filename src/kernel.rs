@@ -67,8 +67,8 @@ pub trait KernelOn<D: Attends>: Kernel {
     /// What the backward pass needs besides output and log-sum-exp.
     type Saved: Send + Sync + 'static;
 
-    /// What stands for [`KernelOn::Saved`] if there is nothing in it, so that a backward pass may be cut into other tiles
-    /// than its forward pass.
+    /// What stands for [`KernelOn::Saved`] if there is nothing in it, so that a backward pass may be cut into other
+    /// tiles than its forward pass.
     fn nothing_saved() -> Option<Self::Saved> {
         None
     }

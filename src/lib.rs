@@ -20,10 +20,10 @@
 //! Types decide what compiles and end there: placements, shards, plans, handlers, models and learners are thin shells
 //! over counterparts without types of strategy, layout and kernel ([`DynPlacement`](order::DynPlacement),
 //! [`UntypedHandler`](handler::UntypedHandler), [`DynModel`](model::DynModel), ..), which are compiled once. What the
-//! types buy is refusal when a program is compiled, at no cost when it runs; not speed. Code that chooses at run time, as
-//! the program does, uses the counterparts, with what [`strategy::select::chosen`] gives for a name; what the compiler
-//! refuses elsewhere is an error there. [`DynHandler`](handler::DynHandler) is the handler chosen by names over plain host
-//! memory, for adapters of other frameworks and languages.
+//! types buy is refusal when a program is compiled, at no cost when it runs; not speed. Code that chooses at run time,
+//! as the program does, uses the counterparts, with what [`strategy::select::chosen`] gives for a name; what the
+//! compiler refuses elsewhere is an error there. [`DynHandler`](handler::DynHandler) is the handler chosen by names
+//! over plain host memory, for adapters of other frameworks and languages.
 //!
 //! A function for any strategy, layout, device and communicator has one bound,
 //! [`ContextParallel`](handler::ContextParallel). Who knows Megatron-LM finds its calls in [`coming_from_megatron`].

@@ -159,18 +159,18 @@ impl RankPlan {
     /// it.
     ///
     /// # Errors
-    /// If a setting of the strategy is out of its bounds, the placement's ranks are not grouped as the strategy's, the mask
-    /// does not fit the batch, or a program names what there is not ([`check_rank`]).
+    /// If a setting of the strategy is out of its bounds, the placement's ranks are not grouped as the strategy's, the
+    /// mask does not fit the batch, or a program names what there is not ([`check_rank`]).
     pub fn new(strategy: &dyn DynStrategy, placement: &Arc<DynPlacement>, mask: &Mask) -> Result<Self> {
         Self::between(strategy, placement, placement, mask)
     }
 
-    /// The plan by which `queries` attend `keys` that are placed apart, such as those of tokens that ranks already hold.
-    /// The mask is put on both batches as [`Mask::lower_onto`] says.
+    /// The plan by which `queries` attend `keys` that are placed apart, such as those of tokens that ranks already
+    /// hold. The mask is put on both batches as [`Mask::lower_onto`] says.
     ///
     /// # Errors
-    /// Those of [`RankPlan::new`]; [`PlacementError::Rank`] for placements of other ranks, and [`SupportError::Numbers`] for a
-    /// strategy whose ranks exchange heads, which moves queries and keys together.
+    /// Those of [`RankPlan::new`]; [`PlacementError::Rank`] for placements of other ranks, and
+    /// [`SupportError::Numbers`] for a strategy whose ranks exchange heads, which moves queries and keys together.
     pub fn between(
         strategy: &dyn DynStrategy,
         queries: &Arc<DynPlacement>,

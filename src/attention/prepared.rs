@@ -96,8 +96,8 @@ impl<D: Attends> Tiles<'_, D> {
 }
 
 impl RankPlan {
-    /// Prepares the plan for a device, unless that is done already: what depends on the plan alone is handed to the device
-    /// once. The passes do so themselves at the latest.
+    /// Prepares the plan for a device, unless that is done already: what depends on the plan alone is handed to the
+    /// device once. The passes do so themselves at the latest.
     pub fn prepare<D: Attends>(&self, device: &D) {
         self.prepared(device);
     }

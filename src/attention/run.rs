@@ -35,7 +35,8 @@ impl<D: Attends> AttentionSaved<D> {
 }
 
 /// Attention of this rank's queries: walks through the plan's program, computing tiles with `kernel`.
-/// `q [rows, q_width]`, `k [rows, k_width]`, `v [rows, v_width]`; returns the output `[rows, out_width]`, 0 for padding.
+/// `q [rows, q_width]`, `k [rows, k_width]`, `v [rows, v_width]`; returns the output `[rows, out_width]`, 0 for
+/// padding.
 ///
 /// # Errors
 /// Failures of other ranks, and programs that do not fit together.
@@ -117,8 +118,8 @@ pub fn forward<D: Attends>(
     Ok((elem, AttentionSaved { kernel, out, lse, tiles, swapped }))
 }
 
-/// Gradients of queries, keys and values from that of the output, written into `gradients`, 0 for padding. Operands as in
-/// [`forward`].
+/// Gradients of queries, keys and values from that of the output, written into `gradients`, 0 for padding. Operands as
+/// in [`forward`].
 ///
 /// # Errors
 /// Failures of other ranks, and programs that do not fit together.

@@ -176,8 +176,8 @@ impl<'a, D: Attends> Slots<'a, D> {
         (*self.asked.at(slot), *self.answers.at(slot)) = (None, None);
     }
 
-    /// What another rank found for this rank's queries `rows`: output and log-sum-exp of all own queries, those that are
-    /// not among them with nothing attended.
+    /// What another rank found for this rank's queries `rows`: output and log-sum-exp of all own queries, those that
+    /// are not among them with nothing attended.
     pub(super) fn spread(&self, rows: &D::Rows, part: &AccMatrix<D>) -> (AccMatrix<D>, AccMatrix<D>) {
         let (queries, heads, columns) = (self.own_queries.rows(), self.shape.q_heads, self.shape.out_width());
         let mut out = self.device.zero_matrix(queries, columns);

@@ -84,8 +84,8 @@ pub trait Communicator<S: Storage = Host>: Send + Sync {
     /// The parcel that rank `of.from` passes as `mine`, on every rank; `of` says its length and type, and the others
     /// pass `None`.
     ///
-    /// Unless an engine has a better way, ranks pass it on down a tree, so that none sends it more often than the number
-    /// of ranks has binary digits.
+    /// Unless an engine has a better way, ranks pass it on down a tree, so that none sends it more often than the
+    /// number of ranks has binary digits.
     ///
     /// # Errors
     /// [`CommError::Protocol`](crate::error::CommError) if `mine` is not what `of` says,

@@ -1,6 +1,7 @@
 //! The core of the in-process engine: a mailbox per rank, with failure and end of every rank told to all of them.
 //!
-//! Messages of different streams do not wait for each other. Nothing here knows about buffers or deadlines, so that loom can model it (`tests/loom`).
+//! Messages of different streams do not wait for each other. Nothing here knows about buffers or deadlines, so that
+//! loom can model it (`tests/loom`).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;

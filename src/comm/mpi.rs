@@ -9,7 +9,8 @@
 //!
 //! What processes tell each other besides goes to a few of them, so that it costs thousands no more than it must: a
 //! failure spreads from each process to those at distances that are powers of two; a rank that has waited a while asks
-//! the one that it waits for what that one is doing; that processes live, and how ranks end, is told up and down a tree.
+//! the one that it waits for what that one is doing; that processes live, and how ranks end, is told up and down a
+//! tree.
 //!
 //! A message is a header, then its elements in parts that an `i32` can count. Processes are of one build and one
 //! byte order. A rank that waits for another that computes alone, after everyone else has ended, waits for as long as

@@ -52,8 +52,8 @@ where
     run_on::<Host, R, F>(waiting, ranks, body)
 }
 
-/// [`run_with`] for buffers that live in `S`: the messages are those of any device, and the engine orders the receiver's
-/// queue behind the sender's through [`Storage::leave`] and [`Storage::arrive`].
+/// [`run_with`] for buffers that live in `S`: the messages are those of any device, and the engine orders the
+/// receiver's queue behind the sender's through [`Storage::leave`] and [`Storage::arrive`].
 ///
 /// # Errors
 /// As [`run`].

@@ -16,7 +16,8 @@ use crate::oracle::{self, Answer};
 use crate::order::{DynPlacement, laid_out};
 use crate::tensor::{Device, Float, Matrix};
 
-/// Queries, keys, values and the gradient of the output, `[tokens, features]` in natural order, and the oracle's answer.
+/// Queries, keys, values and the gradient of the output, `[tokens, features]` in natural order, and the oracle's
+/// answer.
 #[derive(Debug)]
 pub struct Trial<T> {
     shape: AttentionShape,
@@ -62,8 +63,8 @@ impl<T> Attended<T> {
 impl<T: Float> Trial<T> {
     /// Draws numbers for a batch whose token `i` is on rank `owners[i]`, by `seed` alone.
     ///
-    /// Values and output gradients are larger on higher ranks, so that a row of the wrong rank shows; padding is NaN, so
-    /// that any use of it shows.
+    /// Values and output gradients are larger on higher ranks, so that a row of the wrong rank shows; padding is NaN,
+    /// so that any use of it shows.
     pub fn new(batch: &dyn Batch, owners: &[usize], shape: AttentionShape, mask: &Mask, seed: u64) -> Self {
         let documents = documents(batch);
         let mut padding = vec![true; owners.len()];
@@ -154,7 +155,8 @@ impl<T: Float> Trial<T> {
         })
     }
 
-    /// Tensors in natural order from the rows of all ranks; NaN where no rank has a row. Without the library's `combine`.
+    /// Tensors in natural order from the rows of all ranks; NaN where no rank has a row. Without the library's
+    /// `combine`.
     pub fn together<'a>(&self, parts: impl IntoIterator<Item = &'a Attended<T>> + Clone) -> [Vec<T>; 4] {
         let [q, k, v, out] = widths(&self.shape);
         let (widths, tokens) = ([out, q, k, v], self.operands[0].len() / q);

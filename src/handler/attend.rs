@@ -113,10 +113,10 @@ impl<H: CpStrategy, L: Layout, D: Attends> fmt::Debug for Attended<H, L, D> {
 impl<H: CpStrategy, L: Layout, D: Attends, C: Communicator<D::Storage>> CpHandler<H, L, D, C> {
     /// Attention of this rank's queries to the keys of all ranks, and what its backward pass needs.
     ///
-    /// `q [rows, q_heads * qk_dim]`, `k [rows, kv_heads * qk_dim]`, `v [rows, kv_heads * v_dim]`, each given away or in an
-    /// `Arc`: nothing is copied to be kept. Gives `[rows, q_heads * v_dim]`, 0 for padding and for queries that attend
-    /// nothing. Every rank makes the same calls in the same order, also where it has nothing to send: what ranks exchange
-    /// later says what they attended before.
+    /// `q [rows, q_heads * qk_dim]`, `k [rows, kv_heads * qk_dim]`, `v [rows, kv_heads * v_dim]`, each given away or in
+    /// an `Arc`: nothing is copied to be kept. Gives `[rows, q_heads * v_dim]`, 0 for padding and for queries that
+    /// attend nothing. Every rank makes the same calls in the same order, also where it has nothing to send: what ranks
+    /// exchange later says what they attended before.
     ///
     /// ```
     /// use std::sync::Arc;
@@ -143,8 +143,8 @@ impl<H: CpStrategy, L: Layout, D: Attends, C: Communicator<D::Storage>> CpHandle
     ///
     /// # Errors
     /// A plan of another strategy or rank, shards of another placement than the plan's, shapes that cannot be computed,
-    /// widths that do not fit the shape, heads that cannot be shared out, keys that the kernel does not take, ranks that
-    /// attend under other plans, and failures of other ranks.
+    /// widths that do not fit the shape, heads that cannot be shared out, keys that the kernel does not take, ranks
+    /// that attend under other plans, and failures of other ranks.
     #[doc(alias = "core_attn")]
     #[allow(clippy::type_complexity)]
     pub fn attend(

@@ -14,8 +14,8 @@ use crate::tensor::Device;
 
 /// A handler of any strategy, layout, device and communicator: what a function has to ask for, in one bound.
 ///
-/// Every [`CpHandler`] is one whose strategy works with its layout and [`Flash`]. [`ContextParallel::handler`] gives the
-/// handler with all that it can do; [`ShardOf`], [`PlacementOf`], [`PlanOf`], .. name what goes in and comes out.
+/// Every [`CpHandler`] is one whose strategy works with its layout and [`Flash`]. [`ContextParallel::handler`] gives
+/// the handler with all that it can do; [`ShardOf`], [`PlacementOf`], [`PlanOf`], .. name what goes in and comes out.
 ///
 /// ```
 /// use std::sync::Arc;

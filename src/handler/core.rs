@@ -223,8 +223,8 @@ impl HandlerCore {
         Ok(entry.downcast_ref::<(D, Arc<V>)>().map_or_else(|| Arc::new(make()), |(_, value)| value.clone()))
     }
 
-    /// This rank's `rows` of whole sequences that every rank has, in the order of the layout: a copy on `device`, without
-    /// communication.
+    /// This rank's `rows` of whole sequences that every rank has, in the order of the layout: a copy on `device`,
+    /// without communication.
     ///
     /// # Errors
     /// If the placement is not this handler's; [`LayoutError::Rows`] for another number of rows than the batch has

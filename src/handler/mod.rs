@@ -45,10 +45,11 @@ pub type ElemShard<H, L, D> = Shard<<H as CpStrategy>::Order, L, <D as Device>::
 
 /// One rank's handler for strategy `H` and layout `L`, on device `D` and over communicator `C`.
 ///
-/// `CpHandler::<Ring, Thd>::new(..)` is for `Cpu<f32>` and ranks that are threads; `CpHandler::<Ring, Thd, _, _>::new(..)`
-/// takes any device and communicator. It lives as long as the model does; placements and plans come and go with batches
-/// and are kept in a small cache. It can be shared between threads, which have to agree on an order of calls that is the
-/// same on every rank. Its types decide what compiles; what it does is done by its [`HandlerCore`], which has none.
+/// `CpHandler::<Ring, Thd>::new(..)` is for `Cpu<f32>` and ranks that are threads; `CpHandler::<Ring, Thd, _,
+/// _>::new(..)` takes any device and communicator. It lives as long as the model does; placements and plans come and go
+/// with batches and are kept in a small cache. It can be shared between threads, which have to agree on an order of
+/// calls that is the same on every rank. Its types decide what compiles; what it does is done by its [`HandlerCore`],
+/// which has none.
 #[doc(alias = "ContextParallelHandler")]
 #[doc(alias = "DefaultContextParallelHandler")]
 pub struct CpHandler<H: CpStrategy, L: Layout, D = Cpu<f32>, C = ThreadComm> {
@@ -63,8 +64,8 @@ impl<H: CpStrategy, L: Layout, D: Device, C: Communicator<D::Storage>> CpHandler
     /// A handler for this rank of `comm`, which computes on `device`.
     ///
     /// # Errors
-    /// If the strategy's degree is not the number of ranks, its grid is not one of so many ranks or differs from its type
-    /// over who exchanges heads, or a setting of the strategy is out of its bounds.
+    /// If the strategy's degree is not the number of ranks, its grid is not one of so many ranks or differs from its
+    /// type over who exchanges heads, or a setting of the strategy is out of its bounds.
     pub fn new(strategy: H, device: D, comm: C) -> Result<Self> {
         let core = HandlerCore::new(object(strategy.clone()), L::KIND, comm.rank(), comm.size())?;
         Ok(CpHandler { strategy, core, device, comm, layout: PhantomData })

@@ -97,8 +97,8 @@ impl<D: MoveRows> HandlerRef<'_, D> {
     /// This rank's rows of the sum over ranks, in rank order, of `full`, the rows of whole sequences.
     ///
     /// # Errors
-    /// If the placement is not this handler's, `full` has not its rows, or ranks sum or attended other things; failures of
-    /// other ranks.
+    /// If the placement is not this handler's, `full` has not its rows, or ranks sum or attended other things; failures
+    /// of other ranks.
     pub fn summed<T: Real>(
         self,
         placement: &Arc<DynPlacement>,

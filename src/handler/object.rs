@@ -133,8 +133,8 @@ impl<'a, D: Device> HandlerRef<'a, D> {
         reduce(self.comm, Operation::under(name, self.core.digest(())), values)
     }
 
-    /// [`CpHandler::attend`](crate::handler::CpHandler::attend) with operands that are borrowed: the backward call takes
-    /// them again. Queries, keys and values may be columns of one matrix.
+    /// [`CpHandler::attend`](crate::handler::CpHandler::attend) with operands that are borrowed: the backward call
+    /// takes them again. Queries, keys and values may be columns of one matrix.
     ///
     /// # Errors
     /// Those of `CpHandler::attend`.

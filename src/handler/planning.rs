@@ -65,9 +65,8 @@ impl<D: Attends> UntypedHandler<D> {
 }
 
 impl<H: CpStrategy, L: Layout, D: Attends, C: Communicator<D::Storage>> CpHandler<H, L, D, C> {
-    /// How this rank attends under `mask`, prepared for the handler's device: one plan per mask serves all layers with that
-    /// mask. Every message of attention
-    /// carries its hash, so that ranks with other plans are told.
+    /// How this rank attends under `mask`, prepared for the handler's device: one plan per mask serves all layers with
+    /// that mask. Every message of attention carries its hash, so that ranks with other plans are told.
     ///
     /// Under a strategy that fetches in stages (`magi`, `dynamic`) a rank solves its own stages and tells them to the
     /// ranks that it fetches from, in a message of a few numbers: every rank must make the plan, and plans in the same
@@ -87,9 +86,9 @@ impl<H: CpStrategy, L: Layout, D: Attends, C: Communicator<D::Storage>> CpHandle
     }
 
     /// How queries attend under `mask` where keys are placed apart from them: new tokens, and what ranks hold of those
-    /// before them. Queries and keys are batches of as many documents; each document's last valid query is at the position
-    /// of its last valid key ([`Mask::lower_onto`]). Attention takes queries of the one placement, keys and values of the
-    /// other. Not kept: every call makes a plan, with every rank as [`CpHandler::plan`] says.
+    /// before them. Queries and keys are batches of as many documents; each document's last valid query is at the
+    /// position of its last valid key ([`Mask::lower_onto`]). Attention takes queries of the one placement, keys and
+    /// values of the other. Not kept: every call makes a plan, with every rank as [`CpHandler::plan`] says.
     ///
     /// # Errors
     /// If a placement is not this handler's, the mask does not fit the batches, or the ranks exchange heads; failures

@@ -84,8 +84,8 @@ impl<D: Ops> DynModel<D> {
         }
     }
 
-    /// The same sum as [`DynModel::loss_sum`], with the gradient of `scale * sum`: that of [`DynActivations::hidden`] is
-    /// returned, that of the output layer is added to `gradients`.
+    /// The same sum as [`DynModel::loss_sum`], with the gradient of `scale * sum`: that of [`DynActivations::hidden`]
+    /// is returned, that of the output layer is added to `gradients`.
     ///
     /// # Errors
     /// Those of [`DynModel::loss_sum`].

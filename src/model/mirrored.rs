@@ -9,8 +9,8 @@ use crate::layout::Layout;
 use crate::order::{DynPlacement, DynShard, Placement, Shard, TokenOrder};
 use crate::tensor::{Device, Element, Host, Matrix, Storage};
 
-/// One rank's rows on a device, with the host's copy where they come from the host. Ids are checked there, so that nothing
-/// waits for the device.
+/// One rank's rows on a device, with the host's copy where they come from the host. Ids are checked there, so that
+/// nothing waits for the device.
 #[derive(Debug)]
 pub struct DynMirrored<T, S = Host> {
     shard: DynShard<T, S>,

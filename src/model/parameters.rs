@@ -2,8 +2,8 @@
 //!
 //! Files hold linear layers as `[out, in]`, memory holds them as `[in, out]`, which is what
 //! [`crate::ops::matmul`] multiplies with. Vectors are `[n]` in files and `[1, n]` in memory; the embedding is
-//! `[vocab, hidden]` in both. In memory all parameters are in one buffer, and layers that read the same (queries, keys and
-//! values; gate and up) are columns of one matrix.
+//! `[vocab, hidden]` in both. In memory all parameters are in one buffer, and layers that read the same (queries, keys
+//! and values; gate and up) are columns of one matrix.
 
 use std::ops::Index;
 use std::sync::Arc;

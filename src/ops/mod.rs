@@ -1,7 +1,8 @@
 //! Ops: one folder each, `mod.rs` says what it computes, `cpu.rs` how.
 //!
-//! Ops take plain data: views of matrices, numbers, row lists, pieces of bands, and write into memory that they are given.
-//! Type parameters of strategies and layouts end above this floor. Forward and backward stand next to each other.
+//! Ops take plain data: views of matrices, numbers, row lists, pieces of bands, and write into memory that they are
+//! given. Type parameters of strategies and layouts end above this floor. Forward and backward stand next to each
+//! other.
 
 mod op;
 

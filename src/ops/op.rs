@@ -1,8 +1,9 @@
 //! How the trait of an op is declared.
 
 /// Declares the trait of an op for [`Device`](crate::tensor::Device)s, and implements it for the device that computes
-/// nothing (ops write into memory that they are given, so there is nothing left to do) and for the one that computes later. What is `prepared` is made once of
-/// what is known ahead, and passed to ops by reference; `provided` methods are made of the others.
+/// nothing (ops write into memory that they are given, so there is nothing left to do) and for the one that computes
+/// later. What is `prepared` is made once of what is known ahead, and passed to ops by reference; `provided` methods
+/// are made of the others.
 macro_rules! op {
     (
         $(#[$about:meta])*

@@ -1,7 +1,7 @@
 //! Exchanging rows and columns.
 
-/// Side of the squares that are exchanged one after another: they fit the first-level cache, so that neither side misses
-/// it on every element.
+/// Side of the squares that are exchanged one after another: they fit the first-level cache, so that neither side
+/// misses it on every element.
 const SIDE: usize = 16;
 
 /// Writes the `rows` by `cols` elements of `from` to `to` with rows and columns exchanged. Both are row-major and come

@@ -123,8 +123,8 @@ impl<'a, T: Float> Wide<'a, T> {
     }
 }
 
-/// Lets `fill` write `target` in the accumulation type, given elements and those from row to row, then rounds each element
-/// once. With `keep`, `fill` finds the old values in place.
+/// Lets `fill` write `target` in the accumulation type, given elements and those from row to row, then rounds each
+/// element once. With `keep`, `fill` finds the old values in place.
 pub(crate) fn write_rounded<T: Float>(
     device: &Cpu<T>,
     mut target: MatrixMut<'_, T>,

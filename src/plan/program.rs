@@ -17,8 +17,8 @@ pub enum Content {
     Gradients,
     /// Rows of queries, in the storage type; in forward programs only.
     Queries,
-    /// Rows of partial results, output and log-sum-exp, in the accumulation type; they are merged into this rank's where
-    /// they arrive. In forward programs only.
+    /// Rows of partial results, output and log-sum-exp, in the accumulation type; they are merged into this rank's
+    /// where they arrive. In forward programs only.
     Results,
 }
 
@@ -76,8 +76,8 @@ impl From<Vec<usize>> for Peers {
     }
 }
 
-/// Rows that one rank sends others, out of or into a slot. What is sent may have many receivers, what is received has one
-/// sender.
+/// Rows that one rank sends others, out of or into a slot. What is sent may have many receivers, what is received has
+/// one sender.
 ///
 /// A transfer to the rank itself is a copy. Where both sides list no rows, there is no message.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -117,7 +117,8 @@ pub enum Step {
         content: Content,
         /// Outgoing rows.
         sends: Vec<Transfer>,
-        /// Incoming rows. Keys and queries are written, gradients are added and results merged, in the order of this list.
+        /// Incoming rows. Keys and queries are written, gradients are added and results merged, in the order of this
+        /// list.
         receives: Vec<Transfer>,
     },
     /// Waits for an exchange and puts what came where the post said.
@@ -132,8 +133,8 @@ pub enum Step {
         /// Which cells. Programs of both passes share them where they attend the same.
         pieces: Arc<[Piece]>,
     },
-    /// Attends from queries of other ranks, in a slot of queries, to the keys of a slot. The result stays with the queries
-    /// until it is sent back.
+    /// Attends from queries of other ranks, in a slot of queries, to the keys of a slot. The result stays with the
+    /// queries until it is sent back.
     Serve {
         /// The slot of queries, at least 1.
         queries: usize,

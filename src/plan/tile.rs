@@ -105,8 +105,8 @@ impl<V> Intervals<V> {
 
 /// The rows of the key buffer that at least one query attends: sorted ranges that neither overlap nor touch.
 ///
-/// Where the steps of a piece's runs are equal, or its keys have no gaps and every query attends as many as its step, this
-/// takes constant time per piece, else time in its queries.
+/// Where the steps of a piece's runs are equal, or its keys have no gaps and every query attends as many as its step,
+/// this takes constant time per piece, else time in its queries.
 pub fn touched(pieces: &[Piece]) -> Vec<Range<usize>> {
     let mut ranges = Vec::new();
     for piece in pieces {
@@ -133,8 +133,8 @@ pub fn touched(pieces: &[Piece]) -> Vec<Range<usize>> {
     merged
 }
 
-/// The attended cells of the pieces by key row: of those before `ends[0]`, of `ends[0]..ends[1]`, and so on. Ends ascend;
-/// rows past the last do not count.
+/// The attended cells of the pieces by key row: of those before `ends[0]`, of `ends[0]..ends[1]`, and so on. Ends
+/// ascend; rows past the last do not count.
 ///
 /// Where the steps of a piece's runs are equal this takes constant time per piece and end, else time in its queries.
 pub fn area_by_keys(pieces: &[Piece], ends: &[usize]) -> Vec<u64> {

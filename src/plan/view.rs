@@ -19,8 +19,8 @@ type Placed = Vec<(usize, Run)>;
 /// Everything that the plan of one batch and mask depends on, seen from one rank.
 ///
 /// Rows here are a rank's *valid* rows: its tokens in local order without padding, counted from 0. Padding takes no
-/// part in attention and does not travel. A view answers for the ranks that it is asked about and remembers the answers,
-/// so a plan costs what its rank asks; views of the same batch seen from other ranks share what they remember.
+/// part in attention and does not travel. A view answers for the ranks that it is asked about and remembers the
+/// answers, so a plan costs what its rank asks; views of the same batch seen from other ranks share what they remember.
 #[derive(Clone, Debug)]
 pub struct View {
     rank: usize,
@@ -264,8 +264,8 @@ fn members(placement: &DynPlacement, group: usize) -> Vec<Placed> {
     (0..grid.inner).map(|inner| valid(placement, grid.rank(group, inner))).collect()
 }
 
-/// The rows of several ranks as one buffer: in natural order where their runs lie between one another without gaps, else
-/// one rank after another. And where the rows of each are.
+/// The rows of several ranks as one buffer: in natural order where their runs lie between one another without gaps,
+/// else one rank after another. And where the rows of each are.
 fn joined(held: &[Placed]) -> (Placed, Vec<Rows>) {
     if let Some(natural) = without_gaps(held) {
         return natural;

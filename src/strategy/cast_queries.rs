@@ -4,8 +4,8 @@ use crate::kernel::LogSumExp;
 use crate::plan::{Content, Program, Step, Transfer, View};
 use crate::strategy::{GatherKv, KvExchange, RunsOn};
 
-/// Every rank sends its queries to the ranks that hold keys which they attend, each attends to its own keys, and sends the
-/// partial results back to be merged, by distance from the rank.
+/// Every rank sends its queries to the ranks that hold keys which they attend, each attends to its own keys, and sends
+/// the partial results back to be merged, by distance from the rank.
 ///
 /// What travels is as much as there are queries, however long the sequence of keys is: the exchange of a decoding step.
 /// Queries and keys may be placed apart ([`View::between`]). The backward program gathers keys, as [`GatherKv`] does.

@@ -7,8 +7,8 @@
 //! | [`KvExchange`] | how keys and values reach the queries | [`LocalKv`], [`RingKv`], [`GatherKv`], [`CastKv`], [`CastQueries`] |
 //!
 //! An exchange type differs from another only in the [`Program`]s that it writes; one executor
-//! ([`crate::attention`]) runs them all. To add a strategy, implement [`CpStrategy`] for a type of your own with existing or
-//! new parts, and [`Row`] for the layouts and kernels that it works with.
+//! ([`crate::attention`]) runs them all. To add a strategy, implement [`CpStrategy`] for a type of your own with
+//! existing or new parts, and [`Row`] for the layouts and kernels that it works with.
 
 mod all_gather;
 mod cast;
@@ -107,8 +107,8 @@ pub trait CpStrategy: Clone + fmt::Debug + PartialEq + Send + Sync + 'static {
 ///
 /// Both programs must pass [`crate::plan::check`] on every rank. Between two ranks, the n-th transfer that one posts to
 /// send is for the n-th that the other posts to receive, whenever they are waited for; both posts have the same number
-/// ([`Step::Post`]), which every message carries with the plan's hash. The hash of an exchange's settings is part of its
-/// plans' hashes.
+/// ([`Step::Post`]), which every message carries with the plan's hash. The hash of an exchange's settings is part of
+/// its plans' hashes.
 ///
 /// Where a program depends on what another rank solved, that rank may tell it when both make their plans: numbers of
 /// [`KvExchange::tells`] go to [`KvExchange::hear`] of the other before either writes a program. A rank that plans by

@@ -80,7 +80,8 @@ impl RingKv {
         hops
     }
 
-    /// By hop: the rows of this rank's own block whose gradient comes back after it, from the last rank that attends them.
+    /// By hop: the rows of this rank's own block whose gradient comes back after it, from the last rank that attends
+    /// them.
     fn homes(view: &View) -> Vec<RowSet> {
         let (rank, ranks) = (view.rank(), view.ranks());
         let (mut homes, mut later) = (vec![RowSet::default(); ranks], RowSet::default());

@@ -1,5 +1,5 @@
-//! Ring x Ulysses (USP, Fang and Zhao 2024; LoongTrain): heads are exchanged in groups, keys and values go round between
-//! them.
+//! Ring x Ulysses (USP, Fang and Zhao 2024; LoongTrain): heads are exchanged in groups, keys and values go round
+//! between them.
 
 use crate::degree::{Degree, Grid, Runtime};
 use crate::heads::SwapHeads;

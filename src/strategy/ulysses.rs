@@ -7,8 +7,8 @@ use crate::strategy::{CpStrategy, LocalKv};
 
 /// Head exchange over `N` ranks with token order `O`. Megatron and Transformer Engine call it `a2a`.
 ///
-/// The query heads must divide by the degree, key/value heads need not: `Ulysses<Fixed<3>>` with `FixedHeads<8, 4>` does
-/// not compile, and where one of the numbers is of run time, the constructor that sees both refuses.
+/// The query heads must divide by the degree, key/value heads need not: `Ulysses<Fixed<3>>` with `FixedHeads<8, 4>`
+/// does not compile, and where one of the numbers is of run time, the constructor that sees both refuses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Ulysses<N = Runtime, O = Zigzag> {
     degree: N,

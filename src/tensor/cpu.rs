@@ -18,8 +18,8 @@ const MOST_THREADS: usize = 1 << 16;
 #[derive(Clone)]
 pub struct Cpu<T = f32> {
     pool: Arc<Pool>,
-    /// What ops use inside. All of it is free between two ops, so that with an arena of its own an op never lacks a block
-    /// that a smaller matrix holds.
+    /// What ops use inside. All of it is free between two ops, so that with an arena of its own an op never lacks a
+    /// block that a smaller matrix holds.
     scratch: Arc<Pool>,
     /// If more than one thread.
     team: Option<Arc<Team>>,
@@ -120,8 +120,8 @@ impl<T: Float> Device for Cpu<T> {
         Ok(())
     }
 
-    /// Asks the system for what the arena does not own yet, in one piece, and gives it back: blocks are taken one by one,
-    /// as they are needed.
+    /// Asks the system for what the arena does not own yet, in one piece, and gives it back: blocks are taken one by
+    /// one, as they are needed.
     fn reserve(&self, bytes: usize) -> Result<()> {
         self.pool.reserve(bytes)
     }

@@ -23,8 +23,8 @@ struct Owned {
     free: unsafe fn(NonNull<u8>, usize),
 }
 
-// SAFETY: the bytes are those of plain elements, which are `Send` and `Sync`; they are reached like those of a `Vec` that
-// was adopted, or of a shared slice.
+// SAFETY: the bytes are those of plain elements, which are `Send` and `Sync`; they are reached like those of a `Vec`
+// that was adopted, or of a shared slice.
 unsafe impl Send for Foreign {}
 // SAFETY: see above; they are written through `&mut` only.
 unsafe impl Sync for Foreign {}

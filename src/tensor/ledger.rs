@@ -4,8 +4,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// What one device holds for a program: buffers, what an attention pass sends until it is posted, and what it expects
-/// from then on. Scratch of an op, the rounding of an arena and results of collectives do not count, so that the account
-/// depends on the program alone, not on threads, engines or other ranks.
+/// from then on. Scratch of an op, the rounding of an arena and results of collectives do not count, so that the
+/// account depends on the program alone, not on threads, engines or other ranks.
 ///
 /// Nor does a message that another rank sends before this one expects it: an engine keeps it until then, and it counts
 /// from the post on. A rank that is behind the others can hold as much more as they send ahead, at most all that it

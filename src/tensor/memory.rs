@@ -5,6 +5,9 @@ use std::marker::PhantomData;
 use std::ops::{Deref, DerefMut, Range};
 use std::sync::Arc;
 
+use bytemuck::allocation::zeroed_vec;
+use bytemuck::cast_slice_mut;
+
 use crate::tensor::foreign::Foreign;
 use crate::tensor::pool::{LINE, Line, Pool};
 use crate::tensor::{Charge, Element, Real, bytes_of};
@@ -52,8 +55,8 @@ pub trait Storage: Send + Sync + Sized + fmt::Debug + 'static {
     fn add<T: Real>(target: &mut Buffer<T, Self>, at: usize, from: &Buffer<T, Self>);
 }
 
-/// Host memory that returns to where it is from when the last owner drops it: aligned to 64 bytes and from a [`Pool`], or
-/// taken over from elsewhere.
+/// Host memory that returns to where it is from when the last owner drops it: aligned to 64 bytes and from a [`Pool`],
+/// or taken over from elsewhere.
 pub struct Host {
     memory: Memory,
     charge: Option<Charge>,
@@ -80,7 +83,7 @@ impl Block {
     /// As many lines from the same place, their contents unspecified.
     fn beside(&self, lines: usize) -> Block {
         let pool = self.pool.clone();
-        let lines = pool.as_ref().map_or_else(|| vec![Line([0; LINE]); lines], |pool| pool.take(lines));
+        let lines = pool.as_ref().map_or_else(|| zeroed_vec(lines), |pool| pool.take(lines));
         Block { contents: Contents::Lines(lines), pool }
     }
 
@@ -276,7 +279,7 @@ impl<T: Element> Buffer<T, Host> {
     pub(super) fn scratch(pool: &Arc<Pool>, len: usize) -> Self {
         let mut lines = pool.take(bytes_of::<T>(len).div_ceil(LINE));
         if cfg!(debug_assertions) {
-            lines.fill(Line([0xFF; LINE]));
+            cast_slice_mut::<Line, u8>(&mut lines).fill(0xFF);
         }
         let block = Block { contents: Contents::Lines(lines), pool: Some(pool.clone()) };
         Buffer::from_storage(Host { memory: Memory::Own(block), charge: None }, len)
@@ -291,7 +294,7 @@ impl<T: Element> Buffer<T, Host> {
 
     /// A copy of `values` that belongs to no pool.
     pub fn from_slice(values: &[T]) -> Self {
-        let lines = vec![Line([0; LINE]); size_of_val(values).div_ceil(LINE)];
+        let lines = zeroed_vec::<Line>(size_of_val(values).div_ceil(LINE));
         let memory = Memory::Own(Block { contents: Contents::Lines(lines), pool: None });
         let mut buffer = Buffer::from_storage(Host { memory, charge: None }, values.len());
         buffer.copy_from_slice(values);

@@ -2,6 +2,7 @@
 
 use std::sync::{Arc, Mutex};
 
+use bytemuck::allocation::zeroed_vec;
 use bytemuck::{Pod, Zeroable};
 
 use crate::error::{Result, SupportError};
@@ -110,7 +111,7 @@ impl Pool {
         } else {
             state.allocations += 1;
             state.owned += lines;
-            vec![Line([0; LINE]); lines]
+            zeroed_vec(lines)
         };
         state.live += block.len();
         state.peak = state.peak.max(state.live);

@@ -25,8 +25,8 @@ use crate::train::trainer::Learner;
 /// split over ranks is the sequence. Gradients are summed over ranks once per step, in rank order, so every rank
 /// makes the same step to the last bit.
 ///
-/// `GptLearner::<Ring, Thd>::new(..)` trains a `GptModel<Ring, Thd>` on ranks that are threads; fixed heads are the last
-/// parameter.
+/// `GptLearner::<Ring, Thd>::new(..)` trains a `GptModel<Ring, Thd>` on ranks that are threads; fixed heads are the
+/// last parameter.
 pub struct GptLearner<H: CpStrategy, L: Layout, K = Flash, D: Ops = Cpu<f32>, C = ThreadComm, A = FromConfig> {
     model: GptModel<H, L, K, D, A>,
     handler: CpHandler<H, L, D, C>,

@@ -3,9 +3,9 @@
 //! are compared with the float64 oracle; each relative error is at most 1.5 times that of a single rank.
 //!
 //! `cargo test --test library external` runs cases scaled down by one rule (`external/scale.rs`), in about five minutes
-//! of processor time: shorter sequences, 12 or 16 heads where Transformer Engine has 32 to 128, and 8 where JAX has 16. At
-//! full size, for one case or all (which takes hours and, with 128 heads, tens of gigabytes; the oracle then judges the
-//! last key/value head alone):
+//! of processor time: shorter sequences, 12 or 16 heads where Transformer Engine has 32 to 128, and 8 where JAX has 16.
+//! At full size, for one case or all (which takes hours and, with 128 heads, tens of gigabytes; the oracle then judges
+//! the last key/value head alone):
 //!
 //! ```sh
 //! CONTEXT_PARALLEL_EXTERNAL=full:flash:2_0 cargo test --release --test library external -- --nocapture

@@ -124,7 +124,8 @@ fn a_barrier_holds_until_the_last(comm: MpiComm) -> Result<()> {
 }
 
 fn splits_order_by_key_then_rank_and_nest(comm: MpiComm) -> Result<()> {
-    // Even and odd ranks, in reverse; then each of those into a pair and one alone, by equal keys. Numbers above an i32.
+    // Even and odd ranks, in reverse; then each of those into a pair and one alone, by equal keys. Numbers above an
+    // i32.
     let color = usize::MAX - comm.rank() % 2;
     let half = comm.split(color, (10 - comm.rank()) << 33)?;
     let pair = half.split(usize::from(half.rank() == 2), 7)?;

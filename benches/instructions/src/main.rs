@@ -1,8 +1,8 @@
 //! Instructions of the typed path against hand-written code without generics, and of the handler that is chosen by
 //! names, counted by callgrind.
 //!
-//! `.ci/instructions` runs this under valgrind, which counts inside of the function that the argument names, and fails if
-//! the first two differ by 0.1 % or more.
+//! `.ci/instructions` runs this under valgrind, which counts inside of the function that the argument names, and fails
+//! if the first two differ by 0.1 % or more.
 
 use std::env;
 use std::hint::black_box;

@@ -1,7 +1,7 @@
 //! A user's whole program with one model type: how long it takes to build is what types cost him.
 //!
-//! `.ci/small-program` builds it in release after everything that it depends on, this library among it, says how long that
-//! took, and runs it.
+//! `.ci/small-program` builds it in release after everything that it depends on, this library among it, says how long
+//! that took, and runs it.
 
 use std::sync::Arc;
 

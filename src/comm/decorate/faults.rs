@@ -19,8 +19,8 @@ pub enum Fault {
     Silence,
 }
 
-/// A communicator with a fault built in. Exchanges, collectives that move data, barriers and splits count as operations,
-/// in this communicator and in those split from it.
+/// A communicator with a fault built in. Exchanges, collectives that move data, barriers and splits count as
+/// operations, in this communicator and in those split from it.
 #[derive(Debug)]
 pub struct Faulty<C> {
     inner: C,

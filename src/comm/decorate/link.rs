@@ -102,8 +102,8 @@ impl Link {
     }
 }
 
-/// A communicator whose messages take the time of a [`Link`]. Every rank must be wrapped, with the same link. Collectives
-/// are written on its exchanges, whatever the engine has, so that each of their messages takes its time.
+/// A communicator whose messages take the time of a [`Link`]. Every rank must be wrapped, with the same link.
+/// Collectives are written on its exchanges, whatever the engine has, so that each of their messages takes its time.
 #[derive(Debug)]
 pub struct SimulatedLink<C> {
     inner: C,

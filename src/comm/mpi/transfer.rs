@@ -36,9 +36,9 @@ impl InFlight {
         // SAFETY: these are the initialised bytes of a heap block that `transfer` owns, alone or with others, and that
         // does not move with it. Its share is given up or handed out only when `operations` is empty (see `take` and
         // `drop`), and only they use it here, as the caller promises, so it outlives every use by MPI; if MPI never
-        // finishes, it lives for ever. Nobody writes into it meanwhile: not this transfer (`take` gives it back only when
-        // `operations` is empty), and another owner gets a copy to write into as long as there is more than one, which
-        // this one is. Should `start` panic, `drop` sees the operations that were begun.
+        // finishes, it lives for ever. Nobody writes into it meanwhile: not this transfer (`take` gives it back only
+        // when `operations` is empty), and another owner gets a copy to write into as long as there is more than one,
+        // which this one is. Should `start` panic, `drop` sees the operations that were begun.
         let whole = unsafe { std::slice::from_raw_parts(transfer.bytes.as_ptr(), transfer.bytes.len()) };
         start(whole, &mut transfer.operations);
         transfer
@@ -55,12 +55,13 @@ impl InFlight {
     ) -> Self {
         let mut transfer = InFlight::of(bytes);
         let len = transfer.bytes.len();
-        // SAFETY: these are the `len` initialised bytes of a heap block that `transfer` owns alone, because `as_mut_ptr`
-        // gives it one of its own if it did not, and that does not move with it. It is freed or handed out only when
-        // `operations` is empty (see `take` and `drop`), and only they use it, as the caller promises, so it outlives
-        // every use by MPI; if MPI never finishes, it lives for ever. It is borrowed here once and for all parts, and
-        // nothing touches `transfer.bytes` again before `operations` is empty (see `peek`), so no later borrow of the
-        // whole invalidates a pointer that MPI holds. Should `start` panic, `drop` sees the operations that were begun.
+        // SAFETY: these are the `len` initialised bytes of a heap block that `transfer` owns alone, because
+        // `as_mut_ptr` gives it one of its own if it did not, and that does not move with it. It is freed or handed out
+        // only when `operations` is empty (see `take` and `drop`), and only they use it, as the caller promises, so it
+        // outlives every use by MPI; if MPI never finishes, it lives for ever. It is borrowed here once and for all
+        // parts, and nothing touches `transfer.bytes` again before `operations` is empty (see `peek`), so no later
+        // borrow of the whole invalidates a pointer that MPI holds. Should `start` panic, `drop` sees the operations
+        // that were begun.
         let whole = unsafe { std::slice::from_raw_parts_mut(transfer.bytes.as_mut_ptr(), len) };
         start(whole, &mut transfer.operations);
         transfer

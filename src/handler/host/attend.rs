@@ -12,8 +12,8 @@ use crate::order::DynShard;
 use crate::tensor::{Cpu, Float, Matrix};
 
 impl DynHandler {
-    /// Attention of this rank's queries to the keys of all ranks: [`CpHandler::attend`](crate::handler::CpHandler::attend)
-    /// over plain rows.
+    /// Attention of this rank's queries to the keys of all ranks:
+    /// [`CpHandler::attend`](crate::handler::CpHandler::attend) over plain rows.
     ///
     /// # Errors
     /// Those of `CpHandler::attend`, with the operand's name.
@@ -52,8 +52,8 @@ impl<T: Float> HostAttended<'_, T> {
     /// Gradients of queries, keys and values from `dout [rows, q_heads * v_dim]`, that of the output.
     ///
     /// # Errors
-    /// A handler of another strategy or rank than the forward pass had, a gradient of another shape than the output, and
-    /// failures of other ranks.
+    /// A handler of another strategy or rank than the forward pass had, a gradient of another shape than the output,
+    /// and failures of other ranks.
     pub fn backward<'d>(&self, handler: &DynHandler, dout: impl Into<HostRef<'d, T>>) -> Result<[Matrix<T>; 3]> {
         let dout = held_shard(dout.into().into(), "the output gradient", self.plan.placement())?;
         let operands = self.qkv.each_ref().map(|shard| &***shard);

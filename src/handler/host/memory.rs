@@ -46,8 +46,8 @@ impl<'a, T: Element> HostRef<'a, T> {
         HostRef { values, rows: Strided { rows, cols, stride: cols } }
     }
 
-    /// With `stride` elements from row to row, as in columns of a wider matrix. Such rows are copied once where they are
-    /// used; rows that lie one behind the other are read where they are.
+    /// With `stride` elements from row to row, as in columns of a wider matrix. Such rows are copied once where they
+    /// are used; rows that lie one behind the other are read where they are.
     pub fn with_stride(mut self, stride: usize) -> Self {
         self.rows.stride = stride;
         self

@@ -32,11 +32,12 @@ pub enum HostGradient<'a, T> {
 /// A handler that is chosen by names when the program runs, over plain rows of host memory: what adapters for other
 /// frameworks and languages stand on.
 ///
-/// Operands are rows of the caller's memory ([`HostRef`]), read where they are, in the order of the layout; what attention
-/// keeps for its backward pass stays borrowed or is given away ([`HostOperand`]). Results are matrices that dereference to
-/// slices; [`HostMut`](crate::handler::HostMut) copies one into memory of the caller's. The element type is that of the
-/// operands: one handler serves `f32`, `f64`, `bf16` and `f16`. What the types of a [`CpHandler`](crate::handler::CpHandler)
-/// refuse when a program is compiled is an error here; the numbers are the same to the last bit.
+/// Operands are rows of the caller's memory ([`HostRef`]), read where they are, in the order of the layout; what
+/// attention keeps for its backward pass stays borrowed or is given away ([`HostOperand`]). Results are matrices that
+/// dereference to slices; [`HostMut`](crate::handler::HostMut) copies one into memory of the caller's. The element type
+/// is that of the operands: one handler serves `f32`, `f64`, `bf16` and `f16`. What the types of a
+/// [`CpHandler`](crate::handler::CpHandler) refuse when a program is compiled is an error here; the numbers are the
+/// same to the last bit.
 ///
 /// ```
 /// use context_parallel::comm::threads;
@@ -111,8 +112,8 @@ impl DynHandler {
         self.place_for(lengths, lengths, &[(Mask::Causal, 1)])
     }
 
-    /// Deals out documents with padding (`stored` rows, of which the first `valid` count), for a model whose layers attend
-    /// under `masks`, each with the number of layers that use it.
+    /// Deals out documents with padding (`stored` rows, of which the first `valid` count), for a model whose layers
+    /// attend under `masks`, each with the number of layers that use it.
     ///
     /// # Errors
     /// Those of [`DynHandler::place`], lengths that do not go together, and masks that do not fit.
@@ -159,8 +160,8 @@ impl DynHandler {
         self.handler.by_ref().combine(&*held_shard(shard.into().into(), "the shard", placement)?)
     }
 
-    /// The adjoint of [`DynHandler::dispatch`]: the gradient of whole sequences, which is whole on every rank, from those
-    /// of all shards.
+    /// The adjoint of [`DynHandler::dispatch`]: the gradient of whole sequences, which is whole on every rank, from
+    /// those of all shards.
     ///
     /// # Errors
     /// Those of [`DynHandler::combine`].
@@ -172,8 +173,8 @@ impl DynHandler {
         self.combine(placement, gradient)
     }
 
-    /// The adjoint of [`DynHandler::combine`]: the gradient of this rank's rows. A replicated gradient is cut, a partial
-    /// one is summed over ranks, in rank order.
+    /// The adjoint of [`DynHandler::combine`]: the gradient of this rank's rows. A replicated gradient is cut, a
+    /// partial one is summed over ranks, in rank order.
     ///
     /// # Errors
     /// Another number of rows than the batch has, a placement of another handler, and failures of other ranks.
@@ -221,8 +222,8 @@ impl DynHandler {
         Ok(self.handler.by_ref().roll_adjoint(&gradient, offset)?.into_matrix())
     }
 
-    /// Labels of this rank's rows from its token ids `[rows, 1]`: the next token of the same document, [`IGNORED`] at its
-    /// end and for padding.
+    /// Labels of this rank's rows from its token ids `[rows, 1]`: the next token of the same document, [`IGNORED`] at
+    /// its end and for padding.
     ///
     /// # Errors
     /// Those of [`DynHandler::roll`].

@@ -32,8 +32,8 @@ pub type Gradients<D> = ParameterSet<GradientRole, <D as Device>::Acc, <D as Dev
 /// Running means of gradients or of their squares.
 pub type Moments<D> = ParameterSet<MomentRole, <D as Device>::Acc, <D as Device>::Storage>;
 
-/// A tensor for each parameter of a list, in its memory shape: parts of one flat buffer. `R` says what the set is for, so
-/// that gradients cannot be passed for weights.
+/// A tensor for each parameter of a list, in its memory shape: parts of one flat buffer. `R` says what the set is for,
+/// so that gradients cannot be passed for weights.
 pub struct ParameterSet<R, T, S> {
     list: Arc<ParameterList>,
     flat: Buffer<T, S>,

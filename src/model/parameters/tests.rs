@@ -60,8 +60,8 @@ fn linear_layers_are_transposed_and_come_back() {
     }
 }
 
-/// Every element of the flat buffer belongs to one parameter, what decays comes first, and what reads the same is side by
-/// side.
+/// Every element of the flat buffer belongs to one parameter, what decays comes first, and what reads the same is side
+/// by side.
 #[test]
 fn parameters_fill_one_buffer() {
     for biases in [[false; 3], [true; 3], [true, false, true]] {

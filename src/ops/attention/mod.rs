@@ -153,8 +153,8 @@ op! {
             delta: AccMut<'_, Self>,
         );
 
-        /// Adds to `dq [queries, q_width]` and `dkv [keys, kv_width]` the gradients through the cells of the tile. `lse`
-        /// and `delta` are those of the final output. Queries with `lse == -inf` contribute nothing.
+        /// Adds to `dq [queries, q_width]` and `dkv [keys, kv_width]` the gradients through the cells of the tile.
+        /// `lse` and `delta` are those of the final output. Queries with `lse == -inf` contribute nothing.
         fn attention_backward(
             &self,
             shape: &AttentionShape,

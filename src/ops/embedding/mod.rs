@@ -26,8 +26,8 @@ op! {
     /// assert_eq!(dtable[..], [7.0, 0.0, 8.0]);
     /// ```
     pub trait Embedding: Device {
-        /// `y [rows, n]`: rows of `table [vocab, n]` for `tokens [rows, 1]`, zeros where there is none. Ids must be in the
-        /// vocabulary; callers check.
+        /// `y [rows, n]`: rows of `table [vocab, n]` for `tokens [rows, 1]`, zeros where there is none. Ids must be in
+        /// the vocabulary; callers check.
         fn embed(
             &self,
             table: ElemRef<'_, Self>,
@@ -35,8 +35,8 @@ op! {
             y: ElemMut<'_, Self>,
         );
 
-        /// Adds row `i` of `dy` to row `tokens[i]` of `dtable`, in order, except where there is no token or it is `skip`
-        /// (padding).
+        /// Adds row `i` of `dy` to row `tokens[i]` of `dtable`, in order, except where there is no token or it is
+        /// `skip` (padding).
         fn embed_backward(
             &self,
             tokens: MatrixRef<'_, i64, Self::Storage>,

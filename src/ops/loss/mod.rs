@@ -21,8 +21,8 @@ op! {
     /// assert_eq!(logits[..], [0.5, -0.5, 0.0, 0.0]);
     /// ```
     pub trait CrossEntropy: Device {
-        /// `logits [rows, vocab]`, `labels [rows, 1]`, `weights [rows, 1]` (0 where a label does not count; its label may
-        /// then be anything; callers check the others). Adds the weighted sum of `-log softmax(logits)[label]` to
+        /// `logits [rows, vocab]`, `labels [rows, 1]`, `weights [rows, 1]` (0 where a label does not count; its label
+        /// may then be anything; callers check the others). Adds the weighted sum of `-log softmax(logits)[label]` to
         /// `sum [1, 1]`.
         ///
         /// If `scale` is given, the logits are replaced by the gradient of `scale` times what is added.

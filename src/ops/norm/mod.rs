@@ -6,8 +6,8 @@ use crate::ops::op::op;
 use crate::tensor::{AccMut, AccRef, Device, ElemMut, ElemRef};
 
 op! {
-    /// `y = x / sqrt(mean(x^2) + eps) * weight`, row by row, or part by part of a row: a row of heads has as many parts. Of
-    /// zeros it is zero, whatever `eps`.
+    /// `y = x / sqrt(mean(x^2) + eps) * weight`, row by row, or part by part of a row: a row of heads has as many
+    /// parts. Of zeros it is zero, whatever `eps`.
     ///
     /// ```
     /// use context_parallel::ops::norm::RmsNorm;

@@ -148,9 +148,9 @@ op! {
         /// Writes the sum of the squares of a gradient to [`StepNumbers::gradient`] of `numbers [StepNumbers::LEN]`.
         fn sum_of_squares(&self, gradient: &AccBuffer<Self>, numbers: &mut Buffer<f64, Self::Storage>);
 
-        /// One step in one pass over memory, in PyTorch's order of operations: the gradient is scaled, weights and means
-        /// are updated, the working copy is written, the gradient is zeroed, and the sum of the squares of the new weights
-        /// is written to [`StepNumbers::weights`]. Weight decay applies to the first `decayed` weights.
+        /// One step in one pass over memory, in PyTorch's order of operations: the gradient is scaled, weights and
+        /// means are updated, the working copy is written, the gradient is zeroed, and the sum of the squares of the
+        /// new weights is written to [`StepNumbers::weights`]. Weight decay applies to the first `decayed` weights.
         ///
         /// Where the gradient's sum of squares is not finite, nothing is changed.
         fn adamw(

@@ -9,8 +9,8 @@ use crate::tensor::{
 };
 
 op! {
-    /// Row movements. Rows are those of the larger matrix; the smaller one has a row for each of them, in their order, and
-    /// both have the same columns.
+    /// Row movements. Rows are those of the larger matrix; the smaller one has a row for each of them, in their order,
+    /// and both have the same columns.
     ///
     /// ```
     /// use context_parallel::ops::rows::MoveRows;

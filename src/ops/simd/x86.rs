@@ -8,8 +8,8 @@ use crate::ops::simd::lanes::Lanes;
 #[derive(Clone, Copy)]
 pub(super) struct Avx2(__m256, __m256);
 
-// SAFETY (whole impl): the caller has AVX2 and FMA, and 16 elements behind each pointer; unaligned loads and stores take
-// any alignment.
+// SAFETY (whole impl): the caller has AVX2 and FMA, and 16 elements behind each pointer; unaligned loads and stores
+// take any alignment.
 impl Lanes for Avx2 {
     #[inline(always)]
     unsafe fn load(from: *const f32) -> Self {
@@ -69,8 +69,8 @@ impl Lanes for Avx2 {
     }
 }
 
-// SAFETY (whole impl): the caller has AVX-512F, and 16 elements behind each pointer; unaligned loads and stores take any
-// alignment.
+// SAFETY (whole impl): the caller has AVX-512F, and 16 elements behind each pointer; unaligned loads and stores take
+// any alignment.
 impl Lanes for __m512 {
     #[inline(always)]
     unsafe fn load(from: *const f32) -> Self {

@@ -1,9 +1,9 @@
 //! Stages: how remote keys are cut into parts that travel while earlier ones are attended.
 //!
-//! In time slot `j` a rank attends stage `j`, fetches stage `j + 1`, and in a backward pass sends the gradients of stage
-//! `j - 1` home; a slot takes as long as the slowest of the three (MagiAttention's model of overlap). The keys that the
-//! rank holds itself need no fetch: they hide the first fetch if they come first, the last return of gradients if they
-//! come last. [`best`] finds the cut that takes the least time, exactly, for each direction by itself.
+//! In time slot `j` a rank attends stage `j`, fetches stage `j + 1`, and in a backward pass sends the gradients of
+//! stage `j - 1` home; a slot takes as long as the slowest of the three (MagiAttention's model of overlap). The keys
+//! that the rank holds itself need no fetch: they hide the first fetch if they come first, the last return of gradients
+//! if they come last. [`best`] finds the cut that takes the least time, exactly, for each direction by itself.
 
 use std::ops::Range;
 
@@ -67,8 +67,8 @@ pub enum Merging {
     /// A stage: as few merges as can be. Results of other stages round differently.
     #[default]
     Stages,
-    /// A part of this many that remote keys are cut into, equally large (1 to [`MOST_PARTS`], and no more than there are
-    /// rows), in one order: the rank's own keys, part 0, part 1, and so on. Stages only group parts that travel
+    /// A part of this many that remote keys are cut into, equally large (1 to [`MOST_PARTS`], and no more than there
+    /// are rows), in one order: the rank's own keys, part 0, part 1, and so on. Stages only group parts that travel
     /// together, so the results have the same bits whatever their number and costs.
     Parts(usize),
 }
@@ -163,8 +163,8 @@ pub struct Work<'a> {
     pub atoms: &'a [Atom],
 }
 
-/// The cut that takes the least time; of equals, the one with fewer stages, then the one with the rank's own keys first.
-/// If atoms are merged by themselves, the rank's own keys come first in any case.
+/// The cut that takes the least time; of equals, the one with fewer stages, then the one with the rank's own keys
+/// first. If atoms are merged by themselves, the rank's own keys come first in any case.
 pub fn best(work: &Work, costs: &StageCosts, count: StageCount, merging: Merging) -> Stages {
     let atoms = work.atoms.len();
     let (least, most) = match count {

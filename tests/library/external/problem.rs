@@ -165,8 +165,8 @@ impl DrawnCase {
         }
     }
 
-    /// Relative errors of what ranks found: by rank, the memory row of each of its rows in the whole batch, and the judged
-    /// columns of its rows.
+    /// Relative errors of what ranks found: by rank, the memory row of each of its rows in the whole batch, and the
+    /// judged columns of its rows.
     fn errors(&self, batch: &dyn Batch, layout: LayoutKind, parts: &[RankResults]) -> [f64; 4] {
         let tokens = self.tokens();
         // The token of each memory row; nothing for padding.

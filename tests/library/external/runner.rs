@@ -177,8 +177,8 @@ fn choice(strategy: &str, order: &str, layout: &str, kernel: &str, degree: usize
     Choice { strategy, order, layout, kernel, degree, grid, ..Choice::default() }
 }
 
-/// Every grid of `ring-ulysses` with both parts larger than 1, or the two degenerate ones where ranks are prime, as far as
-/// the heads go into groups.
+/// Every grid of `ring-ulysses` with both parts larger than 1, or the two degenerate ones where ranks are prime, as far
+/// as the heads go into groups.
 fn grids(strategy: &str, ranks: usize, q_heads: usize) -> Vec<Option<Grid>> {
     if strategy != <RingUlysses>::NAME {
         return vec![None];

@@ -1,4 +1,5 @@
-//! The PyTorch grid of Transformer Engine (`transformer_engine.md` section 5.1), rows without bias and softmax variants.
+//! The PyTorch grid of Transformer Engine (`transformer_engine.md` section 5.1), rows without bias and softmax
+//! variants.
 
 use context_parallel::mask::Mask;
 use rand::RngExt;
