@@ -149,7 +149,7 @@ impl Kernel for Unfused {
     const NATURAL_KEYS: bool = true;
 }
 
-impl<D: Attends + unfused::Unfused> KernelOn<D> for Unfused {
+impl<D: Attends + unfused::UnfusedAttention> KernelOn<D> for Unfused {
     type Saved = AccBuffer<D>;
 
     fn forward(device: &D, tile: TileOperands<'_, D>, out: AccMut<'_, D>, _lse: AccMut<'_, D>) -> AccBuffer<D> {

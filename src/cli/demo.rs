@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 
+use context_parallel::comm::DynComm;
 use context_parallel::degree::Runtime;
 use context_parallel::error::Result;
 use context_parallel::handler::CpHandler;
@@ -26,7 +27,7 @@ pub use findings::NEXT;
 use findings::{Comparison, Findings, print};
 use indicatif::ProgressBar;
 
-use super::engine::{Cluster, Comm};
+use super::engine::Cluster;
 use super::step::{StepInputs, step};
 use super::{args, output};
 
@@ -125,7 +126,7 @@ fn progress(bar: &ProgressBar, record: &StepRecord) {
 
 /// The share of labels, over all ranks, that have the largest logit.
 fn accuracy(
-    learner: &GptLearner<Ring, Thd, Flash, Cpu<f32>, Comm>,
+    learner: &GptLearner<Ring, Thd, Flash, Cpu<f32>, DynComm>,
     device: &Cpu<f32>,
     batch: &TokenBatch,
 ) -> Result<f64> {

@@ -8,16 +8,13 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use context_parallel::comm::threads::{self, Waiting};
-use context_parallel::comm::{Collectives, Communicator};
+use context_parallel::comm::{Collectives, Communicator, DynComm};
 use context_parallel::error::Result;
 use context_parallel::tensor::{Buffer, Element};
 use indicatif::ProgressBar;
 
 use super::args::{self, Choices, Settings, Transport};
 use super::output;
-
-/// What every rank of the program talks through. An exchange costs far more than the virtual call.
-pub type Comm = Box<dyn Communicator>;
 
 /// Where the ranks of a command live. Every process runs the same command in the same order.
 #[derive(Debug)]
@@ -115,7 +112,7 @@ impl Cluster {
     /// Runs `body` on `ranks` ranks. Gives the first rank's result in the process where it lives, and nothing in
     /// others; a process whose rank does not take part goes on at once. The body is behind a pointer so that threads
     /// and their mailboxes are compiled once per result, not once per combination.
-    pub fn on_ranks<R: Send>(&self, ranks: usize, body: &(dyn Fn(Comm) -> Result<R> + Sync)) -> Result<Option<R>> {
+    pub fn on_ranks<R: Send>(&self, ranks: usize, body: &(dyn Fn(DynComm) -> Result<R> + Sync)) -> Result<Option<R>> {
         match self {
             Cluster::Threads(waiting) => {
                 let starting = Mutex::new(Some(output::phase(format!("starting {}", output::many(ranks, "rank")))));

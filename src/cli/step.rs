@@ -2,6 +2,7 @@
 
 use std::time::Instant;
 
+use context_parallel::comm::DynComm;
 use context_parallel::comm::decorate::traffic::Counted;
 use context_parallel::error::Result;
 use context_parallel::handler::UntypedHandler;
@@ -13,7 +14,7 @@ use context_parallel::tensor::{Cpu, DType, Float};
 use context_parallel::train::data::TokenBatch;
 use context_parallel::train::learner::DynLearner;
 
-use super::engine::{Cluster, Comm, gather, with_storage_type};
+use super::engine::{Cluster, gather, with_storage_type};
 
 /// What to compute: a model's fresh weights, and a batch.
 #[derive(Clone, Copy, Debug)]
@@ -82,7 +83,7 @@ pub fn step(cluster: &Cluster, choice: &Choice, dtype: DType, task: StepInputs) 
     })
 }
 
-fn one_step<T: Float>(chosen: &Chosen, comm: Comm, task: &StepInputs) -> Result<StepOutcome> {
+fn one_step<T: Float>(chosen: &Chosen, comm: DynComm, task: &StepInputs) -> Result<StepOutcome> {
     let StepInputs { config, batch, seed, threads } = *task;
     let device = Cpu::<T>::with_threads(threads)?;
     let counted = Counted::new(comm);

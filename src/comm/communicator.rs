@@ -1,5 +1,7 @@
 //! What a rank asks of the engine that connects it with the others.
 
+use std::sync::Arc;
+
 use super::movement::{self, Ranks};
 use super::parcel::{Message, Operation, Parcel, Receive};
 use super::pending::Pending;
@@ -16,6 +18,10 @@ macro_rules! ranks {
         }
     };
 }
+/// A communicator of whatever engine, as [`Communicator::split`] gives it. An exchange costs far more than the virtual
+/// call.
+pub type DynComm<S = Host> = Box<dyn Communicator<S>>;
+
 /// A rank's view of the group of ranks that share a sequence.
 ///
 /// Messages between two ranks arrive in the order in which they were sent. A rank that fails or falls silent makes
@@ -48,7 +54,7 @@ pub trait Communicator<S: Storage = Host>: Send + Sync {
 
     /// The communicator of the ranks that pass the same `color`, ordered by `key`, then by rank. Every rank of this
     /// communicator must call it.
-    fn split(&self, color: usize, key: usize) -> Result<Box<dyn Communicator<S>>>;
+    fn split(&self, color: usize, key: usize) -> Result<DynComm<S>>;
 
     /// Tells every other rank that this one gives up; their operations fail with this rank and reason.
     fn abort(&self, reason: &str);
@@ -116,7 +122,7 @@ macro_rules! forward_communicator {
                 (**self).exchange(operation, messages, receives)
             }
             fn barrier(&self) -> Result<()> { (**self).barrier() }
-            fn split(&self, color: usize, key: usize) -> Result<Box<dyn Communicator<S>>> { (**self).split(color, key) }
+            fn split(&self, color: usize, key: usize) -> Result<DynComm<S>> { (**self).split(color, key) }
             fn abort(&self, reason: &str) { (**self).abort(reason) }
             fn all_gather_parcels(&self, operation: Operation, mine: Parcel<S>, counts: &[usize]) -> Result<Vec<Parcel<S>>> {
                 (**self).all_gather_parcels(operation, mine, counts)
@@ -133,4 +139,4 @@ macro_rules! forward_communicator {
         }
     )* };
 }
-forward_communicator!(Box<C>, &'a C);
+forward_communicator!(Box<C>, Arc<C>, &'a C);

@@ -1,6 +1,6 @@
 //! A communicator without peers: every message that is expected comes, and has no contents.
 
-use super::communicator::Communicator;
+use super::communicator::{Communicator, DynComm};
 use super::parcel::{Message, Operation, Parcel, Receive};
 use super::pending::{Completion, Pending, Received};
 use crate::error::Result;
@@ -43,7 +43,7 @@ impl Communicator<Imagined> for DryComm {
     }
 
     /// The group itself, whatever the color: a rehearsal asks for no other.
-    fn split(&self, _color: usize, _key: usize) -> Result<Box<dyn Communicator<Imagined>>> {
+    fn split(&self, _color: usize, _key: usize) -> Result<DynComm<Imagined>> {
         Ok(Box::new(*self))
     }
 

@@ -3,7 +3,7 @@
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use super::mailbox::Failure;
+use super::mailbox::RankFailure;
 use crate::error::{CommError, Error, Result};
 
 /// Runs one rank's `body`; a panic becomes its error.
@@ -17,15 +17,15 @@ pub(super) fn panicked(rank: usize, panic: &(dyn Any + Send)) -> Error {
     CommError::Poisoned { rank, reason: text.unwrap_or_else(|| "it panicked".into()) }.into()
 }
 
-pub(super) fn poisoned(Failure { rank, reason }: Failure) -> Error {
+pub(super) fn poisoned(RankFailure { rank, reason }: RankFailure) -> Error {
     CommError::Poisoned { rank, reason }.into()
 }
 
 /// How rank `by`, which ended with `error`, tells the others. What it had from another rank is passed on as that
 /// rank's failure.
-pub(super) fn failure_of(by: usize, error: &Error) -> Failure {
+pub(super) fn failure_of(by: usize, error: &Error) -> RankFailure {
     match error {
-        Error::Comm(CommError::Poisoned { rank, reason }) => Failure { rank: *rank, reason: reason.clone() },
-        other => Failure { rank: by, reason: other.to_string() },
+        Error::Comm(CommError::Poisoned { rank, reason }) => RankFailure { rank: *rank, reason: reason.clone() },
+        other => RankFailure { rank: by, reason: other.to_string() },
     }
 }

@@ -58,7 +58,7 @@ impl<M> Channel<M> {
 
 /// A rank that failed, and what it said.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Failure {
+pub struct RankFailure {
     /// The rank.
     pub rank: usize,
     /// What it said.
@@ -84,7 +84,7 @@ impl Slot {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Lost {
     /// Some rank failed.
-    Failed(Failure),
+    Failed(RankFailure),
     /// The sender ended without sending it.
     Finished,
     /// The patience of the receiver is at its end.
@@ -95,7 +95,7 @@ pub enum Lost {
 struct State<M> {
     /// By stream and sender.
     channels: BTreeMap<(u64, usize), Channel<M>>,
-    failure: Option<Failure>,
+    failure: Option<RankFailure>,
     finished: BTreeSet<usize>,
 }
 
@@ -159,12 +159,12 @@ impl<M> Mailbox<M> {
     }
 
     /// The failure that was told, if any.
-    pub fn failure(&self) -> Option<Failure> {
+    pub fn failure(&self) -> Option<RankFailure> {
         lock(&self.state).failure.clone()
     }
 
     /// Tells a failure to the rank whose mailbox this is; later ones are dropped.
-    pub(super) fn fail(&self, failure: Failure) {
+    pub(super) fn fail(&self, failure: RankFailure) {
         lock(&self.state).failure.get_or_insert(failure);
         self.changed.notify_all();
     }
@@ -181,7 +181,7 @@ impl<M> Mailbox<M> {
 pub struct Switchboard<M> {
     boxes: Vec<Mailbox<M>>,
     /// The rank that reported a failure first, and the failure.
-    first: Mutex<Option<(usize, Failure)>>,
+    first: Mutex<Option<(usize, RankFailure)>>,
 }
 
 impl<M> Switchboard<M> {
@@ -196,7 +196,7 @@ impl<M> Switchboard<M> {
     }
 
     /// Rank `by` reports a failure. The first report reaches every rank; later ones are dropped.
-    pub fn fail(&self, by: usize, failure: Failure) {
+    pub fn fail(&self, by: usize, failure: RankFailure) {
         {
             let mut first = lock(&self.first);
             if first.is_some() {
@@ -213,7 +213,7 @@ impl<M> Switchboard<M> {
     }
 
     /// The rank that reported a failure first, and the failure.
-    pub fn first_failure(&self) -> Option<(usize, Failure)> {
+    pub fn first_failure(&self) -> Option<(usize, RankFailure)> {
         lock(&self.first).clone()
     }
 }
@@ -238,7 +238,7 @@ mod tests {
     #[test]
     fn only_the_first_failure_counts() {
         let board = Switchboard::<()>::new(2);
-        let failure = |rank, reason: &str| Failure { rank, reason: reason.into() };
+        let failure = |rank, reason: &str| RankFailure { rank, reason: reason.into() };
         board.fail(1, failure(1, "disk full"));
         board.fail(0, failure(0, "tired"));
         assert_eq!(board.first_failure(), Some((1, failure(1, "disk full"))));

@@ -6,14 +6,14 @@
 
 use std::sync::Arc;
 
-use super::communicator::Communicator;
+use super::communicator::{Communicator, DynComm};
 use super::expected::{Act, Expected};
-use super::mailbox::Failure;
+use super::mailbox::RankFailure;
 use super::parcel::{Message, Operation, Receive};
 use super::pending::{Completion, Pending, Received};
 use super::tag::Tag;
 use super::tree;
-use super::wire::{Carrier, Entry, NoteKind, Packet};
+use super::wire::{Carrier, NoteKind, Packet, SplitEntry};
 use crate::error::{CommError, Result};
 use crate::tensor::Storage;
 
@@ -80,7 +80,7 @@ impl<W: Carrier> Member<W> {
 
     /// Tells all ranks of the group what this one knows, which is one entry or nothing, and hears what they know: their
     /// entries follow this rank's, that of the rank before it first.
-    fn disseminate(&self, kind: NoteKind, entries: &mut Vec<Entry>) -> Result<()> {
+    fn disseminate(&self, kind: NoteKind, entries: &mut Vec<SplitEntry>) -> Result<()> {
         let (size, stream, each) = (self.members.len(), notes(self.group), entries.len());
         let senders = tree::distances(size).map(|distance| (self.rank + size - distance) % size);
         let mut expected = self.expect(stream, kind.name(), senders);
@@ -145,9 +145,9 @@ impl<W: Carrier> Communicator<W::Storage> for Member<W> {
         self.disseminate(NoteKind::Barrier, &mut Vec::new())
     }
 
-    fn split(&self, color: usize, key: usize) -> Result<Box<dyn Communicator<W::Storage>>> {
+    fn split(&self, color: usize, key: usize) -> Result<DynComm<W::Storage>> {
         let nth = self.wire.counts(self.me()).begin_split();
-        let mine = Entry { color: color as u64, key: key as u64, group: group(self.me(), nth) };
+        let mine = SplitEntry { color: color as u64, key: key as u64, group: group(self.me(), nth) };
         let mut entries = vec![mine];
         self.disseminate(NoteKind::Split, &mut entries)?;
         // Key, rank in this group, number of the group if it leads.
@@ -164,7 +164,7 @@ impl<W: Carrier> Communicator<W::Storage> for Member<W> {
     }
 
     fn abort(&self, reason: &str) {
-        self.wire.fail(self.me(), Failure { rank: self.me(), reason: reason.into() });
+        self.wire.fail(self.me(), RankFailure { rank: self.me(), reason: reason.into() });
     }
 }
 

@@ -32,7 +32,7 @@ macro_rules! delegate_to_member {
             self.0.barrier()
         }
 
-        fn split(&self, color: usize, key: usize) -> $crate::error::Result<Box<dyn Communicator<$storage>>> {
+        fn split(&self, color: usize, key: usize) -> $crate::error::Result<$crate::comm::DynComm<$storage>> {
             self.0.split(color, key)
         }
 
@@ -67,6 +67,6 @@ mod wire;
 pub use accounted::Accounted;
 pub use collectives::{Collectives, Sum};
 pub(crate) use collectives::{gather, reduce, scatter};
-pub use communicator::Communicator;
+pub use communicator::{Communicator, DynComm};
 pub use parcel::{Message, Operation, Parcel, Receive, Receivers, open};
 pub use pending::{Completion, Pending, Received};

@@ -9,7 +9,7 @@ use std::thread;
 
 use super::communicator::Communicator;
 use super::failure::{caught, failure_of, panicked, poisoned};
-use super::mailbox::{Failure, Mailbox, Switchboard};
+use super::mailbox::{Mailbox, RankFailure, Switchboard};
 use super::member::Member;
 use super::wire::{Carrier, Counts, Packet};
 use crate::error::{CommError, Error, Result};
@@ -171,7 +171,7 @@ impl<S: Storage> Carrier for World<S> {
         self.board.mailbox(to).deliver(stream, from, packet);
     }
 
-    fn fail(&self, by: usize, failure: Failure) {
+    fn fail(&self, by: usize, failure: RankFailure) {
         self.board.fail(by, failure);
     }
 }

@@ -8,7 +8,7 @@ use std::time::Duration;
 use bytemuck::{Pod, Zeroable};
 
 use super::clock::{Clock, SystemClock};
-use super::mailbox::{Failure, Mailbox};
+use super::mailbox::{Mailbox, RankFailure};
 use super::parcel::Parcel;
 use super::tag::Tag;
 use crate::tensor::{Host, Storage};
@@ -63,7 +63,7 @@ pub(super) trait Carrier: Debug + Send + Sync + 'static {
     fn deliver(&self, stream: u64, from: usize, to: usize, packet: Packet<Self::Storage>);
 
     /// Tells a failure to every rank.
-    fn fail(&self, by: usize, failure: Failure);
+    fn fail(&self, by: usize, failure: RankFailure);
 }
 
 /// What one rank has done so far, in all its groups.
@@ -125,7 +125,7 @@ pub(super) enum Packet<S = Host> {
     /// What is known of ranks, the sender first, then the one before it in the group, and so on.
     Note {
         kind: NoteKind,
-        entries: Vec<Entry>,
+        entries: Vec<SplitEntry>,
     },
 }
 
@@ -153,7 +153,7 @@ impl NoteKind {
 /// What a rank says in a split.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
 #[repr(C)]
-pub(super) struct Entry {
+pub(super) struct SplitEntry {
     pub(super) color: u64,
     pub(super) key: u64,
     /// The number of the group if this rank leads it.

@@ -4,7 +4,7 @@ use std::ops::Deref;
 use std::sync::Arc;
 
 use crate::attention::{self, QkvGradients, RankPlan};
-use crate::comm::{Communicator, Operation, reduce};
+use crate::comm::{Communicator, DynComm, Operation, reduce};
 use crate::error::Result;
 use crate::handler::DynCoreAttention;
 use crate::handler::core::{HandlerCore, expect_features, expect_plan};
@@ -28,7 +28,7 @@ pub type DynElemShard<D> = DynShard<<D as Device>::Elem, <D as Device>::Storage>
 pub struct UntypedHandler<D: Device> {
     core: HandlerCore,
     device: D,
-    comm: Box<dyn Communicator<D::Storage>>,
+    comm: DynComm<D::Storage>,
 }
 
 impl<D: Device> UntypedHandler<D> {
@@ -40,7 +40,7 @@ impl<D: Device> UntypedHandler<D> {
         strategy: Arc<dyn DynStrategy>,
         layout: LayoutKind,
         device: D,
-        comm: Box<dyn Communicator<D::Storage>>,
+        comm: DynComm<D::Storage>,
     ) -> Result<Self> {
         Ok(UntypedHandler { core: HandlerCore::new(strategy, layout, comm.rank(), comm.size())?, device, comm })
     }

@@ -48,7 +48,7 @@ impl<D: Device> RotaryTable<D> {
     /// If `x` is of another placement, or a head is smaller than what is rotated.
     pub fn rotate<'x>(&self, x: impl Into<DynShardMut<'x, D::Elem, D::Storage>>, heads: usize) -> Result<()>
     where
-        D: ops::rotary::Rotary,
+        D: ops::rotary::Rotate,
     {
         self.turn(x.into(), heads, false)
     }
@@ -59,14 +59,14 @@ impl<D: Device> RotaryTable<D> {
     /// Those of `rotate`.
     pub fn rotate_backward<'x>(&self, dx: impl Into<DynShardMut<'x, D::Elem, D::Storage>>, heads: usize) -> Result<()>
     where
-        D: ops::rotary::Rotary,
+        D: ops::rotary::Rotate,
     {
         self.turn(dx.into(), heads, true)
     }
 
     fn turn(&self, x: DynShardMut<'_, D::Elem, D::Storage>, heads: usize, inverse: bool) -> Result<()>
     where
-        D: ops::rotary::Rotary,
+        D: ops::rotary::Rotate,
     {
         self.placement.expect_same("the rotary table", x.placement(), "the rotated tensor")?;
         let (cols, rotated) = (x.cols(), 2 * self.cos.cols());
@@ -152,7 +152,7 @@ impl<H: CpStrategy, L: Layout, D: Device, C: Communicator<D::Storage>> CpHandler
     /// If `x` is of another placement, or a head is smaller than what is rotated.
     pub fn apply_rotary_pos_emb(&self, rotary: &Rotary<H, L, D>, x: &mut ElemShard<H, L, D>, heads: usize) -> Result<()>
     where
-        D: ops::rotary::Rotary,
+        D: ops::rotary::Rotate,
     {
         rotary.rotate(x.data_mut(), heads)
     }
@@ -168,7 +168,7 @@ impl<H: CpStrategy, L: Layout, D: Device, C: Communicator<D::Storage>> CpHandler
         heads: usize,
     ) -> Result<()>
     where
-        D: ops::rotary::Rotary,
+        D: ops::rotary::Rotate,
     {
         rotary.rotate_backward(dx.data_mut(), heads)
     }

@@ -148,7 +148,7 @@ impl KernelKind {
     }
 
     /// The kernel as an object for device `D`.
-    pub fn object<D: Attends + unfused::Unfused>(self) -> &'static dyn DynKernel<D> {
+    pub fn object<D: Attends + unfused::UnfusedAttention>(self) -> &'static dyn DynKernel<D> {
         match self {
             KernelKind::Flash => kernel_object::<Flash, D>(),
             KernelKind::Unfused => kernel_object::<Unfused, D>(),

@@ -25,9 +25,9 @@ pub mod unfused;
 mod workers;
 
 /// A device that can attend over ranks: all that the handler and attention ask for.
-pub trait Attends: attention::Attention + rotary::Rotary + rows::MoveRows {}
+pub trait Attends: attention::Attention + rotary::Rotate + rows::MoveRows {}
 
-impl<D> Attends for D where D: attention::Attention + rotary::Rotary + rows::MoveRows {}
+impl<D> Attends for D where D: attention::Attention + rotary::Rotate + rows::MoveRows {}
 
 /// A device that can do everything a GPT needs.
 pub trait Ops:
@@ -38,7 +38,7 @@ pub trait Ops:
     + norm::RmsNorm
     + optimizer::Optimizer
     + swiglu::Swiglu
-    + unfused::Unfused
+    + unfused::UnfusedAttention
 {
 }
 
@@ -50,6 +50,6 @@ impl<D> Ops for D where
         + norm::RmsNorm
         + optimizer::Optimizer
         + swiglu::Swiglu
-        + unfused::Unfused
+        + unfused::UnfusedAttention
 {
 }

@@ -42,13 +42,13 @@ struct Known {
     queries: Vec<OnceLock<Placed>>,
     /// By rank: the tokens that its queries attend.
     attended: Vec<OnceLock<RowSet>>,
-    natural: OnceLock<Natural>,
+    natural: OnceLock<InOrder>,
     shared: Mutex<HashMap<u64, Shared>>,
 }
 
 /// All valid tokens of a batch in natural order.
 #[derive(Debug)]
-struct Natural {
+struct InOrder {
     /// Documents that are not empty, as (first token, row of it).
     documents: Vec<(usize, usize)>,
     runs: Placed,
@@ -227,7 +227,7 @@ impl View {
         self.held(rank).iter().map(place).collect()
     }
 
-    fn in_order(&self) -> &Natural {
+    fn in_order(&self) -> &InOrder {
         self.known.natural.get_or_init(|| {
             let batch = self.known.placement.batch();
             let (mut documents, mut runs, mut rows): (_, Placed, _) = (Vec::new(), Vec::new(), 0);
@@ -243,7 +243,7 @@ impl View {
                 }
                 rows += document.valid;
             }
-            Natural { documents, runs, rows }
+            InOrder { documents, runs, rows }
         })
     }
 }

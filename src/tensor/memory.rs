@@ -64,12 +64,12 @@ pub struct Host {
 
 /// Memory of one owner, or of several until one of them writes.
 enum Memory {
-    Own(Block),
-    Shared(Arc<Block>),
+    Own(HostBlock),
+    Shared(Arc<HostBlock>),
 }
 
 /// Memory that goes back to where it is from.
-struct Block {
+struct HostBlock {
     contents: Contents,
     pool: Option<Arc<Pool>>,
 }
@@ -79,12 +79,12 @@ enum Contents {
     Foreign(Foreign),
 }
 
-impl Block {
+impl HostBlock {
     /// As many lines from the same place, their contents unspecified.
-    fn beside(&self, lines: usize) -> Block {
+    fn beside(&self, lines: usize) -> HostBlock {
         let pool = self.pool.clone();
         let lines = pool.as_ref().map_or_else(|| zeroed_vec(lines), |pool| pool.take(lines));
-        Block { contents: Contents::Lines(lines), pool }
+        HostBlock { contents: Contents::Lines(lines), pool }
     }
 
     fn bytes(&self) -> usize {
@@ -109,7 +109,7 @@ impl Block {
     }
 }
 
-impl Clone for Block {
+impl Clone for HostBlock {
     fn clone(&self) -> Self {
         let bytes = self.bytes();
         // A block of the pool may be longer than what was asked for.
@@ -119,7 +119,7 @@ impl Clone for Block {
     }
 }
 
-impl Drop for Block {
+impl Drop for HostBlock {
     fn drop(&mut self) {
         if let (Some(pool), Contents::Lines(lines)) = (self.pool.take(), &mut self.contents) {
             pool.put(std::mem::take(lines));
@@ -128,7 +128,7 @@ impl Drop for Block {
 }
 
 impl Host {
-    fn block(&self) -> &Block {
+    fn block(&self) -> &HostBlock {
         match &self.memory {
             Memory::Own(block) => block,
             Memory::Shared(block) => block,
@@ -142,7 +142,7 @@ impl Host {
     }
 
     /// To write into: what others own too is copied first.
-    fn block_mut(&mut self) -> &mut Block {
+    fn block_mut(&mut self) -> &mut HostBlock {
         match &mut self.memory {
             Memory::Own(block) => block,
             Memory::Shared(block) => Arc::make_mut(block),
@@ -281,7 +281,7 @@ impl<T: Element> Buffer<T, Host> {
         if cfg!(debug_assertions) {
             cast_slice_mut::<Line, u8>(&mut lines).fill(0xFF);
         }
-        let block = Block { contents: Contents::Lines(lines), pool: Some(pool.clone()) };
+        let block = HostBlock { contents: Contents::Lines(lines), pool: Some(pool.clone()) };
         Buffer::from_storage(Host { memory: Memory::Own(block), charge: None }, len)
     }
 
@@ -295,7 +295,7 @@ impl<T: Element> Buffer<T, Host> {
     /// A copy of `values` that belongs to no pool.
     pub fn from_slice(values: &[T]) -> Self {
         let lines = zeroed_vec::<Line>(size_of_val(values).div_ceil(LINE));
-        let memory = Memory::Own(Block { contents: Contents::Lines(lines), pool: None });
+        let memory = Memory::Own(HostBlock { contents: Contents::Lines(lines), pool: None });
         let mut buffer = Buffer::from_storage(Host { memory, charge: None }, values.len());
         buffer.copy_from_slice(values);
         buffer
@@ -308,7 +308,7 @@ impl<T: Element> Buffer<T, Host> {
     }
 
     pub(super) fn foreign(memory: Foreign, len: usize) -> Self {
-        let block = Block { contents: Contents::Foreign(memory), pool: None };
+        let block = HostBlock { contents: Contents::Foreign(memory), pool: None };
         Buffer::from_storage(Host { memory: Memory::Own(block), charge: None }, len)
     }
 }

@@ -1,6 +1,6 @@
 //! A learner on several ranks against one on a single rank (feature `conformance`).
 
-use crate::comm::{Communicator, threads};
+use crate::comm::{DynComm, threads};
 use crate::conformance::{Case, Check, Failure, Report};
 use crate::error::Result;
 use crate::oracle::relative_error;
@@ -21,8 +21,8 @@ pub fn check_learner<A: Learner, B: Learner>(
     name: &'static str,
     ranks: usize,
     batch: &TokenBatch,
-    make: impl Fn(Box<dyn Communicator>) -> Result<A> + Sync,
-    alone: impl Fn(Box<dyn Communicator>) -> Result<B> + Sync,
+    make: impl Fn(DynComm) -> Result<A> + Sync,
+    alone: impl Fn(DynComm) -> Result<B> + Sync,
 ) -> Result<Report, Failure> {
     let case = Case::of(name, ranks);
     let fails = |what: String| case.fails(Check::TrainingStep, what);

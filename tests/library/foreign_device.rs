@@ -15,9 +15,9 @@ use context_parallel::ops::attention::{Attention, AttentionShape};
 use context_parallel::ops::loss::CrossEntropy;
 use context_parallel::ops::matmul::Matmul;
 use context_parallel::ops::optimizer::Optimizer;
-use context_parallel::ops::rotary::Rotary;
+use context_parallel::ops::rotary::Rotate;
 use context_parallel::ops::rows::MoveRows;
-use context_parallel::ops::unfused::Unfused;
+use context_parallel::ops::unfused::UnfusedAttention;
 use context_parallel::oracle::{self, F64_BOUND};
 use context_parallel::order::{Full, Rows, Striped, Zigzag};
 use context_parallel::plan::{Piece, TileCells};
@@ -40,7 +40,7 @@ impl std::fmt::Debug for Plain {
     }
 }
 
-assert_not_impl_any!(Plain: CrossEntropy, Matmul, Optimizer, Unfused);
+assert_not_impl_any!(Plain: CrossEntropy, Matmul, Optimizer, UnfusedAttention);
 
 type Ref<'a> = MatrixRef<'a, f64>;
 type Mut<'a> = MatrixMut<'a, f64>;
@@ -131,7 +131,7 @@ impl MoveRows for Plain {
     }
 }
 
-impl Rotary for Plain {
+impl Rotate for Plain {
     fn rotate(&self, mut x: Mut<'_>, heads: usize, cos: Ref<'_>, sin: Ref<'_>, interleaved: bool, inverse: bool) {
         let (pairs, dim, sign) = (cos.cols(), x.cols() / heads, if inverse { -1.0 } else { 1.0 });
         for row in 0..x.rows() {

@@ -1,8 +1,9 @@
 //! Everything runs on a device whose ops run later, on a thread of their own, with the bits of the processor: nothing
 //! above the ops leans on an op having run when its call returns, and every message is handed over.
 
+use context_parallel::comm::decorate::staged::Staged;
 use context_parallel::comm::decorate::traffic::Counted;
-use context_parallel::comm::{Collectives, Communicator, threads};
+use context_parallel::comm::{Collectives, Communicator, DynComm, threads};
 use context_parallel::conformance::trial::{Attended, Trial, owners};
 use context_parallel::error::Result;
 use context_parallel::handler::UntypedHandler;
@@ -39,7 +40,7 @@ fn batch(layout: LayoutKind) -> std::sync::Arc<dyn Batch> {
     layout.padded_batch_of(&[0, 1, 7, 37], &[2, 1, 9, 40]).or_else(|_| layout.batch_of(&[37; 2])).unwrap()
 }
 
-fn attended<D: Ops + unfused::Unfused>(
+fn attended<D: Ops + unfused::UnfusedAttention>(
     chosen: &Chosen,
     trial: &Trial<D::Elem>,
     placement: &DynPlacement,
@@ -91,39 +92,36 @@ fn every_combination_attends_with_the_bits_of_the_processor() {
 }
 
 /// Loss, norm of the gradient and weights after each of three steps.
-fn trained<D: Ops + unfused::Unfused>(chosen: &Chosen, device: impl Fn() -> D + Sync) -> Vec<Vec<Vec<f64>>> {
-    let ranks = chosen.strategy.degree();
-    let mut config = Config::llama(Sizes {
-        vocab_size: 61,
-        hidden_size: 32,
-        intermediate_size: 48,
-        layers: 2,
-        heads: 4,
-        kv_heads: 2,
-    })
-    .unwrap();
+fn trained<D: Ops + unfused::UnfusedAttention>(chosen: &Chosen, device: impl Fn() -> D + Sync) -> Vec<Vec<Vec<f64>>> {
+    let run = |comm: threads::ThreadComm<D::Storage>| trained_on(chosen, device(), Box::new(comm));
+    threads::run_on::<D::Storage, _, _>(threads::Waiting::default(), chosen.strategy.degree(), run).unwrap()
+}
+
+fn trained_on<D: Ops + unfused::UnfusedAttention>(
+    chosen: &Chosen,
+    device: D,
+    comm: DynComm<D::Storage>,
+) -> Result<Vec<Vec<f64>>> {
+    let sizes = Sizes { vocab_size: 61, hidden_size: 32, intermediate_size: 48, layers: 2, heads: 4, kv_heads: 2 };
+    let mut config = Config::llama(sizes)?;
     (config.initializer_range, config.mtp_depth) = (0.2, 1);
-    let batch = tokens();
-    let run = |comm: threads::ThreadComm<D::Storage>| {
-        let device = device();
-        let handler = UntypedHandler::new(chosen.strategy.clone(), chosen.layout, device.clone(), Box::new(comm))?;
-        let master = init::fresh(&device, &config, &ParameterList::new(&config), 7)?;
-        let mut learner = DynLearner::new(&config, master, handler, chosen.kernel.object())?.with_recompute(ranks == 3);
-        let labels = batch.counted_by_depth(1);
-        let mut found = Vec::new();
-        for _ in 0..3 {
-            let mut numbers = learner.accumulate_depths(&batch, &labels)?;
-            numbers.push(learner.update(1e-2)?);
-            let list = learner.master().list().clone();
-            for id in list.ids() {
-                numbers.extend(learner.master().to_host(&device, id)?.iter().map(|x| x.to_f64()));
-            }
-            found.push(numbers);
+    let (batch, recompute) = (tokens(), comm.size() == 3);
+    let handler = UntypedHandler::new(chosen.strategy.clone(), chosen.layout, device.clone(), comm)?;
+    let master = init::fresh(&device, &config, &ParameterList::new(&config), 7)?;
+    let mut learner = DynLearner::new(&config, master, handler, chosen.kernel.object())?.with_recompute(recompute);
+    let labels = batch.counted_by_depth(1);
+    let mut found = Vec::new();
+    for _ in 0..3 {
+        let mut numbers = learner.accumulate_depths(&batch, &labels)?;
+        numbers.push(learner.update(1e-2)?);
+        let list = learner.master().list().clone();
+        for id in list.ids() {
+            numbers.extend(learner.master().to_host(&device, id)?.iter().map(|x| x.to_f64()));
         }
-        learner.handler().comm().barrier()?;
-        Ok(found)
-    };
-    threads::run_on::<D::Storage, _, _>(threads::Waiting::default(), ranks, run).unwrap()
+        found.push(numbers);
+    }
+    learner.handler().comm().barrier()?;
+    Ok(found)
 }
 
 fn tokens() -> TokenBatch {
@@ -148,6 +146,11 @@ fn training_steps_have_the_bits_of_the_processor() {
         let here = trained(&chosen, || Cpu::<f32>::new(1));
         let later = trained(&chosen, || Queued::new(Cpu::<f32>::new(1)));
         assert_eq!(here, later, "{choice:?}");
+        let staged = threads::run(degree, |comm| {
+            let device = Queued::new(Cpu::<f32>::new(1));
+            trained_on(&chosen, device.clone(), Box::new(Staged::new(comm, device)))
+        });
+        assert_eq!(Ok(here.clone()), staged, "by way of host memory: {choice:?}");
         assert!(here[0][2][0] < here[0][0][0], "it learns: {choice:?}");
     }
 }
@@ -228,5 +231,20 @@ fn collectives_hand_memory_over() {
         let here = on_threads::<Host, _>(ranks, || Cpu::<f32>::new(1));
         let later = on_threads::<Deferred, _>(ranks, || Queued::new(Cpu::<f32>::new(1)));
         assert_eq!(here, later, "{ranks} ranks");
+    }
+}
+
+#[test]
+fn engines_of_host_memory_carry_messages_of_a_device() {
+    for ranks in [1, 2, 3, 5] {
+        let staged = threads::run(ranks, |comm| {
+            let device = Queued::new(Cpu::<f32>::new(1));
+            let comm = Staged::new(comm, device.clone());
+            let halves = comm.split(comm.rank() % 2, comm.rank())?;
+            let mut found = collectives(&device, &comm)?;
+            found.extend(collectives(&device, &*halves)?);
+            Ok(found)
+        });
+        assert_eq!(staged, Ok(on_threads::<Host, _>(ranks, || Cpu::<f32>::new(1))), "{ranks} ranks");
     }
 }

@@ -12,15 +12,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use loom::thread;
-use mailbox::{Failure, Lost, Switchboard};
+use mailbox::{RankFailure, Lost, Switchboard};
 
 /// Never gives up: whatever would hang is a deadlock, which loom reports.
 fn patient() -> Option<Duration> {
     Some(Duration::from_secs(1))
 }
 
-fn failure(rank: usize) -> Failure {
-    Failure { rank, reason: format!("rank {rank} is lost") }
+fn failure(rank: usize) -> RankFailure {
+    RankFailure { rank, reason: format!("rank {rank} is lost") }
 }
 
 #[test]

@@ -1,12 +1,21 @@
 //! What arrives: order, groups, sizes, types, and the same bits as from in-process ranks.
 
+use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use context_parallel::comm::decorate::staged::Staged;
 use context_parallel::comm::mpi::{MpiComm, MpiOptions};
-use context_parallel::comm::{Collectives, Communicator, Message, Receive, Received, open, threads};
+use context_parallel::comm::{Collectives, Communicator, DynComm, Message, Receive, Received, open, threads};
 use context_parallel::error::{CommError, Result};
-use context_parallel::tensor::{Buffer, DType, Element};
+use context_parallel::handler::UntypedHandler;
+use context_parallel::kernel::{Flash, kernel_object};
+use context_parallel::mask::Mask;
+use context_parallel::ops::Ops;
+use context_parallel::ops::attention::AttentionShape;
+use context_parallel::strategy::select::{self, Choice, Chosen};
+use context_parallel::tensor::queued::Queued;
+use context_parallel::tensor::{Buffer, Cpu, DType, Device, Element, Matrix};
 use half::{bf16, f16};
 
 use super::Case;
@@ -27,6 +36,7 @@ pub fn cases() -> Vec<Case> {
         case("sums have the bits of in-process ranks", &[1, 2, 3, 4], sums_have_the_bits_of_in_process_ranks),
         case("every type", &[2], every_type_and_size),
         Case { options: small, ..case("every type in parts", &[2], every_type_and_size) },
+        case("a device that computes later attends", &[2, 4], a_device_that_computes_later_attends),
         case("MPI starts once", &[1, 2], mpi_starts_once),
     ]
 }
@@ -242,4 +252,39 @@ fn mpi_starts_once(comm: MpiComm) -> Result<()> {
     let message = second.expect_err("the first is not over").to_string();
     assert!(message.contains("has used MPI before"), "{message}");
     comm.barrier()
+}
+
+/// Memory of a device goes by way of host memory, with the bits of the processor.
+fn a_device_that_computes_later_attends(comm: MpiComm) -> Result<()> {
+    let comm = Arc::new(comm);
+    for strategy in ["ring", "all-gather", "ulysses", "ring-ulysses", "magi"] {
+        let choice = Choice { strategy: strategy.to_string(), degree: comm.size(), ..Choice::default() };
+        let here = attended(&choice, Cpu::<f32>::new(1), Box::new(comm.clone()))?;
+        let device = Queued::new(Cpu::<f32>::new(1));
+        let later = attended(&choice, device.clone(), Box::new(Staged::new(comm.clone(), device)))?;
+        assert!(here.iter().flatten().any(|&x| x != 0.0), "{strategy} computes nothing");
+        assert_eq!(here, later, "{strategy}");
+    }
+    comm.barrier()
+}
+
+/// Output and gradients of attention on this rank.
+fn attended<D: Ops + Device<Elem = f32>>(
+    choice: &Choice,
+    device: D,
+    comm: DynComm<D::Storage>,
+) -> Result<Vec<Vec<f32>>> {
+    let Chosen { strategy, layout, .. } = select::chosen(choice)?;
+    let handler = UntypedHandler::new(strategy, layout, device.clone(), comm)?;
+    let batch = layout.batch_of(&[23, 0, 18])?;
+    let placement = handler.place_for(batch.clone(), &[(Mask::Causal, 1)])?;
+    let shape = AttentionShape { q_heads: 4, kv_heads: 4, qk_dim: 4, v_dim: 4, scale: 0.5 };
+    let width = shape.q_width();
+    let values: Vec<f32> = (0..batch.tokens() * width).map(|i| (i * i % 17) as f32 / 16.0).collect();
+    let whole = Matrix::new(device.upload(&values), batch.tokens(), width);
+    let x = handler.by_ref().dispatch(&placement, &whole)?;
+    let plan = handler.plan(&placement, &Mask::Causal)?;
+    let (out, core) = handler.by_ref().core_attn(kernel_object::<Flash, D>(), &plan, &shape, [&x; 3])?;
+    let gradients = handler.by_ref().core_attn_backward(&plan, [&x; 3], &core, &out)?;
+    [&out].into_iter().chain(&gradients).map(|shard| device.read(shard.matrix())).collect()
 }

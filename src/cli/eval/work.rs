@@ -2,6 +2,7 @@
 
 use std::sync::{Mutex, PoisonError};
 
+use context_parallel::comm::DynComm;
 use context_parallel::error::Result;
 use context_parallel::handler::UntypedHandler;
 use context_parallel::model::inputs::DynInputs;
@@ -12,7 +13,7 @@ use context_parallel::strategy::select::{self, Chosen};
 use context_parallel::tensor::{Cpu, Device, Float};
 use indicatif::ProgressBar;
 
-use super::super::engine::{Cluster, Comm, with_storage_type};
+use super::super::engine::{Cluster, with_storage_type};
 use super::super::machine;
 use super::super::memory::{self, Demand};
 use super::super::output;
@@ -81,7 +82,7 @@ struct Evaluation<'a, T: Float> {
 
 impl<T: Float> Evaluation<'_, T> {
     /// One rank's part; the sum of the losses.
-    fn rank(&self, chosen: &Chosen, comm: Comm) -> Result<f64> {
+    fn rank(&self, chosen: &Chosen, comm: DynComm) -> Result<f64> {
         let Evaluation { job, ranks, file, bar } = self;
         let rank = comm.rank();
         let device = ranks.device(rank);

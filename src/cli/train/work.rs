@@ -4,6 +4,7 @@ use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 
+use context_parallel::comm::DynComm;
 use context_parallel::error::Result;
 use context_parallel::handler::UntypedHandler;
 use context_parallel::model::parameters::MasterRole;
@@ -17,7 +18,7 @@ use context_parallel::train::run_folder::RunFolder;
 use context_parallel::train::trainer::{self, StepRecord, TrainOptions};
 use indicatif::ProgressBar;
 
-use super::super::engine::{Cluster, Comm, gather};
+use super::super::engine::{Cluster, gather};
 use super::super::memory::{self, Demand};
 use super::super::output::Phase;
 use super::super::sets::WeightsOfRanks;
@@ -204,7 +205,7 @@ struct Training<'a, T: Float> {
 
 impl<T: Float> Training<'_, T> {
     /// One rank's run; the first one reports and saves.
-    fn rank(&self, chosen: &Chosen, comm: Comm) -> Result<()> {
+    fn rank(&self, chosen: &Chosen, comm: DynComm) -> Result<()> {
         let Job { config, companions, source, options, settings, adamw, recompute, wire, .. } = self.job;
         let rank = comm.rank();
         let (device, master) = (self.ranks.device(rank), self.ranks.take(rank));

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use context_parallel::attention::RankPlan;
 use context_parallel::comm::decorate::traffic::Counted;
-use context_parallel::comm::{Collectives, Communicator};
+use context_parallel::comm::{Collectives, Communicator, DynComm};
 use context_parallel::conformance::trial::{Attended, Prediction, Trial, owners, tokens_by_row};
 use context_parallel::error::{Error, Result};
 use context_parallel::handler::UntypedHandler;
@@ -16,7 +16,7 @@ use context_parallel::strategy::select::{self, Choice, Chosen};
 use context_parallel::strategy::{CpStrategy, Single};
 use context_parallel::tensor::{Buffer, Cpu, DType, Float};
 
-use super::super::engine::{Cluster, Comm, gather, with_storage_type};
+use super::super::engine::{Cluster, gather, with_storage_type};
 
 /// Relative errors of out, dq, dk and dv, the worst over masks, and what plans predict.
 #[derive(Clone, Copy, Debug, Default)]
@@ -114,7 +114,7 @@ fn judge<T: Float>(trial: &Trial<T>, parts: &[Attended<T>]) -> Outcome {
 /// One rank of one combination's run of a trial; what all ranks have, on every rank.
 fn attend<T: Float>(
     chosen: &Chosen,
-    comm: Comm,
+    comm: DynComm,
     (trial, batch): (&Trial<T>, &Arc<dyn Batch>),
     threads: usize,
 ) -> Result<Vec<Attended<T>>> {

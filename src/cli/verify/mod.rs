@@ -51,7 +51,7 @@ struct Job {
 
 /// One combination: relative errors, the bytes that all ranks sent, and the most that a rank held.
 #[derive(Clone, Debug, Serialize)]
-struct Row {
+struct VerifyRow {
     strategy: String,
     order: String,
     layout: String,
@@ -77,9 +77,9 @@ struct Row {
 }
 
 #[derive(Clone, Debug, Serialize)]
-struct Report {
+struct VerifyReport {
     ok: bool,
-    rows: Vec<Row>,
+    rows: Vec<VerifyRow>,
 }
 
 pub fn run(arguments: Arguments, cluster: &Cluster) -> Result<ExitCode> {
@@ -87,7 +87,7 @@ pub fn run(arguments: Arguments, cluster: &Cluster) -> Result<ExitCode> {
     if !cluster.speaks() {
         return Ok(ExitCode::SUCCESS);
     }
-    let report = Report { ok: !rows.is_empty() && rows.iter().all(|row| row.ok), rows };
+    let report = VerifyReport { ok: !rows.is_empty() && rows.iter().all(|row| row.ok), rows };
     if arguments.json {
         output::json(&report);
     } else {
@@ -112,7 +112,7 @@ fn prepare(arguments: &Arguments, cluster: &Cluster) -> Result<Job> {
     Ok(Job { cp, dtype, threads, transport: arguments.engine.transport.clone() })
 }
 
-fn print(report: &Report) {
+fn print(report: &VerifyReport) {
     let header = [
         "strategy", "order", "layout", "kernel", "cp", "out", "dq", "dk", "dv", "loss", "gradient", "bytes", "plan",
         "peak", "plan", "",
@@ -137,7 +137,7 @@ fn print(report: &Report) {
 
 /// One row per supported strategy x order x layout x kernel and number of ranks (for `ring-ulysses` each grid of them),
 /// where this process speaks.
-fn compute(job: &Job, cluster: &Cluster) -> Result<Vec<Row>> {
+fn compute(job: &Job, cluster: &Cluster) -> Result<Vec<VerifyRow>> {
     let mut choices: Vec<Choice> = Vec::new();
     for &degree in &job.cp {
         for (strategy, layout, kernel) in select::combinations() {
@@ -174,7 +174,7 @@ fn grids(strategy: &str, ranks: usize) -> Vec<Option<Grid>> {
     if strategy == <RingUlysses>::NAME && !mixed.is_empty() { mixed } else { vec![None] }
 }
 
-fn row(job: &Job, choice: &Choice, references: &mut model::References, cluster: &Cluster) -> Result<Option<Row>> {
+fn row(job: &Job, choice: &Choice, references: &mut model::References, cluster: &Cluster) -> Result<Option<VerifyRow>> {
     let threads = cluster.threads(job.threads, choice.degree)?;
     let attended = attention::check(cluster, choice, job.dtype, threads)?;
     let model = references.check(choice, threads)?;
@@ -183,7 +183,7 @@ fn row(job: &Job, choice: &Choice, references: &mut model::References, cluster: 
     let [err_loss, err_grad] = model;
     let within = bounds::attention(job.dtype, choice.degree, attended.errors, alone.map(|alone| alone.errors))
         && bounds::model(job.dtype, choice.degree, model, model_alone);
-    Ok(Some(Row {
+    Ok(Some(VerifyRow {
         strategy: choice.strategy.clone(),
         order: choice.order.clone(),
         layout: choice.layout.clone(),

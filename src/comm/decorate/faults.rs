@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use crate::comm::{Communicator, Message, Operation, Parcel, Pending, Receive};
+use crate::comm::{Communicator, DynComm, Message, Operation, Parcel, Pending, Receive};
 use crate::error::{CommError, Result};
 use crate::tensor::Storage;
 
@@ -66,7 +66,7 @@ impl<S: Storage, C: Communicator<S>> Communicator<S> for Faulty<C> {
         self.inner.barrier()
     }
 
-    fn split(&self, color: usize, key: usize) -> Result<Box<dyn Communicator<S>>> {
+    fn split(&self, color: usize, key: usize) -> Result<DynComm<S>> {
         self.step("split")?;
         let inner = self.inner.split(color, key)?;
         Ok(Box::new(Faulty { inner, fault: self.fault, done: self.done.clone() }))

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use crate::comm::clock::{Clock, SystemClock};
 use crate::comm::groups::Groups;
-use crate::comm::{Communicator, Completion, Message, Operation, Pending, Receive, Received};
+use crate::comm::{Communicator, Completion, DynComm, Message, Operation, Pending, Receive, Received};
 use crate::error::Result;
 use crate::tensor::Storage;
 
@@ -152,7 +152,7 @@ impl<S: Storage, C: Communicator<S>> Communicator<S> for SimulatedLink<C> {
         self.inner.barrier()
     }
 
-    fn split(&self, color: usize, key: usize) -> Result<Box<dyn Communicator<S>>> {
+    fn split(&self, color: usize, key: usize) -> Result<DynComm<S>> {
         let inner = self.inner.split(color, key)?;
         let group = self.link.groups.number(self.group, self.splits.fetch_add(1, Ordering::Relaxed), color);
         Ok(Box::new(SimulatedLink { inner, link: self.link.clone(), group, splits: AtomicU64::new(0) }))

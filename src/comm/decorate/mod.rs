@@ -1,4 +1,5 @@
-//! Communicators around another one: they count, delay or fail, and leave what is exchanged alone.
+//! Communicators around another one: they count, delay, fail or go by way of host memory, and leave what is exchanged
+//! alone.
 
 /// What a decorator does as the communicator in its field `inner` does.
 macro_rules! as_inner {
@@ -23,4 +24,5 @@ macro_rules! as_inner {
 
 pub mod faults;
 pub mod link;
+pub mod staged;
 pub mod traffic;

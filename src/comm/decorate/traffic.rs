@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use crate::comm::{Communicator, Message, Operation, Parcel, Pending, Receive};
+use crate::comm::{Communicator, DynComm, Message, Operation, Parcel, Pending, Receive};
 use crate::error::Result;
 use crate::tensor::Storage;
 
@@ -112,7 +112,7 @@ impl<S: Storage, C: Communicator<S>> Communicator<S> for Counted<C> {
         self.inner.barrier()
     }
 
-    fn split(&self, color: usize, key: usize) -> Result<Box<dyn Communicator<S>>> {
+    fn split(&self, color: usize, key: usize) -> Result<DynComm<S>> {
         let inner = self.inner.split(color, key)?;
         // Global ranks lead from the new numbers to those of `self`, and from there to the first.
         let here: Vec<usize> = (0..self.size()).map(|rank| self.inner.global_rank(rank)).collect();

@@ -12,7 +12,7 @@ use ::mpi::traits::{Communicator as _, Equivalence as _, Source as _};
 use ::mpi::{Tag, Threading};
 
 use super::super::failure::panicked;
-use super::super::mailbox::Failure;
+use super::super::mailbox::RankFailure;
 use super::super::wire::Carrier as _;
 use super::frame::{Frame, Header};
 use super::state::{Order, Outgoing, Place, Progress};
@@ -80,7 +80,7 @@ impl Engine {
                     other => other.to_string(),
                 };
                 let reason = format!("its connection to the other processes broke: {reason}");
-                world.fail(world.rank(), Failure { rank: world.rank(), reason });
+                world.fail(world.rank(), RankFailure { rank: world.rank(), reason });
                 std::mem::forget(self);
             }
         }
@@ -195,5 +195,5 @@ impl Engine {
 /// What a rank is told that gets a frame it cannot read.
 fn stranger(from: usize) -> Frame {
     let reason = "it runs another version of this program: start the same one everywhere".into();
-    Frame::Failed(Failure { rank: from, reason })
+    Frame::Failed(RankFailure { rank: from, reason })
 }

@@ -2,10 +2,10 @@
 
 use bytemuck::{Pod, Zeroable};
 
-use super::super::mailbox::Failure;
+use super::super::mailbox::RankFailure;
 use super::super::parcel::Parcel;
 use super::super::tag::Tag;
-use super::super::wire::{Entry, NoteKind, Packet};
+use super::super::wire::{NoteKind, Packet, SplitEntry};
 use crate::tensor::{Buffer, DType, Host};
 
 /// What a process tells another.
@@ -14,7 +14,7 @@ pub(super) enum Frame {
     /// A message between ranks.
     Packet { stream: u64, packet: Packet },
     /// A rank failed.
-    Failed(Failure),
+    Failed(RankFailure),
     /// The sender's process lives; its rank may be computing.
     Alive,
     /// What does the receiver's rank do?
@@ -49,7 +49,7 @@ pub(super) struct End {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Endings {
     /// The failure that they heard of first.
-    pub(super) failure: Option<Failure>,
+    pub(super) failure: Option<RankFailure>,
     /// The different ways, each with the first rank of those that ended so.
     pub(super) ends: Vec<(usize, End)>,
 }
@@ -65,7 +65,7 @@ impl Endings {
 
     /// As JSON, whose strings may hold anything.
     fn pack(&self) -> Vec<u8> {
-        let failure = self.failure.as_ref().map(|Failure { rank, reason }| (rank, reason));
+        let failure = self.failure.as_ref().map(|RankFailure { rank, reason }| (rank, reason));
         let ends: Vec<_> = self.ends.iter().map(|(rank, end)| (rank, &end.error, end.is_input)).collect();
         serde_json::to_vec(&(failure, ends)).unwrap_or_default()
     }
@@ -73,7 +73,7 @@ impl Endings {
     fn unpack(bytes: &[u8]) -> Option<Endings> {
         type Ends = Vec<(usize, Option<String>, bool)>;
         let (failure, ends): (Option<(usize, String)>, Ends) = serde_json::from_slice(bytes).ok()?;
-        let failure = failure.map(|(rank, reason)| Failure { rank, reason });
+        let failure = failure.map(|(rank, reason)| RankFailure { rank, reason });
         let ends = ends.into_iter().map(|(rank, error, is_input)| (rank, End { error, is_input })).collect();
         Some(Endings { failure, ends })
     }
@@ -129,7 +129,7 @@ impl Frame {
                 let kind = if kind == NoteKind::Barrier { BARRIER } else { SPLIT };
                 (kind, stream, [0; 2], Buffer::from_slice(bytemuck::cast_slice(&entries)))
             }
-            Frame::Failed(Failure { rank, reason }) => {
+            Frame::Failed(RankFailure { rank, reason }) => {
                 (FAILED, 0, [rank as u64, 0], Buffer::from_slice(reason.as_bytes()))
             }
             Frame::Alive => (ALIVE, 0, [0; 2], nothing()),
@@ -147,8 +147,9 @@ impl Frame {
     pub(super) fn unpack(header: Header, bytes: Buffer<u8>) -> Option<Frame> {
         let Header { kind, stream, fields: [a, b], tag, .. } = header;
         let packet = |packet| Some(Frame::Packet { stream, packet });
-        let entries = |bytes: &[u8]| bytes.chunks_exact(size_of::<Entry>()).map(bytemuck::pod_read_unaligned).collect();
-        let note = |kind| match bytes.len() % size_of::<Entry>() {
+        let entries =
+            |bytes: &[u8]| bytes.chunks_exact(size_of::<SplitEntry>()).map(bytemuck::pod_read_unaligned).collect();
+        let note = |kind| match bytes.len() % size_of::<SplitEntry>() {
             0 => packet(Packet::Note { kind, entries: entries(&bytes) }),
             _ => None,
         };
@@ -164,7 +165,7 @@ impl Frame {
             SPLIT => note(NoteKind::Split),
             FAILED => {
                 let reason = String::from_utf8_lossy(&bytes).into_owned();
-                Some(Frame::Failed(Failure { rank: a as usize, reason }))
+                Some(Frame::Failed(RankFailure { rank: a as usize, reason }))
             }
             ALIVE => Some(Frame::Alive),
             ASK => Some(Frame::Ask),
@@ -211,7 +212,8 @@ mod tests {
     #[test]
     fn notes_keep_their_numbers() {
         let big = u64::MAX;
-        let said = vec![Entry { color: big, key: big - 1, group: big - 2 }, Entry { color: 0, key: 1, group: 2 }];
+        let said =
+            vec![SplitEntry { color: big, key: big - 1, group: big - 2 }, SplitEntry { color: 0, key: 1, group: 2 }];
         for (kind, said) in [(NoteKind::Split, said), (NoteKind::Barrier, vec![])] {
             let note = sent(Frame::Packet { stream: 3, packet: Packet::Note { kind, entries: said.clone() } });
             let Some(Frame::Packet { stream: 3, packet: Packet::Note { kind: found, entries } }) = note else {
@@ -219,7 +221,7 @@ mod tests {
             };
             assert_eq!((found, entries), (kind, said), "more than an i32 holds");
         }
-        let failed = sent(Frame::Failed(Failure { rank: 5, reason: "naïve".into() }));
+        let failed = sent(Frame::Failed(RankFailure { rank: 5, reason: "naïve".into() }));
         assert!(matches!(&failed, Some(Frame::Failed(f)) if f.rank == 5 && f.reason == "naïve"), "{failed:?}");
         assert!(matches!(sent(Frame::Alive), Some(Frame::Alive)) && matches!(sent(Frame::Ask), Some(Frame::Ask)));
         for (awaited, ended) in [(None, false), (Some(0), false), (Some(7), true)] {
@@ -232,7 +234,7 @@ mod tests {
             report.add(rank, End { error: error.map(str::to_string), is_input: error.is_some() });
         }
         assert_eq!(report.ends.iter().map(|(rank, _)| *rank).collect::<Vec<_>>(), [2, 4]);
-        for failure in [None, Some(Failure { rank: 3, reason: "naïve".into() })] {
+        for failure in [None, Some(RankFailure { rank: 3, reason: "naïve".into() })] {
             let report = Endings { failure, ends: report.ends.clone() };
             let ended = sent(Frame::Ended(report.clone()));
             assert!(matches!(&ended, Some(Frame::Ended(found)) if *found == report), "{ended:?}");

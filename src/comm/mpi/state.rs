@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Instant;
 
-use super::super::mailbox::Failure;
+use super::super::mailbox::RankFailure;
 use super::super::tree;
 use super::asks::Asks;
 use super::frame::{End, Endings, Frame};
@@ -47,7 +47,7 @@ pub(super) struct State {
     /// Whether everything that was handed over is sent.
     pub(super) flushed: bool,
     /// The first failure that this process had or heard of, and when.
-    pub(super) failure: Option<(Failure, Instant)>,
+    pub(super) failure: Option<(RankFailure, Instant)>,
     /// How this process's rank ended, if it has.
     pub(super) end: Option<End>,
     pub(super) branch: Branch,

@@ -5,7 +5,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::super::clock::SystemClock;
-use super::super::mailbox::{Failure, Mailbox};
+use super::super::mailbox::{Mailbox, RankFailure};
 use super::super::tree;
 use super::super::wire::{Carrier, Counts, Packet, Waiting};
 use super::frame::{Doing, End, Frame};
@@ -136,7 +136,7 @@ impl World {
     }
 
     /// Remembers a failure; true if it is the first.
-    fn note(&self, failure: &Failure) -> bool {
+    fn note(&self, failure: &RankFailure) -> bool {
         let first = self.change(|state| {
             let first = state.failure.is_none();
             state.failure.get_or_insert_with(|| (failure.clone(), Instant::now()));
@@ -147,7 +147,7 @@ impl World {
     }
 
     /// A failure, from another process or this one; the first is passed on to those that may not know it.
-    fn hear(&self, failure: Failure, from: Option<usize>) {
+    fn hear(&self, failure: RankFailure, from: Option<usize>) {
         if self.note(&failure) {
             let others = tree::neighbours(self.rank, self.size).into_iter().filter(|&to| Some(to) != from);
             self.change(|state| others.for_each(|to| state.post(to, Frame::Failed(failure.clone()))));
@@ -212,7 +212,7 @@ impl Carrier for World {
         self.work.notify_all();
     }
 
-    fn fail(&self, _: usize, failure: Failure) {
+    fn fail(&self, _: usize, failure: RankFailure) {
         self.hear(failure, None);
     }
 }

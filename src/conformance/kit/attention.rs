@@ -3,10 +3,10 @@
 use std::sync::Arc;
 
 use super::cases::{TestedKernel, masks, shapes};
-use super::{Case, Check, Comm, Failure, Kit, Subject, placement};
+use super::{Case, Check, Failure, Kit, Subject, placement};
 use crate::attention::RankPlan;
 use crate::comm::decorate::traffic::Counted;
-use crate::comm::threads;
+use crate::comm::{DynComm, threads};
 use crate::conformance::trial::{Attended, Prediction, Trial, owners};
 use crate::error::Result;
 use crate::kernel::{Flash, KernelOn, kernel_object};
@@ -120,7 +120,7 @@ fn alone(batch: &dyn Batch, trial: &Trial<f32>) -> Result<[f64; 4]> {
 /// Forward and backward on one rank of the kit.
 pub(super) fn attend<K: KernelOn<Cpu<T>> + KernelOn<DryRun<T>>, T: Float>(
     subject: &Subject,
-    comm: Comm,
+    comm: DynComm,
     placement: &DynPlacement,
     trial: &Trial<T>,
 ) -> Result<Attended<T>> {

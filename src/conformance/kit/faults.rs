@@ -9,7 +9,7 @@ use super::cases::{TestedKernel, shapes, two_batches};
 use super::{Check, Failure, Kit, placement};
 use crate::comm::clock::ManualClock;
 use crate::comm::decorate::faults::{Fault, Faulty};
-use crate::comm::{Communicator, threads};
+use crate::comm::{Communicator, DynComm, threads};
 use crate::conformance::trial::{Trial, owners};
 use crate::error::{CommError, Error, PlacementError, Result};
 use crate::kernel::kernel_object;
@@ -35,7 +35,7 @@ pub(super) fn check<K: TestedKernel>(kit: &mut Kit, batch: &Arc<dyn Batch>, all:
     let placements = placements.map_err(|error| case.fails(Check::FailingRank, error))?;
     let trial = Trial::<f32>::new(&**batch, &owners(&placements[0]), shapes[0], &mask, 0);
     let victim = ranks / 2;
-    let body = |comm: super::Comm| attend::<K, f32>(subject, comm, &placements[0], &trial).map(drop);
+    let body = |comm: DynComm| attend::<K, f32>(subject, comm, &placements[0], &trial).map(drop);
 
     // The first operation is the first exchange of attention, or that of its plan, if there is any.
     let operations = if all { 1..MOST_OPERATIONS + 1 } else { 1..2 };
@@ -89,7 +89,7 @@ fn with_fault(
     at: u64,
     fault: Fault,
     deadline: Duration,
-    body: &(dyn Fn(super::Comm) -> Result<()> + Sync),
+    body: &(dyn Fn(DynComm) -> Result<()> + Sync),
 ) -> Vec<Option<Error>> {
     let errors = Mutex::new(vec![None; ranks]);
     let run = |options| {

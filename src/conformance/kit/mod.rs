@@ -39,15 +39,12 @@ pub use report::{Entry, Report};
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::comm::{Communicator, threads};
+use crate::comm::{DynComm, threads};
 use crate::error::Result;
 use crate::handler::UntypedHandler;
 use crate::layout::{Layout, LayoutKind};
 use crate::strategy::{DynStrategy, Supports, object};
 use crate::tensor::{Device, Host};
-
-/// What a rank of the kit talks through.
-type Comm = Box<dyn Communicator>;
 
 /// What to run.
 #[derive(Clone, Debug, PartialEq)]
@@ -77,7 +74,7 @@ struct Subject {
 
 impl Subject {
     /// A handler for one rank.
-    fn handler<D: Device<Storage = Host>>(&self, device: D, comm: Comm) -> Result<UntypedHandler<D>> {
+    fn handler<D: Device<Storage = Host>>(&self, device: D, comm: DynComm) -> Result<UntypedHandler<D>> {
         UntypedHandler::new(self.strategy.clone(), self.layout, device, comm)
     }
 }
@@ -96,7 +93,7 @@ impl Kit<'_> {
         &self,
         check: Check,
         case: &Case,
-        body: &(dyn Fn(Comm) -> Result<R> + Sync),
+        body: &(dyn Fn(DynComm) -> Result<R> + Sync),
     ) -> Result<Vec<R>, Failure> {
         let options = threads::Waiting { deadline: self.options.deadline, ..threads::Waiting::default() };
         threads::run_with(options, self.case.ranks, |comm| body(Box::new(comm)))

@@ -30,8 +30,8 @@ pub struct AttentionShape {
 
 impl AttentionShape {
     /// Whether attention of this shape can be computed. The ops of [`Attention`] and
-    /// [`Unfused`](crate::ops::unfused::Unfused) panic with the same message where it cannot; so do the widths below
-    /// where they cannot be counted.
+    /// [`UnfusedAttention`](crate::ops::unfused::UnfusedAttention) panic with the same message where it cannot; so do
+    /// the widths below where they cannot be counted.
     ///
     /// # Errors
     /// [`SupportError::Numbers`] if there are no heads or no features, if key/value heads do not divide the query
@@ -198,7 +198,7 @@ mod shape_tests {
     #[test]
     fn ops_refuse_the_same_shapes() {
         use crate::ops::testing::{poisoned, random};
-        use crate::ops::unfused::Unfused;
+        use crate::ops::unfused::UnfusedAttention;
         use crate::tensor::{Buffer, Cpu, Matrix};
 
         let refused = |body: &dyn Fn(&Cpu<f32>)| {

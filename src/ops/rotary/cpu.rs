@@ -1,10 +1,10 @@
 //! Rotation of queries and keys on the processor.
 
-use super::Rotary;
+use super::Rotate;
 use crate::ops::parallel::{RowsMut, by_rows};
 use crate::tensor::{AccRef, Cpu, ElemMut, Float};
 
-impl<T: Float> Rotary for Cpu<T> {
+impl<T: Float> Rotate for Cpu<T> {
     fn rotate(
         &self,
         mut x: ElemMut<'_, Self>,

@@ -10,7 +10,7 @@ op! {
     /// the gradient is the rotation by the negative angle.
     ///
     /// ```
-    /// use context_parallel::ops::rotary::Rotary;
+    /// use context_parallel::ops::rotary::Rotate;
     /// use context_parallel::tensor::{Cpu, Matrix};
     ///
     /// let cpu = Cpu::<f32>::default();
@@ -21,7 +21,7 @@ op! {
     /// cpu.rotate(x.view_mut(), 1, cos.view(), sin.view(), false, true);
     /// assert_eq!(x[..], [1.0, 2.0, 3.0, 4.0, 5.0]);
     /// ```
-    pub trait Rotary: Device {
+    pub trait Rotate: Device {
         /// `x [rows, heads * dim]`, `cos` and `sin` `[rows, pairs]` with `2 * pairs <= dim`; features past `2 * pairs`
         /// are left alone. Pairs are `(i, i + pairs)`, or `(2 i, 2 i + 1)` if `interleaved`. The product is computed in
         /// the accumulation type and rounded once. `inverse` negates the sine: the gradient.

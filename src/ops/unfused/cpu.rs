@@ -9,11 +9,11 @@ use crate::ops::matmul::{GemmMut, GemmRef, gemm_on, target};
 use crate::ops::rows::MoveRows;
 use crate::ops::simd;
 use crate::ops::transpose::transpose;
-use crate::ops::unfused::{Unfused, cells};
+use crate::ops::unfused::{UnfusedAttention, cells};
 use crate::plan::{Piece, TileCells};
 use crate::tensor::{Buffer, Cpu, Float, MatrixMut, MatrixRef, Real, product};
 
-impl<T: Float> Unfused for Cpu<T> {
+impl<T: Float> UnfusedAttention for Cpu<T> {
     fn unfused(
         &self,
         shape: &AttentionShape,

@@ -20,7 +20,7 @@ pub(crate) fn cells(shape: &AttentionShape, blocks: &[Block]) -> usize {
 op! {
     /// Attention that keeps every probability. Buffers as in [`Attention`]; the cells of a tile say which rows each
     /// sequence has in both buffers ([`TileCells::blocks`](crate::plan::TileCells::blocks)).
-    pub trait Unfused: Attention {
+    pub trait UnfusedAttention: Attention {
         /// Writes `out` and the probabilities: block by block, head by head, `[queries, keys]`.
         fn unfused(
             &self,

@@ -41,7 +41,7 @@ mod search;
 mod solve;
 mod span;
 mod start;
-mod trial;
+mod state;
 
 pub use heap::{Remainder, chunk_size, heap, heap_partition, padding};
 pub use measure::{PlacementReport, measure, remote};

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use crate::solve::dispatch::model::{Buffers, Model, Segment};
 use crate::solve::dispatch::random::Random;
-use crate::solve::dispatch::trial::{Span, Trial};
+use crate::solve::dispatch::state::{SearchState, Span};
 
 /// Gives a range of a span to a rank.
 type Edit = (usize, Range<usize>, usize);
@@ -46,13 +46,13 @@ impl<'a> Annealing<'a> {
 
     /// Tries `moves` moves from `state` and gives the best state seen. `within`: a state that keeps the limits is
     /// better than one that does not, whatever it costs.
-    pub(super) fn run(&mut self, mut state: Trial, moves: u64, heat: Heat, within: bool) -> Trial {
+    pub(super) fn run(&mut self, mut state: SearchState, moves: u64, heat: Heat, within: bool) -> SearchState {
         if self.model.ranks < 2 || self.model.tokens == 0 {
             return state;
         }
         // The best state is kept as its segments; most of them are also those of the current one.
         let mut best: Vec<Vec<Segment>> = state.spans.iter().map(|span| span.segments.clone()).collect();
-        let key = |state: &Trial| (if within { state.over } else { 0 }, state.energy);
+        let key = |state: &SearchState| (if within { state.over } else { 0 }, state.energy);
         let mut best_key = key(&state);
         let mut dirty = Vec::new();
         let mut is_dirty = vec![false; best.len()];
@@ -107,7 +107,7 @@ impl<'a> Annealing<'a> {
     }
 
     /// Makes the move at hand.
-    fn apply(&mut self, state: &mut Trial) {
+    fn apply(&mut self, state: &mut SearchState) {
         self.spare.extend(self.changed.drain(..).map(|(_, span)| span));
         for (index, range, rank) in self.edits.drain(..) {
             let slot = match self.changed.iter().position(|(changed, _)| *changed == index) {
@@ -131,7 +131,7 @@ impl<'a> Annealing<'a> {
     }
 
     /// A segment of a rank: its span, and its place there.
-    fn pick(&mut self, state: &Trial, rank: usize) -> Option<(usize, usize)> {
+    fn pick(&mut self, state: &SearchState, rank: usize) -> Option<(usize, usize)> {
         let held = &state.held[rank];
         if held.is_empty() {
             return None;
@@ -145,7 +145,7 @@ impl<'a> Annealing<'a> {
     }
 
     /// Chooses the next move.
-    fn propose(&mut self, state: &Trial) {
+    fn propose(&mut self, state: &SearchState) {
         self.edits.clear();
         let ranks = self.model.ranks;
         let from = match self.random.below(8) {
@@ -212,7 +212,7 @@ impl<'a> Annealing<'a> {
     }
 
     /// Rows that would make the areas, or the rows, of a segment's rank and another one alike.
-    fn balancing(&mut self, state: &Trial, span: usize, segment: &Segment, to: usize) -> usize {
+    fn balancing(&mut self, state: &SearchState, span: usize, segment: &Segment, to: usize) -> usize {
         let (a, b) = (&state.totals[segment.rank], &state.totals[to]);
         let rows = segment.end - segment.start;
         if self.random.chance(128) {

@@ -8,7 +8,7 @@ use crate::solve::dispatch::measure::measured;
 use crate::solve::dispatch::model::{Buffers, Model};
 use crate::solve::dispatch::profile::Profile;
 use crate::solve::dispatch::search::{Annealing, Heat};
-use crate::solve::dispatch::trial::Trial;
+use crate::solve::dispatch::state::SearchState;
 use crate::solve::dispatch::{Dispatch, DispatchOptions, Problem, Start, bound};
 
 /// Every start gets this part of the effort to show what it is good for.
@@ -62,7 +62,7 @@ fn solved(problem: &Problem, options: &DispatchOptions, given: Option<&[Vec<Rang
     let mut scratch = Buffers::default();
     let starts = Start::ALL.into_iter().map(|start| start.parts(problem, &profile, grain));
     let states = starts.chain(given.map(<[_]>::to_vec)).map(|parts| {
-        let state = Trial::new(&model, &parts, &mut scratch);
+        let state = SearchState::new(&model, &parts, &mut scratch);
         search.run(state, trial, cold, false)
     });
     // Of equal ones the first.

@@ -124,7 +124,7 @@ fn a_failure_reaches_all_over_a_few() {
     for size in [2, 3, 8, 40] {
         for by in [0, 1, size - 1] {
             let (worlds, mut frames) = (worlds(size, LONG), Frames::new());
-            let failure = Failure { rank: by, reason: "disk full".into() };
+            let failure = RankFailure { rank: by, reason: "disk full".into() };
             worlds[by].fail(by, failure.clone());
             // One of the others is lost.
             let lost = (size > 3).then_some((by + 2) % size);

@@ -42,7 +42,7 @@ impl Span {
 
 /// A placement during the search.
 #[derive(Clone)]
-pub(super) struct Trial {
+pub(super) struct SearchState {
     pub(super) spans: Vec<Span>,
     pub(super) totals: Vec<Load>,
     /// Spans of which a rank holds something.
@@ -60,7 +60,7 @@ pub(super) struct Trial {
     pub(super) energy: u64,
 }
 
-impl Trial {
+impl SearchState {
     /// The state of a placement.
     pub(super) fn new(model: &Model, parts: &[Vec<Range<usize>>], scratch: &mut Buffers) -> Self {
         let mut owners: Vec<Segment> = parts
@@ -94,7 +94,7 @@ impl Trial {
         let times: Vec<_> = totals.iter().map(|load| model.judge.time(load)).collect();
         let overs: Vec<_> = totals.iter().map(|load| model.judge.over(load)).collect();
         let traffics: Vec<_> = totals.iter().map(|load| model.judge.traffic(load)).collect();
-        let mut state = Trial {
+        let mut state = SearchState {
             spans,
             totals,
             held,
@@ -112,8 +112,8 @@ impl Trial {
         state
     }
 
-    /// Puts new segments into a span; `changed` holds the old ones afterwards. Totals follow, [`Trial::held`] does
-    /// not until [`Trial::settle`], nor does the energy until [`Trial::judge`].
+    /// Puts new segments into a span; `changed` holds the old ones afterwards. Totals follow, [`SearchState::held`]
+    /// does not until [`SearchState::settle`], nor does the energy until [`SearchState::judge`].
     pub(super) fn exchange(&mut self, index: usize, changed: &mut Span) {
         let span = &mut self.spans[index];
         std::mem::swap(span, changed);
