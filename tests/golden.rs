@@ -8,7 +8,10 @@ mod kinds;
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::{env, fs, io};
+use std::sync::Mutex;
+use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::Ordering::Relaxed;
+use std::{env, fs, io, thread};
 
 use kinds::report::CaseReport;
 use kinds::safetensors::File;
@@ -34,12 +37,28 @@ fn run_folder(folder: &Path) -> CaseReport {
     if cases.is_empty() {
         report.failure(&folder.display().to_string(), "no golden case was found");
     }
-    for path in cases {
-        let name = path.strip_prefix(folder).unwrap_or(&path).display().to_string();
-        if let Err(what) = run_case(&path, &name, &mut report) {
-            report.failure(&name, what);
+    // Ranks of one case wait for one another, so that two cases at once keep the processor busy.
+    let (next, reports) = (AtomicUsize::new(0), Mutex::new(Vec::new()));
+    let work = || {
+        loop {
+            let at = next.fetch_add(1, Relaxed);
+            let Some(path) = cases.get(at) else { break };
+            let name = path.strip_prefix(folder).unwrap_or(path).display().to_string();
+            let mut report = CaseReport::default();
+            if let Err(what) = run_case(path, &name, &mut report) {
+                report.failure(&name, what);
+            }
+            reports.lock().expect("no case panics").push((at, report));
         }
-    }
+    };
+    thread::scope(|scope| {
+        for worker in [scope.spawn(work), scope.spawn(work)] {
+            worker.join().expect("no case panics");
+        }
+    });
+    let mut reports = reports.into_inner().expect("no case panics");
+    reports.sort_by_key(|(at, _)| *at);
+    reports.into_iter().for_each(|(_, other)| report.absorb(other));
     report
 }
 

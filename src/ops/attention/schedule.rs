@@ -60,6 +60,23 @@ struct Met {
     keys: Range<usize>,
 }
 
+impl Met {
+    /// These rows attend so many cells of these keys, the first and the last among them.
+    fn add(&mut self, rows: Range<usize>, keys: Range<usize>, area: usize) {
+        if self.area == 0 {
+            (self.rows, self.keys) = (rows.clone(), keys.clone());
+        }
+        self.area += area;
+        self.rows = self.rows.start.min(rows.start)..self.rows.end.max(rows.end);
+        self.keys = self.keys.start.min(keys.start)..self.keys.end.max(keys.end);
+    }
+}
+
+/// What is in both; from an empty range comes one.
+fn within(a: Range<usize>, b: Range<usize>) -> Range<usize> {
+    a.start.max(b.start)..a.end.min(b.end)
+}
+
 impl TileSchedule {
     /// The schedule of a tile.
     ///
@@ -114,21 +131,22 @@ impl TileSchedule {
         for &index in &self.tile_pieces[tile] {
             let piece = &self.cells.pieces[index];
             let rows = piece.q_row.max(tile_rows.start)..piece.q_rows().end.min(tile_rows.end);
+            // Blocks that every row attends as a whole are counted at once, which leaves few to go through row by row.
+            let common = rows.clone().map(|row| piece.keys(row - piece.q_row)).reduce(within).unwrap_or(0..0);
+            let whole = common.start.div_ceil(BLOCK)..common.end / BLOCK;
+            for block in whole.clone() {
+                met[block].add(rows.clone(), block * BLOCK..(block + 1) * BLOCK, rows.len() * BLOCK);
+            }
             for row in rows {
                 let keys = piece.keys(row - piece.q_row);
                 if keys.is_empty() {
                     continue;
                 }
-                for block in keys.start / BLOCK..keys.end.div_ceil(BLOCK) {
-                    let from = keys.start.max(block * BLOCK);
-                    let to = keys.end.min((block + 1) * BLOCK);
-                    let met = &mut met[block];
-                    if met.area == 0 {
-                        (met.rows, met.keys) = (row..row + 1, from..to);
-                    }
-                    met.area += to - from;
-                    met.rows = met.rows.start.min(row)..met.rows.end.max(row + 1);
-                    met.keys = met.keys.start.min(from)..met.keys.end.max(to);
+                let (first, last) = (keys.start / BLOCK, keys.end.div_ceil(BLOCK));
+                let counted = if whole.is_empty() { last..last } else { whole.clone() };
+                for block in (first..counted.start).chain(counted.end..last) {
+                    let keys = within(keys.clone(), block * BLOCK..(block + 1) * BLOCK);
+                    met[block].add(row..row + 1, keys.clone(), keys.len());
                 }
             }
         }
@@ -235,4 +253,59 @@ fn strips(keys: &Range<usize>, block: Range<usize>) -> Range<usize> {
         from -= STRIP;
     }
     from..to
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::layout::Packed;
+    use crate::mask::Mask;
+    use crate::order::Run;
+    use crate::plan::tile;
+
+    /// Each visit is what its rows and keys are, counted cell by cell.
+    #[test]
+    fn visits_are_what_cells_say() {
+        let masks = [
+            Mask::Full,
+            Mask::Causal,
+            Mask::Window { left: Some(700), right: Some(0) },
+            Mask::Window { left: Some(3), right: Some(300) },
+        ];
+        for (lengths, step) in [(&[1700][..], 1), (&[300, 0, 900, 130], 1), (&[2000, 700], 3), (&[0], 1)] {
+            let batch = Packed::from_lengths(lengths).expect("lengths");
+            let tokens: usize = lengths.iter().sum();
+            let runs = |start: usize, step: usize| vec![(0, Run { start, step, len: tokens.div_ceil(step) })];
+            for mask in &masks {
+                let bands = mask.lower(&batch).expect("a mask of any lengths");
+                let queries = if tokens > 0 { runs(0, step) } else { Vec::new() };
+                let keys = if tokens > 0 { runs(0, 1) } else { Vec::new() };
+                let cells = TileCells::new(tokens.div_ceil(step), tokens, tile(&queries, &keys, &bands));
+                let schedule = TileSchedule::new(&cells);
+                let mut attended = vec![vec![false; cells.keys]; cells.queries];
+                for piece in cells.pieces.iter() {
+                    (0..piece.q.len).for_each(|row| attended[piece.q_row + row][piece.keys(row)].fill(true));
+                }
+                let mut visits = schedule.visits.iter();
+                for tile in 0..schedule.tiles() {
+                    for block in 0..schedule.blocks() {
+                        let (rows, keys) = (schedule.tile_rows(tile), schedule.block_rows(block));
+                        let of_row = |row: &usize| attended[*row][keys.clone()].iter().filter(|&&cell| cell).count();
+                        let met: Vec<usize> = rows.filter(|row| of_row(row) > 0).collect();
+                        let (Some(&first), Some(&last)) = (met.first(), met.last()) else { continue };
+                        let visit = visits.next().expect("a visit for every pair that meets");
+                        assert_eq!((visit.tile, visit.block, visit.rows.clone()), (tile, block, first..last + 1));
+                        let missing = (first..=last).any(|row| !attended[row][visit.keys.clone()].iter().all(|&x| x));
+                        assert_eq!(visit.full, !missing, "{mask:?} of {lengths:?}: {visit:?}");
+                        let inside: usize = met
+                            .iter()
+                            .map(|&row| attended[row][visit.keys.clone()].iter().filter(|&&x| x).count())
+                            .sum();
+                        assert_eq!(inside, met.iter().map(of_row).sum::<usize>(), "keys left out: {visit:?}");
+                    }
+                }
+                assert!(visits.next().is_none());
+            }
+        }
+    }
 }

@@ -20,6 +20,14 @@ impl CaseReport {
         *self.cases.entry(kind.to_string()).or_default() += 1;
     }
 
+    /// Takes in what another report says.
+    pub fn absorb(&mut self, other: CaseReport) {
+        for (counts, more) in [(&mut self.cases, other.cases), (&mut self.combinations, other.combinations)] {
+            more.into_iter().for_each(|(kind, count)| *counts.entry(kind).or_default() += count);
+        }
+        self.failures.extend(other.failures);
+    }
+
     /// Something wrong with a case itself.
     pub fn failure(&mut self, case: &str, what: impl std::fmt::Display) {
         self.failures.push(format!("{case}: {what}"));
