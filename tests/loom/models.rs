@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use loom::thread;
-use mailbox::{RankFailure, Lost, Switchboard};
+use mailbox::{Lost, RankFailure, Switchboard};
 
 /// Never gives up: whatever would hang is a deadlock, which loom reports.
 fn patient() -> Option<Duration> {
