@@ -9,7 +9,8 @@ use context_parallel::comm::mpi::{MpiComm, MpiOptions};
 use context_parallel::comm::{Collectives, Communicator, DynComm, Message, Receive, Received, open, threads};
 use context_parallel::error::{CommError, Result};
 use context_parallel::handler::UntypedHandler;
-use context_parallel::kernel::{Flash, kernel_object};
+use context_parallel::kernel::{Flash, Kernel, kernel_object};
+use context_parallel::layout::{Layout, Thd};
 use context_parallel::mask::Mask;
 use context_parallel::ops::Ops;
 use context_parallel::ops::attention::AttentionShape;
@@ -258,12 +259,13 @@ fn mpi_starts_once(comm: MpiComm) -> Result<()> {
 fn a_device_that_computes_later_attends(comm: MpiComm) -> Result<()> {
     let comm = Arc::new(comm);
     for strategy in ["ring", "all-gather", "ulysses", "ring-ulysses", "magi"] {
-        let choice = Choice { strategy: strategy.to_string(), degree: comm.size(), ..Choice::default() };
+        let [strategy, layout, kernel] = [strategy, Thd::NAME, Flash::NAME].map(str::to_string);
+        let choice = Choice { strategy, layout, kernel, degree: comm.size(), ..Choice::default() };
         let here = attended(&choice, Cpu::<f32>::new(1), Box::new(comm.clone()))?;
         let device = Queued::new(Cpu::<f32>::new(1));
         let later = attended(&choice, device.clone(), Box::new(Staged::new(comm.clone(), device)))?;
-        assert!(here.iter().flatten().any(|&x| x != 0.0), "{strategy} computes nothing");
-        assert_eq!(here, later, "{strategy}");
+        assert!(here.iter().flatten().any(|&x| x != 0.0), "{choice:?} computes nothing");
+        assert_eq!(here, later, "{choice:?}");
     }
     comm.barrier()
 }
