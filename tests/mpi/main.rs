@@ -47,8 +47,7 @@ fn main() -> ExitCode {
     });
     let (messages, failures): (&[Case], &[Case]) = (messages.leak(), failures.leak());
     let mut failed = all(runs(messages), &asked, 1);
-    // Ranks that are silent, frozen or killed are waited for, most of the time: two runs at once are done in half of
-    // it.
+    // Most of the time a silent, frozen or killed rank is waited for: two runs at once are done in half of it.
     failed.extend(all(runs(failures), &asked, 2));
     failed.extend(all(programs.collect(), &asked, 1));
     println!("{} failed: {failed:?}", failed.len());
