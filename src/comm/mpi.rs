@@ -20,6 +20,7 @@ mod asks;
 mod end;
 mod engine;
 mod frame;
+mod lane;
 mod state;
 mod transfer;
 mod world;

@@ -15,15 +15,19 @@ use super::super::failure::panicked;
 use super::super::mailbox::RankFailure;
 use super::super::wire::Carrier as _;
 use super::frame::{Frame, Header};
-use super::state::{Order, Outgoing, Place, Progress};
+use super::lane::Lane;
+use super::state::{Order, Orders, Place, Progress};
 use super::transfer::InFlight;
 use super::world::World;
 use crate::error::{CommError, Error};
 use crate::tensor::{Buffer, Pool};
 
 /// Headers, in the order in which a rank sends; and what follows them, in the same order.
-const HEADER: Tag = 1;
-const BYTES: Tag = 2;
+pub(super) const HEADER: Tag = 1;
+pub(super) const BYTES: Tag = 2;
+
+/// Headers that are taken in before the thread turns to its other work: ranks that send without end do not hold it up.
+const HEADERS: usize = 64;
 
 /// Rounds without progress that are followed at once by another, and the naps after later ones. A message that comes
 /// during a nap waits for its end, so the longest is short against the time that a rank computes between messages.
@@ -43,7 +47,10 @@ pub(super) struct Engine {
     part: usize,
     /// Memory of received messages.
     pool: Arc<Pool>,
-    outgoing: Vec<InFlight>,
+    /// By receiver.
+    outgoing: Vec<Lane>,
+    /// The receivers to which something is going.
+    busy: Vec<usize>,
     /// By sender, in the order in which they were sent.
     incoming: Vec<VecDeque<Incoming>>,
     /// The senders from which something is coming.
@@ -62,9 +69,10 @@ impl Engine {
         // A communicator of our own: its messages meet nobody else's.
         let comm = world.duplicate();
         let (rank, size) = (comm.rank() as usize, comm.size() as usize);
+        let outgoing = (0..size).map(|_| Lane::default()).collect();
         let incoming = (0..size).map(|_| VecDeque::new()).collect();
-        let (outgoing, active) = (Vec::new(), Vec::new());
-        let engine = Engine { comm, part, pool: Pool::new(), outgoing, incoming, active, _universe: universe };
+        let (busy, active, pool) = (Vec::new(), Vec::new(), Pool::new());
+        let engine = Engine { comm, part, pool, outgoing, busy, incoming, active, _universe: universe };
         Some((engine, Place { rank, size, neighbours }))
     }
 
@@ -90,16 +98,16 @@ impl Engine {
     fn turn_until_the_end(&mut self, world: &World) {
         let mut idle = 0u32;
         loop {
-            let (order, outbox) = world.orders();
+            let Orders { order, outbox, is_failed } = world.orders();
             match order {
                 Order::Run => {}
                 Order::Finalize => return,
                 Order::Abort => self.comm.abort(1),
             }
             let mut moved = !outbox.is_empty();
-            outbox.into_iter().for_each(|outgoing| self.post(outgoing));
+            outbox.into_iter().for_each(|(to, frame)| self.post(to, frame));
             moved |= self.receive(world);
-            moved |= self.send(world);
+            moved |= self.send(world, is_failed);
             idle = if moved { 0 } else { idle + 1 };
             match idle.checked_sub(EAGER_ROUNDS) {
                 None => thread::yield_now(),
@@ -108,23 +116,29 @@ impl Engine {
         }
     }
 
-    fn post(&mut self, (to, frame): Outgoing) {
-        let (header, bytes) = frame.pack(self.part);
-        let header = Buffer::from_slice(bytemuck::bytes_of(&header));
-        self.outgoing.push(InFlight::send(&self.comm, to as i32, HEADER, header, usize::MAX));
-        if !bytes.is_empty() {
-            self.outgoing.push(InFlight::send(&self.comm, to as i32, BYTES, bytes, self.part));
+    fn post(&mut self, to: usize, frame: Frame) {
+        if self.outgoing[to].is_empty() {
+            self.busy.push(to);
         }
+        self.outgoing[to].push(frame);
     }
 
-    /// Frees what is sent; tells when everything is.
-    fn send(&mut self, world: &World) -> bool {
+    /// Sends on; tells when everything is sent.
+    fn send(&mut self, world: &World, is_failed: bool) -> bool {
+        if self.busy.is_empty() {
+            return false;
+        }
+        let Engine { comm, part, outgoing, busy, .. } = self;
         let mut moved = false;
-        self.outgoing.retain_mut(|transfer| {
-            moved |= transfer.advance();
-            !transfer.is_complete()
+        busy.retain(|&to| {
+            let lane = &mut outgoing[to];
+            if is_failed {
+                lane.give_up();
+            }
+            moved |= lane.advance(comm, to as i32, *part);
+            !lane.is_empty()
         });
-        if moved && self.outgoing.is_empty() {
+        if busy.is_empty() {
             world.change(|state| state.flushed = state.outbox.is_empty());
         }
         moved
@@ -133,7 +147,10 @@ impl Engine {
     /// Takes in what has come; true if anything has.
     fn receive(&mut self, world: &World) -> bool {
         let mut moved = false;
-        while let Some((message, status)) = self.comm.any_process().immediate_matched_probe_with_tag(HEADER) {
+        for _ in 0..HEADERS {
+            let Some((message, status)) = self.comm.any_process().immediate_matched_probe_with_tag(HEADER) else {
+                break;
+            };
             let len = status.count(u8::equivalent_datatype()) as usize;
             let header = InFlight::receive_matched(message, Buffer::empty(&self.pool, len));
             let from = status.source_rank() as usize;

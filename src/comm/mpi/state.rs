@@ -19,6 +19,16 @@ pub(super) enum Order {
     Abort,
 }
 
+/// What there is to do for the MPI thread.
+#[derive(Debug)]
+pub(super) struct Orders {
+    pub(super) order: Order,
+    /// To be sent, in this order for each receiver.
+    pub(super) outbox: VecDeque<Outgoing>,
+    /// Whether something has failed.
+    pub(super) is_failed: bool,
+}
+
 /// How far the MPI thread is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Progress {

@@ -1,6 +1,5 @@
 //! A process of a run: what arrives, what is told to others, and whom they wait for.
 
-use std::collections::VecDeque;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -9,7 +8,7 @@ use super::super::mailbox::{Mailbox, RankFailure};
 use super::super::tree;
 use super::super::wire::{Carrier, Counts, Packet, Waiting};
 use super::frame::{Doing, End, Frame};
-use super::state::{Order, Outgoing, Place, Progress, State};
+use super::state::{Order, Orders, Place, Progress, State};
 use crate::tensor::Host;
 
 /// No wait is longer than a century, so that times stay within what a clock can say.
@@ -155,7 +154,7 @@ impl World {
     }
 
     /// What is to be done, and the frames to send.
-    pub(super) fn orders(&self) -> (Order, VecDeque<Outgoing>) {
+    pub(super) fn orders(&self) -> Orders {
         let (mut state, now) = (self.lock(), Instant::now());
         let was_over = state.branch.is_over;
         state.settle();
@@ -173,7 +172,8 @@ impl World {
             state.asks.ask(peer);
             state.post(peer, Frame::Ask);
         }
-        (state.order, std::mem::take(&mut state.outbox))
+        let outbox = std::mem::take(&mut state.outbox);
+        Orders { order: state.order, outbox, is_failed: state.failure.is_some() }
     }
 }
 

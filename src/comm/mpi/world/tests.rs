@@ -38,7 +38,7 @@ fn worlds(size: usize, deadline: Duration) -> Vec<Arc<World>> {
 fn turn(worlds: &[Arc<World>], frames: &mut Frames, frozen: impl Fn(usize) -> bool) -> bool {
     let mut moved = false;
     for (from, world) in worlds.iter().enumerate().filter(|(from, _)| !frozen(*from)) {
-        let (_, outbox) = world.orders();
+        let outbox = world.orders().outbox;
         moved |= !outbox.is_empty();
         for (to, frame) in outbox {
             *frames.entry(kind(&frame)).or_default() += 1;
@@ -238,7 +238,7 @@ fn one_parcel_for_many_is_one_memory_on_its_way() {
     let worlds = worlds(5, LONG);
     let comm = Member::everyone(worlds[2].clone(), 2, 5);
     drop(comm.exchange("news".into(), vec![Message::new(vec![0, 1, 3, 4], mine)], vec![]));
-    let (_, outbox) = worlds[2].orders();
+    let outbox = worlds[2].orders().outbox;
     let receivers: Vec<usize> = outbox.iter().map(|(to, _)| *to).collect();
     assert_eq!(receivers, [0, 1, 3, 4]);
     for (_, frame) in outbox {
