@@ -121,7 +121,6 @@ fn what_is_not_there_says_what_works() {
         }
     }
     refused("verify --deadline 0", &["--deadline is 0"]);
-    refused("train --data text --device cuda", &["--device cuda is not available", "use --device cpu"]);
     refused("train --data text --dtype f16", &["--dtype f16 for train is not available", "bf16"]);
     refused("train --data text --dtype f64", &["--dtype f64 for train is not available", "f32"]);
     refused("train --data text --model bpe", &["tokenizer.json", "not available", "eval --tokens"]);
@@ -686,4 +685,28 @@ fn attention_is_measured() {
         }
         assert_eq!(report["runs"], 2);
     }
+}
+
+#[test]
+fn what_the_machine_lacks_is_said_before_any_work() {
+    let folder = tempfile::tempdir().unwrap();
+    let doctor = run(folder.path(), &["doctor"]);
+    let said = String::from_utf8_lossy(&doctor.stdout);
+    assert!(doctor.status.success(), "{said}");
+    for part in ["processor", "instruction sets", "memory", "NVIDIA GPUs", "MPI"] {
+        assert!(said.contains(part) || said.contains("GPU 0"), "{part} is not in\n{said}");
+    }
+    let json = run(folder.path(), &["doctor", "--json"]);
+    let json: serde_json::Value = serde_json::from_slice(&json.stdout).unwrap();
+    assert!(json["findings"].as_array().is_some_and(|findings| findings.len() >= 5), "{json}");
+    if said.contains("GPU 0") {
+        return;
+    }
+    // Whichever library is missing first; or the whole feature.
+    let missing = if cfg!(feature = "cuda") { "was not found: no lib" } else { "--features cuda" };
+    refused("train --data recall --device cuda", &["cuda", missing]);
+    refused("verify --cp 1 --device cuda", &[missing]);
+    refused("demo --device cuda", &[missing]);
+    refused("bench attention --device cuda", &[missing]);
+    refused("train --data recall --device tpu", &["unknown device \"tpu\"", "cpu"]);
 }

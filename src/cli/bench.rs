@@ -13,11 +13,12 @@ use context_parallel::model::init::Normal;
 use context_parallel::ops::attention::AttentionShape;
 use context_parallel::order::Shard;
 use context_parallel::strategy::Single;
-use context_parallel::tensor::{Cpu, DType, Float, Matrix};
+use context_parallel::tensor::{DType, Device, Float, Matrix, MatrixRef};
 use serde::Serialize;
 
 use super::args::{self, Names, Table};
 use super::engine::Cluster;
+use super::hardware::{Hardware, RankDevice, with_device};
 use super::{machine, output};
 
 /// Measure a part of the program
@@ -62,13 +63,15 @@ struct AttentionArguments {
     /// Timed runs, after one that is not timed
     #[arg(long, value_name = "N", default_value_t = 5)]
     runs: usize,
+    #[command(flatten)]
+    device: args::DeviceArguments,
     /// Print one JSON object
     #[arg(long, help_heading = args::OUTPUT)]
     json: bool,
 }
 
 /// Types that are measured.
-const DTYPES: Table<DType> = &[(&["f32"], DType::F32), (&["bf16"], DType::Bf16)];
+const DTYPES: Table<DType> = &[(&["f32"], DType::F32), (&["bf16"], DType::Bf16), (&["f16"], DType::F16)];
 
 /// Everything checked.
 #[derive(Clone, Copy, Debug)]
@@ -82,6 +85,7 @@ struct Job {
     causal: bool,
     threads: usize,
     runs: usize,
+    hardware: Hardware,
 }
 
 #[derive(Clone, Debug, Serialize)]
@@ -111,7 +115,7 @@ pub fn run(arguments: Arguments, cluster: &Cluster) -> Result<ExitCode> {
 }
 
 fn prepare(arguments: &AttentionArguments) -> Result<Job> {
-    let dtype = args::pick("dtype", &arguments.dtype, DTYPES, &["f16", "f64"])?;
+    let dtype = args::pick("dtype", &arguments.dtype, DTYPES, &["f64"])?;
     let heads = args::positive("--heads", arguments.heads)?;
     let kv_heads = args::positive("--kv-heads", arguments.kv_heads.unwrap_or(heads))?;
     if heads % kv_heads != 0 {
@@ -128,6 +132,7 @@ fn prepare(arguments: &AttentionArguments) -> Result<Job> {
         causal: arguments.causal,
         threads: args::threads(arguments.threads, 1)?,
         runs: args::positive("--runs", arguments.runs)?,
+        hardware: arguments.device.hardware(dtype)?,
     };
     let Job { batch, heads, seq, head_dim, .. } = job;
     let what = format!("--batch {batch} --heads {heads} --seq {seq} --head-dim {head_dim}");
@@ -141,7 +146,7 @@ impl Job {
     fn bytes(&self) -> u64 {
         let [batch, heads, kv_heads, seq, head_dim] =
             [self.batch, self.heads, self.kv_heads, self.seq, self.head_dim].map(|size| size as u128);
-        let elem = if self.dtype == DType::Bf16 { 2 } else { 4 };
+        let elem = self.dtype.size() as u128;
         let rows = batch.saturating_mul(seq).saturating_mul(head_dim).saturating_mul(elem);
         u64::try_from(rows.saturating_mul(5 * heads + 4 * kv_heads)).unwrap_or(u64::MAX)
     }
@@ -179,14 +184,11 @@ fn median(values: &mut [f64]) -> f64 {
 
 /// Seconds of the forward and of the backward pass, `runs` each, after one that is not timed.
 fn compute(job: &Job, cluster: &Cluster) -> Result<(Vec<f64>, Vec<f64>)> {
-    match job.dtype {
-        DType::Bf16 => measure::<half::bf16>(job, cluster),
-        _ => measure::<f32>(job, cluster),
-    }
+    with_device!(job.hardware, job.dtype, D => measure::<D>(job, cluster))
 }
 
 /// Times the handler's attention on one rank, operands unit normal, `[batch * seq, heads * head_dim]`.
-fn measure<T: Float>(job: &Job, cluster: &Cluster) -> Result<(Vec<f64>, Vec<f64>)> {
+fn measure<D: RankDevice>(job: &Job, cluster: &Cluster) -> Result<(Vec<f64>, Vec<f64>)> {
     let Job { batch, heads, kv_heads, seq, head_dim, .. } = *job;
     let scale = 1.0 / (head_dim as f64).sqrt();
     let shape = AttentionShape { q_heads: heads, kv_heads, qk_dim: head_dim, v_dim: head_dim, scale };
@@ -197,24 +199,26 @@ fn measure<T: Float>(job: &Job, cluster: &Cluster) -> Result<(Vec<f64>, Vec<f64>
         runs + 1,
         output::many(threads, "thread")
     ));
-    let times = cluster.on_ranks(1, &|comm| {
-        let device = Cpu::<T>::with_threads(job.threads)?;
-        let handler = CpHandler::<Single, Bshd, _, _>::new(Single, device, comm)?;
+    let times = cluster.on_ranks(1, &|rank| D::open(rank, job.threads), &|device, comm| {
+        let handler = CpHandler::<Single, Bshd, _, _>::new(Single, device.clone(), comm)?;
         let placement = handler.place(Bshd::batch_of(&vec![seq; batch])?)?;
         let mut normal = Normal::new(0, 0);
         let mut operand = |width: usize| {
-            let values: Vec<T> = (0..batch * seq * width).map(|_| T::from_f64(normal.draw())).collect();
-            Shard::new(Matrix::from_slice(&values, batch * seq, width), placement.clone()).map(Arc::new)
+            let values: Vec<D::Elem> = (0..batch * seq * width).map(|_| D::Elem::from_f64(normal.draw())).collect();
+            Shard::new(Matrix::new(device.upload(&values), batch * seq, width), placement.clone()).map(Arc::new)
         };
         let (q, k, v) = (operand(shape.q_width())?, operand(shape.k_width())?, operand(shape.v_width())?);
         let dout = operand(shape.out_width())?;
         let plan = handler.plan(&placement, &mask)?;
         let (mut forward, mut backward) = (Vec::new(), Vec::new());
         for run in 0..=job.runs {
+            finish(&device, q.matrix())?;
             let started = Instant::now();
-            let (_, attended) = handler.attend(&plan, &shape, &q, &k, &v)?;
+            let (out, attended) = handler.attend(&plan, &shape, &q, &k, &v)?;
+            finish(&device, out.matrix())?;
             let between = Instant::now();
-            attended.backward(&handler, &dout)?;
+            let [dq, ..] = attended.backward(&handler, &dout)?;
+            finish(&device, dq.matrix())?;
             if run > 0 {
                 forward.push((between - started).as_secs_f64());
                 backward.push(between.elapsed().as_secs_f64());
@@ -225,6 +229,11 @@ fn measure<T: Float>(job: &Job, cluster: &Cluster) -> Result<(Vec<f64>, Vec<f64>
     Ok(times.unwrap_or_default())
 }
 
+/// Waits until everything has run that was asked of a device: it reads one number.
+fn finish<D: Device, T: context_parallel::tensor::Element>(device: &D, of: &Matrix<T, D::Storage>) -> Result<()> {
+    device.read(MatrixRef::new(of.buffer(), 0, 1, 1, 1)).map(drop)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -232,7 +241,18 @@ mod tests {
     #[test]
     fn bytes_of_the_tensors() {
         let (dtype, causal) = (DType::Bf16, false);
-        let job = Job { dtype, batch: 2, heads: 4, kv_heads: 1, seq: 10, head_dim: 8, causal, threads: 1, runs: 1 };
+        let job = Job {
+            dtype,
+            batch: 2,
+            heads: 4,
+            kv_heads: 1,
+            seq: 10,
+            head_dim: 8,
+            causal,
+            threads: 1,
+            runs: 1,
+            hardware: Hardware::Cpu,
+        };
         assert_eq!(job.bytes(), 2 * 10 * 8 * 2 * (5 * 4 + 4));
         let huge = Job { batch: usize::MAX, seq: usize::MAX, ..job };
         assert_eq!(huge.bytes(), u64::MAX);
@@ -250,6 +270,7 @@ mod tests {
             causal: false,
             threads: 1,
             runs: 3,
+            hardware: Hardware::Cpu,
         };
         let report = job.report(vec![0.4, 0.1, 0.2], vec![0.5, 0.4]);
         assert_eq!(report.forward_gflops, 4.0 * 2.0 * 8.0 * 1e6 * 50.0 / 1e9 / 0.2);

@@ -17,7 +17,7 @@ use context_parallel::model::inputs::Inputs;
 use context_parallel::model::{Config, ParameterList, Sizes, init};
 use context_parallel::strategy::select::{self, Choice};
 use context_parallel::strategy::{CpStrategy, Ring, Single};
-use context_parallel::tensor::{Cpu, DType};
+use context_parallel::tensor::{DType, Float};
 use context_parallel::train::data::{Recall, Source, TokenBatch};
 use context_parallel::train::learner::{AdamwOptions, GptLearner, global_sum};
 use context_parallel::train::learning_rate::LearningRate;
@@ -28,6 +28,7 @@ use findings::{Comparison, Findings, print};
 use indicatif::ProgressBar;
 
 use super::engine::Cluster;
+use super::hardware::{Hardware, RankDevice, with_device};
 use super::step::{StepInputs, step};
 use super::{args, output};
 
@@ -49,6 +50,8 @@ pub struct Arguments {
     /// Seed of the weights and the data
     #[arg(long, value_name = "N", default_value_t = 0)]
     seed: u64,
+    #[command(flatten)]
+    device: args::DeviceArguments,
     /// Print one JSON object
     #[arg(long, help_heading = args::OUTPUT)]
     json: bool,
@@ -68,11 +71,12 @@ pub fn run(arguments: Arguments, cluster: &Cluster) -> Result<ExitCode> {
 
 /// Trains, then one step of every row of the support table.
 fn compute(arguments: &Arguments, cluster: &Cluster) -> Result<Findings> {
+    let hardware = arguments.device.hardware(DType::F32)?;
     let begin = Instant::now();
     let config = model()?;
-    let accuracy = train(&config, arguments.seed, cluster)?;
+    let accuracy = with_device!(hardware, DType::F32, D => train::<D>(&config, arguments.seed, cluster))?;
     let seconds = begin.elapsed().as_secs_f64();
-    let rows = compare(&config, arguments.seed, cluster)?;
+    let rows = compare(&config, arguments.seed, cluster, hardware)?;
     Ok(Findings { accuracy, seconds, rows })
 }
 
@@ -88,7 +92,7 @@ fn model() -> Result<Config> {
 }
 
 /// Accuracy on held-out sequences after the training.
-fn train(config: &Config, seed: u64, cluster: &Cluster) -> Result<f64> {
+fn train<D: RankDevice>(config: &Config, seed: u64, cluster: &Cluster) -> Result<f64> {
     let source = Source::Recall(Recall::new(VOCAB, SEQ)?);
     let schedule = LearningRate::new(LR, 0.1 * LR, LearningRate::default_warmup(STEPS), STEPS)?;
     let (batch, accumulate) = (BATCH, 1);
@@ -97,9 +101,8 @@ fn train(config: &Config, seed: u64, cluster: &Cluster) -> Result<f64> {
     let threads = args::threads(None, RANKS)?;
     let stop = AtomicBool::new(false);
     let bar = output::bar(STEPS, "training");
-    let found = cluster.on_ranks(RANKS, &|comm| {
+    let found = cluster.on_ranks(RANKS, &|rank| D::open(rank, threads), &|device, comm| {
         let rank = comm.rank();
-        let device = Cpu::<f32>::with_threads(threads)?;
         let handler = CpHandler::<Ring, Thd, _, _>::new(Ring::new(Runtime(RANKS)), device.clone(), comm)?;
         let master = init::fresh(&device, config, &ParameterList::new(config), seed)?;
         let adamw = AdamwOptions { weight_decay: 0.0, ..AdamwOptions::default() };
@@ -125,30 +128,34 @@ fn progress(bar: &ProgressBar, record: &StepRecord) {
 }
 
 /// The share of labels, over all ranks, that have the largest logit.
-fn accuracy(
-    learner: &GptLearner<Ring, Thd, Flash, Cpu<f32>, DynComm>,
-    device: &Cpu<f32>,
+fn accuracy<D: RankDevice>(
+    learner: &GptLearner<Ring, Thd, Flash, D, DynComm<D::Storage>>,
+    device: &D,
     batch: &TokenBatch,
 ) -> Result<f64> {
     let (model, handler) = (learner.model(), learner.handler());
     let shape = Arc::new(Thd::batch_of(&batch.lengths)?);
     let inputs = Inputs::new(handler, shape, &batch.tokens, &batch.labels)?;
     let logits = model.logits(&model.forward(handler, &inputs.tokens)?);
-    let best = |row: &[f32]| row.iter().enumerate().max_by(|a, b| a.1.total_cmp(b.1)).map(|(id, _)| id as i64);
-    let labels = inputs.labels.matrix();
-    let right = (0..logits.rows()).filter(|&row| best(logits.row(row)) == Some(labels.row(row)[0])).count();
+    let cols = logits.cols();
+    let (logits, labels) = (device.read(&logits)?, device.read(inputs.labels.matrix())?);
+    let best = |row: &[D::Elem]| {
+        let values = row.iter().map(|logit| logit.to_f64()).enumerate();
+        values.max_by(|a, b| a.1.total_cmp(&b.1)).map(|(id, _)| id as i64)
+    };
+    let right = logits.chunks_exact(cols).zip(&labels).filter(|&(row, &label)| best(row) == Some(label)).count();
     Ok(global_sum(device, handler.comm(), right as f64)? / batch.counted().max(1) as f64)
 }
 
 /// One step of every row of the support table at fresh weights, next to `Single`.
-fn compare(config: &Config, seed: u64, cluster: &Cluster) -> Result<Vec<Comparison>> {
+fn compare(config: &Config, seed: u64, cluster: &Cluster, hardware: Hardware) -> Result<Vec<Comparison>> {
     let batch = Source::Recall(Recall::new(VOCAB, SEQ)?).batch(seed, 0, 0..COMPARED, SEQ);
     let step_of = |strategy: &str, layout: &str, kernel: &str| {
         let degree = if strategy == Single::NAME { 1 } else { RANKS };
         let [strategy, layout, kernel] = [strategy, layout, kernel].map(str::to_string);
         let order = select::orders(&strategy)[0].to_string();
         let choice = Choice { strategy, order, layout, kernel, degree, ..Choice::default() };
-        let task = StepInputs { config, batch: &batch, seed, threads: args::threads(None, degree)? };
+        let task = StepInputs { config, batch: &batch, seed, threads: args::threads(None, degree)?, hardware };
         let step = step(cluster, &choice, DType::F32, task)?.unwrap_or_default();
         Ok::<_, context_parallel::error::Error>((choice, step))
     };

@@ -10,10 +10,11 @@ use std::time::Duration;
 use context_parallel::comm::threads::{self, Waiting};
 use context_parallel::comm::{Collectives, Communicator, DynComm};
 use context_parallel::error::Result;
-use context_parallel::tensor::{Buffer, Element};
+use context_parallel::tensor::{Device, Element};
 use indicatif::ProgressBar;
 
 use super::args::{self, Choices, Settings, Transport};
+use super::hardware::RankDevice;
 use super::output;
 
 /// Where the ranks of a command live. Every process runs the same command in the same order.
@@ -109,19 +110,24 @@ impl Cluster {
         args::threads(asked, here)
     }
 
-    /// Runs `body` on `ranks` ranks. Gives the first rank's result in the process where it lives, and nothing in
+    /// Runs `body` on `ranks` ranks, each with the device that `open` gives it. Gives the first rank's result in the process where it lives, and nothing in
     /// others; a process whose rank does not take part goes on at once. The body is behind a pointer so that threads
     /// and their mailboxes are compiled once per result, not once per combination.
-    pub fn on_ranks<R: Send>(&self, ranks: usize, body: &(dyn Fn(DynComm) -> Result<R> + Sync)) -> Result<Option<R>> {
+    pub fn on_ranks<D: RankDevice, R: Send>(
+        &self,
+        ranks: usize,
+        open: &(dyn Fn(usize) -> Result<D> + Sync),
+        body: &(dyn Fn(D, DynComm<D::Storage>) -> Result<R> + Sync),
+    ) -> Result<Option<R>> {
         match self {
             Cluster::Threads(waiting) => {
                 let starting = Mutex::new(Some(output::phase(format!("starting {}", output::many(ranks, "rank")))));
                 let started = AtomicUsize::new(0);
-                let results = threads::run_with(waiting.clone(), ranks, |comm| {
+                let results = threads::run_on::<D::Storage, _, _>(waiting.clone(), ranks, |comm| {
                     if started.fetch_add(1, Ordering::Relaxed) + 1 == ranks {
                         starting.lock().unwrap_or_else(PoisonError::into_inner).take();
                     }
-                    body(Box::new(comm))
+                    body(open(comm.rank())?, Box::new(comm))
                 })?;
                 Ok(results.into_iter().next())
             }
@@ -131,7 +137,12 @@ impl Cluster {
                 let starting = output::phase(format!("waiting for {}", output::many(world.size(), "process")));
                 let comm = world.split(usize::from(!takes_part), 0)?;
                 drop(starting);
-                let result = takes_part.then(|| body(comm)).transpose()?;
+                let run = || {
+                    let device = open(comm.rank())?;
+                    let comm = device.over_host(comm);
+                    body(device, comm)
+                };
+                let result = takes_part.then(run).transpose()?;
                 Ok(result.filter(|_| self.speaks()))
             }
         }
@@ -146,8 +157,8 @@ impl Cluster {
 impl Choices {
     /// Checks every choice, those that depend on each other, and that there are as many ranks.
     pub fn settings(&self, cluster: &Cluster) -> Result<Settings> {
-        self.engine.check()?;
         let mut settings = self.combination.settings()?;
+        settings.hardware = self.engine.device.hardware(settings.dtype)?;
         cluster.check(settings.choice.degree)?;
         settings.threads = cluster.threads(self.threads, settings.choice.degree)?;
         Ok(settings)
@@ -155,39 +166,12 @@ impl Choices {
 }
 
 /// Everyone's numbers, by rank.
-pub fn gather<T: Element>(comm: &dyn Communicator, mine: &[T]) -> Result<Vec<Vec<T>>> {
+pub fn gather<D: Device, T: Element>(
+    device: &D,
+    comm: &dyn Communicator<D::Storage>,
+    mine: &[T],
+) -> Result<Vec<Vec<T>>> {
     let counts = vec![mine.len(); comm.size()];
-    let all = comm.all_gather_v(Buffer::from_slice(mine), &counts)?;
-    Ok(all.iter().map(|numbers| numbers.to_vec()).collect())
+    let all = comm.all_gather_v(device.upload(mine), &counts)?;
+    all.iter().map(|numbers| device.read(numbers)).collect()
 }
-
-/// The value of an expression in which `$T` is the storage type that `$dtype` names; an error for types that nothing
-/// is stored as.
-macro_rules! with_storage_type {
-    ($dtype:expr, $T:ident => $body:expr) => {{
-        use context_parallel::tensor::DType;
-        match $dtype {
-            DType::F32 => {
-                type $T = f32;
-                $body
-            }
-            DType::F64 => {
-                type $T = f64;
-                $body
-            }
-            DType::Bf16 => {
-                type $T = half::bf16;
-                $body
-            }
-            DType::F16 => {
-                type $T = half::f16;
-                $body
-            }
-            other => {
-                let names = $crate::cli::args::known($crate::cli::args::DTYPES);
-                Err($crate::cli::args::not_available(format!("--dtype {other}"), format!("choose one of {names}")))
-            }
-        }
-    }};
-}
-pub(super) use with_storage_type;

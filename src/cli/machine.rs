@@ -30,6 +30,11 @@ fn refuse(needed: u64, limit: Option<u64>, what: &str, fix: &str) -> Result<()> 
     Err(args::numbers(format!("{what} needs about {needed} of memory, this machine has {limit}: {fix}")))
 }
 
+/// Bytes that this process may use, if that is known.
+pub fn memory() -> Option<u64> {
+    limit()
+}
+
 /// Memory and swap of the machine, or the share of it that the process may have where that is less. Linux only.
 fn limit() -> Option<u64> {
     let machine = read_to_string("/proc/meminfo").ok().as_deref().and_then(total);

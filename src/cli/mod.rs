@@ -6,8 +6,10 @@
 mod args;
 mod bench;
 mod demo;
+mod doctor;
 mod engine;
 mod eval;
+mod hardware;
 mod inputs;
 mod inspect;
 mod interrupt;
@@ -51,6 +53,7 @@ enum Command {
     Verify(verify::Arguments),
     Inspect(inspect::Arguments),
     Bench(bench::Arguments),
+    Doctor(doctor::Arguments),
     /// Print a script that lets a shell complete commands, options and names: source <(context-parallel completions
     /// bash)
     Completions {
@@ -84,9 +87,11 @@ pub fn main() -> ExitCode {
         Command::Train(arguments) => arguments.choices.engine.clone(),
         Command::Eval(arguments) => arguments.choices.engine.clone(),
         Command::Verify(arguments) => arguments.engine.clone(),
-        Command::Demo(_) | Command::Bench(_) | Command::Inspect(_) | Command::Completions { .. } => {
-            args::EngineArguments::default()
-        }
+        Command::Demo(_)
+        | Command::Bench(_)
+        | Command::Doctor(_)
+        | Command::Inspect(_)
+        | Command::Completions { .. } => args::EngineArguments::default(),
     };
     engine::start(&engine, |cluster| {
         if !cluster.speaks() {
@@ -100,6 +105,7 @@ pub fn main() -> ExitCode {
             Command::Verify(arguments) => verify::run(arguments, cluster),
             Command::Inspect(arguments) => inspect::run(arguments),
             Command::Bench(arguments) => bench::run(arguments, cluster),
+            Command::Doctor(arguments) => doctor::run(&arguments),
             Command::Completions { shell } => Ok(completions(shell)),
         }
     })

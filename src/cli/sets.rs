@@ -5,39 +5,40 @@ use std::sync::{Mutex, PoisonError};
 
 use context_parallel::error::Result;
 use context_parallel::model::parameters::ParameterSet;
-use context_parallel::tensor::{Cpu, Element, Float, Host};
+use context_parallel::tensor::Element;
 
+use super::hardware::RankDevice;
 use super::output;
 
 /// A device per rank of this process, and the same weights on each until the rank takes them.
-pub struct WeightsOfRanks<T, R, E> {
+pub struct WeightsOfRanks<D: RankDevice, R, E> {
     /// The first rank of this process.
     first: usize,
-    devices: Vec<Cpu<T>>,
-    weights: Vec<Mutex<Option<ParameterSet<R, E, Host>>>>,
+    devices: Vec<D>,
+    weights: Vec<Mutex<Option<ParameterSet<R, E, D::Storage>>>>,
 }
 
-impl<T: Float, R, E: Element> WeightsOfRanks<T, R, E> {
+impl<D: RankDevice, R, E: Element> WeightsOfRanks<D, R, E> {
     /// Makes weights once, and a copy for each of `ranks` but the first; nothing if there are none.
     pub fn new(
         ranks: Range<usize>,
         threads: usize,
-        make: impl FnOnce(&Cpu<T>) -> Result<ParameterSet<R, E, Host>>,
+        make: impl FnOnce(&D) -> Result<ParameterSet<R, E, D::Storage>>,
     ) -> Result<Self> {
         let first = ranks.start;
-        let devices: Vec<Cpu<T>> = ranks.map(|_| Cpu::with_threads(threads)).collect::<Result<_>>()?;
+        let devices: Vec<D> = ranks.map(|rank| D::open(rank, threads)).collect::<Result<_>>()?;
         let Some((device, others)) = devices.split_first() else {
             return Ok(WeightsOfRanks { first, devices, weights: Vec::new() });
         };
         let original = make(device)?;
         let _copying = output::phase(format!("copying the weights for {}", output::many(others.len(), "more rank")));
-        let copies: Vec<_> = others.iter().map(|device| original.duplicate(device)).collect();
+        let copies: Vec<_> = others.iter().map(|other| other.copied(device, &original)).collect();
         let weights = std::iter::once(original).chain(copies).map(|weights| Mutex::new(Some(weights))).collect();
         Ok(WeightsOfRanks { first, devices, weights })
     }
 
     /// The device of a rank of this process.
-    pub fn device(&self, rank: usize) -> &Cpu<T> {
+    pub fn device(&self, rank: usize) -> &D {
         &self.devices[rank - self.first]
     }
 
@@ -45,7 +46,7 @@ impl<T: Float, R, E: Element> WeightsOfRanks<T, R, E> {
     ///
     /// # Panics
     /// At the second call for a rank.
-    pub fn take(&self, rank: usize) -> ParameterSet<R, E, Host> {
+    pub fn take(&self, rank: usize) -> ParameterSet<R, E, D::Storage> {
         let weights = self.weights[rank - self.first].lock().unwrap_or_else(PoisonError::into_inner).take();
         weights.unwrap_or_else(|| panic!("rank {rank} took its weights already"))
     }

@@ -10,11 +10,12 @@ use context_parallel::model::inputs::DynInputs;
 use context_parallel::model::{Config, ParameterList, init};
 use context_parallel::oracle::{norm, relative_error};
 use context_parallel::strategy::select::{self, Choice, Chosen};
-use context_parallel::tensor::{Cpu, DType, Float};
+use context_parallel::tensor::{DType, Float};
 use context_parallel::train::data::TokenBatch;
 use context_parallel::train::learner::DynLearner;
 
-use super::engine::{Cluster, gather, with_storage_type};
+use super::engine::{Cluster, gather};
+use super::hardware::{Hardware, RankDevice, with_device};
 
 /// What to compute: a model's fresh weights, and a batch.
 #[derive(Clone, Copy, Debug)]
@@ -25,6 +26,7 @@ pub struct StepInputs<'a> {
     pub seed: u64,
     /// Threads per rank.
     pub threads: usize,
+    pub hardware: Hardware,
 }
 
 /// What one step gives: the mean loss, each parameter's gradient, and what it took.
@@ -78,14 +80,19 @@ impl StepOutcome {
 /// One step of `choice`, stored as `dtype`; what it gives in the process that speaks.
 pub fn step(cluster: &Cluster, choice: &Choice, dtype: DType, task: StepInputs) -> Result<Option<StepOutcome>> {
     let chosen = select::chosen(choice)?;
-    with_storage_type!(dtype, T => {
-        cluster.on_ranks(chosen.strategy.degree(), &|comm| one_step::<T>(&chosen, comm, &task))
+    with_device!(task.hardware, dtype, D => {
+        let open = |rank| D::open(rank, task.threads);
+        cluster.on_ranks(chosen.strategy.degree(), &open, &|device, comm| one_step(&chosen, device, comm, &task))
     })
 }
 
-fn one_step<T: Float>(chosen: &Chosen, comm: DynComm, task: &StepInputs) -> Result<StepOutcome> {
-    let StepInputs { config, batch, seed, threads } = *task;
-    let device = Cpu::<T>::with_threads(threads)?;
+fn one_step<D: RankDevice>(
+    chosen: &Chosen,
+    device: D,
+    comm: DynComm<D::Storage>,
+    task: &StepInputs,
+) -> Result<StepOutcome> {
+    let StepInputs { config, batch, seed, .. } = *task;
     let counted = Counted::new(comm);
     let traffic = counted.traffic();
     let handler = UntypedHandler::new(chosen.strategy.clone(), chosen.layout, device.clone(), Box::new(counted))?;
@@ -109,7 +116,7 @@ fn one_step<T: Float>(chosen: &Chosen, comm: DynComm, task: &StepInputs) -> Resu
     let gradients = list.ids().map(|id| Ok(gradients.to_host(&device, id)?.iter().map(|x| x.to_f64()).collect()));
     let gradients = gradients.collect::<Result<_>>()?;
     let mine = [bytes as i64, plan.forward().area() as i64, (1e9 * seconds) as i64];
-    let all = gather(learner.handler().comm(), &mine)?;
+    let all = gather(&device, learner.handler().comm(), &mine)?;
     let column = |i: usize| all.iter().map(move |numbers| numbers[i] as u64);
     // Every rank has the same loss and, after the sum over ranks, the same gradient.
     Ok(StepOutcome {

@@ -84,6 +84,9 @@ pub enum SupportError {
         /// What stood in the way.
         reason: String,
     },
+    /// A GPU, or a library that it needs, which is not there.
+    #[error("{0}")]
+    Cuda(String),
     /// Numbers that do not go together.
     #[error("{0}")]
     Numbers(String),

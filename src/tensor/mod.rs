@@ -4,6 +4,8 @@
 //! to it when dropped, so that a training step allocates nothing once every shape has been seen.
 
 mod cpu;
+#[cfg(feature = "cuda")]
+pub mod cuda;
 mod dry;
 mod foreign;
 mod ledger;
@@ -15,6 +17,8 @@ pub mod queued;
 mod view;
 
 pub use cpu::Cpu;
+#[cfg(feature = "cuda")]
+pub use cuda::Cuda;
 pub use dry::{DryRun, Imagined};
 pub(crate) use foreign::Lent;
 pub use ledger::{Charge, Ledger};

@@ -18,19 +18,8 @@ pub(super) const LINE: usize = 64;
 /// The arena of one rank: blocks of host memory that are handed out, come back on drop, and are handed out again.
 #[derive(Default)]
 pub struct Pool {
-    state: Mutex<PoolState>,
+    state: Mutex<Arena<Vec<Line>>>,
     ledger: Arc<Ledger>,
-}
-
-#[derive(Default)]
-struct PoolState {
-    /// Free blocks, sorted by length.
-    free: Vec<Vec<Line>>,
-    owned: usize,
-    live: usize,
-    peak: usize,
-    allocations: u64,
-    sealed: bool,
 }
 
 /// What a [`Pool`] has done so far.
@@ -58,23 +47,15 @@ impl Pool {
     /// once it is written.
     pub fn seal(&self) {
         let mut state = self.lock();
-        if std::mem::replace(&mut state.sealed, true) {
-            return;
-        }
-        let mut lengths: Vec<usize> = state.free.iter().map(Vec::len).filter(|&length| length > 0).collect();
-        lengths.dedup();
-        for length in lengths {
-            state.allocations += 1;
-            state.owned += length;
-            let at = state.free.partition_point(|other| other.len() < length);
-            state.free.insert(at, bytemuck::allocation::zeroed_vec(length));
+        for length in state.seal() {
+            state.adopt(length);
+            state.put_back(zeroed_vec(length));
         }
     }
 
     /// Allocations, bytes owned and the peak in use.
     pub fn stats(&self) -> PoolStats {
-        let state = self.lock();
-        PoolStats { allocations: state.allocations, owned: state.owned * LINE, peak: state.peak * LINE }
+        self.lock().stats(LINE)
     }
 
     /// What the buffers from this pool hold, scratch excepted.
@@ -98,30 +79,107 @@ impl Pool {
         Ok(lines.try_reserve_exact(missing.div_ceil(LINE)).map_err(refused)?)
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, PoolState> {
+    fn lock(&self) -> std::sync::MutexGuard<'_, Arena<Vec<Line>>> {
         self.state.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
     pub(super) fn take(&self, lines: usize) -> Vec<Line> {
         let mut state = self.lock();
-        let at = state.free.partition_point(|block| block.len() < lines);
-        let fits = state.free.get(at).is_some_and(|block| state.sealed || block.len() <= 2 * lines);
-        let block = if fits {
-            state.free.remove(at)
-        } else {
-            state.allocations += 1;
-            state.owned += lines;
+        let block = state.take(lines).unwrap_or_else(|| {
+            state.adopt(lines);
             zeroed_vec(lines)
-        };
-        state.live += block.len();
-        state.peak = state.peak.max(state.live);
+        });
+        state.lend(&block);
         block
     }
 
     pub(super) fn put(&self, block: Vec<Line>) {
-        let mut state = self.lock();
-        state.live -= block.len();
-        let at = state.free.partition_point(|other| other.len() < block.len());
-        state.free.insert(at, block);
+        self.lock().put(block);
+    }
+}
+
+/// Memory in one piece.
+pub(super) trait Piece {
+    /// Its size, in the arena's unit.
+    fn length(&self) -> usize;
+}
+
+impl Piece for Vec<Line> {
+    fn length(&self) -> usize {
+        self.len()
+    }
+}
+
+/// The pieces that a pool owns, and what became of them; whoever has it asks the system for more. All sizes are in one
+/// unit.
+#[derive(Debug)]
+pub(super) struct Arena<B> {
+    /// Sorted by length.
+    free: Vec<B>,
+    owned: usize,
+    live: usize,
+    peak: usize,
+    allocations: u64,
+    sealed: bool,
+}
+
+impl<B> Default for Arena<B> {
+    fn default() -> Self {
+        Arena { free: Vec::new(), owned: 0, live: 0, peak: 0, allocations: 0, sealed: false }
+    }
+}
+
+impl<B: Piece> Arena<B> {
+    /// A free piece of at least this length: not more than twice as long, or however long once the arena is sealed.
+    pub(super) fn take(&mut self, length: usize) -> Option<B> {
+        let at = self.free.partition_point(|piece| piece.length() < length);
+        let fits = self.free.get(at).is_some_and(|piece| self.sealed || piece.length() <= 2 * length);
+        fits.then(|| self.free.remove(at))
+    }
+
+    /// A piece of this length was asked of the system.
+    pub(super) fn adopt(&mut self, length: usize) {
+        self.allocations += 1;
+        self.owned += length;
+    }
+
+    /// A piece is handed out.
+    pub(super) fn lend(&mut self, piece: &B) {
+        self.live += piece.length();
+        self.peak = self.peak.max(self.live);
+    }
+
+    /// A piece that was handed out comes back.
+    pub(super) fn put(&mut self, piece: B) {
+        self.live -= piece.length();
+        self.put_back(piece);
+    }
+
+    /// A piece is free that nobody had.
+    pub(super) fn put_back(&mut self, piece: B) {
+        let at = self.free.partition_point(|other| other.length() < piece.length());
+        self.free.insert(at, piece);
+    }
+
+    /// Seals the arena; gives, the first time, each length of which a piece is free.
+    pub(super) fn seal(&mut self) -> Vec<usize> {
+        if std::mem::replace(&mut self.sealed, true) {
+            return Vec::new();
+        }
+        let mut lengths: Vec<usize> = self.free.iter().map(B::length).filter(|&length| length > 0).collect();
+        lengths.dedup();
+        lengths
+    }
+
+    /// All free pieces, which go back to the system.
+    #[cfg(feature = "cuda")]
+    pub(super) fn clear(&mut self) -> Vec<B> {
+        self.owned -= self.free.iter().map(B::length).sum::<usize>();
+        std::mem::take(&mut self.free)
+    }
+
+    /// What became of the pieces, in bytes of `unit` each.
+    pub(super) fn stats(&self, unit: usize) -> PoolStats {
+        PoolStats { allocations: self.allocations, owned: self.owned * unit, peak: self.peak * unit }
     }
 }

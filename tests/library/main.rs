@@ -5,6 +5,8 @@
 mod apart;
 mod configs;
 mod conformance;
+#[path = "../common/devices.rs"]
+mod devices;
 mod dispatch;
 mod dynamic;
 mod external;

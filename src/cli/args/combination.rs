@@ -6,6 +6,7 @@ use context_parallel::error::Result;
 use context_parallel::strategy::select::{self, Choice};
 use context_parallel::strategy::{CpStrategy, Ring, RingUlysses, Single};
 
+use super::super::hardware::Hardware;
 use super::degree::{RankCount, degree};
 use super::headings::PARALLELISM;
 use super::names::{Names, dtype};
@@ -99,6 +100,7 @@ impl Combination {
             )));
         }
         choice.grid = grid;
-        Ok(Settings { choice, threads: 1, dtype, inner_adjacent: self.inner_adjacent.unwrap_or(true) })
+        let inner_adjacent = self.inner_adjacent.unwrap_or(true);
+        Ok(Settings { choice, threads: 1, dtype, hardware: Hardware::Cpu, inner_adjacent })
     }
 }

@@ -2,7 +2,9 @@
 
 use clap::Args;
 use context_parallel::error::Result;
+use context_parallel::tensor::DType;
 
+use super::super::hardware::Hardware;
 use super::headings::RUNNING;
 use super::names::{DEVICES, Names, TRANSPORTS, Transport, pick};
 use super::refusals::{not_available, numbers};
@@ -20,14 +22,51 @@ pub struct EngineArguments {
     /// Seconds that a rank waits for another before it gives up
     #[arg(long, value_name = "SECONDS", default_value_t = DEADLINE)]
     pub deadline: u64,
-    /// What computes
+    #[command(flatten)]
+    pub device: DeviceArguments,
+}
+
+/// What computes.
+#[derive(Args, Clone, Debug)]
+#[command(next_help_heading = RUNNING)]
+pub struct DeviceArguments {
+    /// What computes: the processor, or NVIDIA GPUs (feature cuda)
     #[arg(long, value_name = "NAME", default_value = "cpu", value_parser = Names::DEVICES)]
     pub device: String,
 }
 
+impl Default for DeviceArguments {
+    fn default() -> Self {
+        DeviceArguments { device: "cpu".into() }
+    }
+}
+
+impl DeviceArguments {
+    /// What computes numbers of this type; refuses devices that do not exist, those that this build does not have, and
+    /// GPUs that lack something, with what that is.
+    pub fn hardware(&self, dtype: DType) -> Result<Hardware> {
+        if cfg!(not(feature = "cuda")) && self.device == "cuda" {
+            let instead = "build with `cargo build --release --features cuda`, or use --device cpu";
+            return Err(not_available("--device cuda", instead));
+        }
+        let hardware = pick("device", &self.device, DEVICES, &[])?;
+        #[cfg(feature = "cuda")]
+        if hardware == Hardware::Cuda {
+            if dtype == DType::F64 {
+                let instead = "GPUs compute in --dtype f32, bf16 and f16; or use --device cpu";
+                return Err(not_available("--dtype f64 with --device cuda", instead));
+            }
+            context_parallel::tensor::cuda::probe::ready()?;
+        }
+        #[cfg(not(feature = "cuda"))]
+        let _ = dtype;
+        Ok(hardware)
+    }
+}
+
 impl Default for EngineArguments {
     fn default() -> Self {
-        EngineArguments { transport: "threads".into(), deadline: DEADLINE, device: "cpu".into() }
+        EngineArguments { transport: "threads".into(), deadline: DEADLINE, device: DeviceArguments::default() }
     }
 }
 
@@ -47,10 +86,5 @@ impl EngineArguments {
             0 => Err(numbers("--deadline is 0: use at least 1".to_string())),
             seconds => Ok(seconds),
         }
-    }
-
-    /// Refuses devices that do not exist, and those that this version does not have.
-    pub fn check(&self) -> Result<()> {
-        pick("device", &self.device, DEVICES, &["cuda"])
     }
 }

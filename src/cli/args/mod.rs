@@ -15,10 +15,10 @@ mod values;
 
 pub use combination::Combination;
 pub use degree::rank_list;
-pub use engine::EngineArguments;
+pub use engine::{DeviceArguments, EngineArguments};
 pub use headings::{MODEL, OUTPUT, PARALLELISM, RUNNING, TRAINING};
-pub use names::{DTYPES, Names, Table, Transport, dtype, known, of, pick};
-pub use refusals::{no_documents, not_available, numbers};
+pub use names::{Names, Table, Transport, dtype, of, pick};
+pub use refusals::{no_documents, no_dtype, not_available, numbers};
 pub use settings::Settings;
 pub use values::{given_threads, not_negative, positive, threads};
 

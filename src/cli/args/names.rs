@@ -10,6 +10,7 @@ use context_parallel::model::Config;
 use context_parallel::strategy::select;
 use context_parallel::tensor::DType;
 
+use super::super::hardware::Hardware;
 use super::refusals::not_available;
 
 /// How ranks exchange data.
@@ -30,7 +31,11 @@ pub const TRANSPORTS: Table<Transport> = &[
     #[cfg(feature = "mpi")]
     (&["mpi"], Transport::Mpi),
 ];
-pub const DEVICES: Table<()> = &[(&["cpu"], ())];
+pub const DEVICES: Table<Hardware> = &[
+    (&["cpu"], Hardware::Cpu),
+    #[cfg(feature = "cuda")]
+    (&["cuda"], Hardware::Cuda),
+];
 
 /// Takes any text, and tells help and shells the names that there are.
 #[derive(Clone)]

@@ -9,6 +9,7 @@ use context_parallel::strategy::{CpStrategy, Dynamic};
 use context_parallel::tensor::DType;
 use context_parallel::train::documents::Separator;
 
+use super::super::hardware::Hardware;
 use super::refusals::numbers;
 use super::values::positive;
 
@@ -20,6 +21,7 @@ pub struct Settings {
     /// Threads per rank; 1 where nothing is run.
     pub threads: usize,
     pub dtype: DType,
+    pub hardware: Hardware,
     /// Whether the ranks of a group that exchanges heads are neighbours.
     pub(super) inner_adjacent: bool,
 }

@@ -10,10 +10,12 @@ use context_parallel::model::parameters::WorkingRole;
 use context_parallel::model::{DynModel, ParameterList, weights};
 use context_parallel::order::{DynShard, token_by_token};
 use context_parallel::strategy::select::{self, Chosen};
-use context_parallel::tensor::{Cpu, Device, Float};
+use context_parallel::tensor::{Device, Float, Matrix};
 use indicatif::ProgressBar;
 
-use super::super::engine::{Cluster, with_storage_type};
+use super::super::args::Settings;
+use super::super::engine::Cluster;
+use super::super::hardware::{Hardware, RankDevice, with_device};
 use super::super::machine;
 use super::super::memory::{self, Demand};
 use super::super::output;
@@ -23,7 +25,9 @@ use super::logits::LogitsFile;
 
 /// Bytes of one rank, about.
 fn memory_of_rank(job: &Job) -> Result<u64> {
-    let sizes = with_storage_type!(job.settings.dtype, T => Ok((size_of::<T>(), size_of::<<T as Float>::Acc>())));
+    let Settings { hardware, dtype, .. } = job.settings;
+    let sizes =
+        with_device!(hardware, dtype, D => Ok((size_of::<<D as Device>::Elem>(), size_of::<<D as Device>::Acc>())));
     let ((elem, acc), ranks) = (sizes?, job.settings.choice.degree);
     let tokens = job.input.lengths.chunks(job.batch).map(|lengths| lengths.iter().sum()).max().unwrap_or(0);
     let load = Demand { rows: usize::div_ceil(tokens, ranks), ranks, elem, acc, recompute: false };
@@ -35,7 +39,9 @@ pub fn check_memory(job: &Job, cluster: &Cluster) -> Result<()> {
     let longest = job.input.longest();
     let what = if job.logits.is_some() { "logits" } else { "a forward pass" };
     let ranks = cluster.local(job.settings.choice.degree).len() as u64;
-    let memory = memory_of_rank(job)?.saturating_mul(ranks);
+    // A GPU says itself what it has.
+    let is_host = job.settings.hardware == Hardware::Cpu;
+    let memory = if is_host { memory_of_rank(job)?.saturating_mul(ranks) } else { 0 };
     machine::check(
         memory.saturating_add(machine::token_bytes(job.input.tokens.len())),
         &format!("{what} of --batch {} sequences of up to {longest} tokens ({})", job.batch, job.name),
@@ -46,13 +52,13 @@ pub fn check_memory(job: &Job, cluster: &Cluster) -> Result<()> {
 /// The mean loss in nats, 0 without labels; writes the logits if they are asked for. Nothing where this process does
 /// not speak.
 pub fn run(job: &Job, cluster: &Cluster) -> Result<Option<f64>> {
-    with_storage_type!(job.settings.dtype, T => run_as::<T>(job, cluster))
+    with_device!(job.settings.hardware, job.settings.dtype, D => run_on::<D>(job, cluster))
 }
 
-fn run_as<T: Float>(job: &Job, cluster: &Cluster) -> Result<Option<f64>> {
+fn run_on<D: RankDevice>(job: &Job, cluster: &Cluster) -> Result<Option<f64>> {
     let list = ParameterList::new(&job.config);
     let (ranks, threads) = (cluster.local(job.settings.choice.degree), job.settings.threads);
-    let ranks = WeightsOfRanks::new(ranks, threads, |device: &Cpu<T>| {
+    let ranks = WeightsOfRanks::new(ranks, threads, |device: &D| {
         let _reading = output::reading(&job.model);
         weights::load(device, &job.model, &list)
     })?;
@@ -62,8 +68,12 @@ fn run_as<T: Float>(job: &Job, cluster: &Cluster) -> Result<Option<f64>> {
     let file = Mutex::new(file);
     let bar = cluster.bar(job.input.sequences() as u64, "evaluating");
     let chosen = select::chosen(&job.settings.choice)?;
-    let evaluation = Evaluation::<T> { job, ranks: &ranks, file: &file, bar: &bar };
-    let sum = cluster.on_ranks(chosen.strategy.degree(), &|comm| evaluation.rank(&chosen, comm))?;
+    let evaluation = Evaluation::<D> { job, ranks: &ranks, file: &file, bar: &bar };
+    let sum = cluster.on_ranks(
+        chosen.strategy.degree(),
+        &|rank| Ok(evaluation.ranks.device(rank).clone()),
+        &|device, comm| evaluation.rank(&chosen, &device, comm),
+    )?;
     bar.finish_and_clear();
     // What is not finite is no result: it replaces nothing.
     let file = file.into_inner().unwrap_or_else(PoisonError::into_inner);
@@ -73,19 +83,18 @@ fn run_as<T: Float>(job: &Job, cluster: &Cluster) -> Result<Option<f64>> {
     Ok(sum.map(|sum| sum / job.input.counted().max(1) as f64))
 }
 
-struct Evaluation<'a, T: Float> {
+struct Evaluation<'a, D: RankDevice> {
     job: &'a Job,
-    ranks: &'a WeightsOfRanks<T, WorkingRole, T>,
+    ranks: &'a WeightsOfRanks<D, WorkingRole, D::Elem>,
     file: &'a Mutex<Option<LogitsFile>>,
     bar: &'a ProgressBar,
 }
 
-impl<T: Float> Evaluation<'_, T> {
+impl<D: RankDevice> Evaluation<'_, D> {
     /// One rank's part; the sum of the losses.
-    fn rank(&self, chosen: &Chosen, comm: DynComm) -> Result<f64> {
+    fn rank(&self, chosen: &Chosen, device: &D, comm: DynComm<D::Storage>) -> Result<f64> {
         let Evaluation { job, ranks, file, bar } = self;
         let rank = comm.rank();
-        let device = ranks.device(rank);
         device.reserve(usize::try_from(memory_of_rank(job)?).unwrap_or(usize::MAX))?;
         let handler = UntypedHandler::new(chosen.strategy.clone(), chosen.layout, device.clone(), comm)?;
         let model = DynModel::from_parameters(device.clone(), &job.config, ranks.take(rank), chosen.kernel.object())?;
@@ -112,7 +121,8 @@ impl<T: Float> Evaluation<'_, T> {
                 let logits = DynShard::new(model.logits(&activations), placement.clone())?;
                 let whole = handler.by_ref().combine(&logits)?;
                 if rank == 0 {
-                    write(file, token_by_token(&whole, &**placement.batch(), chosen.layout))?;
+                    let values = Matrix::from_vec(device.read(&whole)?, whole.rows(), whole.cols());
+                    write(file, token_by_token(&values, &**placement.batch(), chosen.layout))?;
                 }
             }
             if rank == 0 {

@@ -160,7 +160,7 @@ pub(super) fn prepare(arguments: &Arguments, cluster: &Cluster) -> Result<Job> {
         "kernel": settings.choice.kernel, "cp": settings.choice.degree, "dtype": settings.dtype.to_string(),
         "grid": settings.choice.grid, "effort": settings.choice.effort, "stages": settings.choice.stages,
         "threads": settings.threads, "transport": arguments.choices.engine.transport,
-        "deadline": arguments.choices.engine.deadline, "device": arguments.choices.engine.device,
+        "deadline": arguments.choices.engine.deadline, "device": arguments.choices.engine.device.device,
         "ignore_config_field": arguments.reading.ignored(), "bytes": arguments.bytes.bytes, "batch": batch,
         "accumulate": accumulate, "tokens_per_rank": tokens_per_rank, "bf16_wire": arguments.bf16_wire, "lr": lr,
         "min_lr": min_lr, "warmup": warmup, "weight_decay": weight_decay, "clip": clip, "recompute": recompute,

@@ -11,7 +11,6 @@ use context_parallel::model::parameters::MasterRole;
 use context_parallel::model::{ParameterList, init, weights};
 use context_parallel::solve::schedule::Scheduler;
 use context_parallel::strategy::select::{self, Chosen};
-use context_parallel::tensor::{Cpu, DType, Device, Float};
 use context_parallel::train::data::Source;
 use context_parallel::train::learner::DynLearner;
 use context_parallel::train::run_folder::RunFolder;
@@ -19,6 +18,7 @@ use context_parallel::train::trainer::{self, StepRecord, TrainOptions};
 use indicatif::ProgressBar;
 
 use super::super::engine::{Cluster, gather};
+use super::super::hardware::{Hardware, RankDevice, with_device};
 use super::super::memory::{self, Demand};
 use super::super::output::Phase;
 use super::super::sets::WeightsOfRanks;
@@ -32,14 +32,10 @@ const NOTES: u64 = 20;
 
 /// Trains, and writes log, chart and model into the job's folder. Steps are printed as JSON if `json`.
 pub fn run(job: &Job, cluster: &Cluster, json: bool) -> Result<Finished> {
-    match job.settings.dtype {
-        DType::Bf16 => run_as::<half::bf16>(job, cluster, json),
-        // What else there is has been refused.
-        _ => run_as::<f32>(job, cluster, json),
-    }
+    with_device!(job.settings.hardware, job.settings.dtype, D => run_on::<D>(job, cluster, json))
 }
 
-fn run_as<T: Float>(job: &Job, cluster: &Cluster, json: bool) -> Result<Finished> {
+fn run_on<D: RankDevice>(job: &Job, cluster: &Cluster, json: bool) -> Result<Finished> {
     // Everything that can be wrong with the input has been found before the folder is made.
     let list = ParameterList::new(&job.config);
     let choice = &job.settings.choice;
@@ -47,17 +43,19 @@ fn run_as<T: Float>(job: &Job, cluster: &Cluster, json: bool) -> Result<Finished
     let load = Demand {
         rows: micro_batches::rows_per_rank(job, tokens),
         ranks: choice.degree,
-        elem: size_of::<T>(),
-        acc: size_of::<T::Acc>(),
+        elem: size_of::<D::Elem>(),
+        acc: size_of::<D::Acc>(),
         recompute: job.recompute,
     };
     let memory = memory::training(&job.config, load);
     // Each rank makes the tokens of all micro-batches before the first one runs.
     let micro_batches = if job.settings.is_dynamic() { 1 } else { job.options.accumulate };
+    // A GPU says itself what it has.
+    let on_host = if job.settings.hardware == Hardware::Cpu { memory } else { 0 };
     let step = machine::token_bytes(tokens.saturating_mul(micro_batches));
     let TrainOptions { batch, accumulate, seq_len, .. } = job.options;
     machine::check(
-        memory.saturating_add(step).saturating_mul(cluster.local(choice.degree).len() as u64),
+        on_host.saturating_add(step).saturating_mul(cluster.local(choice.degree).len() as u64),
         &format!("a step of --batch {batch} times --accumulate {accumulate} sequences of up to {seq_len} tokens"),
         "use a smaller --batch, --accumulate or --seq-len, more ranks on other machines, --recompute or a smaller \
          model",
@@ -66,23 +64,22 @@ fn run_as<T: Float>(job: &Job, cluster: &Cluster, json: bool) -> Result<Finished
     if job.out.is_none() && cluster.speaks() {
         output::warn("the model will not be kept when the run ends: --out DIR keeps it");
     }
-    let ranks = WeightsOfRanks::new(cluster.local(choice.degree), job.settings.threads, |device: &Cpu<T>| match &job
-        .weights
-    {
-        Some(folder) => {
-            let _reading = output::reading(folder);
-            let stored = ParameterList::new(&job.config.clone().with_mtp_depth(job.stored_depth));
-            let weights = weights::load_master(device, folder, &stored)?;
-            match stored.len() == list.len() {
-                true => Ok(weights),
-                false => init::completed(device, &job.config, &list, job.options.seed, &weights),
+    let ranks =
+        WeightsOfRanks::new(cluster.local(choice.degree), job.settings.threads, |device: &D| match &job.weights {
+            Some(folder) => {
+                let _reading = output::reading(folder);
+                let stored = ParameterList::new(&job.config.clone().with_mtp_depth(job.stored_depth));
+                let weights = weights::load_master(device, folder, &stored)?;
+                match stored.len() == list.len() {
+                    true => Ok(weights),
+                    false => init::completed(device, &job.config, &list, job.options.seed, &weights),
+                }
             }
-        }
-        None => {
-            let _making = output::phase(format!("making {}", output::many(list.elements(), "fresh weight")));
-            init::fresh(device, &job.config, &list, job.options.seed)
-        }
-    })?;
+            None => {
+                let _making = output::phase(format!("making {}", output::many(list.elements(), "fresh weight")));
+                init::fresh(device, &job.config, &list, job.options.seed)
+            }
+        })?;
     let summary = format!(
         "{} parameters, {} with {} on {}, about {} of memory per rank",
         output::count(list.elements() as u64),
@@ -121,7 +118,10 @@ fn run_as<T: Float>(job: &Job, cluster: &Cluster, json: bool) -> Result<Finished
     let scheduler = job.settings.is_dynamic().then_some(&scheduler);
     let cut_short = AtomicBool::new(false);
     let training = Training { job, memory, ranks: &ranks, scheduler, stop, cut_short: &cut_short, progress: &progress };
-    let trained = cluster.on_ranks(chosen.strategy.degree(), &|comm| training.rank(&chosen, comm));
+    let trained =
+        cluster.on_ranks(chosen.strategy.degree(), &|rank| Ok(training.ranks.device(rank).clone()), &|device, comm| {
+            training.rank(&chosen, &device, comm)
+        });
     let TrainProgress { folder, records, peak, bar, .. } =
         progress.into_inner().unwrap_or_else(PoisonError::into_inner);
     bar.finish_and_clear();
@@ -190,11 +190,11 @@ impl TrainProgress {
     }
 }
 
-struct Training<'a, T: Float> {
+struct Training<'a, D: RankDevice> {
     job: &'a Job,
     /// Bytes of one rank, about.
     memory: u64,
-    ranks: &'a WeightsOfRanks<T, MasterRole, T::Acc>,
+    ranks: &'a WeightsOfRanks<D, MasterRole, D::Acc>,
     /// Cuts steps into micro-batches, for the strategy whose documents have ranks of their own.
     scheduler: Option<&'a Scheduler>,
     stop: &'a AtomicBool,
@@ -203,12 +203,12 @@ struct Training<'a, T: Float> {
     progress: &'a Mutex<TrainProgress>,
 }
 
-impl<T: Float> Training<'_, T> {
+impl<D: RankDevice> Training<'_, D> {
     /// One rank's run; the first one reports and saves.
-    fn rank(&self, chosen: &Chosen, comm: DynComm) -> Result<()> {
+    fn rank(&self, chosen: &Chosen, device: &D, comm: DynComm<D::Storage>) -> Result<()> {
         let Job { config, companions, source, options, settings, adamw, recompute, wire, .. } = self.job;
         let rank = comm.rank();
-        let (device, master) = (self.ranks.device(rank), self.ranks.take(rank));
+        let master = self.ranks.take(rank);
         device.reserve(usize::try_from(self.memory).unwrap_or(usize::MAX))?;
         let handler = UntypedHandler::new(chosen.strategy.clone(), chosen.layout, device.clone(), comm)?;
         let (handler, kernel) = (handler.with_gradient_wire(*wire), chosen.kernel.object());
@@ -233,7 +233,7 @@ impl<T: Float> Training<'_, T> {
         if (records.len() as u64) < options.schedule.steps() {
             self.cut_short.store(true, Ordering::Relaxed);
         }
-        let peaks = gather(learner.handler().comm(), &[device.memory().peak as i64])?;
+        let peaks = gather(device, learner.handler().comm(), &[device.memory().peak as i64])?;
         if rank != 0 {
             return Ok(());
         }

@@ -14,9 +14,10 @@ use context_parallel::ops::attention::AttentionShape;
 use context_parallel::order::DynPlacement;
 use context_parallel::strategy::select::{self, Choice, Chosen};
 use context_parallel::strategy::{CpStrategy, Single};
-use context_parallel::tensor::{Buffer, Cpu, DType, Float};
+use context_parallel::tensor::{DType, Device, Element, Float};
 
-use super::super::engine::{Cluster, gather, with_storage_type};
+use super::super::engine::{Cluster, gather};
+use super::super::hardware::{Hardware, RankDevice, with_device};
 
 /// Relative errors of out, dq, dk and dv, the worst over masks, and what plans predict.
 #[derive(Clone, Copy, Debug, Default)]
@@ -57,17 +58,22 @@ type Checked = (Outcome, Option<Outcome>);
 
 /// Runs `choice`, and for 16-bit types `Single` with the same layout and kernel, on the same numbers. Nothing where
 /// this process does not speak.
-pub fn check(cluster: &Cluster, choice: &Choice, dtype: DType, threads: usize) -> Result<Option<Checked>> {
-    with_storage_type!(dtype, T => check_as::<T>(cluster, choice, threads))
+pub fn check(
+    cluster: &Cluster,
+    choice: &Choice,
+    (hardware, dtype): (Hardware, DType),
+    threads: usize,
+) -> Result<Option<Checked>> {
+    with_device!(hardware, dtype, D => check_on::<D>(cluster, choice, threads))
 }
 
-fn check_as<T: Float>(cluster: &Cluster, choice: &Choice, threads: usize) -> Result<Option<Checked>> {
+fn check_on<D: RankDevice>(cluster: &Cluster, choice: &Choice, threads: usize) -> Result<Option<Checked>> {
     let cp = choice.degree;
     let chosen = select::chosen(choice)?;
     let (layout, kernel) = (choice.layout.clone(), choice.kernel.clone());
     let single = Choice { strategy: Single::NAME.to_string(), degree: 1, layout, kernel, ..Choice::default() };
     let single = select::chosen(&single)?;
-    let measured = matches!(T::DTYPE, DType::Bf16 | DType::F16);
+    let measured = matches!(D::Elem::DTYPE, DType::Bf16 | DType::F16);
     let (q_heads, kv_heads) = heads(cp);
     let shape = AttentionShape { q_heads, kv_heads, qk_dim: 16, v_dim: 24, scale: 0.25 };
     let batch = batch(chosen.layout, cp)?;
@@ -75,10 +81,11 @@ fn check_as<T: Float>(cluster: &Cluster, choice: &Choice, threads: usize) -> Res
     let (mut found, mut alone) = (Outcome::default(), Outcome::default());
     let masks = [Mask::Causal, Mask::Window { left: Some(5), right: Some(2) }, Mask::Full];
     for (case, mask) in masks.iter().enumerate() {
-        let trial = Trial::<T>::new(&*batch, &owners(&placement), shape, mask, case as u64);
+        let trial = Trial::<D::Elem>::new(&*batch, &owners(&placement), shape, mask, case as u64);
         let run = |chosen: &Chosen| {
-            let parts =
-                cluster.on_ranks(chosen.strategy.degree(), &|comm| attend(chosen, comm, (&trial, &batch), threads))?;
+            let open = |rank| D::open(rank, threads);
+            let body = |device, comm| attend::<D>(chosen, device, comm, (&trial, &batch));
+            let parts = cluster.on_ranks(chosen.strategy.degree(), &open, &body)?;
             Ok::<_, Error>(parts.map(|parts| judge(&trial, &parts)))
         };
         found = run(&chosen)?.map_or(found, |outcome| found.worst(outcome));
@@ -112,30 +119,34 @@ fn judge<T: Float>(trial: &Trial<T>, parts: &[Attended<T>]) -> Outcome {
 }
 
 /// One rank of one combination's run of a trial; what all ranks have, on every rank.
-fn attend<T: Float>(
+fn attend<D: RankDevice>(
     chosen: &Chosen,
-    comm: DynComm,
-    (trial, batch): (&Trial<T>, &Arc<dyn Batch>),
-    threads: usize,
-) -> Result<Vec<Attended<T>>> {
+    device: D,
+    comm: DynComm<D::Storage>,
+    (trial, batch): (&Trial<D::Elem>, &Arc<dyn Batch>),
+) -> Result<Vec<Attended<D::Elem>>> {
     let counted = Counted::new(comm);
     let traffic = counted.traffic();
-    let device = Cpu::<T>::with_threads(threads)?;
-    let handler = UntypedHandler::new(chosen.strategy.clone(), chosen.layout, device, Box::new(counted))?;
+    let handler = UntypedHandler::new(chosen.strategy.clone(), chosen.layout, device.clone(), Box::new(counted))?;
     let placement = placement(chosen, batch)?;
     if handler.rank() == 0 {
         RankPlan::check(&*chosen.strategy, &placement, trial.mask())?;
     }
-    let peak = |plan: &RankPlan| plan.peak_bytes_of(chosen.kernel, T::DTYPE, trial.shape());
+    let peak = |plan: &RankPlan| plan.peak_bytes_of(chosen.kernel, D::Elem::DTYPE, trial.shape());
     let part = trial.attend(&handler, &traffic, chosen.kernel.object(), &placement, peak)?;
-    all(handler.comm(), part, &placement)
+    all(&device, handler.comm(), part, &placement)
 }
 
 /// The parts of all ranks.
-fn all<T: Float>(comm: &dyn Communicator, part: Attended<T>, placement: &DynPlacement) -> Result<Vec<Attended<T>>> {
+fn all<D: Device>(
+    device: &D,
+    comm: &dyn Communicator<D::Storage>,
+    part: Attended<D::Elem>,
+    placement: &DynPlacement,
+) -> Result<Vec<Attended<D::Elem>>> {
     let ranks = 0..placement.ranks();
     let predictions = part.predictions().map(|(_, of)| [of.predicted as i64, of.counted as i64]);
-    let predictions = gather(comm, predictions.as_flattened())?;
+    let predictions = gather(device, comm, predictions.as_flattened())?;
     let mut parts: Vec<_> = ranks
         .clone()
         .map(|rank| {
@@ -150,11 +161,11 @@ fn all<T: Float>(comm: &dyn Communicator, part: Attended<T>, placement: &DynPlac
     for (index, tensor) in part.tensors.into_iter().enumerate() {
         let width = tensor.len() / part.tokens.len().max(1);
         // A rank without rows does not know how wide they are.
-        let widths = gather(comm, &[width as i64])?;
+        let widths = gather(device, comm, &[width as i64])?;
         let width = widths.iter().map(|width| width[0] as usize).max().unwrap_or(0);
         let counts: Vec<usize> = ranks.clone().map(|rank| placement.rows_of(rank) * width).collect();
-        for (part, values) in parts.iter_mut().zip(comm.all_gather_v(Buffer::from_vec(tensor), &counts)?) {
-            part.tensors[index] = values.to_vec();
+        for (part, values) in parts.iter_mut().zip(comm.all_gather_v(device.upload(&tensor), &counts)?) {
+            part.tensors[index] = device.read(&values)?;
         }
     }
     Ok(parts)

@@ -11,6 +11,7 @@ use serde::Serialize;
 
 use super::args::{self, EngineArguments, Names};
 use super::engine::Cluster;
+use super::hardware::Hardware;
 use super::output;
 
 mod attention;
@@ -44,6 +45,7 @@ pub struct Arguments {
 struct Job {
     cp: Vec<usize>,
     dtype: DType,
+    hardware: Hardware,
     /// Threads per rank, if the user says.
     threads: Option<usize>,
     transport: String,
@@ -97,7 +99,6 @@ pub fn run(arguments: Arguments, cluster: &Cluster) -> Result<ExitCode> {
 }
 
 fn prepare(arguments: &Arguments, cluster: &Cluster) -> Result<Job> {
-    arguments.engine.check()?;
     let mut cp = args::rank_list(&arguments.cp)?;
     if let Some(cp) = cp.iter().find(|&&cp| cp > MOST_RANKS) {
         return Err(args::numbers(format!(
@@ -108,8 +109,9 @@ fn prepare(arguments: &Arguments, cluster: &Cluster) -> Result<Job> {
     cp.dedup();
     cp.iter().try_for_each(|&ranks| cluster.check(ranks))?;
     let dtype = args::dtype(&arguments.dtype)?;
+    let hardware = arguments.engine.device.hardware(dtype)?;
     let threads = arguments.threads.map(args::given_threads).transpose()?;
-    Ok(Job { cp, dtype, threads, transport: arguments.engine.transport.clone() })
+    Ok(Job { cp, dtype, hardware, threads, transport: arguments.engine.transport.clone() })
 }
 
 fn print(report: &VerifyReport) {
@@ -153,7 +155,7 @@ fn compute(job: &Job, cluster: &Cluster) -> Result<Vec<VerifyRow>> {
         }
     }
     let bar = cluster.bar(choices.len() as u64, "verifying");
-    let mut references = model::References::new(job.dtype, cluster);
+    let mut references = model::References::new((job.hardware, job.dtype), cluster);
     let rows = choices.iter().filter_map(|choice| {
         let Choice { strategy, order, layout, kernel, degree, .. } = choice;
         bar.set_message(format!("{strategy} {order} {layout} on {degree}"));
@@ -176,7 +178,7 @@ fn grids(strategy: &str, ranks: usize) -> Vec<Option<Grid>> {
 
 fn row(job: &Job, choice: &Choice, references: &mut model::References, cluster: &Cluster) -> Result<Option<VerifyRow>> {
     let threads = cluster.threads(job.threads, choice.degree)?;
-    let attended = attention::check(cluster, choice, job.dtype, threads)?;
+    let attended = attention::check(cluster, choice, (job.hardware, job.dtype), threads)?;
     let model = references.check(choice, threads)?;
     let (Some((attended, alone)), Some((model, model_alone))) = (attended, model) else { return Ok(None) };
     let [err_out, err_dq, err_dk, err_dv] = attended.errors;

@@ -10,6 +10,7 @@ use context_parallel::tensor::DType;
 use context_parallel::train::data::{IGNORED, TokenBatch};
 
 use super::super::engine::Cluster;
+use super::super::hardware::Hardware;
 use super::super::step::{StepInputs, StepOutcome, step};
 use super::attention;
 
@@ -23,13 +24,14 @@ type Checked = ([f64; 2], Option<[f64; 2]>);
 /// What `Single` gives, by (query heads, layout, kernel, type): computed once.
 pub struct References<'a> {
     cluster: &'a Cluster,
+    hardware: Hardware,
     dtype: DType,
     steps: HashMap<(usize, String, String, DType), Option<StepOutcome>>,
 }
 
 impl<'a> References<'a> {
-    pub fn new(dtype: DType, cluster: &'a Cluster) -> Self {
-        References { cluster, dtype, steps: HashMap::new() }
+    pub fn new((hardware, dtype): (Hardware, DType), cluster: &'a Cluster) -> Self {
+        References { cluster, hardware, dtype, steps: HashMap::new() }
     }
 
     /// Relative errors of loss and worst gradient of `choice`, and for 16-bit types those of `Single` with the same
@@ -39,7 +41,7 @@ impl<'a> References<'a> {
         let heads = attention::heads(choice.degree).0;
         let half = matches!(self.dtype, DType::Bf16 | DType::F16);
         let reference = self.single(heads, "thd", "flash", if half { DType::F32 } else { self.dtype })?;
-        let found = run(self.cluster, choice, heads, self.dtype, threads)?;
+        let found = run(self.cluster, choice, heads, (self.hardware, self.dtype), threads)?;
         let single = match half {
             true => self.single(heads, &choice.layout, &choice.kernel, self.dtype)?,
             false => None,
@@ -64,13 +66,19 @@ impl<'a> References<'a> {
             degree: 1,
             ..Choice::default()
         };
-        let step = run(self.cluster, &choice, heads, dtype, 1)?;
+        let step = run(self.cluster, &choice, heads, (self.hardware, dtype), 1)?;
         self.steps.insert(key, step.clone());
         Ok(step)
     }
 }
 
-fn run(cluster: &Cluster, choice: &Choice, heads: usize, dtype: DType, threads: usize) -> Result<Option<StepOutcome>> {
+fn run(
+    cluster: &Cluster,
+    choice: &Choice,
+    heads: usize,
+    (hardware, dtype): (Hardware, DType),
+    threads: usize,
+) -> Result<Option<StepOutcome>> {
     let mut config = Config::llama(Sizes {
         vocab_size: VOCAB,
         hidden_size: 8 * heads,
@@ -81,7 +89,7 @@ fn run(cluster: &Cluster, choice: &Choice, heads: usize, dtype: DType, threads: 
     })?;
     // Larger than usual, so that attention is not nearly uniform at fresh weights.
     config.initializer_range = 0.2;
-    step(cluster, choice, dtype, StepInputs { config: &config, batch: &batch(), seed: 1, threads })
+    step(cluster, choice, dtype, StepInputs { config: &config, batch: &batch(), seed: 1, threads, hardware })
 }
 
 /// Labels that count are spread unevenly, so that a mean of means would show.

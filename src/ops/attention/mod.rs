@@ -2,8 +2,12 @@
 
 mod backward;
 mod cpu;
+#[cfg(feature = "cuda")]
+pub(crate) mod cuda;
 pub(crate) mod pack;
 mod schedule;
+#[cfg(any(feature = "cuda", test))]
+pub(crate) mod visits;
 
 pub use schedule::TileSchedule;
 pub(crate) use schedule::mask_row;

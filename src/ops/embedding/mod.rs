@@ -1,6 +1,8 @@
 //! Token embedding: a row of the table per token.
 
 mod cpu;
+#[cfg(feature = "cuda")]
+mod cuda;
 
 use crate::ops::op::op;
 use crate::tensor::{AccMut, Device, ElemMut, ElemRef, MatrixRef};

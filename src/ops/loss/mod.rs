@@ -1,6 +1,8 @@
 //! Cross entropy of next-token logits.
 
 mod cpu;
+#[cfg(feature = "cuda")]
+mod cuda;
 
 use crate::ops::op::op;
 use crate::tensor::{Device, ElemMut, MatrixMut, MatrixRef};

@@ -4,6 +4,8 @@
 //! multiples of 256, and within a part every element is one chain of multiply-adds, whatever is computed beside it.
 
 mod cpu;
+#[cfg(feature = "cuda")]
+mod cuda;
 mod operands;
 mod pack;
 mod product;

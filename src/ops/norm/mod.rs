@@ -1,6 +1,8 @@
 //! Root-mean-square normalisation (Zhang and Sennrich 2019).
 
 mod cpu;
+#[cfg(feature = "cuda")]
+mod cuda;
 
 use crate::ops::op::op;
 use crate::tensor::{AccMut, AccRef, Device, ElemMut, ElemRef};

@@ -1,6 +1,8 @@
 //! AdamW (Loshchilov and Hutter 2019) with a bound on the gradient's norm, for all parameters at once.
 
 mod cpu;
+#[cfg(feature = "cuda")]
+mod cuda;
 
 use crate::ops::op::op;
 use crate::tensor::{AccBuffer, Buffer, Device, ElemBuffer};

@@ -1,6 +1,8 @@
 //! Rotation of queries and keys by their positions (Su et al. 2021).
 
 mod cpu;
+#[cfg(feature = "cuda")]
+mod cuda;
 
 use crate::ops::op::op;
 use crate::tensor::{AccRef, Device, ElemMut};

@@ -1,6 +1,8 @@
 //! Moving and adding rows, and conversion between storage and accumulation type.
 
 mod cpu;
+#[cfg(feature = "cuda")]
+mod cuda;
 
 use crate::ops::op::op;
 use crate::order::Rows;

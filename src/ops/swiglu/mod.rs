@@ -1,6 +1,8 @@
 //! The gated activation of the MLP (Shazeer 2020): `silu(gate) * up`.
 
 mod cpu;
+#[cfg(feature = "cuda")]
+mod cuda;
 
 use crate::ops::op::op;
 use crate::tensor::{Device, ElemMut, ElemRef};

@@ -1,6 +1,8 @@
 //! Attention with materialised probabilities, for comparison: no tiles, no log-sum-exp.
 
 mod cpu;
+#[cfg(feature = "cuda")]
+mod cuda;
 
 use crate::ops::attention::{Attention, AttentionShape};
 use crate::ops::op::op;

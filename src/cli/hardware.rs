@@ -1,0 +1,126 @@
+//! What computes: the processor or GPUs. What runs on ranks is written once, for any device.
+
+#[cfg(feature = "mpi")]
+use context_parallel::comm::DynComm;
+use context_parallel::error::Result;
+use context_parallel::model::parameters::ParameterSet;
+use context_parallel::ops::Ops;
+use context_parallel::tensor::{Cpu, Element, Float, Host};
+
+/// What computes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Hardware {
+    #[default]
+    Cpu,
+    #[cfg(feature = "cuda")]
+    Cuda,
+}
+
+/// A device that ranks of the program run on.
+pub trait RankDevice: Ops {
+    /// That of a rank; `threads` of the processor are the rank's.
+    fn open(rank: usize, threads: usize) -> Result<Self>;
+
+    /// Messages of this device over an engine of host memory.
+    #[cfg(feature = "mpi")]
+    fn over_host(&self, comm: DynComm) -> DynComm<Self::Storage>;
+
+    /// A copy, on this device, of what another one of this process has.
+    fn copied<R, E: Element>(
+        &self,
+        from: &Self,
+        original: &ParameterSet<R, E, Self::Storage>,
+    ) -> ParameterSet<R, E, Self::Storage>;
+}
+
+impl<T: Float> RankDevice for Cpu<T> {
+    fn open(_: usize, threads: usize) -> Result<Self> {
+        Cpu::with_threads(threads)
+    }
+
+    #[cfg(feature = "mpi")]
+    fn over_host(&self, comm: DynComm) -> DynComm {
+        comm
+    }
+
+    fn copied<R, E: Element>(&self, _: &Self, original: &ParameterSet<R, E, Host>) -> ParameterSet<R, E, Host> {
+        original.duplicate(self)
+    }
+}
+
+#[cfg(feature = "cuda")]
+impl<T: context_parallel::tensor::cuda::CudaFloat> RankDevice for context_parallel::tensor::Cuda<T> {
+    /// Ranks take the GPUs in turn; several share one where there are more ranks than GPUs.
+    fn open(rank: usize, _: usize) -> Result<Self> {
+        let (gpus, _) = context_parallel::tensor::cuda::probe::gpus()?;
+        Self::new(rank % gpus.len().max(1))
+    }
+
+    #[cfg(feature = "mpi")]
+    fn over_host(&self, comm: DynComm) -> DynComm<Self::Storage> {
+        Box::new(context_parallel::comm::decorate::staged::Staged::new(comm, self.clone()))
+    }
+
+    fn copied<R, E: Element>(
+        &self,
+        from: &Self,
+        original: &ParameterSet<R, E, Self::Storage>,
+    ) -> ParameterSet<R, E, Self::Storage> {
+        use context_parallel::tensor::{Device, Storage};
+
+        // Made where the original is, then handed over as a message would be.
+        let mut copy = original.duplicate(from);
+        let charge = self.ledger().charge(copy.flat().bytes());
+        copy.flat_mut().set_charge(Some(charge));
+        copy.flat().storage().leave();
+        copy.flat_mut().storage_mut().arrive();
+        copy
+    }
+}
+
+/// The value of an expression in which `$D` is the device that `$hardware` computes with and that stores what `$dtype`
+/// names; an error for types that nothing is stored as there.
+macro_rules! with_device {
+    ($hardware:expr, $dtype:expr, $D:ident => $body:expr) => {{
+        #[cfg(feature = "cuda")]
+        use context_parallel::tensor::Cuda;
+        use context_parallel::tensor::{Cpu, DType};
+        use $crate::cli::hardware::Hardware;
+
+        match ($hardware, $dtype) {
+            (Hardware::Cpu, DType::F32) => {
+                type $D = Cpu<f32>;
+                $body
+            }
+            (Hardware::Cpu, DType::F64) => {
+                type $D = Cpu<f64>;
+                $body
+            }
+            (Hardware::Cpu, DType::Bf16) => {
+                type $D = Cpu<half::bf16>;
+                $body
+            }
+            (Hardware::Cpu, DType::F16) => {
+                type $D = Cpu<half::f16>;
+                $body
+            }
+            #[cfg(feature = "cuda")]
+            (Hardware::Cuda, DType::F32) => {
+                type $D = Cuda<f32>;
+                $body
+            }
+            #[cfg(feature = "cuda")]
+            (Hardware::Cuda, DType::Bf16) => {
+                type $D = Cuda<half::bf16>;
+                $body
+            }
+            #[cfg(feature = "cuda")]
+            (Hardware::Cuda, DType::F16) => {
+                type $D = Cuda<half::f16>;
+                $body
+            }
+            (_, other) => Err($crate::cli::args::no_dtype(other)),
+        }
+    }};
+}
+pub(super) use with_device;

@@ -1,0 +1,115 @@
+//! Several ranks on a GPU: attention of every combination, movement of rows, collectives, training.
+
+use context_parallel::comm::decorate::staged::Staged;
+use context_parallel::comm::threads;
+use context_parallel::mask::Mask;
+use context_parallel::ops::attention::AttentionShape;
+use context_parallel::oracle::relative_error;
+use context_parallel::strategy::select::{self, Choice};
+use context_parallel::tensor::cuda::{CudaFloat, CudaMemory};
+use context_parallel::tensor::{Cpu, Cuda, Host};
+use half::{bf16, f16};
+
+use super::Test;
+use super::devices::{attended, combinations, moved, on_threads, trained, trained_on, trial};
+
+pub const TESTS: &[Test] = &[
+    ("attention of every combination in f32", || attends::<f32>(&[1, 2, 3, 4], 8, 1e-5)),
+    ("attention of every combination in bf16, on tensor cores", || attends::<bf16>(&[2], 64, 1.5e-2)),
+    ("attention of every combination in f16, on tensor cores", || attends::<f16>(&[3], 64, 2e-3)),
+    ("rows move and roll", rows_move),
+    ("collectives hand memory over", collectives_hand_over),
+    ("training steps in f32", || trains::<f32>(2e-4)),
+    ("training steps in bf16", || trains::<bf16>(2e-2)),
+    ("training by way of host memory", trains_staged),
+];
+
+pub fn device<T: CudaFloat>() -> Cuda<T> {
+    Cuda::new(0).expect("a GPU")
+}
+
+/// Relative error of what is found.
+fn error<T: CudaFloat>(found: &[T], expected: &[T]) -> f64 {
+    let wide = |values: &[T]| values.iter().map(|x| x.to_f64()).collect::<Vec<_>>();
+    relative_error(&wide(found), &wide(expected), 1e-3)
+}
+
+fn attends<T: CudaFloat>(degrees: &[usize], dim: usize, bound: f64) {
+    let all = combinations(degrees);
+    let mut worst = 0f64;
+    for chosen in &all {
+        let scale = 1.0 / (dim as f64).sqrt();
+        let shape = |heads| AttentionShape { q_heads: heads, kv_heads: 2, qk_dim: dim, v_dim: dim, scale };
+        for mask in [Mask::Causal, Mask::Window { left: Some(5), right: Some(2) }] {
+            let (trial, placement) = trial::<T>(chosen, &mask, shape);
+            let here = attended(chosen, &trial, &placement, || Cpu::<T>::new(1));
+            let there = attended(chosen, &trial, &placement, device::<T>);
+            for (rank, (here, there)) in here.iter().zip(&there).enumerate() {
+                let what = format!("{} {mask:?} on rank {rank}", chosen.strategy.name());
+                for (found, expected) in there.tensors.iter().zip(&here.tensors) {
+                    let error = error(found, expected);
+                    assert!(error <= bound, "{what}: {error:.1e}");
+                    worst = worst.max(error);
+                }
+                assert_eq!(here.sent, there.sent, "{what}");
+                assert!(there.predictions().iter().all(|(_, of)| of.predicted == of.counted), "{what}: {there:?}");
+            }
+        }
+    }
+    println!("  {} combinations, worst error {worst:.1e}", all.len());
+}
+
+fn rows_move() {
+    for chosen in combinations(&[2, 3, 4]) {
+        let (here, there) = (moved(&chosen, || Cpu::<f32>::new(1)), moved(&chosen, device::<f32>));
+        assert!(here == there, "{} {}", chosen.strategy.name(), chosen.layout.name());
+    }
+}
+
+fn collectives_hand_over() {
+    for ranks in [1, 2, 3, 5, 8] {
+        let here = on_threads::<Host, _>(ranks, || Cpu::<f32>::new(1));
+        let there = on_threads::<CudaMemory, _>(ranks, device::<f32>);
+        assert!(here == there, "{ranks} ranks");
+    }
+}
+
+const TRAINED: [(&str, &str, &str, &str, usize); 6] = [
+    ("single", "natural", "thd", "flash", 1),
+    ("single", "natural", "bshd", "unfused", 1),
+    ("ring", "zigzag", "thd", "flash", 2),
+    ("ring", "zigzag", "bshd", "flash", 3),
+    ("ulysses", "contiguous", "sbhd", "flash", 2),
+    ("magi", "solved", "thd", "flash", 2),
+];
+
+fn choice((strategy, order, layout, kernel, degree): (&str, &str, &str, &str, usize)) -> Choice {
+    let [strategy, order, layout, kernel] = [strategy, order, layout, kernel].map(str::to_string);
+    Choice { strategy, order, layout, kernel, degree, ..Choice::default() }
+}
+
+fn trains<T: CudaFloat>(bound: f64) {
+    for trained_as in TRAINED {
+        let chosen = select::chosen(&choice(trained_as)).unwrap();
+        let (here, there) = (trained(&chosen, || Cpu::<T>::new(1)), trained(&chosen, device::<T>));
+        for (rank, (here, there)) in here.iter().zip(&there).enumerate() {
+            for (step, (expected, found)) in here.iter().zip(there).enumerate() {
+                let error = relative_error(found, expected, 0.0);
+                assert!(error <= bound, "{trained_as:?}, rank {rank}, step {step}: {error:.1e}");
+            }
+        }
+        assert!(there[0][2][0] < there[0][0][0], "it learns: {trained_as:?}");
+        assert!(there == trained(&chosen, device::<T>), "the same bits again: {trained_as:?}");
+    }
+}
+
+/// Over an engine that knows of no GPU, as MPI.
+fn trains_staged() {
+    let chosen = select::chosen(&choice(TRAINED[2])).unwrap();
+    let there = trained(&chosen, device::<f32>);
+    let staged = threads::run(2, |comm| {
+        let device = device::<f32>();
+        trained_on(&chosen, device.clone(), Box::new(Staged::new(comm, device)))
+    });
+    assert!(staged.as_ref() == Ok(&there), "{:?}", staged.err());
+}
