@@ -31,7 +31,7 @@ trap 'rm -f "$jobs"' EXIT
 
 # outdated TARGET: its list of dependencies is missing, or something in it is newer, or the command has changed.
 outdated() {
-  local target=$1 command=$2 list
+  local target=$1 command=$2 list file
   [ -f "$target" ] && [ -f "$target.d" ] && [ "$(cat "$target.command" 2>/dev/null)" = "$command" ] || return 0
   list=$(sed -e '1s/^[^:]*://' -e 's/\\$//' "$target.d" | tr ' ' '\n' | grep .) || return 0
   for file in $list; do

@@ -45,10 +45,16 @@ emu_switch:
 
 constexpr size_t STACK = 256 << 10, PAGE = 4096;
 
-/// Stacks of ended fibers, for the next block. The lowest page of a stack is a guard.
+/// Stacks of ended fibers, for the next block of this thread. The lowest page of a stack is a guard.
+struct Stacks {
+  std::vector<char*> spare;
+  ~Stacks() {
+    for (char* stack : spare) munmap(stack, STACK);
+  }
+};
 static std::vector<char*>& spare_stacks() {
-  static thread_local std::vector<char*> spare;
-  return spare;
+  static thread_local Stacks stacks;
+  return stacks.spare;
 }
 static char* take_stack() {
   auto& spare = spare_stacks();

@@ -1,6 +1,8 @@
 // Stand-in libcuda: modules, functions and launches. A module says which kernels there are; what runs is the kernel of
 // that name that was compiled for the emulator.
 #include <elf.h>
+#include <signal.h>
+#include <unistd.h>
 
 #include <cstdio>
 #include <cstdlib>
@@ -97,6 +99,28 @@ Result read(const char* image, Module& module) {
   return INVALID_IMAGE;
 }
 
+// A kernel that reads or writes where nothing is ends the process, as it ends a context; this says which one it was.
+thread_local const char* running = nullptr;
+struct sigaction before;
+void on_fault(int, siginfo_t* info, void*) {
+  if (running) {
+    char text[256];
+    int length = snprintf(text, sizeof text, "%s: an illegal address, %p\n", running, info->si_addr);
+    if (write(STDERR_FILENO, text, length) < 0) _exit(1);
+  }
+  // The instruction faults again and meets whoever was responsible.
+  sigaction(SIGSEGV, &before, nullptr);
+}
+void watch_faults() {
+  static const int once = [] {
+    struct sigaction action = {};
+    action.sa_sigaction = on_fault;
+    action.sa_flags = SA_SIGINFO | SA_ONSTACK;
+    return sigaction(SIGSEGV, &action, &before);
+  }();
+  (void)once;
+}
+
 struct Launch {
   unsigned grid[3], block[3], shared;
   void* stream;
@@ -138,18 +162,18 @@ Result queue_kernel(void* handle, const Launch& l, void** arguments, void** extr
   options.seed = strict ? random_number() : 1;
   dim3 grid(l.grid[0], l.grid[1], l.grid[2]), block(l.block[0], l.block[1], l.block[2]);
   count(LAUNCHES);
+  watch_faults();
   auto body = kernel->bind(arguments);
-  return push(call.held, stream,
-              {kernel->name,
-               [=, shared = l.shared] {
-                 count(KERNELS);
-                 std::string why = launch(grid, block, shared, options, body);
-                 if (why.empty()) return SUCCESS;
-                 fprintf(stderr, "%s: %s\n", kernel->name.c_str(), why.c_str());
-                 return LAUNCH_FAILED;
-               },
-               {},
-               {}});
+  auto run = [=, shared = l.shared] {
+    count(KERNELS);
+    running = kernel->name.c_str();
+    std::string why = launch(grid, block, shared, options, body);
+    running = nullptr;
+    if (why.empty()) return SUCCESS;
+    fprintf(stderr, "%s: %s\n", kernel->name.c_str(), why.c_str());
+    return LAUNCH_FAILED;
+  };
+  return push(call.held, stream, {kernel->name, run, {}, {}});
 }
 
 }  // namespace

@@ -3,6 +3,7 @@
 //     driver FOLDER          runs every case in a process of its own, since the environment is read once
 //     driver FOLDER CASE     runs one
 #include <dlfcn.h>
+#include <signal.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -239,6 +240,16 @@ void failing_kernel() {
   CHECK(cu("cuMemAlloc_v2", &device, (size_t)4) == 700);
   CHECK(cu("cuDevicePrimaryCtxReset_v2", 0) == 0);
   CHECK(cu("cuMemAlloc_v2", &device, (size_t)4) == 0);
+}
+
+void illegal_address() {
+  start();
+  Handle function = kernel("fill_4");
+  View<unsigned> view{(unsigned*)64, 2, 3, 3};
+  unsigned long long value = 0;
+  void* arguments[] = {&view, &value};
+  CHECK(launch(function, arguments, nullptr) == 0);
+  cu("cuCtxSynchronize");
 }
 
 void graphs() {
@@ -493,25 +504,26 @@ struct Case {
   const char* name;
   std::function<void()> run;
   std::vector<const char*> environment;
-  bool damages;  // the process then ends with 99
+  int status;  // that the process ends with: 99 for damaged memory, -11 for an illegal address
 };
 const Case CASES[] = {
-    {"lazy", lazy, {}, false},
-    {"forgotten event", forgotten_event, {"EMU_STREAMS=need"}, false},
-    {"eager", eager, {"EMU_EAGER=1"}, false},
-    {"past the end", past_the_end, {}, false},
-    {"out of memory", out_of_memory, {"EMU_MEMORY=1048576"}, false},
-    {"launches", launches, {}, false},
-    {"launches in random order", launches, {"EMU_STRICT=1"}, false},
-    {"failing kernel", failing_kernel, {"EMU_CHECK=1"}, false},
-    {"graphs", graphs, {}, false},
-    {"null stream", null_stream, {}, false},
-    {"products", products, {}, false},
-    {"messages", messages, {"EMU_DEVICES=3"}, false},
-    {"messages as needed", messages, {"EMU_DEVICES=3", "EMU_STREAMS=need"}, false},
-    {"messages in progress", messages_in_progress, {"EMU_DEVICES=2"}, false},
-    {"abort of messages", abort_of_messages, {"EMU_DEVICES=2"}, false},
-    {"real CUBIN", real_cubin, {}, false},
+    {"lazy", lazy, {}, 0},
+    {"forgotten event", forgotten_event, {"EMU_STREAMS=need"}, 0},
+    {"eager", eager, {"EMU_EAGER=1"}, 0},
+    {"past the end", past_the_end, {}, 0},
+    {"out of memory", out_of_memory, {"EMU_MEMORY=1048576"}, 0},
+    {"launches", launches, {}, 0},
+    {"launches in random order", launches, {"EMU_STRICT=1"}, 0},
+    {"failing kernel", failing_kernel, {"EMU_CHECK=1"}, 0},
+    {"illegal address", illegal_address, {}, -SIGSEGV},
+    {"graphs", graphs, {}, 0},
+    {"null stream", null_stream, {}, 0},
+    {"products", products, {}, 0},
+    {"messages", messages, {"EMU_DEVICES=3"}, 0},
+    {"messages as needed", messages, {"EMU_DEVICES=3", "EMU_STREAMS=need"}, 0},
+    {"messages in progress", messages_in_progress, {"EMU_DEVICES=2"}, 0},
+    {"abort of messages", abort_of_messages, {"EMU_DEVICES=2"}, 0},
+    {"real CUBIN", real_cubin, {}, 0},
     {"damage at exit",
      [] {
        start();
@@ -543,7 +555,7 @@ int main(int argc, char** argv) {
     }
     int status;
     waitpid(child, &status, 0);
-    bool right = WIFEXITED(status) && WEXITSTATUS(status) == (each.damages ? 99 : 0);
+    bool right = (WIFEXITED(status) ? WEXITSTATUS(status) : -WTERMSIG(status)) == each.status;
     printf("%s: %s\n", each.name, right ? "passed" : "FAILED");
     failures += !right;
   }

@@ -79,8 +79,7 @@ KERNEL void __launch_bounds__(GROUP_THREADS, 1) add_in_order(const f32* terms, f
   for (int r = 0; r < rounds; r++) {
     u32 order = r * gridDim.x + blockIdx.x;
     const f32* own = terms + (order * GROUP_THREADS + threadIdx.x) * 4;
-    if (FAULT != 44 && threadIdx.x == 0) bulk_wait_read<0>();  // what was added before has left
-    __syncthreads();
+    __syncthreads();  // what was added before has landed
     store_shared(base + threadIdx.x * 16, own[0], own[1], own[2], own[3]);
     UNLESS(42) fence_async_shared();
     UNLESS(43) __syncthreads();
@@ -88,13 +87,11 @@ KERNEL void __launch_bounds__(GROUP_THREADS, 1) add_in_order(const f32* terms, f
       UNLESS(45) wait_count(counter, order);
       bulk_add(sum, base, VECTOR_BYTES);
       bulk_commit();
-      if constexpr (FAULT == 44) continue;
       if constexpr (FAULT == 46) bulk_wait_read<0>();  // the sum may still be under way
       else bulk_wait_written<0>();
       count(counter);
     }
   }
-  if (threadIdx.x == 0) bulk_wait_read<0>();
 }
 
 // The first warpgroup hands words to the others by a named barrier, and registers.
