@@ -1,6 +1,6 @@
 // Attention backward for sm_90a: one kernel for the gradients of keys and values, one for that of queries. Each sums in
-// registers what falls to its own tiles, in the order of its visits, so bits depend on the schedule alone, no block waits
-// for another one, and scores are computed twice.
+// registers what falls to its own tiles, in the order of its visits, so bits depend on the schedule alone, no block
+// waits for another one, and scores are computed twice.
 //
 // With P = exp(scale S - lse) and dS = P (dP - delta): dV = P^T dO, dK = scale dS^T Q, dQ = scale dS K.
 //
@@ -9,6 +9,10 @@
 #include "attention_sm90.cuh"
 
 using Elem = ELEM;
+
+struct Maps {
+  const TensorMap *q, *k, *v, *dout;
+};
 
 // Turns scores into probabilities. `lse` is to the base of 2; it is infinite for queries that attend nothing.
 INLINE f32 probability(f32 score, f32 scale, f32 lse) { return exp2_fast(fmaf(score, scale, -lse)); }
@@ -25,6 +29,9 @@ INLINE void add_row(f32* to, const f32 (&sums)[COLUMNS / 2], int h, f32 scale) {
     *(float2*)(to + 8 * c) = float2{x.x + sums[4 * c + 2 * h] * scale, x.y + sums[4 * c + 2 * h + 1] * scale};
   }
 }
+
+// The sums of both gradients must leave registers for scores.
+#if QK_DIM + V_DIM <= 320
 
 // ---- Gradients of keys and values: keys and values stay in shared memory, queries and gradients of outputs pass by.
 // Scores are transposed: rows are keys, columns queries, so that P^T and dS^T are left operands from registers.
@@ -61,10 +68,6 @@ INLINE int group_size(const Shape& shape) { return shape.q_heads / shape.kv_head
 
 // -- The copying thread
 
-struct Maps {
-  const TensorMap *q, *k, *v, *dout;
-};
-
 INLINE void copy_keys(u32 base, const Maps& maps, Ring<1> ring, int row, int kv_head) {
   mbarrier_wait(base + KEYS_FREE, ring.phase ^ 1);
   mbarrier_arrive_expect(base + KEYS_FULL, Keys::BYTES + Values::BYTES);
@@ -86,7 +89,8 @@ INLINE void copy_visit(u32 base, const Maps& maps, Ring<STAGES> ring, int row, i
 
 // -- The gathering threads, one for each query of a visit: what lies a row apart in memory is not for tensor maps
 
-INLINE void gather_row(u32 base, const Tiles& tiles, const Rows& rows, Ring<STAGES> ring, int key_rows, const Visit& visit, int head) {
+INLINE void gather_row(u32 base, const Tiles& tiles, const Rows& rows, Ring<STAGES> ring, int key_rows,
+                       const Visit& visit, int head) {
   int i = threadIdx.x % ROWS;
   u32 at = base + (ring.stage * ROWS + i) * 4;
   bool inside = i < visit.rows;
@@ -99,7 +103,8 @@ INLINE void gather_row(u32 base, const Tiles& tiles, const Rows& rows, Ring<STAG
 }
 
 // The copying thread and the gathering ones walk through the same visits.
-INLINE void feed(u32 base, bool gathers, const Maps& maps, const Rows& rows, const Shape& shape, const Tiles& tiles, const Shares& shares) {
+INLINE void feed(u32 base, bool gathers, const Maps& maps, const Rows& rows, const Shape& shape, const Tiles& tiles,
+                 const Shares& shares) {
   Ring<STAGES> ring;
   Ring<1> keys;
   NO_UNROLL for (int n = first_unit(shares), end = end_unit(shares); n < end; n++) {
@@ -139,24 +144,26 @@ INLINE void issue_probability_gradients(f32 (&dp)[SCORES], u32 base, int group, 
 }
 INLINE void issue_value_gradients(f32 (&dv)[V_DIM / 2], const u32 (&p)[ROWS / 16][4], u32 base, u32 stage) {
   u32 gradients = base + GRADIENTS_AT + stage * Gradients::BYTES;
-  UNROLL for (int step = 0; step < ROWS / 16; step++) wgmma<Elem, FAULT != 3>(dv, p[step], Gradients::rows(gradients, step), 1);
+  UNROLL for (int step = 0; step < ROWS / 16; step++)
+    wgmma<Elem, FAULT != 3>(dv, p[step], Gradients::rows(gradients, step), 1);
   wgmma_commit();
 }
 INLINE void issue_key_gradients(f32 (&dk)[QK_DIM / 2], const u32 (&ds)[ROWS / 16][4], u32 base, u32 stage) {
   u32 queries = base + QUERIES_AT + stage * Queries::BYTES;
-  UNROLL for (int step = 0; step < ROWS / 16; step++) wgmma<Elem, 1>(dk, ds[step], Queries::rows(queries, step), 1);
+  UNROLL for (int step = 0; step < ROWS / 16; step++)
+    wgmma<Elem, 1>(dk, ds[step], Queries::rows(queries, step), 1);
   wgmma_commit();
 }
 
 // Two words of neighbouring queries of a stage.
 template <class Two>
-INLINE Two of_queries(const unsigned char* shared, u32 at, u32 stage, int query) {
+INLINE Two two_of(const unsigned char* shared, u32 at, u32 stage, int query) {
   return *(const Two*)(shared + at + (stage * ROWS + query) * 4);
 }
 
 INLINE void mask(f32 (&s)[SCORES], const unsigned char* shared, u32 stage, const Place& place) {
   UNROLL for (int c = 0; c < SCORES / 4; c++) {
-    uint2 words = of_queries<uint2>(shared, INTERVALS_AT, stage, 8 * c + place.column);
+    uint2 words = two_of<uint2>(shared, INTERVALS_AT, stage, 8 * c + place.column);
     UNROLL for (int i = 0; i < 4; i++) {
       u32 word = i % 2 ? words.y : words.x;
       Interval keys{(int)(word & 0xFFFF), (int)(word >> 16)};
@@ -167,24 +174,23 @@ INLINE void mask(f32 (&s)[SCORES], const unsigned char* shared, u32 stage, const
 
 INLINE void probabilities(f32 (&s)[SCORES], const unsigned char* shared, u32 stage, f32 scale, const Place& place) {
   UNROLL for (int c = 0; c < SCORES / 4; c++) {
-    float2 lse = of_queries<float2>(shared, LSE_AT, stage, 8 * c + place.column);
-    UNROLL for (int i = 0; i < 4; i++) s[4 * c + i] = probability(s[4 * c + i], scale, i % 2 ? lse.y : lse.x);
+    float2 lse = two_of<float2>(shared, LSE_AT, stage, 8 * c + place.column);
+    UNROLL for (int i = 0; i < 4; i++)
+      s[4 * c + i] = probability(s[4 * c + i], scale, i % 2 ? lse.y : lse.x);
   }
 }
 
-INLINE void score_gradients(f32 (&dp)[SCORES], const f32 (&p)[SCORES], const unsigned char* shared, u32 stage, const Place& place) {
+INLINE void score_gradients(f32 (&dp)[SCORES], const f32 (&p)[SCORES], const unsigned char* shared, u32 stage,
+                            const Place& place) {
   UNROLL for (int c = 0; c < SCORES / 4; c++) {
-    float2 delta = of_queries<float2>(shared, DELTA_AT, stage, 8 * c + place.column);
-    UNROLL for (int i = 0; i < 4; i++) dp[4 * c + i] = p[4 * c + i] * (dp[4 * c + i] - (i % 2 ? delta.y : delta.x));
+    float2 delta = two_of<float2>(shared, DELTA_AT, stage, 8 * c + place.column);
+    UNROLL for (int i = 0; i < 4; i++)
+      dp[4 * c + i] = p[4 * c + i] * (dp[4 * c + i] - (i % 2 ? delta.y : delta.x));
   }
 }
 
-struct Sums {
-  f32 dk[QK_DIM / 2], dv[V_DIM / 2];
-};
-
-INLINE void compute_visit(u32 base, const unsigned char* shared, Ring<STAGES> ring, f32 scale, bool whole, const Place& place,
-                          f32 (&dk)[QK_DIM / 2], f32 (&dv)[V_DIM / 2]) {
+INLINE void compute_visit(u32 base, const unsigned char* shared, Ring<STAGES> ring, f32 scale, bool whole,
+                          const Place& place, f32 (&dk)[QK_DIM / 2], f32 (&dv)[V_DIM / 2]) {
   f32 s[SCORES], dp[SCORES];
   u32 p[ROWS / 16][4], ds[ROWS / 16][4];
   UNLESS(13) mbarrier_wait(of_stage(base + QUERIES_FULL, ring.stage), ring.phase ^ (FAULT == 12));
@@ -227,7 +233,8 @@ INLINE void add_gradients(const View<f32>& dkv, const Shape& shape, const Item& 
   }
 }
 
-INLINE void compute(u32 base, const unsigned char* shared, const Shape& shape, const Tiles& tiles, const Shares& shares, const View<f32>& dkv) {
+INLINE void compute(u32 base, const unsigned char* shared, const Shape& shape, const Tiles& tiles, const Shares& shares,
+                    const View<f32>& dkv) {
   Place place;
   Ring<STAGES> ring;
   Ring<1> keys;
@@ -236,8 +243,10 @@ INLINE void compute(u32 base, const unsigned char* shared, const Shape& shape, c
     Item item = tiles.items[unit.item];
     if (item.count == 0) continue;
     f32 dk[QK_DIM / 2], dv[V_DIM / 2];
-    UNROLL for (int i = 0; i < QK_DIM / 2; i++) dk[i] = 0;
-    UNROLL for (int i = 0; i < V_DIM / 2; i++) dv[i] = 0;
+    UNROLL for (int i = 0; i < QK_DIM / 2; i++)
+      dk[i] = 0;
+    UNROLL for (int i = 0; i < V_DIM / 2; i++)
+      dv[i] = 0;
     UNLESS(11) mbarrier_wait(base + KEYS_FULL, keys.phase);
     keys.next();
     NO_UNROLL for (int head = 0; head < group_size(shape); head++) {
@@ -266,9 +275,10 @@ INLINE void init_barriers(u32 base) {
 }  // namespace of_keys
 
 KERNEL void __launch_bounds__(SM90_THREADS, 1)
-    SIZED_NAME(attention_backward_keys_sm90)(Shape shape, const __grid_constant__ TensorMap q, const __grid_constant__ TensorMap k,
-                                             const __grid_constant__ TensorMap v, const __grid_constant__ TensorMap dout, Tiles tiles,
-                                             Shares shares, View<const f32> lse, View<const f32> delta, View<f32> dkv) {
+    SIZED_NAME(attention_backward_keys_sm90)(Shape shape, const __grid_constant__ TensorMap q,
+                                             const __grid_constant__ TensorMap k, const __grid_constant__ TensorMap v,
+                                             const __grid_constant__ TensorMap dout, Tiles tiles, Shares shares,
+                                             View<const f32> lse, View<const f32> delta, View<f32> dkv) {
   DYNAMIC_SHARED(shared);
   u32 base = shared_address(shared), thread = threadIdx.x;
   if (threadIdx.x == 0) of_keys::init_barriers(base);
@@ -283,6 +293,8 @@ KERNEL void __launch_bounds__(SM90_THREADS, 1)
   }
 }
 EXPORT(SIZED_NAME(attention_backward_keys_sm90))
+
+#endif
 
 // ---- Gradient of queries: queries and gradients of outputs stay in shared memory, keys and values pass by.
 namespace of_queries {
@@ -306,10 +318,6 @@ constexpr u32 SHARED_BYTES = VALUES_FREE + 8 * STAGES;
 static_assert(SHARED_BYTES <= MOST_SHARED_BYTES, "the block's shared memory");
 
 // -- The copying thread
-
-struct Maps {
-  const TensorMap *q, *k, *v, *dout;
-};
 
 INLINE void copy_queries(u32 base, const Maps& maps, Ring<1> ring, int row, int head) {
   mbarrier_wait(base + QUERIES_FREE, ring.phase ^ 1);
@@ -367,7 +375,8 @@ INLINE void issue_probability_gradients(f32 (&dp)[SCORES], u32 base, int group, 
 }
 INLINE void issue_query_gradients(f32 (&dq)[QK_DIM / 2], const u32 (&ds)[KEYS / 16][4], u32 base, u32 stage) {
   u32 keys = base + KEYS_AT + stage * Keys::BYTES;
-  UNROLL for (int step = 0; step < KEYS / 16; step++) wgmma<Elem, FAULT != 3>(dq, ds[step], Keys::rows(keys, step), 1);
+  UNROLL for (int step = 0; step < KEYS / 16; step++)
+    wgmma<Elem, FAULT != 3>(dq, ds[step], Keys::rows(keys, step), 1);
   wgmma_commit();
 }
 
@@ -376,7 +385,8 @@ struct Rows {
   f32 lse[2], delta[2];
 };
 
-INLINE Rows rows_of(const View<const f32>& lse, const View<const f32>& delta, const Item& item, int head, const Place& place) {
+INLINE Rows rows_of(const View<const f32>& lse, const View<const f32>& delta, const Item& item, int head,
+                    const Place& place) {
   Rows rows{{INF, INF}, {0, 0}};
   UNROLL for (int h = 0; h < 2; h++) {
     int row = place.group * GROUP_ROWS + place.row + 8 * h;
@@ -388,11 +398,12 @@ INLINE Rows rows_of(const View<const f32>& lse, const View<const f32>& delta, co
 }
 
 INLINE void probabilities(f32 (&s)[SCORES], const Rows& rows, f32 scale) {
-  UNROLL for (int i = 0; i < SCORES; i++) s[i] = probability(s[i], scale, rows.lse[i / 2 % 2]);
+  UNROLL for (int i = 0; i < SCORES; i++)
+    s[i] = probability(s[i], scale, rows.lse[i / 2 % 2]);
 }
 
-INLINE void compute_visit(u32 base, Ring<STAGES> ring, const Rows& rows, const Tiles& tiles, const Visit& visit, const Item& item, f32 scale,
-                          const Place& place, f32 (&dq)[QK_DIM / 2]) {
+INLINE void compute_visit(u32 base, Ring<STAGES> ring, const Rows& rows, const Tiles& tiles, const Visit& visit,
+                          const Item& item, f32 scale, const Place& place, f32 (&dq)[QK_DIM / 2]) {
   f32 s[SCORES], dp[SCORES];
   u32 ds[KEYS / 16][4];
   UNLESS(13) mbarrier_wait(of_stage(base + KEYS_FULL, ring.stage), ring.phase ^ (FAULT == 12));
@@ -406,7 +417,8 @@ INLINE void compute_visit(u32 base, Ring<STAGES> ring, const Rows& rows, const T
   probabilities(s, rows, scale);
   if constexpr (FAULT == 20) wgmma_wait<0>();
   else if constexpr (FAULT != 18) wgmma_wait<0>(dp);
-  UNROLL for (int i = 0; i < SCORES; i++) s[i] *= dp[i] - rows.delta[i / 2 % 2];
+  UNROLL for (int i = 0; i < SCORES; i++)
+    s[i] *= dp[i] - rows.delta[i / 2 % 2];
   if constexpr (FAULT == 18) wgmma_wait<0>(dp);
   arrive_warp(of_stage(base + VALUES_FREE, ring.stage));
   pack_operand<Elem>(ds, s);
@@ -421,7 +433,8 @@ INLINE void add_gradients(const View<f32>& dq, const Shape& shape, const Item& i
                           const f32 (&sums)[QK_DIM / 2]) {
   UNROLL for (int h = 0; h < 2; h++) {
     int row = place.group * GROUP_ROWS + place.row + 8 * h;
-    if (row < item.rows) add_row<QK_DIM>(dq.row(item.row + row) + query_column(shape, head) + place.column, sums, h, shape.scale);
+    if (row < item.rows)
+      add_row<QK_DIM>(dq.row(item.row + row) + query_column(shape, head) + place.column, sums, h, shape.scale);
   }
 }
 
@@ -436,7 +449,8 @@ INLINE void compute(u32 base, const Shape& shape, const Tiles& tiles, const Shar
     if (item.count == 0) continue;
     Rows rows = rows_of(lse, delta, item, unit.head, place);
     f32 sums[QK_DIM / 2];
-    UNROLL for (int i = 0; i < QK_DIM / 2; i++) sums[i] = 0;
+    UNROLL for (int i = 0; i < QK_DIM / 2; i++)
+      sums[i] = 0;
     UNLESS(11) mbarrier_wait(base + QUERIES_FULL, queries.phase);
     queries.next();
     NO_UNROLL for (int i = item.first; i < item.first + item.count; i++) {
@@ -457,9 +471,11 @@ INLINE void init_barriers(u32 base) {
 }  // namespace of_queries
 
 KERNEL void __launch_bounds__(SM90_THREADS, 1)
-    SIZED_NAME(attention_backward_queries_sm90)(Shape shape, const __grid_constant__ TensorMap q, const __grid_constant__ TensorMap k,
-                                                const __grid_constant__ TensorMap v, const __grid_constant__ TensorMap dout, Tiles tiles,
-                                                Shares shares, View<const f32> lse, View<const f32> delta, View<f32> dq) {
+    SIZED_NAME(attention_backward_queries_sm90)(Shape shape, const __grid_constant__ TensorMap q,
+                                                const __grid_constant__ TensorMap k,
+                                                const __grid_constant__ TensorMap v,
+                                                const __grid_constant__ TensorMap dout, Tiles tiles, Shares shares,
+                                                View<const f32> lse, View<const f32> delta, View<f32> dq) {
   DYNAMIC_SHARED(shared);
   u32 base = shared_address(shared);
   if (threadIdx.x == 0) of_queries::init_barriers(base);

@@ -1,7 +1,8 @@
 // Attention forward for sm_90a: queries stay in shared memory, keys and values pass by in stages.
 //
 // The two computing warpgroups take turns with the tensor cores: while one turns scores into probabilities, the other
-// one's products run. In its turn a warpgroup issues the scores of a visit together with the outputs of the visit before.
+// one's products run. In its turn a warpgroup issues the scores of a visit together with the outputs of the visit
+// before.
 //
 // Maps, each with boxes {64, ROWS or KEYS, dim / 64} and a swizzle of 128 bytes: q {64, queries, q_heads QK_DIM / 64},
 // k {64, keys, kv_heads QK_DIM / 64}, v {64, keys, kv_heads V_DIM / 64}.
@@ -41,8 +42,8 @@ INLINE void copy_visit(u32 base, const TensorMap* k, const TensorMap* v, Ring<ST
   tensor_load(base + VALUES_AT + ring.stage * Values::BYTES, v, full, 0, row, kv_head * Values::PANELS);
 }
 
-INLINE void copy_tiles(u32 base, const TensorMap* q, const TensorMap* k, const TensorMap* v, const Shape& shape, const Tiles& tiles,
-                       const Shares& shares) {
+INLINE void copy_tiles(u32 base, const TensorMap* q, const TensorMap* k, const TensorMap* v, const Shape& shape,
+                       const Tiles& tiles, const Shares& shares) {
   Ring<STAGES> ring;
   Ring<1> queries;
   NO_UNROLL for (int n = first_unit(shares), end = end_unit(shares); n < end; n++) {
@@ -74,7 +75,8 @@ INLINE void issue_scores(f32 (&s)[SCORES], u32 base, int group, u32 stage) {
 
 INLINE void issue_outputs(f32 (&o)[OUTPUTS], const u32 (&p)[KEYS / 16][4], u32 base, u32 stage) {
   u32 values = base + VALUES_AT + stage * Values::BYTES;
-  UNROLL for (int step = 0; step < KEYS / 16; step++) wgmma<Elem, FAULT != 3>(o, p[step], Values::rows(values, step), 1);
+  UNROLL for (int step = 0; step < KEYS / 16; step++)
+    wgmma<Elem, FAULT != 3>(o, p[step], Values::rows(values, step), 1);
   wgmma_commit();
 }
 
@@ -97,7 +99,8 @@ INLINE f32 across_row_sum(f32 x) {
 INLINE void exponentiate(f32 (&s)[SCORES], Softmax& rows, f32 (&factor)[2], f32 scale) {
   UNROLL for (int h = 0; h < 2; h++) {
     f32 most = rows.most[h];
-    UNROLL for (int c = 0; c < SCORES / 4; c++) most = fmaxf(most, fmaxf(s[4 * c + 2 * h], s[4 * c + 2 * h + 1]));
+    UNROLL for (int c = 0; c < SCORES / 4; c++)
+      most = fmaxf(most, fmaxf(s[4 * c + 2 * h], s[4 * c + 2 * h + 1]));
     most = across_row_max(most);
     f32 base = most == -INF ? 0.f : most * scale;  // a row without any key yet: exp2(-inf), not of -inf + inf
     factor[h] = exp2_fast(rows.most[h] * scale - base);
@@ -115,11 +118,12 @@ INLINE void exponentiate(f32 (&s)[SCORES], Softmax& rows, f32 (&factor)[2], f32 
 }
 
 INLINE void rescale(f32 (&o)[OUTPUTS], const f32 (&factor)[2]) {
-  UNROLL for (int i = 0; i < OUTPUTS; i++) o[i] *= factor[i / 2 % 2];
+  UNROLL for (int i = 0; i < OUTPUTS; i++)
+    o[i] *= factor[i / 2 % 2];
 }
 
-INLINE void write_rows(f32 (&o)[OUTPUTS], Softmax& rows, const Item& item, int head, f32 scale, const Place& place, const View<f32>& out,
-                       const View<f32>& lse) {
+INLINE void write_rows(f32 (&o)[OUTPUTS], Softmax& rows, const Item& item, int head, f32 scale, const Place& place,
+                       const View<f32>& out, const View<f32>& lse) {
   UNROLL for (int h = 0; h < 2; h++) {
     f32 sum = across_row_sum(rows.sum[h]), factor = sum > 0 ? 1 / sum : 0.f;
     int row = place.group * GROUP_ROWS + place.row + 8 * h;
@@ -154,8 +158,8 @@ INLINE void free_values(u32 base, Ring<STAGES>& ring) {
   ring.next();
 }
 
-INLINE void compute_item(u32 base, Stages& at, const Shape& shape, const Tiles& tiles, const Item& item, const Place& place, f32 (&o)[OUTPUTS],
-                         Softmax& rows) {
+INLINE void compute_item(u32 base, Stages& at, const Shape& shape, const Tiles& tiles, const Item& item,
+                         const Place& place, f32 (&o)[OUTPUTS], Softmax& rows) {
   f32 s[SCORES], factor[2], scale = shape.scale * LOG2_E;
   u32 p[KEYS / 16][4];
   UNLESS(11) mbarrier_wait(base + QUERIES_FULL, at.queries.phase);
@@ -205,7 +209,8 @@ INLINE void compute_item(u32 base, Stages& at, const Shape& shape, const Tiles& 
   }
 }
 
-INLINE void compute(u32 base, const Shape& shape, const Tiles& tiles, const Shares& shares, const View<f32>& out, const View<f32>& lse) {
+INLINE void compute(u32 base, const Shape& shape, const Tiles& tiles, const Shares& shares, const View<f32>& out,
+                    const View<f32>& lse) {
   Place place;
   Stages at;
   if (place.group == 1) pass_turn(place.group);
@@ -214,7 +219,8 @@ INLINE void compute(u32 base, const Shape& shape, const Tiles& tiles, const Shar
     Item item = tiles.items[unit.item];
     f32 o[OUTPUTS];
     Softmax rows{{-INF, -INF}, {0, 0}};
-    UNROLL for (int i = 0; i < OUTPUTS; i++) o[i] = 0;
+    UNROLL for (int i = 0; i < OUTPUTS; i++)
+      o[i] = 0;
     if (item.count > 0) compute_item(base, at, shape, tiles, item, place, o, rows);
     write_rows(o, rows, item, unit.head, shape.scale, place, out, lse);
   }
@@ -222,8 +228,9 @@ INLINE void compute(u32 base, const Shape& shape, const Tiles& tiles, const Shar
 }
 
 KERNEL void __launch_bounds__(SM90_THREADS, 1)
-    SIZED_NAME(attention_forward_sm90)(Shape shape, const __grid_constant__ TensorMap q, const __grid_constant__ TensorMap k,
-                                       const __grid_constant__ TensorMap v, Tiles tiles, Shares shares, View<f32> out, View<f32> lse) {
+    SIZED_NAME(attention_forward_sm90)(Shape shape, const __grid_constant__ TensorMap q,
+                                       const __grid_constant__ TensorMap k, const __grid_constant__ TensorMap v,
+                                       Tiles tiles, Shares shares, View<f32> out, View<f32> lse) {
   DYNAMIC_SHARED(shared);
   u32 base = shared_address(shared);
   if (threadIdx.x == 0) {

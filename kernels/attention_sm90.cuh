@@ -4,6 +4,11 @@
 // A block has three warpgroups. One thread of the first copies tiles by tensor maps, stages ahead of the two others,
 // which compute 64 rows each of a tile of 128. Stages pass between them by pairs of barriers: `full` when copies have
 // landed, `free` when each of the computing warps has arrived.
+//
+// A launch has SM90_THREADS threads a block, SHARED_BYTES of dynamic shared memory, and as many blocks as `Shares` has
+// ends. No block waits for another one, so there may be more blocks than can be resident. Maps are of 16-bit elements,
+// with zeros outside of the matrix; a matrix may be a range of columns of a wider one. Pointers and distances of rows
+// are multiples of 16 bytes. The scale is positive.
 #pragma once
 #include "attention.cuh"
 #include "hopper.cuh"
@@ -118,7 +123,8 @@ INLINE u32 pack(f16, f32 low, f32 high) { return pack_f16(low, high); }
 template <class E, int N>
 INLINE void pack_operand(u32 (&a)[N / 8][4], const f32 (&x)[N]) {
   UNROLL for (int k = 0; k < N / 8; k++) {
-    UNROLL for (int i = 0; i < 4; i++) a[k][i] = pack(E(), x[8 * k + 2 * i], x[8 * k + 2 * i + 1]);
+    UNROLL for (int i = 0; i < 4; i++)
+      a[k][i] = pack(E(), x[8 * k + 2 * i], x[8 * k + 2 * i + 1]);
   }
 }
 

@@ -58,7 +58,8 @@ PRIMITIVE void mbarrier_wait(u32 bar, u32 parity) {
   emu::mbarrier_wait(bar, parity);
 #else
   asm volatile(
-      "{\n.reg .pred p;\nagain:\nmbarrier.try_wait.parity.shared::cta.b64 p, [%0], %1;\n@p bra done;\nbra again;\ndone:\n}" ::"r"(bar),
+      "{\n.reg .pred p;\nagain:\nmbarrier.try_wait.parity.shared::cta.b64 p, [%0], %1;\n@p bra done;\nbra "
+      "again;\ndone:\n}" ::"r"(bar),
       "r"(parity)
       : "memory");
 #endif
@@ -72,7 +73,8 @@ PRIMITIVE void tensor_load(u32 target, const TensorMap* map, u32 bar, int x, int
   emu::tensor_load(target, map, bar, {x, y});
 #else
   asm volatile(
-      "cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4}], [%2];" ::"r"(target),
+      "cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4}], [%2];" ::
+          "r"(target),
       "l"(map), "r"(bar), "r"(x), "r"(y)
       : "memory");
 #endif
@@ -82,7 +84,8 @@ PRIMITIVE void tensor_load(u32 target, const TensorMap* map, u32 bar, int x, int
   emu::tensor_load(target, map, bar, {x, y, z});
 #else
   asm volatile(
-      "cp.async.bulk.tensor.3d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4, %5}], [%2];" ::"r"(target),
+      "cp.async.bulk.tensor.3d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4, %5}], "
+      "[%2];" ::"r"(target),
       "l"(map), "r"(bar), "r"(x), "r"(y), "r"(z)
       : "memory");
 #endif
@@ -92,7 +95,8 @@ PRIMITIVE void tensor_load(u32 target, const TensorMap* map, u32 bar, int x, int
   emu::tensor_load(target, map, bar, {x, y, z, w});
 #else
   asm volatile(
-      "cp.async.bulk.tensor.4d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4, %5, %6}], [%2];" ::"r"(target),
+      "cp.async.bulk.tensor.4d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4, %5, %6}], "
+      "[%2];" ::"r"(target),
       "l"(map), "r"(bar), "r"(x), "r"(y), "r"(z), "r"(w)
       : "memory");
 #endif
@@ -102,8 +106,8 @@ PRIMITIVE void tensor_store(const TensorMap* map, u32 source, int x, int y, int 
 #ifdef CPU_EMU
   emu::tensor_store(map, source, {x, y, z});
 #else
-  asm volatile("cp.async.bulk.tensor.3d.global.shared::cta.tile.bulk_group [%0, {%2, %3, %4}], [%1];" ::"l"(map), "r"(source),
-               "r"(x), "r"(y), "r"(z)
+  asm volatile("cp.async.bulk.tensor.3d.global.shared::cta.tile.bulk_group [%0, {%2, %3, %4}], [%1];" ::"l"(map),
+               "r"(source), "r"(x), "r"(y), "r"(z)
                : "memory");
 #endif
 }
@@ -123,8 +127,8 @@ PRIMITIVE void bulk_load(u32 target, const void* source, u32 bytes, u32 bar) {
 #ifdef CPU_EMU
   emu::bulk_load(target, source, bytes, bar);
 #else
-  asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(target), "l"(source),
-               "r"(bytes), "r"(bar)
+  asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(target),
+               "l"(source), "r"(bytes), "r"(bar)
                : "memory");
 #endif
 }
@@ -133,7 +137,8 @@ PRIMITIVE void bulk_add(f32* target, u32 source, u32 bytes) {
 #ifdef CPU_EMU
   emu::bulk_add(target, source, bytes);
 #else
-  asm volatile("cp.reduce.async.bulk.global.shared::cta.bulk_group.add.f32 [%0], [%1], %2;" ::"l"(target), "r"(source), "r"(bytes)
+  asm volatile("cp.reduce.async.bulk.global.shared::cta.bulk_group.add.f32 [%0], [%1], %2;" ::"l"(target), "r"(source),
+               "r"(bytes)
                : "memory");
 #endif
 }
@@ -205,7 +210,8 @@ PRIMITIVE void store_matrices(u32 row, const u32 (&r)[4]) {
 #ifdef CPU_EMU
   emu::stmatrix_x4(row, r);
 #else
-  asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(row), "r"(r[0]), "r"(r[1]), "r"(r[2]), "r"(r[3])
+  asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(row), "r"(r[0]), "r"(r[1]),
+               "r"(r[2]), "r"(r[3])
                : "memory");
 #endif
 }
@@ -277,8 +283,8 @@ PRIMITIVE void wait_count(const u32* counter, u32 value) {
 }
 
 // ---- Products of a warpgroup: d (64 x N, f32) = a (64 x 16) b (16 x N) + (add ? d : 0).
-// Accumulator i of lane l of warp w holds row 16 w + l / 4 + 8 (i / 2 % 2), column 8 (i / 4) + 2 (l % 4) + i % 2; so the
-// registers 8 k..8 k + 7, rounded and packed in pairs, are the k-th 16 columns as an `a` of registers.
+// Accumulator i of lane l of warp w holds row 16 w + l / 4 + 8 (i / 2 % 2), column 8 (i / 4) + 2 (l % 4) + i % 2; so
+// the registers 8 k..8 k + 7, rounded and packed in pairs, are the k-th 16 columns as an `a` of registers.
 //
 // The products run on while the thread goes on: wgmma_fence names all registers that the products issued after it use,
 // and wgmma_wait<PENDING> the accumulators that it hands back, when at most PENDING committed groups still run.
@@ -292,8 +298,10 @@ INLINE u64 descriptor(u32 address, u32 leading, u32 stride) {
 
 #ifdef CPU_EMU
 
-template <class E> constexpr emu::Half HALF_OF = emu::Half::bf16;
-template <> constexpr emu::Half HALF_OF<f16> = emu::Half::f16;
+template <class E>
+constexpr emu::Half HALF_OF = emu::Half::bf16;
+template <>
+constexpr emu::Half HALF_OF<f16> = emu::Half::f16;
 
 template <class E, int A_TRANSPOSED, int B_TRANSPOSED, int REGISTERS>
 PRIMITIVE void wgmma(f32 (&d)[REGISTERS], u64 a, u64 b, int add) {
@@ -318,15 +326,18 @@ PRIMITIVE void wgmma_wait(R&... named) {
 // Named registers may not be moved across the fence or the wait by the compiler.
 template <int N>
 PRIMITIVE void hold(f32 (&r)[N]) {
-  UNROLL for (int i = 0; i < N; i++) asm volatile("" : "+f"(r[i])::"memory");
+  UNROLL for (int i = 0; i < N; i++)
+    asm volatile("" : "+f"(r[i])::"memory");
 }
 template <int N>
 PRIMITIVE void hold(u32 (&r)[N]) {
-  UNROLL for (int i = 0; i < N; i++) asm volatile("" : "+r"(r[i])::"memory");
+  UNROLL for (int i = 0; i < N; i++)
+    asm volatile("" : "+r"(r[i])::"memory");
 }
 template <int M, int N>
 PRIMITIVE void hold(u32 (&r)[M][N]) {
-  UNROLL for (int i = 0; i < M; i++) hold(r[i]);
+  UNROLL for (int i = 0; i < M; i++)
+    hold(r[i]);
 }
 template <class... R>
 PRIMITIVE void wgmma_fence(R&... named) {
@@ -341,8 +352,9 @@ PRIMITIVE void wgmma_wait(R&... named) {
 }
 
 // Operands of the asm statement, and their numbers, for 16, 32, 64, 96 and 128 accumulators.
-#define WGMMA_8(d, i) \
-  "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3]), "+f"(d[i + 4]), "+f"(d[i + 5]), "+f"(d[i + 6]), "+f"(d[i + 7])
+#define WGMMA_8(d, i)                                                                                         \
+  "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3]), "+f"(d[i + 4]), "+f"(d[i + 5]), "+f"(d[i + 6]), \
+      "+f"(d[i + 7])
 #define WGMMA_OPERANDS_16(d) WGMMA_8(d, 0), WGMMA_8(d, 8)
 #define WGMMA_OPERANDS_32(d) WGMMA_OPERANDS_16(d), WGMMA_8(d, 16), WGMMA_8(d, 24)
 #define WGMMA_OPERANDS_64(d) WGMMA_OPERANDS_32(d), WGMMA_8(d, 32), WGMMA_8(d, 40), WGMMA_8(d, 48), WGMMA_8(d, 56)
@@ -350,45 +362,50 @@ PRIMITIVE void wgmma_wait(R&... named) {
 #define WGMMA_OPERANDS_128(d) WGMMA_OPERANDS_96(d), WGMMA_8(d, 96), WGMMA_8(d, 104), WGMMA_8(d, 112), WGMMA_8(d, 120)
 #define WGMMA_NUMBERS_16 "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15"
 #define WGMMA_NUMBERS_32 WGMMA_NUMBERS_16 ",%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31"
-#define WGMMA_NUMBERS_64                                                                      \
-  WGMMA_NUMBERS_32 ",%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47,%48,%49" \
-                   ",%50,%51,%52,%53,%54,%55,%56,%57,%58,%59,%60,%61,%62,%63"
-#define WGMMA_NUMBERS_96                                                                      \
-  WGMMA_NUMBERS_64 ",%64,%65,%66,%67,%68,%69,%70,%71,%72,%73,%74,%75,%76,%77,%78,%79,%80,%81" \
-                   ",%82,%83,%84,%85,%86,%87,%88,%89,%90,%91,%92,%93,%94,%95"
-#define WGMMA_NUMBERS_128                                                                                 \
-  WGMMA_NUMBERS_96 ",%96,%97,%98,%99,%100,%101,%102,%103,%104,%105,%106,%107,%108,%109,%110,%111,%112,%113" \
-                   ",%114,%115,%116,%117,%118,%119,%120,%121,%122,%123,%124,%125,%126,%127"
+#define WGMMA_NUMBERS_64                                                         \
+  WGMMA_NUMBERS_32                                                               \
+      ",%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47,%48,%49" \
+      ",%50,%51,%52,%53,%54,%55,%56,%57,%58,%59,%60,%61,%62,%63"
+#define WGMMA_NUMBERS_96                                                         \
+  WGMMA_NUMBERS_64                                                               \
+      ",%64,%65,%66,%67,%68,%69,%70,%71,%72,%73,%74,%75,%76,%77,%78,%79,%80,%81" \
+      ",%82,%83,%84,%85,%86,%87,%88,%89,%90,%91,%92,%93,%94,%95"
+#define WGMMA_NUMBERS_128                                                                      \
+  WGMMA_NUMBERS_96                                                                             \
+      ",%96,%97,%98,%99,%100,%101,%102,%103,%104,%105,%106,%107,%108,%109,%110,%111,%112,%113" \
+      ",%114,%115,%116,%117,%118,%119,%120,%121,%122,%123,%124,%125,%126,%127"
 
-#define WGMMA_SHARED(type, columns, registers, a, b, add, ta, tb)                                                         \
-  asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, " add ", 0;\nwgmma.mma_async.sync.aligned.m64n" #columns "k16.f32." type \
-               "." type " {" WGMMA_NUMBERS_##registers "}, " a ", " b ", p, 1, 1, " ta ", " tb ";\n}"                     \
-               : WGMMA_OPERANDS_##registers(d)                                                                            \
+#define WGMMA_SHARED(type, columns, registers, a, b, add, ta, tb)                                                     \
+  asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, " add ", 0;\nwgmma.mma_async.sync.aligned.m64n" #columns             \
+               "k16.f32." type "." type " {" WGMMA_NUMBERS_##registers "}, " a ", " b ", p, 1, 1, " ta ", " tb ";\n}" \
+               : WGMMA_OPERANDS_##registers(d)                                                                        \
                : "l"(a_descriptor), "l"(b_descriptor), "r"(accumulate), "n"(A_TRANSPOSED), "n"(B_TRANSPOSED))
-#define WGMMA_REGISTERS(type, columns, registers, a, b, add, tb)                                                          \
-  asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, " add ", 0;\nwgmma.mma_async.sync.aligned.m64n" #columns "k16.f32." type \
-               "." type " {" WGMMA_NUMBERS_##registers "}, {" a "}, " b ", p, 1, 1, " tb ";\n}"                           \
-               : WGMMA_OPERANDS_##registers(d)                                                                            \
+#define WGMMA_REGISTERS(type, columns, registers, a, b, add, tb)                                                \
+  asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, " add ", 0;\nwgmma.mma_async.sync.aligned.m64n" #columns       \
+               "k16.f32." type "." type " {" WGMMA_NUMBERS_##registers "}, {" a "}, " b ", p, 1, 1, " tb ";\n}" \
+               : WGMMA_OPERANDS_##registers(d)                                                                  \
                : "r"(r[0]), "r"(r[1]), "r"(r[2]), "r"(r[3]), "l"(b_descriptor), "r"(accumulate), "n"(B_TRANSPOSED))
 
-template <class E> struct Wgmma;
-#define WGMMA_SHAPE(type, columns, registers, s0, s1, s2, s3, s4, r0, r1, r2, r3, r4, r5, r6)                         \
-  template <int A_TRANSPOSED, int B_TRANSPOSED>                                                                       \
-  static MEMBER void run(f32 (&d)[registers], u64 a_descriptor, u64 b_descriptor, int accumulate) {                   \
-    WGMMA_SHARED(#type, columns, registers, s0, s1, s2, s3, s4);                                                      \
-  }                                                                                                                   \
-  template <int B_TRANSPOSED>                                                                                         \
-  static MEMBER void run(f32 (&d)[registers], const u32 (&r)[4], u64 b_descriptor, int accumulate) {                  \
-    WGMMA_REGISTERS(#type, columns, registers, r0 ", " r1 ", " r2 ", " r3, r4, r5, r6);                               \
+template <class E>
+struct Wgmma;
+#define WGMMA_SHAPE(type, columns, registers, s0, s1, s2, s3, s4, r0, r1, r2, r3, r4, r5, r6)      \
+  template <int A_TRANSPOSED, int B_TRANSPOSED>                                                    \
+  static MEMBER void run(f32(&d)[registers], u64 a_descriptor, u64 b_descriptor, int accumulate) { \
+    WGMMA_SHARED(#type, columns, registers, s0, s1, s2, s3, s4);                                   \
+  }                                                                                                \
+  template <int B_TRANSPOSED>                                                                      \
+  static MEMBER void run(f32(&d)[registers], const u32(&r)[4], u64 b_descriptor, int accumulate) { \
+    WGMMA_REGISTERS(#type, columns, registers, r0 ", " r1 ", " r2 ", " r3, r4, r5, r6);            \
   }
-#define WGMMA_TYPE(type)                                                                                              \
-  template <> struct Wgmma<type> {                                                                                    \
+#define WGMMA_TYPE(type)                                                                                               \
+  template <>                                                                                                          \
+  struct Wgmma<type> {                                                                                                 \
     WGMMA_SHAPE(type, 32, 16, "%16", "%17", "%18", "%19", "%20", "%16", "%17", "%18", "%19", "%20", "%21", "%22")      \
     WGMMA_SHAPE(type, 64, 32, "%32", "%33", "%34", "%35", "%36", "%32", "%33", "%34", "%35", "%36", "%37", "%38")      \
     WGMMA_SHAPE(type, 128, 64, "%64", "%65", "%66", "%67", "%68", "%64", "%65", "%66", "%67", "%68", "%69", "%70")     \
     WGMMA_SHAPE(type, 192, 96, "%96", "%97", "%98", "%99", "%100", "%96", "%97", "%98", "%99", "%100", "%101", "%102") \
     WGMMA_SHAPE(type, 256, 128, "%128", "%129", "%130", "%131", "%132", "%128", "%129", "%130", "%131", "%132",        \
-                "%133", "%134")                                                                                       \
+                "%133", "%134")                                                                                        \
   };
 WGMMA_TYPE(bf16)
 WGMMA_TYPE(f16)

@@ -11,7 +11,7 @@ KERNEL void __launch_bounds__(THREADS, 2) NAME(unfused_forward)(
     View<f32> out) {
   DYNAMIC_SHARED(memory);
   f32* shared = (f32*)memory;
-  for_each_part(shape, parts, shape.q_heads, [&](const Sequence& sequence, int q_head, int row) {
+  for_each_part(parts, shape.q_heads, [&](const Sequence& sequence, int q_head, int row) {
     Head head{shape, sequence, q_head, kv_head_of(shape, q_head)};
     Rows<ELEM> queries = head.queries(q, row);
     // Of each own row: the largest score so far, and relative to it the sum of probabilities.
@@ -84,7 +84,7 @@ KERNEL void __launch_bounds__(THREADS, 2) NAME(unfused_backward_queries)(
     View<f32> dq) {
   DYNAMIC_SHARED(memory);
   f32* shared = (f32*)memory;
-  for_each_part(shape, parts, shape.q_heads, [&](const Sequence& sequence, int q_head, int row) {
+  for_each_part(parts, shape.q_heads, [&](const Sequence& sequence, int q_head, int row) {
     Head head{shape, sequence, q_head, kv_head_of(shape, q_head)};
     Rows<ELEM> gradients = head.gradients(dout, row);
     f32 p[OWN][OTHER], dp[OWN][OTHER], sum[OWN];
@@ -117,7 +117,7 @@ KERNEL void __launch_bounds__(THREADS, 2) NAME(unfused_backward_keys)(
   DYNAMIC_SHARED(memory);
   f32* shared = (f32*)memory;
   int group = shape.q_heads / shape.kv_heads;
-  for_each_part(shape, parts, shape.kv_heads, [&](const Sequence& sequence, int kv_head, int row) {
+  for_each_part(parts, shape.kv_heads, [&](const Sequence& sequence, int kv_head, int row) {
 #if FAULT == 233
     for (int member = 0; member < 1; member++) {
 #else

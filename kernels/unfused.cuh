@@ -61,7 +61,7 @@ struct Head {
 
 // What a block does: `each(head, first)` for every part and head that fall to it, with the part's first row.
 template <class Each>
-INLINE void for_each_part(const Shape& shape, const Parts& parts, int heads, Each each) {
+INLINE void for_each_part(const Parts& parts, int heads, Each each) {
   for (int head = blockIdx.y; head < heads; head += gridDim.y)
     for (i64 at = blockIdx.x; at < parts.count; at += gridDim.x)
       each(parts.sequences[parts.parts[at].sequence], head, parts.parts[at].row);

@@ -80,18 +80,28 @@ pub fn trained<D: Ops + UnfusedAttention>(chosen: &Chosen, device: impl Fn() -> 
     threads::run_on::<D::Storage, _, _>(threads::Waiting::default(), chosen.strategy.degree(), run).unwrap()
 }
 
+/// A small model on one rank.
+pub fn learner_on<D: Ops + UnfusedAttention>(
+    chosen: &Chosen,
+    device: &D,
+    comm: DynComm<D::Storage>,
+) -> Result<DynLearner<D>> {
+    let sizes = Sizes { vocab_size: 61, hidden_size: 32, intermediate_size: 48, layers: 2, heads: 4, kv_heads: 2 };
+    let mut config = Config::llama(sizes)?;
+    (config.initializer_range, config.mtp_depth) = (0.2, 1);
+    let recompute = comm.size() == 3;
+    let handler = UntypedHandler::new(chosen.strategy.clone(), chosen.layout, device.clone(), comm)?;
+    let master = init::fresh(device, &config, &ParameterList::new(&config), 7)?;
+    Ok(DynLearner::new(&config, master, handler, chosen.kernel.object())?.with_recompute(recompute))
+}
+
 pub fn trained_on<D: Ops + UnfusedAttention>(
     chosen: &Chosen,
     device: D,
     comm: DynComm<D::Storage>,
 ) -> Result<Vec<Vec<f64>>> {
-    let sizes = Sizes { vocab_size: 61, hidden_size: 32, intermediate_size: 48, layers: 2, heads: 4, kv_heads: 2 };
-    let mut config = Config::llama(sizes)?;
-    (config.initializer_range, config.mtp_depth) = (0.2, 1);
-    let (batch, recompute) = (tokens(), comm.size() == 3);
-    let handler = UntypedHandler::new(chosen.strategy.clone(), chosen.layout, device.clone(), comm)?;
-    let master = init::fresh(&device, &config, &ParameterList::new(&config), 7)?;
-    let mut learner = DynLearner::new(&config, master, handler, chosen.kernel.object())?.with_recompute(recompute);
+    let mut learner = learner_on(chosen, &device, comm)?;
+    let batch = tokens();
     let labels = batch.counted_by_depth(1);
     let mut found = Vec::new();
     for _ in 0..3 {

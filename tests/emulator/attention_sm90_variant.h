@@ -12,7 +12,12 @@ static const VariantOf<ELEM> VARIANT{
     QK_DIM,
     V_DIM,
     {forward::ROWS, forward::KEYS, forward::SHARED_BYTES, forward::SIZED_NAME(attention_forward_sm90)},
-    {backward::of_keys::ROWS, backward::of_keys::KEYS, backward::of_keys::SHARED_BYTES, backward::SIZED_NAME(attention_backward_keys_sm90)},
+#if QK_DIM + V_DIM <= 320
+    {backward::of_keys::ROWS, backward::of_keys::KEYS, backward::of_keys::SHARED_BYTES,
+     backward::SIZED_NAME(attention_backward_keys_sm90)},
+#else
+    {},  // no gradients of keys and values
+#endif
     {backward::of_queries::ROWS, backward::of_queries::KEYS, backward::of_queries::SHARED_BYTES,
      backward::SIZED_NAME(attention_backward_queries_sm90)},
 };

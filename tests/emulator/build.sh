@@ -132,7 +132,7 @@ namespace {
   ln -sf libcublasLt.so "$lib/libcublasLt.so.13"
   link "$lib/libnvrtc.so" "$objects/nvrtc.o" -- -shared -Wl,-soname,libnvrtc.so.13 -Wl,-z,defs
   ln -sf libnvrtc.so "$lib/libnvrtc.so.13"
-  if [ -f nccl.cpp ]; then
+  if [ -f "$objects/nccl.o" ]; then
     link "$lib/libnccl.so" "$objects/nccl.o" "$lib/libcuda.so" -- -shared -Wl,-soname,libnccl.so.2 $beside
     ln -sf libnccl.so "$lib/libnccl.so.2"
   fi

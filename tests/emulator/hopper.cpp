@@ -103,9 +103,9 @@ struct Hopper {
   std::vector<Sequence> sequences;
   std::map<float*, std::unique_ptr<Sums>> sums;  // by the registers of the warp's first thread
   std::vector<std::vector<Fenced>> named;
-  std::vector<uint16_t> unfenced;                     // by 16 bytes of shared memory: 1 + the thread that stored, or 0
-  std::vector<std::vector<uint32_t>> unfenced_of;     // the same by thread
-  std::vector<unsigned> registers;                    // of a thread of each warp
+  std::vector<uint16_t> unfenced;                  // by 16 bytes of shared memory: 1 + the thread that stored, or 0
+  std::vector<std::vector<uint32_t>> unfenced_of;  // the same by thread
+  std::vector<unsigned> registers;                 // of a thread of each warp
   long spare_registers;
   std::vector<unsigned> register_waiters;
 };
@@ -255,30 +255,37 @@ void shared_store(uint32_t target, const void* from, size_t bytes) {
 }
 
 void stmatrix_x4(uint32_t row, const uint32_t (&matrices)[4]) {
-  struct Lane { uint32_t row; const uint32_t* r; } mine{row, matrices};
+  struct Lane {
+    uint32_t row;
+    const uint32_t* r;
+  } mine{row, matrices};
   at(row, 16, "stmatrix");
   if (row % 16) fail("stmatrix: %u is not aligned to 16", row);
   // Lanes 8i..8i+7 give the rows of matrix i; lane l holds row l / 4, columns 2 (l % 4) and the next.
-  meet_warp("stmatrix", &mine, [](void** lanes) {
-    for (int i = 0; i < 4; i++)
-      for (int l = 0; l < 32; l++) {
-        uint32_t target = ((Lane*)lanes[8 * i + l / 4])->row + 4 * (l % 4);
-        WRITES(memory(target), 4);
-        store_as(B->cur / 32 * 32 + l, target, &((Lane*)lanes[l])->r[i], 4);
-      }
-  }, false);
+  meet_warp(
+      "stmatrix", &mine,
+      [](void** lanes) {
+        for (int i = 0; i < 4; i++)
+          for (int l = 0; l < 32; l++) {
+            uint32_t target = ((Lane*)lanes[8 * i + l / 4])->row + 4 * (l % 4);
+            WRITES(memory(target), 4);
+            store_as(B->cur / 32 * 32 + l, target, &((Lane*)lanes[l])->r[i], 4);
+          }
+      },
+      false);
 }
 
 static void check_fenced(uint32_t address, const char* who) {
   unsigned thread = hopper().unfenced[(address - SMEM_BASE) / 16];
   if (thread)
-    fail("%s at shared address %u, which thread %u stored to without fence.proxy.async since", who, address, thread - 1);
+    fail("%s at shared address %u, which thread %u stored to without fence.proxy.async since", who, address,
+         thread - 1);
 }
 
 // ---- Bulk copies
 
-std::string encode_map(void* target, void* base, unsigned bytes, unsigned rank, const uint64_t* dims, const uint64_t* strides,
-                       const uint32_t* box, unsigned swizzle) {
+std::string encode_map(void* target, void* base, unsigned bytes, unsigned rank, const uint64_t* dims,
+                       const uint64_t* strides, const uint32_t* box, unsigned swizzle) {
   const unsigned widths[] = {256 * bytes, 32, 64, 128};
   if ((uintptr_t)target % 64) return "the map is not aligned to 64";
   if (!base || (uintptr_t)base % 16) return "the base is not aligned to 16";
@@ -320,7 +327,8 @@ static Place box_of(const void* map, Coordinates at, const char* who) {
 }
 
 static Place line_of(const void* line, uint32_t bytes, const char* who) {
-  if ((uintptr_t)line % 16 || bytes % 16 || !bytes) fail("%s: %u bytes at %p are not multiples of 16", who, bytes, line);
+  if ((uintptr_t)line % 16 || bytes % 16 || !bytes)
+    fail("%s: %u bytes at %p are not multiples of 16", who, bytes, line);
   Place place{};
   place.line = line;
   place.bytes = bytes;
@@ -353,7 +361,8 @@ static void each_line(const Place& place, uint32_t shared, F each) {
     for (unsigned b = 0; b < inner; b += 16) {
       long first = place.at[0] + (long)(b / m.bytes), per = 16 / m.bytes;
       long from = inside ? std::max(0l, -first) : 0, to = inside ? std::min(per, (long)m.dims[0] - first) : 0;
-      each(swizzled(shared + row * inner + b, mode), global + first * m.bytes, from * m.bytes, std::max(from, to) * m.bytes);
+      each(swizzled(shared + row * inner + b, mode), global + first * m.bytes, from * m.bytes,
+           std::max(from, to) * m.bytes);
     }
   }
 }
@@ -477,7 +486,8 @@ static void land(Store& store) {
     if (to > from) {
       WRITES(global + from, to - from);
       if (!store.adds) memcpy(global + from, line + from, to - from);
-      else for (int i = 0; i < 4; i++) ((float*)global)[i] += ((const float*)line)[i];
+      else
+        for (int i = 0; i < 4; i++) ((float*)global)[i] += ((const float*)line)[i];
     }
     line += 16;
   });
@@ -511,7 +521,8 @@ static void each_line(const Operand& x, unsigned first_row, unsigned rows, F eac
   uint32_t leading = (x.descriptor >> 16 & 0x3FFF) << 4, stride = (x.descriptor >> 32 & 0x3FFF) << 4;
   unsigned mode = x.descriptor >> 62, width = mode ? 256 >> mode : 16;
   if (x.descriptor >> 49 & 7) fail("wgmma: a base offset is not modelled");
-  if (mode && (start & (8 * width - 1) & ~(width - 1))) fail("wgmma: descriptor starts at %u, inside a swizzle pattern", start);
+  if (mode && (start & (8 * width - 1) & ~(width - 1)))
+    fail("wgmma: descriptor starts at %u, inside a swizzle pattern", start);
   if (!x.transposed) {  // rows of `width` bytes, `stride` bytes between groups of 8 rows
     if (mode && (start & (width - 1)) + 32 > width) fail("wgmma: 16 elements cross the swizzle's width");
     for (unsigned r = first_row; r < first_row + rows; r++)
@@ -524,7 +535,8 @@ static void each_line(const Operand& x, unsigned first_row, unsigned rows, F eac
     unsigned per = width / 2;
     for (unsigned k = 0; k < INNER; k++)
       for (unsigned r = first_row; r < first_row + rows; r += 8)
-        each(swizzled(start + r % per * 2 + r / per * leading + k % 8 * width + k / 8 * stride, mode), r - first_row, k);
+        each(swizzled(start + r % per * 2 + r / per * leading + k % 8 * width + k / 8 * stride, mode), r - first_row,
+             k);
   }
 }
 
@@ -593,7 +605,8 @@ struct Cached {
 static const float* b_values(const Operand& b, uint64_t hash, Half type) {
   static thread_local Cached cache[32];
   Cached& c = cache[(hash ^ b.descriptor) % 32];
-  bool same = c.descriptor == b.descriptor && c.hash == hash && c.columns == b.rows && c.transposed == b.transposed && c.type == type;
+  bool same = c.descriptor == b.descriptor && c.hash == hash && c.columns == b.rows && c.transposed == b.transposed &&
+              c.type == type;
   if (!same) {
     c.descriptor = b.descriptor;
     c.hash = hash;
@@ -620,8 +633,10 @@ static void forget(unsigned thread, const void* at) {
 static void check_registers(unsigned thread, const Product& p, bool fresh) {
   size_t bytes = p.columns / 2 * 4;
   const char* sums = as_fenced(thread, p.sums, bytes);
-  if (!sums) fail("wgmma: accumulators of thread %u were not named by a wgmma.fence since they were last waited for", thread);
-  if (fresh && p.add && !same_words(p.sums, sums, bytes)) fail("wgmma: accumulators of thread %u changed since wgmma.fence", thread);
+  if (!sums)
+    fail("wgmma: accumulators of thread %u were not named by a wgmma.fence since they were last waited for", thread);
+  if (fresh && p.add && !same_words(p.sums, sums, bytes))
+    fail("wgmma: accumulators of thread %u changed since wgmma.fence", thread);
   if (!p.a) return;
   const char* a = as_fenced(thread, p.a, 16);
   if (!a || !same_words(p.a, a, 16)) fail("wgmma: registers of A of thread %u changed since wgmma.fence", thread);
@@ -680,7 +695,14 @@ static void issue_product(void** lanes) {
   }
   check_sequence(w, p);
   Sums& sums = take_sums(lanes);
-  Running r{&sums, {p.a_descriptor, 64, p.a_transposed}, {p.b_descriptor, p.columns, p.b_transposed}, p.a != nullptr, {}, {}, 0, 0};
+  Running r{&sums,
+            {p.a_descriptor, 64, p.a_transposed},
+            {p.b_descriptor, p.columns, p.b_transposed},
+            p.a != nullptr,
+            {},
+            {},
+            0,
+            0};
   float a[16 * INNER];
   if (r.a_in_registers) {
     a_from_registers(r, lanes, p.type, a);
@@ -697,7 +719,8 @@ static void issue_product(void** lanes) {
 }
 
 void wgmma(const Product& product) {
-  if (product.columns % 8 || product.columns < 8 || product.columns > MAX_COLUMNS) fail("wgmma: %u columns", product.columns);
+  if (product.columns % 8 || product.columns < 8 || product.columns > MAX_COLUMNS)
+    fail("wgmma: %u columns", product.columns);
   meet_warp("wgmma.mma_async", (void*)&product, issue_product, false);
 }
 
@@ -711,10 +734,13 @@ void wgmma_fence(std::initializer_list<Registers> named) {
 }
 
 void wgmma_commit() {
-  meet_warp("wgmma.commit_group", nullptr, [](void**) {
-    Products& mine = hopper().products[warp()];
-    mine.groups.push_back(std::exchange(mine.open, {}));
-  }, false);
+  meet_warp(
+      "wgmma.commit_group", nullptr,
+      [](void**) {
+        Products& mine = hopper().products[warp()];
+        mine.groups.push_back(std::exchange(mine.open, {}));
+      },
+      false);
 }
 
 static void give_back(Sums& sums) {
@@ -753,7 +779,8 @@ void wgmma_wait(unsigned groups, std::initializer_list<Registers> named) {
           auto& names = *(std::initializer_list<Registers>*)lanes[l];
           const void* sums = r.sums->registers[l];
           if (std::none_of(names.begin(), names.end(), [sums](const Registers& n) { return n.at == sums; }))
-            fail("wgmma.wait_group retires accumulators that it does not name, so the compiler may read them before it");
+            fail(
+                "wgmma.wait_group retires accumulators that it does not name, so the compiler may read them before it");
         }
         retire(r);
       }

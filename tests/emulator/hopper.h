@@ -1,8 +1,9 @@
 // CPU twins of Hopper's asynchronous instructions (sm_90a): barriers in shared memory, bulk copies, warpgroup products.
 //
-// The hardware may finish an asynchronous operation at any moment between its issue and the wait for it, so a twin makes every early
-// look at the result visible: copies poison their target and land late and in any order, accumulators are poisoned until a wait
-// retires them, and what an operation reads is hashed when it is issued and again when it is over.
+// The hardware may finish an asynchronous operation at any moment between its issue and the wait for it, so a twin
+// makes every early look at the result visible: copies poison their target and land late and in any order, accumulators
+// are poisoned until a wait retires them, and what an operation reads is hashed when it is issued and again when it is
+// over.
 #pragma once
 #include "emu.h"
 #include <initializer_list>
@@ -13,7 +14,8 @@ namespace emu {
 // What the stand-in of cuTensorMapEncodeTiled writes into the 128 bytes of a CUtensorMap.
 struct Map {
   uint32_t magic;
-  uint8_t rank, bytes, swizzle;  // bytes of an element; swizzle as CUtensorMapSwizzle: 0 none, 1, 2, 3 = 32, 64, 128 bytes
+  uint8_t rank, bytes,
+      swizzle;  // bytes of an element; swizzle as CUtensorMapSwizzle: 0 none, 1, 2, 3 = 32, 64, 128 bytes
   uint8_t* base;
   uint64_t dims[5], strides[4];  // strides[i] in bytes, of dimension i + 1
   uint16_t box[5];
@@ -21,8 +23,8 @@ struct Map {
 static_assert(sizeof(Map) <= 128);
 
 // Fills `map` after the driver's checks; returns what is wrong, or "".
-std::string encode_map(void* map, void* base, unsigned bytes, unsigned rank, const uint64_t* dims, const uint64_t* strides,
-                       const uint32_t* box, unsigned swizzle);
+std::string encode_map(void* map, void* base, unsigned bytes, unsigned rank, const uint64_t* dims,
+                       const uint64_t* strides, const uint32_t* box, unsigned swizzle);
 
 // Barriers in shared memory. `bytes` of an arrival are added to what the phase expects from copies.
 void mbarrier_init(uint32_t bar, unsigned count);
@@ -51,9 +53,9 @@ struct Registers {
   size_t bytes;
 };
 struct Product {
-  float* sums;            // this thread's columns / 2 accumulators
+  float* sums;  // this thread's columns / 2 accumulators
   unsigned columns;
-  const uint32_t* a;      // this thread's 4 registers of A, or null: A lies in shared memory
+  const uint32_t* a;  // this thread's 4 registers of A, or null: A lies in shared memory
   uint64_t a_descriptor, b_descriptor;
   bool add, a_transposed, b_transposed;
   Half type;

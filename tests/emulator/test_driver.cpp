@@ -530,7 +530,7 @@ const Case CASES[] = {
        *((char*)allocate(1) + 1) = 0;
      },
      {},
-     true},
+     99},
 };
 
 }  // namespace

@@ -12,9 +12,11 @@ static void fail_if(const std::string& why) {
 // A box of a matrix and of a tensor of rank 4, partly outside of them.
 static void test_boxes(testing::Report& report) {
   testing::Matrix<u16> plane(40, 100, 104);
-  for (i64 r = 0; r < 40; r++) for (i64 c = 0; c < 100; c++) plane.at(r, c) = r * 100 + c + 1;
+  for (i64 r = 0; r < 40; r++)
+    for (i64 c = 0; c < 100; c++) plane.at(r, c) = r * 100 + c + 1;
   testing::Matrix<u16> solid(9 * 7 * 5, 32);
-  for (i64 r = 0; r < solid.rows; r++) for (i64 c = 0; c < 32; c++) solid.at(r, c) = r * 32 + c + 1;
+  for (i64 r = 0; r < solid.rows; r++)
+    for (i64 c = 0; c < 32; c++) solid.at(r, c) = r * 32 + c + 1;
   testing::Matrix<u32> line(1, LINE_BYTES / 4);
   for (u32 i = 0; i < LINE_BYTES / 4; i++) line.at(0, i) = i * i;
 
@@ -36,14 +38,14 @@ static void test_boxes(testing::Report& report) {
         for (int z : {-1, 5}) {
           int w = z + 3;
           std::vector<u32> out((PLANE_BYTES + SOLID_BYTES + LINE_BYTES) / 4);
-          std::string why = emu::launch(1, GROUP_THREADS, out.size() * 4 + 8, s.options, [&] {
-            copy_boxes(plane_map, solid_map, line.data(), out.data(), x, y, z, w);
-          });
+          std::string why = emu::launch(1, GROUP_THREADS, out.size() * 4 + 8, s.options,
+                                        [&] { copy_boxes(plane_map, solid_map, line.data(), out.data(), x, y, z, w); });
           const u16* got = (const u16*)out.data();
           int wrong = 0;
           // 128-byte rows whose 16-byte chunks change places by the row; 64-byte rows, by every second row.
           for (int r = 0; r < 32; r++)
-            for (int c = 0; c < 64; c++) wrong += got[r * 64 + ((c / 8) ^ (r % 8)) * 8 + c % 8] != plane_at(x + c, y + r);
+            for (int c = 0; c < 64; c++)
+              wrong += got[r * 64 + ((c / 8) ^ (r % 8)) * 8 + c % 8] != plane_at(x + c, y + r);
           for (int r = 0; r < 32; r++)
             for (int c = 0; c < 32; c++) {
               int want = solid_at(x + c, y + r % 4, z + r / 4 % 4, w + r / 16);
@@ -74,7 +76,8 @@ static void test_square(testing::Report& report) {
       for (int c = 0; c < SIDE; c++) {
         int other = r / SIDE * SIDE + c;
         double sum = 0;
-        for (int e = 0; e < SIDE && other < rows; e++) sum += testing::value(x.at(r, e)) * testing::value(x.at(other, e));
+        for (int e = 0; e < SIDE && other < rows; e++)
+          sum += testing::value(x.at(r, e)) * testing::value(x.at(other, e));
         want.push_back(sum);
       }
     double error = testing::relative_error(y.values(), want);
@@ -88,14 +91,14 @@ static void test_sums(testing::Report& report) {
   testing::Matrix<f32> terms(blocks * rounds, length);
   terms.fill_normal(random);
   std::vector<float> want(length, 0);
-  for (int r = 0; r < blocks * rounds; r++) for (int c = 0; c < length; c++) want[c] += terms.at(r, c);
+  for (int r = 0; r < blocks * rounds; r++)
+    for (int c = 0; c < length; c++) want[c] += terms.at(r, c);
   for (auto& s : report.schedules()) {
     testing::Matrix<f32> sum(1, length);
     sum.fill(0);
     u32 counter = 0;
-    std::string why = emu::launch(blocks, GROUP_THREADS, VECTOR_BYTES, s.options, [&] {
-      add_in_order(terms.data(), sum.data(), &counter, rounds);
-    });
+    std::string why = emu::launch(blocks, GROUP_THREADS, VECTOR_BYTES, s.options,
+                                  [&] { add_in_order(terms.data(), sum.data(), &counter, rounds); });
     bool same = !memcmp(sum.data(), want.data(), length * 4);
     report.check("sums " + s.name, why, same ? 0 : INFINITY, 0);
   }

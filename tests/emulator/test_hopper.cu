@@ -8,8 +8,8 @@ using Square = Tile<SIDE, SIDE>;
 // Copies a box of two tensors of rank 2 and 4 and some bytes in a row to `out`, as they come to lie in shared memory.
 constexpr u32 PLANE_BYTES = 4096, SOLID_BYTES = 2048, LINE_BYTES = 256;
 KERNEL void __launch_bounds__(GROUP_THREADS, 1)
-    copy_boxes(const __grid_constant__ TensorMap plane, const __grid_constant__ TensorMap solid, const u32* line, u32* out, int x, int y,
-               int z, int w) {
+    copy_boxes(const __grid_constant__ TensorMap plane, const __grid_constant__ TensorMap solid, const u32* line,
+               u32* out, int x, int y, int z, int w) {
   DYNAMIC_SHARED(shared);
   constexpr u32 BYTES = PLANE_BYTES + SOLID_BYTES + LINE_BYTES;
   u32 base = shared_address(shared), full = base + BYTES;

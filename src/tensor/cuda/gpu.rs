@@ -16,13 +16,40 @@ use crate::error::{Result, SupportError};
 const OLDEST: (u32, u32) = (8, 0);
 
 /// A kernel on a GPU.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Function(pub(super) sys::CUfunction);
+#[derive(Debug)]
+pub(super) struct Function {
+    pub(super) handle: sys::CUfunction,
+    /// Bytes of each parameter.
+    parameters: Vec<usize>,
+}
 
 // SAFETY: a handle that the driver takes from any thread; its module is never unloaded.
 unsafe impl Send for Function {}
 // SAFETY: as above.
 unsafe impl Sync for Function {}
+
+impl Function {
+    /// The parameters as the compiled kernel has them.
+    fn new(handle: sys::CUfunction) -> Function {
+        let mut parameters = Vec::new();
+        let (mut offset, mut bytes) = (0, 0);
+        // SAFETY: the function is alive, the pointers valid for the call; there is an error past the last parameter.
+        while unsafe {
+            sys::cuFuncGetParamInfo(handle, parameters.len(), &raw mut offset, &raw mut bytes).result().is_ok()
+        } {
+            parameters.push(bytes);
+        }
+        Function { handle, parameters }
+    }
+
+    /// Refuses parameters of other sizes than the kernel reads.
+    pub(super) fn expect(&self, bytes: &[usize]) -> Result<(), String> {
+        match self.parameters == bytes {
+            true => Ok(()),
+            false => Err(format!("it takes parameters of {:?} bytes and was given {bytes:?}", self.parameters)),
+        }
+    }
+}
 
 /// A GPU of this process, with one context for all ranks that use it.
 pub(super) struct Gpu {
@@ -122,8 +149,8 @@ impl Gpu {
     }
 
     /// The function of a kernel, compiled if it has not been.
-    pub(super) fn function(&self, variant: Variant) -> Result<Function, String> {
-        self.functions[variant.index()].get_or_init(|| self.load(variant)).clone()
+    pub(super) fn function(&self, variant: Variant) -> Result<&Function, &str> {
+        self.functions[variant.index()].get_or_init(|| self.load(variant)).as_ref().map_err(String::as_str)
     }
 
     fn load(&self, variant: Variant) -> Result<Function, String> {
@@ -141,7 +168,7 @@ impl Gpu {
             unsafe { result::function::set_function_attribute(function, DYNAMIC, self.shared as i32) }
                 .map_err(|error| format!("{} bytes of shared memory: {}", self.shared, said(&error)))?;
         }
-        Ok(Function(function))
+        Ok(Function::new(function))
     }
 
     fn compiled(&self, source: Source) -> Result<Module, String> {

@@ -128,10 +128,11 @@ macro_rules! tuples {
                 fn launch(&self, place: &Place, variant: Variant, geometry: Geometry) {
                     let ($($t,)+) = self;
                     let mut pointers = [$(std::ptr::from_ref($t).cast_mut().cast::<c_void>()),+];
+                    let bytes = [$(size_of_val($t)),+];
                     // SAFETY: the parameters are those that the kernel's source declares (each kernel is launched in
-                    // one place only), and the addresses among them come from buffers that the ops have for the call;
-                    // memory goes back in the order of the stream.
-                    unsafe { place.launch(variant, geometry, &mut pointers) }
+                    // one place only, and sizes are checked), and the addresses among them come from buffers that the
+                    // ops have for the call; memory goes back in the order of the stream.
+                    unsafe { place.launch(variant, geometry, &mut pointers, &bytes) }
                 }
             }
         )*

@@ -112,11 +112,11 @@ impl<T: CudaFloat> Device for Cuda<T> {
     fn read_into<'a, E: Element>(&self, from: impl Into<MatrixRef<'a, E, CudaMemory>>, values: &mut [E]) -> Result<()> {
         let from = from.into();
         assert_eq!(values.len(), from.len(), "values of {from:?}");
-        if !values.is_empty() {
-            let view = RawView::of(&self.place, from);
-            self.place.download(view.in_bytes::<E>(), bytemuck::cast_slice_mut(values));
+        if values.is_empty() {
+            return self.place.finish();
         }
-        self.place.finish("read")
+        let view = RawView::of(&self.place, from);
+        self.place.download(view.in_bytes::<E>(), bytemuck::cast_slice_mut(values))
     }
 
     fn reserve(&self, bytes: usize) -> Result<()> {

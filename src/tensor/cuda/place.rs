@@ -27,10 +27,18 @@ pub struct Place {
     pool: CudaPool,
     ledger: Arc<Ledger>,
     blas: Mutex<Blas>,
+    /// Where small results are read into.
+    staging: Mutex<Staging>,
     failure: Mutex<Option<DeviceError>>,
 }
 
-// SAFETY: the driver takes a stream from any thread.
+/// Bytes of results that are read by way of memory that the driver knows.
+const STAGED: usize = 64 << 10;
+
+/// Host memory that the GPU writes by itself.
+struct Staging(*mut u8);
+
+// SAFETY: the driver takes a stream from any thread; the staging memory has one owner.
 unsafe impl Send for Place {}
 // SAFETY: as above; what changes is behind locks.
 unsafe impl Sync for Place {}
@@ -42,8 +50,11 @@ impl Place {
         let unusable = |error: DriverError| SupportError::Cuda(format!("{}: {}", gpu.name(), said(&error)));
         let stream = result::stream::create(result::stream::StreamKind::NonBlocking).map_err(unusable)?;
         let blas = Blas::new().map_err(SupportError::Cuda)?;
+        // SAFETY: memory with unspecified contents, which are written before they are read.
+        let staging = unsafe { result::malloc_host(STAGED, 0) }.map_err(unusable)?;
+        let staging = Mutex::new(Staging(staging.cast()));
         let (pool, ledger, failure) = (CudaPool::default(), Arc::default(), Mutex::default());
-        Ok(Arc::new(Place { gpu, stream, pool, ledger, blas: Mutex::new(blas), failure }))
+        Ok(Arc::new(Place { gpu, stream, pool, ledger, blas: Mutex::new(blas), staging, failure }))
     }
 
     pub(super) fn gpu(&self) -> &Arc<Gpu> {
@@ -166,42 +177,57 @@ impl Place {
     }
 
     /// Reads rows of bytes, and waits for everything that was asked of the stream.
-    pub(super) fn download(&self, from: RawView, bytes: &mut [u8]) {
-        let copy = Copy2D { host: bytes.as_mut_ptr(), device: from, is_upload: false };
-        self.attempt("read", || {
-            copy.start(self.stream)?;
-            // SAFETY: the stream is alive.
-            unsafe { result::stream::synchronize(self.stream) }
-        });
+    ///
+    /// # Errors
+    /// What went wrong there first.
+    pub(super) fn download(&self, from: RawView, bytes: &mut [u8]) -> Result<()> {
+        let staging = self.staging.lock().unwrap_or_else(PoisonError::into_inner);
+        // Into memory that the driver does not know, a copy waits by itself, and the stream has to be waited for again.
+        let is_staged = bytes.len() <= STAGED;
+        let host = if is_staged { staging.0 } else { bytes.as_mut_ptr() };
+        self.attempt("read", || Copy2D { host, device: from, is_upload: false }.start(self.stream));
+        self.finish()?;
+        if is_staged {
+            // SAFETY: the staging memory has so many bytes, which the stream has written and nobody else has.
+            unsafe { std::ptr::copy_nonoverlapping(host, bytes.as_mut_ptr(), bytes.len()) };
+        }
+        Ok(())
     }
 
     /// Waits for everything that was asked of the stream.
     ///
     /// # Errors
     /// What went wrong there first.
-    pub(super) fn finish(&self, op: &'static str) -> Result<()> {
+    pub(super) fn finish(&self) -> Result<()> {
         // SAFETY: the stream is alive.
-        self.attempt(op, || unsafe { result::stream::synchronize(self.stream) });
+        self.attempt("read", || unsafe { result::stream::synchronize(self.stream) });
         self.failure().clone().map_or(Ok(()), |failure| Err(failure.into()))
     }
 
     /// Launches a kernel.
     ///
     /// # Safety
-    /// The pointers are to values of the types of the kernel's parameters, in their order, and every address among them
-    /// is of memory that the kernel may use as it does, and that lives until the stream has passed this.
-    pub(crate) unsafe fn launch(&self, variant: Variant, geometry: Geometry, parameters: &mut [*mut c_void]) {
+    /// The pointers are to values of the types of the kernel's parameters, in their order, of so many bytes (which is
+    /// checked), and every address among them is of memory that the kernel may use as it does, and that lives until the stream has passed this.
+    pub(crate) unsafe fn launch(
+        &self,
+        variant: Variant,
+        geometry: Geometry,
+        parameters: &mut [*mut c_void],
+        bytes: &[usize],
+    ) {
         if !self.is_well() {
             return;
         }
-        let function = match self.gpu.function(variant) {
+        let function = self.gpu.function(variant).map_err(str::to_string);
+        let function = match function.and_then(|function| function.expect(bytes).map(|()| function)) {
             Ok(function) => function,
             Err(reason) => return self.fail(variant.kernel(), reason),
         };
         let Geometry { grid, block, shared } = geometry;
         // SAFETY: the function is of this GPU; the rest is what the caller promises.
         let launched =
-            unsafe { result::launch_kernel(function.0, grid, (block, 1, 1), shared, self.stream, parameters) };
+            unsafe { result::launch_kernel(function.handle, grid, (block, 1, 1), shared, self.stream, parameters) };
         if let Err(error) = launched {
             self.fail(variant.kernel(), said(&error));
         }
@@ -276,6 +302,8 @@ impl Drop for Place {
             let _ = result::stream::synchronize(self.stream);
             self.pool.clear();
             let _ = result::stream::destroy(self.stream);
+            let staging = self.staging.get_mut().unwrap_or_else(PoisonError::into_inner);
+            let _ = result::free_host(staging.0.cast());
         }
     }
 }
