@@ -205,7 +205,7 @@ INLINE void compute_item(u32 base, Stages& at, const Shape& shape, const Tiles& 
   wgmma_wait<0>(o);
   free_values(base, at.values);
   if constexpr (FAULT == 27) {
-    if (item.count > 2 && threadIdx.x % GROUP_THREADS < 64) named_sync(5, GROUP_THREADS);
+    if (item.count > 2 && threadIdx.x % GROUP_THREADS < 32) named_sync(5, GROUP_THREADS);
   }
 }
 

@@ -5,26 +5,25 @@ use std::sync::{Mutex, PoisonError};
 
 use context_parallel::error::Result;
 use context_parallel::model::parameters::ParameterSet;
-use context_parallel::tensor::Element;
+use context_parallel::tensor::{Device, Element};
 
 use super::hardware::RankDevice;
 use super::output;
+
+/// Parameters on a device.
+type SetOn<D, R, E> = ParameterSet<R, E, <D as Device>::Storage>;
 
 /// A device per rank of this process, and the same weights on each until the rank takes them.
 pub struct WeightsOfRanks<D: RankDevice, R, E> {
     /// The first rank of this process.
     first: usize,
     devices: Vec<D>,
-    weights: Vec<Mutex<Option<ParameterSet<R, E, D::Storage>>>>,
+    weights: Vec<Mutex<Option<SetOn<D, R, E>>>>,
 }
 
 impl<D: RankDevice, R, E: Element> WeightsOfRanks<D, R, E> {
     /// Makes weights once, and a copy for each of `ranks` but the first; nothing if there are none.
-    pub fn new(
-        ranks: Range<usize>,
-        threads: usize,
-        make: impl FnOnce(&D) -> Result<ParameterSet<R, E, D::Storage>>,
-    ) -> Result<Self> {
+    pub fn new(ranks: Range<usize>, threads: usize, make: impl FnOnce(&D) -> Result<SetOn<D, R, E>>) -> Result<Self> {
         let first = ranks.start;
         let devices: Vec<D> = ranks.map(|rank| D::open(rank, threads)).collect::<Result<_>>()?;
         let Some((device, others)) = devices.split_first() else {
@@ -46,7 +45,7 @@ impl<D: RankDevice, R, E: Element> WeightsOfRanks<D, R, E> {
     ///
     /// # Panics
     /// At the second call for a rank.
-    pub fn take(&self, rank: usize) -> ParameterSet<R, E, D::Storage> {
+    pub fn take(&self, rank: usize) -> SetOn<D, R, E> {
         let weights = self.weights[rank - self.first].lock().unwrap_or_else(PoisonError::into_inner).take();
         weights.unwrap_or_else(|| panic!("rank {rank} took its weights already"))
     }

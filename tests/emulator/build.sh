@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
 # tests/emulator/build.sh OUT [plain|asan|tsan|libraries]... [-- NAME...]
+# tests/emulator/build.sh variants FILE: how a kernel file is compiled, a variant a line
 #
 # Builds what runs CUDA without a GPU; needs g++ 12 on x86-64.
 #   libraries   OUT/lib/libcuda.so, libcublasLt.so, libnvrtc.so, libnccl.so: stand-ins, with all kernels in libcuda
@@ -10,6 +11,31 @@
 # compilers run at once (default: one per processor), FLAGS is added to those that compile kernels, as -DFAULT=3.
 # ELEMS and SIZES say which variants of kernels libcuda gets (default: bf16 f16 f32, 64_64 128_128 192_128 256_256).
 set -euo pipefail
+elems=${ELEMS:-bf16 f16 f32}
+sizes=${SIZES:-64_64 128_128 192_128 256_256}
+
+# Flags of a kernel file, one variant a line: ELEM, and sizes of heads where names carry them.
+variants() {
+  local file=$1
+  if grep -qE 'EXPORT\((SIZED|DIMS)_NAME' "$file"; then
+    for elem in $elems; do
+      [ $elem != f32 ] || continue
+      for size in $sizes; do
+        [[ $file == *_sm90.cu && $size != 64_64 && $size != 128_128 ]] && continue
+        echo "-DELEM=$elem -DQK_DIM=${size%_*} -DV_DIM=${size#*_}"
+      done
+    done
+  elif grep -q 'EXPORT(NAME(' "$file"; then
+    for elem in $elems; do echo "-DELEM=$elem"; done
+  else
+    echo ""
+  fi
+}
+
+if [ "$1" = variants ]; then
+  variants "$2"
+  exit
+fi
 out=$(mkdir -p "$1" && cd "$1" && pwd)
 shift
 kinds=()
@@ -24,8 +50,6 @@ kernels=$(cd ../../kernels && pwd)
 common="-std=c++20 -march=x86-64-v3 -I$emulator -I$kernels -Wall -Wextra -Wno-unused-function -Wno-unused-parameter"
 common+=" -Wno-unknown-pragmas -Wno-psabi"
 flags=${FLAGS:-}
-elems=${ELEMS:-bf16 f16 f32}
-sizes=${SIZES:-64_64 128_128 192_128 256_256}
 jobs=$(mktemp)
 trap 'rm -f "$jobs"' EXIT
 
@@ -67,24 +91,6 @@ link() {
   # The list of objects may have changed, when a kernel was removed.
   [ "$(cat "$list" 2>/dev/null)" = "${objects[*]}" ] || newest=1
   [ $newest = 0 ] || { nice g++ "${objects[@]}" "$@" -o "$target" && echo "${objects[*]}" > "$list"; }
-}
-
-# Flags of a kernel file, one variant a line: ELEM, and sizes of heads where names carry them.
-variants() {
-  local file=$1
-  if grep -qE 'EXPORT\((SIZED|DIMS)_NAME' "$file"; then
-    for elem in $elems; do
-      [ $elem != f32 ] || continue
-      for size in $sizes; do
-        [[ $file == *_sm90.cu && $size != 64_64 && $size != 128_128 ]] && continue
-        echo "-DELEM=$elem -DQK_DIM=${size%_*} -DV_DIM=${size#*_}"
-      done
-    done
-  elif grep -q 'EXPORT(NAME(' "$file"; then
-    for elem in $elems; do echo "-DELEM=$elem"; done
-  else
-    echo ""
-  fi
 }
 
 build_libraries() {

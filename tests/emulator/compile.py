@@ -58,7 +58,7 @@ def main():
     jobs = []
     for file in files:
         architectures = ["sm_90a"] if file.endswith("_sm90.cu") else ["sm_80", "sm_90"]
-        variants = subprocess.run([HERE / "variants", KERNELS / file], check=True, capture_output=True, text=True)
+        variants = subprocess.run([HERE / "build.sh", "variants", KERNELS / file], check=True, capture_output=True, text=True)
         for defines in variants.stdout.splitlines():
             jobs += [(file, architecture, defines.split()) for architecture in architectures]
     with ThreadPoolExecutor(os.cpu_count()) as pool:

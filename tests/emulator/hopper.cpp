@@ -171,8 +171,12 @@ static const char* leftover() {
 
 void end_block() {
   if (!B->failed) {
-    for (auto& s : hopper().stores)
-      for (auto& store : s.landing) land(store);
+    for (auto& s : hopper().stores) {
+      for (auto& store : s.landing) {
+        land(store);
+        ACQUIRE(&store.tokens->landed);  // for whoever comes after the launch
+      }
+    }
     if (const char* what = leftover()) {
       B->failed = true;
       B->why = "block " + std::to_string(B->idx.x) + ": " + what;

@@ -68,7 +68,7 @@ const Case CASES[] = {
     {64, 64, 1, 1, "full", 1, 0, 0, 64, false},
     {200, 200, 1, 1, "documents", 2, 8, 0, 64, false},
     {150, 140, 2, 2, "window", 3, 0, 0, 33, false},
-    {70, 3, 1, 1, "full", 90, 0, 0, 64, false},        // log-sum-exps of which exp overflows
+    {150, 2, 1, 1, "full", 90, 0, 0, 64, false},       // log-sum-exps so low that a score of 0 overflows
     {66, 9, 1, 1, "nothing", 1, 0, 0, 64, false},
     {20, 70, 1, 1, "full", 0, 0, 0, 64, false},
 };
