@@ -149,7 +149,7 @@ build_programs() {
   local kind=$1 of_emulator of_kernels objects=$out/objects/$1 emulated=() wanted=()
   case $kind in
     plain) of_emulator="-O3" of_kernels="-O2" ;;
-    asan) of_emulator="-O3 -g1 -fsanitize=address,undefined" of_kernels="-O1 -g1 -fsanitize=address,undefined" ;;
+    asan) of_emulator="-O1 -g1 -fsanitize=address,undefined" of_kernels="-O1 -g1 -fsanitize=address,undefined" ;;
     tsan) of_emulator="-O3 -g1 -DEMU_TSAN" of_kernels="-O1 -g1 -DEMU_TSAN -fsanitize=thread" ;;
   esac
   mkdir -p "$out/$kind"
