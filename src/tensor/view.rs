@@ -87,6 +87,11 @@ pub struct MatrixMut<'a, T, S = Host> {
 /// What both kinds of view say of themselves.
 macro_rules! shape_of_view {
     () => {
+        /// Rows and columns.
+        pub(crate) fn size(&self) -> (usize, usize) {
+            (self.window.rows, self.window.cols)
+        }
+
         /// Number of rows.
         pub fn rows(&self) -> usize {
             self.window.rows

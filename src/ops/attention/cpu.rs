@@ -30,10 +30,9 @@ impl<T: Float> Attention for Cpu<T> {
         mut out: MatrixMut<'_, T::Acc>,
         mut lse: MatrixMut<'_, T::Acc>,
     ) {
-        shape.expect();
-        assert_eq!((q.cols(), kv.cols()), (shape.q_width(), shape.kv_width()), "columns of q and kv");
-        assert_eq!((out.rows(), out.cols()), (q.rows(), shape.out_width()), "shape of out");
-        assert_eq!((lse.rows(), lse.cols()), (q.rows(), shape.q_heads), "shape of lse");
+        let (queries, _) = shape.expect_inputs(q.size(), kv.size());
+        shape.expect_outputs(queries, out.size());
+        shape.expect_numbers(queries, lse.size());
         schedule.expect(&q, &kv);
         // Heads whose keys and values are packed at the same time: as many as there are threads, to bound memory.
         let wave = self.threads().min(shape.kv_heads);
@@ -72,10 +71,8 @@ impl<T: Float> Attention for Cpu<T> {
         part_lse: MatrixRef<'_, T::Acc>,
     ) {
         shape.expect();
-        assert_eq!((out.cols(), lse.cols()), (shape.out_width(), shape.q_heads), "columns of out and lse");
-        assert_eq!(out.rows(), lse.rows(), "a row of lse per row of out");
-        let parts = [part_out.rows(), part_out.cols(), part_lse.rows(), part_lse.cols()];
-        assert_eq!([out.rows(), out.cols(), lse.rows(), lse.cols()], parts, "partial results of other queries");
+        [out.size(), part_out.size()].into_iter().for_each(|size| shape.expect_outputs(out.rows(), size));
+        [lse.size(), part_lse.size()].into_iter().for_each(|size| shape.expect_numbers(out.rows(), size));
         for row in 0..out.rows() {
             let parts = part_out.row(row).chunks_exact(shape.v_dim).zip(part_lse.row(row));
             let heads = out.row_mut(row).chunks_exact_mut(shape.v_dim).zip(lse.row_mut(row));
@@ -93,9 +90,8 @@ impl<T: Float> Attention for Cpu<T> {
         mut delta: MatrixMut<'_, T::Acc>,
     ) {
         shape.expect();
-        assert_eq!(out.cols(), shape.out_width(), "columns of out");
-        assert_eq!((out.rows(), out.cols()), (dout.rows(), dout.cols()), "output and its gradient");
-        assert_eq!((delta.rows(), delta.cols()), (out.rows(), shape.q_heads), "shape of delta");
+        [out.size(), dout.size()].into_iter().for_each(|size| shape.expect_outputs(out.rows(), size));
+        shape.expect_numbers(out.rows(), delta.size());
         let dout = Wide::new(self, dout);
         for row in 0..out.rows() {
             let heads = out.row(row).chunks_exact(shape.v_dim).zip(dout.row(row).chunks_exact(shape.v_dim));
@@ -116,13 +112,10 @@ impl<T: Float> Attention for Cpu<T> {
         dq: MatrixMut<'_, T::Acc>,
         dkv: MatrixMut<'_, T::Acc>,
     ) {
-        shape.expect();
-        assert_eq!((q.cols(), kv.cols()), (shape.q_width(), shape.kv_width()), "columns of q and kv");
-        assert_eq!((dq.rows(), dq.cols()), (q.rows(), q.cols()), "shape of dq");
-        assert_eq!((dkv.rows(), dkv.cols()), (kv.rows(), kv.cols()), "shape of dkv");
-        assert_eq!((dout.rows(), dout.cols()), (q.rows(), shape.out_width()), "shape of dout");
-        assert_eq!((lse.rows(), lse.cols()), (q.rows(), shape.q_heads), "shape of lse");
-        assert_eq!((delta.rows(), delta.cols()), (q.rows(), shape.q_heads), "shape of delta");
+        let (queries, keys) = shape.expect_inputs(q.size(), kv.size());
+        shape.expect_gradients((queries, keys), dq.size(), dkv.size());
+        shape.expect_outputs(queries, dout.size());
+        [lse.size(), delta.size()].into_iter().for_each(|numbers| shape.expect_numbers(queries, numbers));
         schedule.expect(&q, &kv);
         backward::Inputs { device: self, shape, schedule, q, kv, dout, lse, delta }.run(dq, dkv);
     }

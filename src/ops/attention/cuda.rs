@@ -229,6 +229,14 @@ enum Way {
 }
 
 impl<T: CudaFloat> Cuda<T> {
+    /// Whether a block of this GPU has the shared memory that kernels for tensor cores need.
+    fn has_room(&self, shape: &AttentionShape) -> bool {
+        use tensor_cores::{backward_keys, backward_queries, forward};
+
+        let needed = [forward, backward_keys, backward_queries].map(|of| of(shape).1);
+        needed.into_iter().all(|bytes| bytes <= self.place().shared_memory())
+    }
+
     /// The kernels for these matrices; nothing if there are none.
     fn way(&self, op: &'static str, shape: &AttentionShape, views: &[RawView]) -> Option<Way> {
         let AttentionShape { qk_dim, v_dim, .. } = *shape;
@@ -243,8 +251,7 @@ impl<T: CudaFloat> Cuda<T> {
         };
         let way = match Dims::of(qk_dim, v_dim) {
             Dims::Any => Way::General,
-            // Which scores are largest is found before they are scaled.
-            dims if T::DTYPE != DType::F32 && shape.scale > 0.0 && views.iter().all(is_aligned) => {
+            dims if T::DTYPE != DType::F32 && views.iter().all(is_aligned) && self.has_room(shape) => {
                 Way::TensorCores(dims)
             }
             _ => Way::General,
@@ -280,10 +287,9 @@ impl<T: CudaFloat> Attention for Cuda<T> {
         out: AccMut<'_, Self>,
         lse: AccMut<'_, Self>,
     ) {
-        shape.expect();
-        assert_eq!((q.cols(), kv.cols()), (shape.q_width(), shape.kv_width()), "columns of q and kv");
-        assert_eq!((out.rows(), out.cols()), (q.rows(), shape.out_width()), "shape of out");
-        assert_eq!((lse.rows(), lse.cols()), (q.rows(), shape.q_heads), "shape of lse");
+        let (queries, _) = shape.expect_inputs(q.size(), kv.size());
+        shape.expect_outputs(queries, out.size());
+        shape.expect_numbers(queries, lse.size());
         tiles.expect(q.rows(), kv.rows());
         if q.is_empty() {
             return;
@@ -311,13 +317,8 @@ impl<T: CudaFloat> Attention for Cuda<T> {
         part_lse: AccRef<'_, Self>,
     ) {
         shape.expect();
-        assert_eq!((out.rows(), out.cols()), (part_out.rows(), part_out.cols()), "shapes of outputs");
-        assert_eq!((lse.rows(), lse.cols()), (part_lse.rows(), part_lse.cols()), "shapes of log-sum-exp");
-        assert_eq!(
-            (out.cols(), lse.rows(), lse.cols()),
-            (shape.out_width(), out.rows(), shape.q_heads),
-            "shape of out"
-        );
+        [out.size(), part_out.size()].into_iter().for_each(|size| shape.expect_outputs(out.rows(), size));
+        [lse.size(), part_lse.size()].into_iter().for_each(|size| shape.expect_numbers(out.rows(), size));
         if out.is_empty() {
             return;
         }
@@ -337,8 +338,8 @@ impl<T: CudaFloat> Attention for Cuda<T> {
         delta: AccMut<'_, Self>,
     ) {
         shape.expect();
-        assert_eq!((out.rows(), out.cols()), (dout.rows(), dout.cols()), "shapes of out and dout");
-        assert_eq!((out.cols(), delta.rows(), delta.cols()), (shape.out_width(), out.rows(), shape.q_heads), "widths");
+        [out.size(), dout.size()].into_iter().for_each(|size| shape.expect_outputs(out.rows(), size));
+        shape.expect_numbers(out.rows(), delta.size());
         if out.is_empty() {
             return;
         }
@@ -361,13 +362,10 @@ impl<T: CudaFloat> Attention for Cuda<T> {
         dq: AccMut<'_, Self>,
         dkv: AccMut<'_, Self>,
     ) {
-        shape.expect();
-        assert_eq!((q.cols(), kv.cols()), (shape.q_width(), shape.kv_width()), "columns of q and kv");
-        assert_eq!((dq.rows(), dq.cols()), (q.rows(), q.cols()), "shape of dq");
-        assert_eq!((dkv.rows(), dkv.cols()), (kv.rows(), kv.cols()), "shape of dkv");
-        assert_eq!((dout.rows(), dout.cols()), (q.rows(), shape.out_width()), "shape of dout");
-        assert_eq!((lse.rows(), lse.cols()), (q.rows(), shape.q_heads), "shape of lse");
-        assert_eq!((delta.rows(), delta.cols()), (q.rows(), shape.q_heads), "shape of delta");
+        let (queries, keys) = shape.expect_inputs(q.size(), kv.size());
+        shape.expect_gradients((queries, keys), dq.size(), dkv.size());
+        shape.expect_outputs(queries, dout.size());
+        [lse.size(), delta.size()].into_iter().for_each(|numbers| shape.expect_numbers(queries, numbers));
         tiles.expect(q.rows(), kv.rows());
         if q.is_empty() || kv.is_empty() {
             return;

@@ -32,6 +32,9 @@ pub struct AttentionShape {
     pub scale: f64,
 }
 
+/// Rows and columns.
+type Size = (usize, usize);
+
 impl AttentionShape {
     /// Whether attention of this shape can be computed. The ops of [`Attention`] and
     /// [`UnfusedAttention`](crate::ops::unfused::UnfusedAttention) panic with the same message where it cannot; so do
@@ -66,6 +69,29 @@ impl AttentionShape {
     /// [`AttentionShape::check`] for ops, which have no errors.
     pub(crate) fn expect(&self) {
         self.check().unwrap_or_else(|error| panic!("{error}"));
+    }
+
+    /// Checks rows and columns of queries, and of keys with their values; gives the rows of both.
+    pub(crate) fn expect_inputs(&self, q: Size, kv: Size) -> (usize, usize) {
+        self.expect();
+        assert_eq!((q.1, kv.1), (self.q_width(), self.kv_width()), "columns of q and kv");
+        (q.0, kv.0)
+    }
+
+    /// Checks outputs of so many queries, or their gradients.
+    pub(crate) fn expect_outputs(&self, queries: usize, out: Size) {
+        assert_eq!(out, (queries, self.out_width()), "shape of out");
+    }
+
+    /// Checks a number for every query and head: log-sum-exp or delta.
+    pub(crate) fn expect_numbers(&self, queries: usize, numbers: Size) {
+        assert_eq!(numbers, (queries, self.q_heads), "shape of the numbers of every query and head");
+    }
+
+    /// Checks gradients of so many queries and keys.
+    pub(crate) fn expect_gradients(&self, (queries, keys): (usize, usize), dq: Size, dkv: Size) {
+        assert_eq!(dq, (queries, self.q_width()), "shape of dq");
+        assert_eq!(dkv, (keys, self.kv_width()), "shape of dkv");
     }
 
     /// Columns of the queries.

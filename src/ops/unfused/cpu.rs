@@ -23,9 +23,8 @@ impl<T: Float> UnfusedAttention for Cpu<T> {
         mut out: MatrixMut<'_, T::Acc>,
         probabilities: &mut Buffer<T::Acc>,
     ) {
-        shape.expect();
-        assert_eq!((q.cols(), kv.cols()), (shape.q_width(), shape.kv_width()), "columns of q and kv");
-        assert_eq!((out.rows(), out.cols()), (q.rows(), shape.out_width()), "shape of out");
+        let (queries, _) = shape.expect_inputs(q.size(), kv.size());
+        shape.expect_outputs(queries, out.size());
         let (d, width) = (shape.qk_dim, shape.v_dim);
         let TileCells { pieces, blocks, .. } = tiles.expect(&q, &kv);
         assert_eq!(probabilities.len(), cells(shape, blocks), "probabilities of other blocks");
@@ -71,11 +70,9 @@ impl<T: Float> UnfusedAttention for Cpu<T> {
         mut dq: MatrixMut<'_, T::Acc>,
         mut dkv: MatrixMut<'_, T::Acc>,
     ) {
-        shape.expect();
-        assert_eq!((q.cols(), kv.cols()), (shape.q_width(), shape.kv_width()), "columns of q and kv");
-        assert_eq!((dout.rows(), dout.cols()), (q.rows(), shape.out_width()), "shape of dout");
-        assert_eq!((dq.rows(), dq.cols()), (q.rows(), shape.q_width()), "shape of dq");
-        assert_eq!((dkv.rows(), dkv.cols()), (kv.rows(), shape.kv_width()), "shape of dkv");
+        let (queries, keys) = shape.expect_inputs(q.size(), kv.size());
+        shape.expect_outputs(queries, dout.size());
+        shape.expect_gradients((queries, keys), dq.size(), dkv.size());
         let TileCells { blocks, .. } = tiles.expect(&q, &kv);
         assert_eq!(probabilities.len(), cells(shape, blocks), "probabilities of other blocks");
         let (d, width) = (shape.qk_dim, shape.v_dim);

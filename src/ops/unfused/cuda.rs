@@ -19,9 +19,8 @@ impl<T: CudaFloat> UnfusedAttention for Cuda<T> {
         mut out: AccMut<'_, Self>,
         probabilities: &mut AccBuffer<Self>,
     ) {
-        shape.expect();
-        assert_eq!((q.cols(), kv.cols()), (shape.q_width(), shape.kv_width()), "columns of q and kv");
-        assert_eq!((out.rows(), out.cols()), (q.rows(), shape.out_width()), "shape of out");
+        let (queries, _) = shape.expect_inputs(q.size(), kv.size());
+        shape.expect_outputs(queries, out.size());
         tiles.expect(q.rows(), kv.rows());
         assert_eq!(probabilities.len(), cells(shape, tiles.blocks()), "probabilities of other blocks");
         self.clear(out.reborrow());
@@ -51,11 +50,9 @@ impl<T: CudaFloat> UnfusedAttention for Cuda<T> {
         dq: AccMut<'_, Self>,
         dkv: AccMut<'_, Self>,
     ) {
-        shape.expect();
-        assert_eq!((q.cols(), kv.cols()), (shape.q_width(), shape.kv_width()), "columns of q and kv");
-        assert_eq!((dout.rows(), dout.cols()), (q.rows(), shape.out_width()), "shape of dout");
-        assert_eq!((dq.rows(), dq.cols()), (q.rows(), shape.q_width()), "shape of dq");
-        assert_eq!((dkv.rows(), dkv.cols()), (kv.rows(), shape.kv_width()), "shape of dkv");
+        let (queries, keys) = shape.expect_inputs(q.size(), kv.size());
+        shape.expect_outputs(queries, dout.size());
+        shape.expect_gradients((queries, keys), dq.size(), dkv.size());
         tiles.expect(q.rows(), kv.rows());
         assert_eq!(probabilities.len(), cells(shape, tiles.blocks()), "probabilities of other blocks");
         if probabilities.is_empty() {

@@ -122,6 +122,11 @@ impl Gpu {
         self.found.ordinal
     }
 
+    /// Bytes of shared memory that a block can have.
+    pub(super) fn shared(&self) -> u32 {
+        self.shared
+    }
+
     pub(super) fn context(&self) -> sys::CUcontext {
         self.context
     }

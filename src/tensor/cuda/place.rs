@@ -61,6 +61,11 @@ impl Place {
         &self.gpu
     }
 
+    /// Bytes of shared memory that a block can have.
+    pub(crate) fn shared_memory(&self) -> u32 {
+        self.gpu.shared()
+    }
+
     pub(super) fn ledger(&self) -> &Arc<Ledger> {
         &self.ledger
     }
