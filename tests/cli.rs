@@ -82,8 +82,8 @@ fn unknown_names_list_what_exists() {
     refused("train --data text --device tpu", &["unknown device \"tpu\"", "cpu"]);
     refused("train --data text --preset huge", &["unknown preset \"huge\"", "tiny"]);
     refused("verify --dtype int8", &["unknown dtype \"int8\""]);
-    refused("bench attention --dtype f16", &["--dtype f16", "f32, bf16"]);
-    refused("bench attention --dtype fp8", &["unknown dtype \"fp8\"", "choose one of f32, bf16\n"]);
+    refused("bench attention --dtype f64", &["--dtype f64", "f32, bf16, f16"]);
+    refused("bench attention --dtype fp8", &["unknown dtype \"fp8\"", "choose one of f32, bf16, f16\n"]);
     refused("eval --model bpe --data text --dtype fp8", &["unknown dtype \"fp8\"", "f32, bf16, f16, f64"]);
     refused("trian", &["unrecognized subcommand", "train"]);
     refused("inspect --lengths 8,x", &["--lengths has \"x\""]);

@@ -457,7 +457,11 @@ mod tests {
             products.contains("TILE_STRIDE = TILE + 4;") && products.contains("4 * (FACTORS + TILE * TILE_STRIDE)")
         );
         let forward = text!("attention_forward.cu");
-        assert!(forward.contains("(64, 64) 40 KB, (128, 128) 80 KB, (192, 128) 104 KB, (256, 256) 160 KB"));
+        assert!(forward.contains("(64, 64) 40960, (128, 128) 81920, (192, 128) 106496, (256, 256) 163840"));
+        assert!(
+            forward.contains("THREADS = ROWS * 2;")
+                && forward.contains("SHARED_BYTES = QUERY_BYTES + 2 * STAGE_BYTES;")
+        );
         let bytes = [(64, 64), (128, 128), (192, 128), (256, 256)].map(|(qk, v)| tensor_cores::forward(&shape(qk, v)));
         assert_eq!(bytes, [40, 80, 104, 160].map(|kilobytes| (128, kilobytes << 10)));
         let backward = text!("attention_backward.cu");
