@@ -2,7 +2,7 @@
 # benches/gpu.sh PROGRAM TESTS FOLDER: everything that is to be known of a GPU, in one call of a few minutes. It builds
 # nothing: PROGRAM and TESTS are built beforehand, where Rust is, by
 #   cargo build --release --features cuda       (target/release/context-parallel)
-#   cargo test --release --test cuda --no-run   (it prints the file)
+#   cargo test --release --features cuda --test cuda --no-run   (it prints the file)
 # and FOLDER gets gpu-NAME-DATE.md. First whether the kernels give the processor's numbers, then how fast they are, beside
 # PyTorch's FlashAttention-2 and cuDNN backends in the same run where PyTorch is there. LENGTHS and RUNS choose what is
 # measured.

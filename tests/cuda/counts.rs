@@ -4,8 +4,8 @@ use context_parallel::comm::threads;
 use context_parallel::strategy::select::{self, Choice};
 use context_parallel::tensor::Device;
 use context_parallel::tensor::cuda::CudaMemory;
+use context_parallel::tensor::cuda::cudarc::driver::sys;
 use context_parallel::train::trainer::Learner;
-use cudarc::driver::sys;
 
 use super::Test;
 use super::devices::{learner_on, tokens};

@@ -24,6 +24,9 @@ pub(crate) use launch::{Argument, Arguments, BLOCK, Geometry, RawView};
 pub use memory::CudaMemory;
 pub use place::Place;
 
+/// The bindings to CUDA, of the version that is used here.
+pub use cudarc;
+
 use std::fmt;
 use std::marker::PhantomData;
 use std::sync::Arc;
