@@ -56,7 +56,8 @@ impl DeviceArguments {
                 let instead = "GPUs compute in --dtype f32, bf16 and f16; or use --device cpu";
                 return Err(not_available("--dtype f64 with --device cuda", instead));
             }
-            context_parallel::tensor::cuda::probe::ready()?;
+            let ready = context_parallel::tensor::cuda::probe::ready();
+            ready.map_err(|error| numbers(format!("--device cuda: {error}")))?;
         }
         #[cfg(not(feature = "cuda"))]
         let _ = dtype;
