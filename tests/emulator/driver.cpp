@@ -132,6 +132,14 @@ API Result cuInit(unsigned flags) {
   initialised = true;
   return SUCCESS;
 }
+// Tables that are not documented, which NVIDIA's own libraries look into; the first word is a table's size in bytes.
+// NVRTC does without what is not there, but not without a table.
+API Result cuGetExportTable(const void** table, const void*) {
+  static const size_t empty[] = {sizeof(size_t)};
+  if (!table) return INVALID_VALUE;
+  *table = empty;
+  return SUCCESS;
+}
 API Result cuDriverGetVersion(int* version) {
   *version = 13000;
   return SUCCESS;

@@ -4,11 +4,12 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use bytemuck::{Pod, Zeroable};
 
-use super::visits::{AttendedKeys, Item, TileLists, TileSizes, Visit};
+use super::visits::{AttendedKeys, TileLists, TileSizes};
 use super::{Attention, AttentionShape};
 use crate::plan::{Block, TileCells};
 use crate::tensor::cuda::{
-    Argument, Arguments as _, Cuda, CudaFloat, CudaMemory, Dims, Geometry, Kernel, Place, RawView, Suffix, suffix_of,
+    Argument, Arguments as _, Cuda, CudaFloat, CudaMemory, Dims, Geometry, Kernel, MOST_Y, Place, RawView, Suffix,
+    suffix_of,
 };
 use crate::tensor::{AccMut, AccRef, DType, ElemRef, product};
 
@@ -169,8 +170,9 @@ impl RawShape {
 impl DeviceLists {
     fn new(place: &Arc<Place>, lists: &TileLists) -> Self {
         let TileLists { items, visits, table } = lists;
-        let bytes = [bytemuck::cast_slice::<Item, u8>(items), bytemuck::cast_slice::<Visit, u8>(visits)].concat();
-        let bytes = [&bytes, bytemuck::cast_slice::<u32, u8>(table)].concat();
+        let parts: [&[u8]; 3] =
+            [bytemuck::cast_slice(items), bytemuck::cast_slice(visits), bytemuck::cast_slice(table)];
+        let bytes = parts.concat();
         let visits_at = size_of_val(&items[..]) as u64;
         let table_at = visits_at + size_of_val(&visits[..]) as u64;
         DeviceLists { memory: place.list(&bytes), visits: visits_at, table: table_at, items: items.len() }
@@ -229,12 +231,13 @@ enum Way {
 }
 
 impl<T: CudaFloat> Cuda<T> {
-    /// Whether a block of this GPU has the shared memory that kernels for tensor cores need.
+    /// Whether a block of this GPU has the shared memory that kernels for tensor cores need, and a grid all heads, which
+    /// these do not go round.
     fn has_room(&self, shape: &AttentionShape) -> bool {
         use tensor_cores::{backward_keys, backward_queries, forward};
 
         let needed = [forward, backward_keys, backward_queries].map(|of| of(shape).1);
-        needed.into_iter().all(|bytes| bytes <= self.place().shared_memory())
+        shape.q_heads <= MOST_Y && needed.into_iter().all(|bytes| bytes <= self.place().shared_memory())
     }
 
     /// The kernels for these matrices; nothing if there are none.

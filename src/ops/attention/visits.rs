@@ -66,7 +66,7 @@ impl AttendedKeys {
             let (q, k) = (piece.q_rows(), piece.k_rows());
             assert!(q.end <= queries && k.end <= keys, "a piece of {q:?} x {k:?} in {queries} x {keys}");
         }
-        let (mut ranges, mut starts) = (Vec::new(), vec![0]);
+        let (mut ranges, mut starts): (Vec<Range<usize>>, _) = (Vec::new(), vec![0]);
         // Pieces come sorted by their first query.
         let (mut next, mut open) = (0, Vec::new());
         for query in 0..queries {
@@ -84,7 +84,7 @@ impl AttendedKeys {
             let first = ranges.len();
             for keys in attended {
                 match ranges[first..].last_mut() {
-                    Some(last) if keys.start <= Range::<usize>::clone(last).end => last.end = last.end.max(keys.end),
+                    Some(Range { end, .. }) if keys.start <= *end => *end = keys.end.max(*end),
                     _ => ranges.push(keys),
                 }
             }
@@ -124,6 +124,13 @@ impl AttendedKeys {
             [keys] => core.start.max(keys.start)..core.end.min(keys.end),
             _ => 0..0,
         })
+    }
+
+    /// The first key from `from` on that one of these queries attends; past the last key if there is none.
+    fn next(&self, queries: Range<usize>, from: usize) -> usize {
+        let ranges = &self.ranges[self.starts[queries.start]..self.starts[queries.end]];
+        let later = ranges.iter().filter(|keys| keys.end > from).map(|keys| keys.start.max(from));
+        later.min().unwrap_or(self.keys)
     }
 
     /// The ranges of a query inside of `keys`.
@@ -217,15 +224,6 @@ impl TileLists {
     /// The longest first, so that no block of threads is still at work when all others have ended.
     fn sort(&mut self) {
         self.items.sort_by_key(|item| std::cmp::Reverse(item.count));
-    }
-}
-
-impl AttendedKeys {
-    /// The first key from `from` on that one of these queries attends; past the last key if there is none.
-    fn next(&self, queries: Range<usize>, from: usize) -> usize {
-        let ranges = &self.ranges[self.starts[queries.start]..self.starts[queries.end]];
-        let later = ranges.iter().filter(|keys| keys.end > from).map(|keys| keys.start.max(from));
-        later.min().unwrap_or(self.keys)
     }
 }
 

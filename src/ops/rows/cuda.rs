@@ -110,6 +110,34 @@ fn launch(place: &Place, kernel: Kernel, suffix: Suffix, elements: usize, argume
     arguments.launch(place, kernel.variant(suffix, Dims::Any), Geometry::elementwise(elements));
 }
 
+impl<T: CudaFloat> Cuda<T> {
+    /// What is read and what is written, of one shape; nothing if they are empty.
+    fn alike<A: Element, B: Element>(
+        &self,
+        source: MatrixRef<'_, A, CudaMemory>,
+        target: MatrixMut<'_, B, CudaMemory>,
+    ) -> Option<(RawView, RawView)> {
+        assert_eq!(source.size(), target.size(), "shapes of source and target");
+        (!source.is_empty()).then(|| (RawView::of(self.place(), source), RawView::of_mut(self.place(), target)))
+    }
+
+    /// [`MoveRows::gather_rows`] or [`MoveRows::scatter_rows`], which take the same.
+    fn move_rows<E: Element>(
+        &self,
+        kernel: Kernel,
+        source: MatrixRef<'_, E, CudaMemory>,
+        rows: &CudaRows,
+        target: MatrixMut<'_, E, CudaMemory>,
+    ) {
+        let elements = rows.count * source.cols();
+        if elements > 0 {
+            let place = self.place();
+            let arguments = (RawView::of(place, source), rows.raw(place), RawView::of_mut(place, target));
+            launch(place, kernel, Suffix::of_size::<E>(), elements, arguments);
+        }
+    }
+}
+
 impl<T: CudaFloat> MoveRows for Cuda<T> {
     type Rows = Arc<CudaRows>;
 
@@ -123,14 +151,8 @@ impl<T: CudaFloat> MoveRows for Cuda<T> {
         rows: &Arc<CudaRows>,
         target: MatrixMut<'_, E, CudaMemory>,
     ) {
-        rows.expect((source.rows(), source.cols()), (target.rows(), target.cols()));
-        if target.is_empty() {
-            return;
-        }
-        let place = self.place();
-        let (source, rows) = (RawView::of(place, source), rows.raw(place));
-        let target = RawView::of_mut(place, target);
-        launch(place, Kernel::GatherRows, Suffix::of_size::<E>(), target.len(), (source, rows, target));
+        rows.expect(source.size(), target.size());
+        self.move_rows(Kernel::GatherRows, source, rows, target);
     }
 
     fn scatter_rows<E: Element>(
@@ -139,14 +161,8 @@ impl<T: CudaFloat> MoveRows for Cuda<T> {
         rows: &Arc<CudaRows>,
         target: MatrixMut<'_, E, CudaMemory>,
     ) {
-        rows.expect((target.rows(), target.cols()), (source.rows(), source.cols()));
-        if source.is_empty() {
-            return;
-        }
-        let place = self.place();
-        let (source, rows) = (RawView::of(place, source), rows.raw(place));
-        let target = RawView::of_mut(place, target);
-        launch(place, Kernel::ScatterRows, Suffix::of_size::<E>(), source.len(), (source, rows, target));
+        rows.expect(target.size(), source.size());
+        self.move_rows(Kernel::ScatterRows, source, rows, target);
     }
 
     fn scatter_add_rows<E: Real>(
@@ -155,7 +171,7 @@ impl<T: CudaFloat> MoveRows for Cuda<T> {
         rows: &Arc<CudaRows>,
         target: MatrixMut<'_, E, CudaMemory>,
     ) {
-        rows.expect((target.rows(), target.cols()), (source.rows(), source.cols()));
+        rows.expect(target.size(), source.size());
         if source.is_empty() {
             return;
         }
@@ -175,14 +191,9 @@ impl<T: CudaFloat> MoveRows for Cuda<T> {
     }
 
     fn copy<E: Element>(&self, source: MatrixRef<'_, E, CudaMemory>, target: MatrixMut<'_, E, CudaMemory>) {
-        assert_eq!((source.rows(), source.cols()), (target.rows(), target.cols()), "shapes of a copy");
-        if source.is_empty() {
-            return;
+        if let Some((source, target)) = self.alike(source, target) {
+            launch(self.place(), Kernel::Copy, Suffix::of_size::<E>(), target.len(), (source, target));
         }
-        let place = self.place();
-        let source = RawView::of(place, source);
-        let target = RawView::of_mut(place, target);
-        launch(place, Kernel::Copy, Suffix::of_size::<E>(), target.len(), (source, target));
     }
 
     fn fill<E: Element>(&self, x: MatrixMut<'_, E, CudaMemory>, value: E) {
@@ -197,35 +208,20 @@ impl<T: CudaFloat> MoveRows for Cuda<T> {
     }
 
     fn add<E: Float>(&self, x: MatrixMut<'_, E, CudaMemory>, y: MatrixRef<'_, E, CudaMemory>) {
-        assert_eq!((x.rows(), x.cols()), (y.rows(), y.cols()), "shapes of a sum");
-        if x.is_empty() {
-            return;
+        if let Some((y, x)) = self.alike(y, x) {
+            launch(self.place(), Kernel::Add, suffix_of::<E>(), x.len(), (x, y));
         }
-        let place = self.place();
-        let y = RawView::of(place, y);
-        let x = RawView::of_mut(place, x);
-        launch(place, Kernel::Add, suffix_of::<E>(), x.len(), (x, y));
     }
 
     fn to_acc(&self, x: ElemRef<'_, Self>, y: AccMut<'_, Self>) {
-        assert_eq!((x.rows(), x.cols()), (y.rows(), y.cols()), "shapes of a conversion");
-        if x.is_empty() {
-            return;
+        if let Some((x, y)) = self.alike(x, y) {
+            launch(self.place(), Kernel::Widen, suffix_of::<T>(), x.len(), (x, y));
         }
-        let place = self.place();
-        let x = RawView::of(place, x);
-        let y = RawView::of_mut(place, y);
-        launch(place, Kernel::Widen, suffix_of::<T>(), x.len(), (x, y));
     }
 
     fn to_elem(&self, x: AccRef<'_, Self>, y: ElemMut<'_, Self>) {
-        assert_eq!((x.rows(), x.cols()), (y.rows(), y.cols()), "shapes of a conversion");
-        if x.is_empty() {
-            return;
+        if let Some((x, y)) = self.alike(x, y) {
+            launch(self.place(), Kernel::Round, suffix_of::<T>(), x.len(), (x, y));
         }
-        let place = self.place();
-        let x = RawView::of(place, x);
-        let y = RawView::of_mut(place, y);
-        launch(place, Kernel::Round, suffix_of::<T>(), x.len(), (x, y));
     }
 }

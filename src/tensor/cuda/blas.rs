@@ -1,6 +1,7 @@
 //! Matrix products by cuBLASLt.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::ffi::c_void;
 
 use cudarc::cublaslt::{result, sys};
@@ -102,12 +103,10 @@ impl Blas {
     /// Enqueues a product.
     pub(super) fn run(&mut self, product: &Product, stream: driver::sys::CUstream) -> Result<(), String> {
         let workspace = self.workspace()?;
-        let key = Key::of(product);
-        if !self.plans.contains_key(&key) {
-            let plan = Plan::new(self.handle, product)?;
-            self.plans.insert(key, plan);
-        }
-        let Some(plan) = self.plans.get(&key) else { return Err("a plan is missing".to_string()) };
+        let plan = match self.plans.entry(Key::of(product)) {
+            Entry::Occupied(plan) => plan.into_mut(),
+            Entry::Vacant(place) => place.insert(Plan::new(self.handle, product)?),
+        };
         if let Some(bias) = product.bias {
             plan.set(sys::cublasLtMatmulDescAttributes_t::CUBLASLT_MATMUL_DESC_BIAS_POINTER, &bias)?;
         }

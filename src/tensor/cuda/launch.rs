@@ -16,8 +16,9 @@ pub(crate) const BLOCK: u32 = 256;
 /// Blocks of kernels that go over elements: several for each multiprocessor of any GPU.
 const MOST_BLOCKS: usize = 4096;
 
-/// Most blocks of a grid in its first dimension.
+/// Most blocks of a grid in its first and in its second dimension; kernels go round where there is more to do.
 const MOST_X: usize = i32::MAX as usize;
+pub(crate) const MOST_Y: usize = u16::MAX as usize;
 
 /// Blocks, threads of a block, bytes of dynamic shared memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,7 +45,7 @@ impl Geometry {
     }
 
     pub(crate) fn grid(x: usize, y: usize, block: u32, shared: u32) -> Self {
-        Geometry { grid: (x.clamp(1, MOST_X) as u32, y.clamp(1, u16::MAX as usize) as u32, 1), block, shared }
+        Geometry { grid: (x.clamp(1, MOST_X) as u32, y.clamp(1, MOST_Y) as u32, 1), block, shared }
     }
 }
 

@@ -20,7 +20,7 @@ pub mod probe;
 
 pub(crate) use blas::{Product, Side};
 pub(crate) use kernel::{Dims, Kernel, Suffix};
-pub(crate) use launch::{Argument, Arguments, BLOCK, Geometry, RawView};
+pub(crate) use launch::{Argument, Arguments, BLOCK, Geometry, MOST_Y, RawView};
 pub use memory::CudaMemory;
 pub use place::Place;
 
