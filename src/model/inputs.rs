@@ -11,7 +11,7 @@ use crate::model::mirrored::{DynMirrored, Mirrored};
 use crate::ops::rows::MoveRows;
 use crate::order::{DynPlacement, Placement, laid_out};
 use crate::strategy::CpStrategy;
-use crate::tensor::{Cpu, Device, Element, Storage};
+use crate::tensor::{Cpu, Device, Element, Matrix, Storage};
 
 /// The id of a row that no token was rolled into; it embeds as zero.
 pub const NO_TOKEN: i64 = -1;
@@ -43,6 +43,18 @@ impl<D: Device> DynInputs<D> {
             labels: cut(handler, placement, labels)?,
             weights: cut(handler, placement, &label_weights(labels))?,
         })
+    }
+
+    /// The same rows of another batch with the same placement, in the memory that these have.
+    ///
+    /// # Errors
+    /// If tokens or labels are not as many as the batch has.
+    pub fn rewrite(&mut self, handler: HandlerRef<'_, D>, tokens: &[i64], labels: &[i64]) -> Result<()> {
+        let placement = self.tokens.placement().clone();
+        self.tokens.rewrite(handler.device(), own(handler, &placement, tokens)?.to_vec());
+        self.labels.rewrite(handler.device(), own(handler, &placement, labels)?.to_vec());
+        self.weights.rewrite(handler.device(), own(handler, &placement, &label_weights(labels))?.to_vec());
+        Ok(())
     }
 
     /// The parts, as passes of a model take them.
@@ -93,10 +105,19 @@ fn cut<T: Element, D: Device>(
     placement: &Arc<DynPlacement>,
     values: &[T],
 ) -> Result<DynMirrored<T, D::Storage>> {
+    DynMirrored::new(handler.device(), &own(handler, placement, values)?, placement)
+}
+
+/// The same on the host.
+fn own<T: Element, D: Device>(
+    handler: HandlerRef<'_, D>,
+    placement: &Arc<DynPlacement>,
+    values: &[T],
+) -> Result<Matrix<T>> {
     let whole = laid_out(values, 1, &**placement.batch(), placement.layout())?;
     let host = Cpu::<f32>::default();
-    let own = handler.cut(&host, placement, &host.rows(&placement.full_rows_of(placement.rank())), &whole)?;
-    DynMirrored::new(handler.device(), own.matrix(), placement)
+    let rows = host.rows(&placement.full_rows_of(placement.rank()));
+    Ok(handler.cut(&host, placement, &rows, &whole)?.into_matrix())
 }
 
 /// One rank's part of a batch: what a training or evaluation step takes.

@@ -7,7 +7,7 @@ use crate::model::mirrored::DynMirrored;
 use crate::model::network::{DynActivations, DynModel};
 use crate::model::parameters::Gradients;
 use crate::ops::Ops;
-use crate::order::DynShard;
+use crate::order::{DynPlacement, DynShard};
 use crate::tensor::{ElemMatrix, MatrixMut};
 
 /// Logits of at most this many rows are in memory at a time.
@@ -54,7 +54,7 @@ impl<D: Ops> DynModel<D> {
         weights: &DynMirrored<f32, D::Storage>,
         sum: Sum<'_, D::Storage>,
     ) -> Result<()> {
-        self.check_labels(activations, labels, weights)?;
+        self.check_labels(activations.placement(), labels, weights)?;
         self.output_loss(activations.hidden(), labels, weights, sum);
         Ok(())
     }
@@ -115,7 +115,7 @@ impl<D: Ops> DynModel<D> {
         gradients: &mut Gradients<D>,
         sum: Sum<'_, D::Storage>,
     ) -> Result<ElemMatrix<D>> {
-        self.check_labels(activations, labels, weights)?;
+        self.check_labels(activations.placement(), labels, weights)?;
         Ok(self.output_loss_backward(activations.hidden(), (labels, weights), scale, gradients, sum))
     }
 
@@ -152,11 +152,10 @@ impl<D: Ops> DynModel<D> {
 
     pub(super) fn check_labels(
         &self,
-        activations: &DynActivations<D>,
+        placement: &DynPlacement,
         labels: &DynMirrored<i64, D::Storage>,
         weights: &DynMirrored<f32, D::Storage>,
     ) -> Result<()> {
-        let placement = activations.placement();
         placement.expect_same("the hidden states", labels.placement(), "the labels")?;
         placement.expect_same("the hidden states", weights.placement(), "the label weights")?;
         for (what, found) in [("the labels", labels.matrix().cols()), ("the label weights", weights.matrix().cols())] {

@@ -27,6 +27,15 @@ impl<T: Element, S: Storage> DynMirrored<T, S> {
         Ok(DynMirrored { shard: DynShard::new(on_device, placement.clone())?, host: Some(rows.to_vec()) })
     }
 
+    /// The same rows with other values, in the memory that these have.
+    ///
+    /// # Panics
+    /// If there are not as many.
+    pub(super) fn rewrite<D: Device<Storage = S>>(&mut self, device: &D, rows: Vec<T>) {
+        device.write(&rows, self.shard.matrix_mut().view_mut());
+        self.host = Some(rows);
+    }
+
     /// Rows that only the device knows.
     pub fn of_shard(shard: DynShard<T, S>) -> Self {
         DynMirrored { shard, host: None }

@@ -185,7 +185,7 @@ impl<D: Ops> DynModel<D> {
     ) -> Result<Vec<Depth<D>>> {
         activations.placement().expect_same("the hidden states", inputs.tokens.placement(), "the tokens")?;
         self.check_tokens(inputs.tokens)?;
-        self.check_labels(activations, inputs.labels, inputs.weights)?;
+        self.check_labels(activations.placement(), inputs.labels, inputs.weights)?;
         let mut depths: Vec<Depth<D>> = Vec::new();
         for ids in &self.parameters().list().mtp {
             let last = depths.last();

@@ -10,6 +10,7 @@ use crate::kernel::DynKernel;
 use crate::mask::Mask;
 use crate::model::Config;
 use crate::model::block::{Block, BlockActivations};
+use crate::model::inputs::InputsRef;
 use crate::model::layer::Layer;
 use crate::model::mirrored::DynMirrored;
 use crate::model::parameters::{Gradients, LayerIds, Master, ParameterId, Parameters};
@@ -328,6 +329,12 @@ impl<D: Ops> DynModel<D> {
         let (weight, dweight) = (self.parameters.view(norm), gradients.view_mut(norm));
         self.device.rms_norm_backward(x, weight, reciprocal, dy, dx.view_mut(), accumulate, dweight);
         dx
+    }
+
+    /// Refuses what the forward pass and the loss would refuse of a batch.
+    pub(crate) fn check_inputs(&self, inputs: InputsRef<'_, D::Storage>) -> Result<()> {
+        self.check_tokens(inputs.tokens)?;
+        self.check_labels(inputs.tokens.placement(), inputs.labels, inputs.weights)
     }
 
     pub(super) fn check_tokens(&self, tokens: &DynMirrored<i64, D::Storage>) -> Result<()> {

@@ -14,6 +14,7 @@ mod memory;
 mod pool;
 #[cfg(feature = "conformance")]
 pub mod queued;
+mod recording;
 mod view;
 
 pub use cpu::Cpu;
@@ -25,6 +26,7 @@ pub use ledger::{Charge, Ledger};
 pub use matrix::Matrix;
 pub use memory::{Buffer, Host, Storage};
 pub use pool::{Pool, PoolStats};
+pub use recording::Recording;
 pub use view::{MatrixMut, MatrixRef};
 
 use std::fmt;
@@ -215,6 +217,22 @@ pub trait Device: Clone + fmt::Debug + Send + Sync + 'static {
     fn ledger(&self) -> &Arc<Ledger>;
     /// Every shape has been seen: see [`Pool::seal`].
     fn seal(&self);
+
+    /// Whether [`Device::repeat`] spares the host anything.
+    fn records(&self) -> bool {
+        false
+    }
+
+    /// Does `work`, which comes again with the same `recording`: all of it every time, unless the device has recorded
+    /// what it was asked for and does that again without running `work`. It must ask for the same ops with the same
+    /// numbers on the same buffers every time, whatever is in them, and leave no memory behind that it took.
+    ///
+    /// # Errors
+    /// Those of `work`.
+    fn repeat(&self, recording: &mut Recording, work: impl FnOnce() -> Result<()>) -> Result<()> {
+        let _ = recording;
+        work()
+    }
 
     /// Copies from the host.
     fn upload<T: Element>(&self, values: &[T]) -> Buffer<T, Self::Storage> {

@@ -171,6 +171,12 @@ impl<B: Piece> Arena<B> {
         lengths
     }
 
+    /// The free pieces that `is_wanted` says, which are free no longer; they are still owned.
+    #[cfg(feature = "cuda")]
+    pub(super) fn withdraw(&mut self, is_wanted: impl Fn(&B) -> bool) -> Vec<B> {
+        self.free.extract_if(.., |piece| is_wanted(piece)).collect()
+    }
+
     /// All free pieces, which go back to the system.
     #[cfg(feature = "cuda")]
     pub(super) fn clear(&mut self) -> Vec<B> {

@@ -11,7 +11,7 @@ use crate::ops::Ops;
 use crate::ops::optimizer::{AdamwOptions, AdamwState, StepNumbers};
 use crate::order::{DealOf, DynPlacement, Grouped};
 use crate::solve::schedule::{MicroBatch, Scheduler};
-use crate::tensor::{Device, MatrixMut};
+use crate::tensor::{Device, Matrix, MatrixMut, Recording};
 use crate::train::data::TokenBatch;
 
 /// Sequences that run at once, and where their tokens are.
@@ -31,6 +31,23 @@ pub(super) struct LearnerState<D: Device> {
     micro_batches: usize,
     /// Sums of the losses of the batch that was accumulated last.
     sums: Vec<f64>,
+    /// The latest micro-batch, on a device that records.
+    repeated: Option<Repeated<D>>,
+}
+
+/// A micro-batch whose passes come again with other tokens.
+struct Repeated<D: Device> {
+    inputs: DynInputs<D>,
+    scales: Vec<f64>,
+    /// Of its losses, `[1, losses]`.
+    sums: Matrix<f64, D::Storage>,
+    recording: Recording,
+}
+
+impl<D: Device> Repeated<D> {
+    fn is_of(&self, placement: &Arc<DynPlacement>, scales: &[f64]) -> bool {
+        Arc::ptr_eq(self.inputs.tokens.placement(), placement) && self.scales == scales
+    }
 }
 
 impl<D: Ops> LearnerState<D> {
@@ -48,6 +65,7 @@ impl<D: Ops> LearnerState<D> {
             scheduler: None,
             micro_batches: 0,
             sums: Vec::new(),
+            repeated: None,
         }
     }
 
@@ -113,6 +131,7 @@ impl<D: Ops> LearnerState<D> {
     ) -> Result<&[f64]> {
         let mut sums = model.device().zero_matrix(1, scales.len());
         self.add_inputs(handler, model, inputs, scales, sums.view_mut())?;
+        self.micro_batches += 1;
         self.sums.resize(scales.len(), 0.0);
         model.device().read_into(&sums, &mut self.sums)?;
         Ok(&self.sums)
@@ -144,9 +163,40 @@ impl<D: Ops> LearnerState<D> {
             let sums = sums.column_range(1..given);
             model.add_mtp_backward(handler, &mut activations, inputs, &scales[1..], gradients, sums)?;
         }
-        model.backward(handler, activations, &dhidden, gradients)?;
+        model.backward(handler, activations, &dhidden, gradients)
+    }
+
+    /// [`LearnerState::add_inputs`] of tokens and labels on a device that records, where nothing is exchanged: passes
+    /// that come again with the same shapes and scales are asked for at once.
+    fn repeat_inputs(
+        &mut self,
+        handler: HandlerRef<'_, D>,
+        model: &DynModel<D>,
+        (batch, placement): PlacedBatch<'_>,
+        scales: &[f64],
+    ) -> Result<Vec<f64>> {
+        let device = model.device();
+        let mut repeated = match self.repeated.take().filter(|repeated| repeated.is_of(&placement, scales)) {
+            Some(mut repeated) => {
+                repeated.inputs.rewrite(handler, &batch.tokens, &batch.labels)?;
+                repeated
+            }
+            None => Repeated {
+                inputs: DynInputs::placed(handler, &placement, &batch.tokens, &batch.labels)?,
+                scales: scales.to_vec(),
+                sums: device.matrix(1, scales.len()),
+                recording: Recording::default(),
+            },
+        };
+        device.write(&vec![0.0; scales.len()], repeated.sums.view_mut());
+        // What the passes would find out, should they not run.
+        model.check_inputs(repeated.inputs.by_ref())?;
+        let (inputs, sums) = (repeated.inputs.by_ref(), repeated.sums.view_mut());
+        device.repeat(&mut repeated.recording, || self.add_inputs(handler, model, inputs, scales, sums))?;
         self.micro_batches += 1;
-        Ok(())
+        let sums = device.read(&repeated.sums)?;
+        self.repeated = Some(repeated);
+        Ok(sums)
     }
 
     /// Forward and backward of a part of a step; the sums of its losses over ranks.
@@ -158,10 +208,15 @@ impl<D: Ops> LearnerState<D> {
         labels_in_step: &[usize],
     ) -> Result<Vec<f64>> {
         let (device, scales) = (model.device(), mtp::scales(labels_in_step));
+        let mut parts = self.parts(handler, model, batch)?;
+        if device.records() && handler.ranks() == 1 && parts.len() == 1 {
+            return self.repeat_inputs(handler, model, parts.remove(0), &scales);
+        }
         let mut sums = device.zero_matrix(1, scales.len());
-        for (part, placement) in self.parts(handler, model, batch)? {
+        for (part, placement) in parts {
             let inputs = DynInputs::placed(handler, &placement, &part.tokens, &part.labels)?;
             self.add_inputs(handler, model, inputs.by_ref(), &scales, sums.view_mut())?;
+            self.micro_batches += 1;
         }
         handler.all_reduce("sum", sums.buffer_mut())?;
         device.read(&sums)
@@ -200,8 +255,15 @@ impl<D: Ops> LearnerState<D> {
     }
 
     /// The sum over ranks of the losses of a batch.
-    pub(super) fn evaluate(&self, handler: HandlerRef<'_, D>, model: &DynModel<D>, batch: &TokenBatch) -> Result<f64> {
+    pub(super) fn evaluate(
+        &mut self,
+        handler: HandlerRef<'_, D>,
+        model: &DynModel<D>,
+        batch: &TokenBatch,
+    ) -> Result<f64> {
         let device = model.device();
+        // Its memory is needed here.
+        self.repeated = None;
         let mut sum = device.zero_matrix(1, 1);
         for (part, placement) in self.parts(handler, model, batch)? {
             let inputs = DynInputs::placed(handler, &placement, &part.tokens, &part.labels)?;

@@ -11,7 +11,10 @@ use super::Test;
 use super::devices::{learner_on, tokens};
 use super::ranks::device;
 
-pub const TESTS: &[Test] = &[("a step waits for what it reads only, and allocates nothing", step_is_counted)];
+pub const TESTS: &[Test] = &[
+    ("a step waits for what it reads only, and allocates nothing", step_is_counted),
+    ("a micro-batch that comes again is launched as one graph", micro_batch_is_recorded),
+];
 
 /// How often something was done in this process, by name; nothing on a GPU, which counts nothing.
 fn counted(name: &str) -> Option<u64> {
@@ -64,4 +67,50 @@ fn step_is_counted() {
     assert_eq!(last_allocations, allocations);
     // On each rank: the loss of each micro-batch, and the numbers of the step.
     assert!(waits <= (ranks * (micro_batches + 1)) as u64, "{waits}");
+}
+
+/// The losses of micro-batches, and launches of kernels and of graphs while each ran.
+type Counted = (Vec<f64>, [Option<u64>; 2]);
+
+/// Micro-batches of different tokens, with an evaluation before each where `evaluates`.
+fn micro_batches(evaluates: bool) -> Vec<Counted> {
+    let [strategy, order, layout, kernel] = ["single", "natural", "thd", "flash"].map(str::to_string);
+    let choice = Choice { strategy, order, layout, kernel, degree: 1, ..Choice::default() };
+    let chosen = select::chosen(&choice).unwrap();
+    let run = |comm: threads::ThreadComm<CudaMemory>| {
+        let mut learner = learner_on(&chosen, &device::<f32>(), Box::new(comm))?;
+        let mut found = Vec::new();
+        for round in 0..8 {
+            let mut batch = tokens();
+            batch.tokens.rotate_left(round);
+            let labels = batch.counted_by_depth(1);
+            if evaluates {
+                learner.evaluate(&batch)?;
+            }
+            let before = ["launches", "graph_launches"].map(counted);
+            let mut losses = learner.accumulate_depths(&batch, &labels)?;
+            let launched = ["launches", "graph_launches"].map(counted);
+            if round % 3 == 2 {
+                losses.push(learner.update(1e-2)?);
+            }
+            let launches = [0, 1].map(|i| Some(launched[i]? - before[i]?));
+            found.push((losses, launches));
+        }
+        Ok(found)
+    };
+    threads::run_on::<CudaMemory, _, _>(threads::Waiting::default(), 1, run).unwrap().remove(0)
+}
+
+fn micro_batch_is_recorded() {
+    let (recorded, plain) = (micro_batches(false), micro_batches(true));
+    for (round, ((found, _), (expected, _))) in recorded.iter().zip(&plain).enumerate() {
+        assert_eq!(found, expected, "the same bits in micro-batch {round}");
+    }
+    let [Some(kernels), Some(_)] = plain[7].1 else { return println!("  SKIPPED: a GPU counts nothing") };
+    let launches: Vec<_> = recorded.iter().map(|(_, launches)| launches.map(Option::unwrap_or_default)).collect();
+    println!("  {kernels} launches of kernels, then {launches:?}");
+    assert!(kernels > 50 && plain.iter().all(|(_, [_, graphs])| *graphs == Some(0)));
+    // Once as it is, once recorded; from then on the graph alone.
+    assert_eq!(launches[0][1], 0);
+    assert!(launches[1..].iter().all(|&[_, graphs]| graphs == 1), "{launches:?}");
 }

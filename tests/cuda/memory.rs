@@ -1,6 +1,6 @@
 //! Memory of a GPU: what is copied, shared, handed over, and given back.
 
-use context_parallel::tensor::{Buffer, Cuda, Device, MatrixRef, Storage};
+use context_parallel::tensor::{Buffer, Cuda, Device, MatrixMut, MatrixRef, Recording, Storage};
 
 use super::Test;
 use super::ranks::device;
@@ -11,6 +11,8 @@ pub const TESTS: &[Test] = &[
     ("memory of another stream must be handed over", handed_over),
     ("memory comes back once its readers are done", comes_back),
     ("memory that is not there is an error with its size", out_of_memory),
+    ("recorded work finds its memory", recorded_work),
+    ("work that cannot be recorded is done as it is", work_is_not_recorded),
 ];
 
 fn there_and_back() {
@@ -34,13 +36,13 @@ type CudaPart = context_parallel::tensor::cuda::CudaMemory;
 fn shared_memory() {
     let gpu: Cuda<f32> = device();
     let (mut first, second) = gpu.upload(&[1.0f32, 2.0, 3.0]).share();
-    gpu.write(&[5.0], context_parallel::tensor::MatrixMut::new(&mut first, 1, 1, 1, 1));
+    gpu.write(&[5.0], MatrixMut::new(&mut first, 1, 1, 1, 1));
     assert_eq!(gpu.read(&first).unwrap(), [1.0, 5.0, 3.0]);
     assert_eq!(gpu.read(&second).unwrap(), [1.0, 2.0, 3.0]);
     drop(first);
     let allocations = gpu.memory().allocations;
     let mut second = second;
-    gpu.write(&[9.0], context_parallel::tensor::MatrixMut::new(&mut second, 0, 1, 1, 1));
+    gpu.write(&[9.0], MatrixMut::new(&mut second, 0, 1, 1, 1));
     assert_eq!(gpu.read(&second).unwrap(), [9.0, 2.0, 3.0]);
     assert_eq!(gpu.memory().allocations, allocations, "its only owner writes in place");
 }
@@ -86,4 +88,66 @@ fn out_of_memory() {
     assert_eq!(huge.len(), 1 << 48);
     let error = gpu.read(&gpu.upload(&[1.0f32])).unwrap_err().to_string();
     assert!(error.contains("1125899906842624 bytes"), "{error}");
+}
+
+fn recorded_work() {
+    let gpu: Cuda<f32> = device();
+    let (mut sum, step) = (gpu.upload(&[1.0f32; 100]), gpu.upload(&[2.0f32; 100]));
+    let (mut recording, mut runs) = (Recording::default(), 0);
+    let mut add = |sum: &mut Buffer<f32, CudaPart>| {
+        gpu.repeat(&mut recording, || {
+            runs += 1;
+            // Memory of its own, which nobody else may have while it comes again.
+            let twice = gpu.duplicate(&step);
+            CudaPart::add(sum, 0, &twice);
+            Ok(())
+        })
+        .unwrap();
+    };
+    (0..4).for_each(|_| add(&mut sum));
+    let _others = [(); 3].map(|()| gpu.upload(&[9.0f32; 100]));
+    (0..2).for_each(|_| add(&mut sum));
+    assert_eq!(gpu.read(&sum).unwrap(), [13.0; 100]);
+    // A sum with two owners goes elsewhere when it is written.
+    let (mut sum, before) = sum.share();
+    (0..3).for_each(|_| add(&mut sum));
+    assert_eq!(gpu.read(&sum).unwrap(), [19.0; 100]);
+    assert_eq!(gpu.read(&before).unwrap(), [13.0; 100]);
+    // Another sum, where the former one is gone.
+    drop((sum, before));
+    let mut sum = gpu.upload(&[0.0f32; 100]);
+    (0..3).for_each(|_| add(&mut sum));
+    assert_eq!(gpu.read(&sum).unwrap(), [6.0; 100]);
+    assert!((4..9).contains(&runs), "{runs} of 12 times");
+}
+
+fn work_is_not_recorded() {
+    let gpu: Cuda<f32> = device();
+    let mut sum = gpu.upload(&[0.0f32; 10]);
+    let (mut recording, mut kept) = (Recording::default(), Vec::new());
+    for round in 0..4 {
+        gpu.repeat(&mut recording, || {
+            let copy = gpu.duplicate(&sum);
+            CudaPart::add(&mut sum, 0, &copy);
+            CudaPart::add(&mut sum, 0, &gpu.upload(&[1.0f32; 10]));
+            assert_eq!(gpu.read(&sum)?, [(2 << round) as f32 - 1.0; 10]);
+            Ok(())
+        })
+        .unwrap();
+    }
+    // Memory that outlives the work is not the work's.
+    let mut recording = Recording::default();
+    for round in 0..4 {
+        gpu.repeat(&mut recording, || {
+            let mut copy = gpu.duplicate(&sum);
+            CudaPart::add(&mut copy, 0, &sum);
+            kept.push(copy);
+            Ok(())
+        })
+        .unwrap();
+        assert_eq!(kept.len(), round + 1, "it runs every time");
+    }
+    assert!(kept.iter().all(|copy| gpu.read(copy).unwrap() == [30.0; 10]));
+    let error = gpu.repeat(&mut recording, || Err(context_parallel::error::SupportError::Cuda("no".into()).into()));
+    assert!(error.unwrap_err().to_string().contains("no"));
 }

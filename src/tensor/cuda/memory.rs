@@ -96,6 +96,13 @@ impl Held {
 }
 
 impl Held {
+    /// The address, which an op of `place` uses.
+    fn used(&self, place: &Place, is_written: bool) -> sys::CUdeviceptr {
+        let address = self.block.address();
+        place.recorder().note(address, &self.block, is_written);
+        address
+    }
+
     /// Brings memory of another GPU to that of `place`.
     fn come_to(&mut self, place: &Arc<Place>) {
         let there = self.block.home.gpu().clone();
@@ -106,6 +113,7 @@ impl Held {
         place.copy_from(&there, self.block.address(), here.address(), self.block.bytes);
         lock(&self.block.uses).read.extend(place.now());
         self.block = here;
+        place.recorder().note_move();
     }
 }
 
@@ -119,7 +127,7 @@ impl CudaMemory {
     pub(crate) fn reads(&self, place: &Arc<Place>) -> sys::CUdeviceptr {
         let mut held = lock(&self.held);
         held.enter(place);
-        held.block.address()
+        held.used(place, false)
     }
 
     /// The address for an op of `place` that writes: memory that others have too is copied first.
@@ -132,11 +140,12 @@ impl CudaMemory {
             place.copy(held.block.address(), copied.block.address(), self.bytes);
             // What is given up is still read by the copy.
             std::mem::swap(held, copied);
+            place.recorder().note_move();
         } else {
             let mut uses = lock(&held.block.uses);
             std::mem::take(&mut *uses).read.iter().for_each(|event| place.wait_for(event));
         }
-        held.block.address()
+        held.used(place, true)
     }
 
     /// The place whose stream the memory is in order with.

@@ -11,6 +11,7 @@ mod blas;
 mod cache;
 mod event;
 mod gpu;
+mod graph;
 mod kernel;
 mod launch;
 mod memory;
@@ -35,7 +36,7 @@ use half::{bf16, f16};
 
 use crate::error::{Result, SupportError};
 use crate::tensor::{
-    Buffer, DType, Device, Element, Float, Ledger, MatrixMut, MatrixRef, PoolStats, Storage, bytes_of,
+    Buffer, DType, Device, Element, Float, Ledger, MatrixMut, MatrixRef, PoolStats, Recording, Storage, bytes_of,
 };
 
 /// A storage type of [`Cuda`]: `bf16`, `f16` or `f32`. Sums are in `f32`.
@@ -149,6 +150,15 @@ impl<T: CudaFloat> Device for Cuda<T> {
 
     fn seal(&self) {
         self.place.seal();
+    }
+
+    fn records(&self) -> bool {
+        true
+    }
+
+    /// As a CUDA graph.
+    fn repeat(&self, recording: &mut Recording, work: impl FnOnce() -> Result<()>) -> Result<()> {
+        self.place.repeat(recording, work)
     }
 }
 

@@ -9,6 +9,7 @@ use cudarc::driver::{DriverError, result, sys};
 use super::blas::{Blas, Product};
 use super::event::Event;
 use super::gpu::Gpu;
+use super::graph::Recorder;
 use super::kernel::Variant;
 use super::launch::{Geometry, RawView};
 use super::memory::{Block, CudaMemory};
@@ -30,6 +31,7 @@ pub struct Place {
     /// Where small results are read into.
     staging: Mutex<Staging>,
     failure: Mutex<Option<DeviceError>>,
+    recorder: Recorder,
 }
 
 /// Bytes of results that are read by way of memory that the driver knows.
@@ -53,12 +55,32 @@ impl Place {
         // SAFETY: memory with unspecified contents, which are written before they are read.
         let staging = unsafe { result::malloc_host(STAGED, 0) }.map_err(unusable)?;
         let staging = Mutex::new(Staging(staging.cast()));
-        let (pool, ledger, failure) = (CudaPool::default(), Arc::default(), Mutex::default());
-        Ok(Arc::new(Place { gpu, stream, pool, ledger, blas: Mutex::new(blas), staging, failure }))
+        Ok(Arc::new(Place {
+            gpu,
+            stream,
+            pool: CudaPool::default(),
+            ledger: Arc::default(),
+            blas: Mutex::new(blas),
+            staging,
+            failure: Mutex::default(),
+            recorder: Recorder::default(),
+        }))
     }
 
     pub(super) fn gpu(&self) -> &Arc<Gpu> {
         &self.gpu
+    }
+
+    pub(super) fn stream(&self) -> sys::CUstream {
+        self.stream
+    }
+
+    pub(super) fn pool(&self) -> &CudaPool {
+        &self.pool
+    }
+
+    pub(super) fn recorder(&self) -> &Recorder {
+        &self.recorder
     }
 
     /// Bytes of shared memory that a block can have.
@@ -89,13 +111,16 @@ impl Place {
     }
 
     /// Whether nothing has gone wrong; makes the GPU the calling thread's.
-    fn is_well(&self) -> bool {
+    pub(super) fn is_well(&self) -> bool {
         self.gpu.enter();
+        if self.recorder.is_of_another_thread() {
+            self.interrupt("another thread");
+        }
         self.failure().is_none()
     }
 
     /// Does something on the stream, unless something has gone wrong before.
-    fn attempt(&self, op: &'static str, attempt: impl FnOnce() -> Result<(), DriverError>) {
+    pub(super) fn attempt(&self, op: &'static str, attempt: impl FnOnce() -> Result<(), DriverError>) {
         if self.is_well()
             && let Err(error) = attempt()
         {
@@ -142,13 +167,20 @@ impl Place {
         self.pool.put(slab);
     }
 
+    /// Takes memory back that a graph had.
+    pub(super) fn give_back(&self, slab: Slab) {
+        self.pool.give_back(slab);
+    }
+
     /// The point at which the stream is now; nothing if that went wrong.
     pub(super) fn now(&self) -> Option<Event> {
+        self.interrupt("a point for other streams");
         Event::record(&self.gpu, self.stream).map_err(|error| self.fail("event", said(&error))).ok()
     }
 
     /// What is asked for from now on comes after this point of another stream.
     pub(super) fn wait_for(&self, event: &Event) {
+        self.interrupt("a point of another stream");
         self.attempt("event", || event.hold_up(self.stream));
     }
 
@@ -168,6 +200,7 @@ impl Place {
 
     /// Copies from memory of another GPU.
     pub(super) fn copy_from(&self, other: &Gpu, from: sys::CUdeviceptr, to: sys::CUdeviceptr, bytes: usize) {
+        self.interrupt("memory of another GPU");
         let (here, there) = (self.gpu.context(), other.context());
         if bytes > 0 {
             // SAFETY: as above; both contexts live until the process ends.
@@ -177,6 +210,7 @@ impl Place {
 
     /// Writes rows of bytes; `bytes` may go as soon as this returns.
     pub(super) fn upload(&self, bytes: &[u8], to: RawView) {
+        self.interrupt("memory of the host");
         let copy = Copy2D { host: bytes.as_ptr().cast_mut(), device: to, is_upload: true };
         self.attempt("write", || copy.start(self.stream));
     }
@@ -186,6 +220,7 @@ impl Place {
     /// # Errors
     /// What went wrong there first.
     pub(super) fn download(&self, from: RawView, bytes: &mut [u8]) -> Result<()> {
+        self.interrupt("a read");
         let staging = self.staging.lock().unwrap_or_else(PoisonError::into_inner);
         // Into memory that the driver does not know, a copy waits by itself, and the stream has to be waited for again.
         let is_staged = bytes.len() <= STAGED;
@@ -204,6 +239,7 @@ impl Place {
     /// # Errors
     /// What went wrong there first.
     pub(super) fn finish(&self) -> Result<()> {
+        self.interrupt("a wait");
         // SAFETY: the stream is alive.
         self.attempt("read", || unsafe { result::stream::synchronize(self.stream) });
         self.failure().clone().map_or(Ok(()), |failure| Err(failure.into()))

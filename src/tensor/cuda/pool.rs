@@ -1,5 +1,6 @@
 //! The memory of one rank on a GPU.
 
+use std::collections::HashSet;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use cudarc::driver::{DriverError, result, sys};
@@ -27,22 +28,55 @@ impl Piece for Slab {
     }
 }
 
+impl Slab {
+    /// Gives it back to the driver.
+    pub(super) fn free(self) {
+        free(&self);
+    }
+}
+
 /// Blocks that are handed out, come back, and are handed out again in the order of the stream.
 #[derive(Debug, Default)]
 pub(super) struct CudaPool {
-    arena: Mutex<Arena<Slab>>,
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    arena: Arena<Slab>,
+    /// What is handed out while it is watched, by address.
+    watched: Option<HashSet<sys::CUdeviceptr>>,
 }
 
 impl CudaPool {
-    fn lock(&self) -> MutexGuard<'_, Arena<Slab>> {
-        self.arena.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Watches from now on what is handed out.
+    pub(super) fn watch(&self) {
+        self.lock().watched = Some(HashSet::new());
+    }
+
+    /// What was handed out since then and has come back, which is no longer free; and whether something has not.
+    pub(super) fn watched(&self) -> (Vec<Slab>, bool) {
+        let mut state = self.lock();
+        let watched = state.watched.take().unwrap_or_default();
+        let slabs = state.arena.withdraw(|slab| watched.contains(&slab.address));
+        let is_kept = slabs.len() < watched.len();
+        (slabs, is_kept)
+    }
+
+    /// Memory that was watched is free again.
+    pub(super) fn give_back(&self, slab: Slab) {
+        self.lock().arena.put_back(slab);
     }
 
     /// Memory of at least so many bytes; the GPU is the calling thread's. If there is none left, what is free goes back
     /// to the driver first, which waits for the GPU.
     pub(super) fn take(&self, bytes: usize) -> Result<Slab, DriverError> {
         let grains = bytes.div_ceil(GRAIN).max(1);
-        let mut arena = self.lock();
+        let State { arena, watched } = &mut *self.lock();
         let slab = match arena.take(grains) {
             Some(slab) => slab,
             None => {
@@ -58,20 +92,21 @@ impl CudaPool {
             }
         };
         arena.lend(&slab);
+        watched.iter_mut().for_each(|watched| watched.extend([slab.address]));
         Ok(slab)
     }
 
     pub(super) fn put(&self, slab: Slab) {
-        self.lock().put(slab);
+        self.lock().arena.put(slab);
     }
 
     pub(super) fn stats(&self) -> PoolStats {
-        self.lock().stats(GRAIN)
+        self.lock().arena.stats(GRAIN)
     }
 
     /// As [`Pool::seal`](crate::tensor::Pool::seal).
     pub(super) fn seal(&self) {
-        let mut arena = self.lock();
+        let arena = &mut self.lock().arena;
         for grains in arena.seal() {
             // Without it a later message may have to be allocated for, no more.
             if let Ok(address) = allocate(grains) {
@@ -83,7 +118,7 @@ impl CudaPool {
 
     /// Gives everything back that is free.
     pub(super) fn clear(&self) {
-        self.lock().clear().iter().for_each(free);
+        self.lock().arena.clear().iter().for_each(free);
     }
 }
 
