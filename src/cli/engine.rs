@@ -165,6 +165,14 @@ impl Choices {
     }
 }
 
+/// Everyone's text, by rank.
+pub fn gather_texts<D: Device>(device: &D, comm: &dyn Communicator<D::Storage>, mine: &str) -> Result<Vec<String>> {
+    let lengths = gather(device, comm, &[mine.len() as i64])?;
+    let counts: Vec<usize> = lengths.iter().map(|length| length[0] as usize).collect();
+    let all = comm.all_gather_v(device.upload(mine.as_bytes()), &counts)?;
+    all.iter().map(|text| Ok(String::from_utf8_lossy(&device.read(text)?).into_owned())).collect()
+}
+
 /// Everyone's numbers, by rank.
 pub fn gather<D: Device, T: Element>(
     device: &D,

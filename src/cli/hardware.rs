@@ -31,6 +31,21 @@ pub trait RankDevice: Ops {
         from: &Self,
         original: &ParameterSet<R, E, Self::Storage>,
     ) -> ParameterSet<R, E, Self::Storage>;
+
+    /// Measures from now on when what is asked for runs. Commands refuse it before any work where it is not measured.
+    fn begin_trace(&self) -> Result<()> {
+        Ok(())
+    }
+
+    /// What has run since then, for [`RankDevice::trace_of_ranks`].
+    fn end_trace(&self) -> Result<String> {
+        Ok(String::new())
+    }
+
+    /// The traces of all ranks as one file.
+    fn trace_of_ranks(traces: &[String]) -> Result<String> {
+        Ok(traces.concat())
+    }
 }
 
 impl<T: Float> RankDevice for Cpu<T> {
@@ -76,6 +91,26 @@ impl<T: context_parallel::tensor::cuda::CudaFloat> RankDevice for context_parall
         copy.flat_mut().storage_mut().arrive();
         copy
     }
+
+    fn begin_trace(&self) -> Result<()> {
+        Self::begin_trace(self)
+    }
+
+    fn end_trace(&self) -> Result<String> {
+        serde_json::to_string(&Self::end_trace(self)?).map_err(unreadable_trace)
+    }
+
+    fn trace_of_ranks(traces: &[String]) -> Result<String> {
+        use context_parallel::tensor::cuda::Trace;
+
+        let traces: Result<Vec<Trace>, _> = traces.iter().map(|trace| serde_json::from_str(trace)).collect();
+        Ok(Trace::to_json(&traces.map_err(unreadable_trace)?))
+    }
+}
+
+#[cfg(feature = "cuda")]
+fn unreadable_trace(error: serde_json::Error) -> context_parallel::error::Error {
+    context_parallel::error::SupportError::Cuda(format!("a rank's trace: {error}")).into()
 }
 
 /// The value of an expression in which `$D` is the device that `$hardware` computes with and that stores what `$dtype`

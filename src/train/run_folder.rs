@@ -16,6 +16,8 @@ use crate::files::{self, unreadable, unwritable, whole_name};
 pub const LOG: &str = "log.jsonl";
 /// The chart of the losses, written at the end.
 pub const CHART: &str = "loss.svg";
+/// When kernels and transfers ran, of a run that measured it.
+pub const TRACE: &str = "trace.json";
 
 /// A place for a run that holds no other run; nothing has been written yet.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -103,6 +105,11 @@ impl RunFolder {
         self.record.write(&self.path)
     }
 
+    /// Writes when kernels and transfers ran.
+    pub fn trace(&self, text: &str) -> Result<()> {
+        files::write(&self.path.join(TRACE), text.as_bytes())
+    }
+
     /// Draws the losses of the run; the log is complete on disk afterwards. A run that failed before its first step
     /// leaves nothing, so that the folder can be used again.
     pub fn finish(self, records: &[StepRecord]) -> Result<()> {
@@ -135,7 +142,7 @@ fn remove_empty(folders: &[PathBuf]) {
 /// Whether a file name belongs to a run or a model, half-written ones included.
 fn is_of_a_run(name: &str) -> bool {
     let name = whole_name(name);
-    [LOG, CHART, RECORD, "config.json"].contains(&name)
+    [LOG, CHART, TRACE, RECORD, "config.json"].contains(&name)
         || name.ends_with(".safetensors")
         || name.ends_with(".safetensors.index.json")
 }

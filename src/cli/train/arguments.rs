@@ -100,6 +100,10 @@ pub struct Arguments {
     /// Steps between printed ones; evaluated ones and the last are printed too, and log.jsonl has all
     #[arg(long, value_name = "N", default_value_t = 1, help_heading = args::OUTPUT)]
     pub(super) log_every: u64,
+    /// Measure when each kernel and transfer of steps 2 and 3 runs, and write it into --out as trace.json, for
+    /// ui.perfetto.dev; for --device cuda
+    #[arg(long, help_heading = args::OUTPUT)]
+    pub(super) trace: bool,
     /// Print JSON: a line per step, then the summary; with --quiet the summary only
     #[arg(long, help_heading = args::OUTPUT)]
     pub(super) json: bool,

@@ -18,6 +18,7 @@ use super::arguments::{Arguments, DTYPES};
 use super::record;
 use crate::cli::args::{self, Settings};
 use crate::cli::engine::Cluster;
+use crate::cli::hardware::Hardware;
 use crate::cli::model::check_weights;
 use crate::cli::recall::{RECALL, RECALL_VOCAB};
 use crate::cli::{inputs, machine, output};
@@ -56,6 +57,30 @@ pub(super) struct Job {
     pub(super) rates: String,
     /// Steps between printed ones.
     pub(super) log_every: u64,
+    /// Whether steps are measured.
+    pub(super) trace: bool,
+}
+
+/// The step after which a trace begins, and the last one in it.
+pub(super) const TRACED: [u64; 2] = [1, 3];
+
+fn check_trace(arguments: &Arguments, hardware: Hardware) -> Result<()> {
+    let refused = |message: String| arguments.trace.then(|| args::numbers(message));
+    let reason = if hardware == Hardware::Cpu {
+        refused("--trace measures GPUs: leave it out, or use --device cuda".into())
+    } else if arguments.out.is_none() {
+        refused("--trace writes trace.json into --out, which is missing: pass --out DIR".into())
+    } else if arguments.steps < TRACED[1] {
+        let [before, last] = TRACED;
+        refused(format!(
+            "--trace measures steps {} to {last}, but --steps is {}: use at least {last}",
+            before + 1,
+            arguments.steps
+        ))
+    } else {
+        None
+    };
+    reason.map_or(Ok(()), Err)
 }
 
 /// Checks everything that can be checked without work.
@@ -106,6 +131,7 @@ pub(super) fn prepare(arguments: &Arguments, cluster: &Cluster) -> Result<Job> {
     if arguments.log_every == 0 {
         return Err(args::numbers("--log-every is 0: use at least 1".to_string()));
     }
+    check_trace(arguments, settings.hardware)?;
     let out = arguments.out.as_deref().filter(|_| cluster.speaks()).map(inputs::output_folder).transpose()?;
     let weights = arguments.model.clone();
     let is_recall = arguments.data.as_deref() == Some(Path::new(RECALL));
@@ -184,6 +210,7 @@ pub(super) fn prepare(arguments: &Arguments, cluster: &Cluster) -> Result<Job> {
         goes_on,
         rates,
         log_every,
+        trace: arguments.trace,
     })
 }
 

@@ -17,13 +17,13 @@ use context_parallel::train::run_folder::RunFolder;
 use context_parallel::train::trainer::{self, StepRecord, TrainOptions};
 use indicatif::ProgressBar;
 
-use super::super::engine::{Cluster, gather};
+use super::super::engine::{Cluster, gather, gather_texts};
 use super::super::hardware::{Hardware, RankDevice, with_device};
 use super::super::memory::{self, Demand};
 use super::super::output::Phase;
 use super::super::sets::WeightsOfRanks;
 use super::super::{interrupt, machine, output};
-use super::job::Job;
+use super::job::{Job, TRACED};
 use super::micro_batches;
 use super::report::{Finished, Throughput, describe};
 
@@ -218,7 +218,15 @@ impl<D: RankDevice> Training<'_, D> {
             learner = learner.with_schedule(scheduler)?;
         }
         let progress = || self.progress.lock().unwrap_or_else(PoisonError::into_inner);
-        let observe = |record: &StepRecord| if rank == 0 { progress().observe(record) } else { Ok(()) };
+        let mut trace = None;
+        let observe = |record: &StepRecord| {
+            match TRACED.iter().position(|&step| self.job.trace && step == record.step) {
+                Some(0) => device.begin_trace()?,
+                Some(_) => trace = Some(device.end_trace()?),
+                None => {}
+            }
+            if rank == 0 { progress().observe(record) } else { Ok(()) }
+        };
         if rank == 0 {
             let (ranks, tokens) = (settings.choice.degree, options.batch.saturating_mul(options.seq_len));
             let what = format!(
@@ -232,6 +240,14 @@ impl<D: RankDevice> Training<'_, D> {
         let records = trainer::train(&mut learner, source, options, self.stop, observe)?;
         if (records.len() as u64) < options.schedule.steps() {
             self.cut_short.store(true, Ordering::Relaxed);
+        }
+        if let Some(trace) = trace {
+            let traces = gather_texts(device, learner.handler().comm(), &trace)?;
+            if rank == 0
+                && let Some(folder) = &progress().folder
+            {
+                folder.trace(&D::trace_of_ranks(&traces)?)?;
+            }
         }
         let peaks = gather(device, learner.handler().comm(), &[device.memory().peak as i64])?;
         if rank != 0 {

@@ -167,6 +167,9 @@ impl Drop for Executable {
 impl Place {
     /// See [`Device::repeat`](crate::tensor::Device::repeat).
     pub(super) fn repeat(self: &Arc<Self>, recording: &mut Recording, work: impl FnOnce() -> Result<()>) -> Result<()> {
+        if self.tracer().is_on() {
+            return work();
+        }
         let kept = recording.get::<Kept>().filter(|kept| kept.is_of(self));
         match kept {
             Some(Kept::Graph(graph)) if graph.is_current() => {

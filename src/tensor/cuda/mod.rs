@@ -18,12 +18,14 @@ mod memory;
 mod place;
 mod pool;
 pub mod probe;
+mod trace;
 
 pub(crate) use blas::{Product, Side};
 pub(crate) use kernel::{Dims, Kernel, Suffix};
 pub(crate) use launch::{Argument, Arguments, BLOCK, Geometry, MOST_Y, RawView};
 pub use memory::CudaMemory;
 pub use place::Place;
+pub use trace::{Span, Trace};
 
 /// The bindings to CUDA, of the version that is used here.
 pub use cudarc;
@@ -65,6 +67,23 @@ impl<T: CudaFloat> Cuda<T> {
     /// The stream and the memory behind it.
     pub fn place(&self) -> &Arc<Place> {
         &self.place
+    }
+
+    /// Measures from now on when each thing that is asked for runs. Work is not recorded meanwhile
+    /// ([`Device::repeat`]): each kernel is seen.
+    ///
+    /// # Errors
+    /// What went wrong on the device before.
+    pub fn begin_trace(&self) -> Result<()> {
+        self.place.begin_trace()
+    }
+
+    /// What has run since [`begin_trace`](Self::begin_trace); nothing is measured any more. It waits for the device.
+    ///
+    /// # Errors
+    /// What went wrong on the device.
+    pub fn end_trace(&self) -> Result<Trace> {
+        self.place.end_trace()
     }
 
     /// The same stream and memory, storing another type.

@@ -15,6 +15,7 @@ use super::launch::{Geometry, RawView};
 use super::memory::{Block, CudaMemory};
 use super::pool::{CudaPool, Slab};
 use super::probe::said;
+use super::trace::Tracer;
 use crate::error::{DeviceError, Result, SupportError};
 use crate::tensor::{Ledger, PoolStats};
 
@@ -32,7 +33,11 @@ pub struct Place {
     staging: Mutex<Staging>,
     failure: Mutex<Option<DeviceError>>,
     recorder: Recorder,
+    tracer: Tracer,
 }
+
+/// The queue of ops, as traces call it.
+const COMPUTING: &str = "computing";
 
 /// Bytes of results that are read by way of memory that the driver knows.
 const STAGED: usize = 64 << 10;
@@ -64,6 +69,7 @@ impl Place {
             staging,
             failure: Mutex::default(),
             recorder: Recorder::default(),
+            tracer: Tracer::default(),
         }))
     }
 
@@ -81,6 +87,10 @@ impl Place {
 
     pub(super) fn recorder(&self) -> &Recorder {
         &self.recorder
+    }
+
+    pub(super) fn tracer(&self) -> &Tracer {
+        &self.tracer
     }
 
     /// Bytes of shared memory that a block can have.
@@ -122,7 +132,7 @@ impl Place {
     /// Does something on the stream, unless something has gone wrong before.
     pub(super) fn attempt(&self, op: &'static str, attempt: impl FnOnce() -> Result<(), DriverError>) {
         if self.is_well()
-            && let Err(error) = attempt()
+            && let Err(error) = self.tracer.around((op, COMPUTING), self.stream, attempt)
         {
             self.fail(op, said(&error));
         }
@@ -181,7 +191,7 @@ impl Place {
     /// What is asked for from now on comes after this point of another stream.
     pub(super) fn wait_for(&self, event: &Event) {
         self.interrupt("a point of another stream");
-        self.attempt("event", || event.hold_up(self.stream));
+        self.attempt("wait", || event.hold_up(self.stream));
     }
 
     pub(super) fn zero(&self, address: sys::CUdeviceptr, bytes: usize) {
@@ -266,9 +276,10 @@ impl Place {
             Err(reason) => return self.fail(variant.kernel(), reason),
         };
         let Geometry { grid, block, shared } = geometry;
-        // SAFETY: the function is of this GPU; the rest is what the caller promises.
-        let launched =
-            unsafe { result::launch_kernel(function.handle, grid, (block, 1, 1), shared, self.stream, parameters) };
+        let launched = self.tracer.around((variant.kernel(), COMPUTING), self.stream, || {
+            // SAFETY: the function is of this GPU; the rest is what the caller promises.
+            unsafe { result::launch_kernel(function.handle, grid, (block, 1, 1), shared, self.stream, parameters) }
+        });
         if let Err(error) = launched {
             self.fail(variant.kernel(), said(&error));
         }
@@ -277,7 +288,8 @@ impl Place {
     /// Enqueues a matrix product.
     pub(crate) fn multiply(&self, op: &'static str, product: &Product) {
         if self.is_well() {
-            let done = self.blas.lock().unwrap_or_else(PoisonError::into_inner).run(product, self.stream);
+            let run = || self.blas.lock().unwrap_or_else(PoisonError::into_inner).run(product, self.stream);
+            let done = self.tracer.around((op, COMPUTING), self.stream, run);
             if let Err(reason) = done {
                 self.fail(op, reason);
             }
