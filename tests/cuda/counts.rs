@@ -17,7 +17,7 @@ pub const TESTS: &[Test] = &[
 ];
 
 /// How often something was done in this process, by name; nothing on a GPU, which counts nothing.
-fn counted(name: &str) -> Option<u64> {
+pub fn counted(name: &str) -> Option<u64> {
     type Counters = unsafe extern "C" fn(*mut u64, usize) -> usize;
     type Name = unsafe extern "C" fn(usize) -> *const std::ffi::c_char;
 

@@ -3,6 +3,9 @@
 //! Without a driver, NVRTC or cuBLASLt nothing is run, and the reason is printed; `.ci/cuda` builds stand-ins from
 //! `tests/emulator` and runs this on them. `cargo test --features cuda --test cuda [NAME]`.
 
+mod cost;
+#[path = "../allocations/counter.rs"]
+mod counter;
 mod counts;
 #[path = "../common/devices.rs"]
 mod devices;
@@ -24,8 +27,15 @@ fn main() -> ExitCode {
         println!("SKIPPED: tests on GPUs, because {}", missing.missing());
         return ExitCode::SUCCESS;
     }
+    if let [path @ ("typed" | "plain"), times] =
+        &std::env::args().skip(1).map(|x| x.leak() as &str).collect::<Vec<_>>()[..]
+        && let Ok(times) = times.parse()
+    {
+        cost::run(path, times);
+        return ExitCode::SUCCESS;
+    }
     let wanted = std::env::args().skip(1).find(|argument| !argument.starts_with('-')).unwrap_or_default();
-    let tests: Vec<Test> = [ops::TESTS, memory::TESTS, counts::TESTS, ranks::TESTS].concat();
+    let tests: Vec<Test> = [ops::TESTS, memory::TESTS, counts::TESTS, cost::TESTS, ranks::TESTS].concat();
     let mut failed = Vec::new();
     for (name, test) in tests.into_iter().filter(|(name, _)| name.contains(&wanted)) {
         let started = Instant::now();

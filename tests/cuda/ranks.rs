@@ -21,6 +21,7 @@ pub const TESTS: &[Test] = &[
     ("training steps in f32", || trains::<f32>(&TRAINED, 2e-4)),
     ("training steps in bf16", || trains::<bf16>(&TRAINED[1..3], 2e-2)),
     ("training by way of host memory", trains_staged),
+    ("a ring of four ranks learns what one rank learns, in bf16", ring_learns),
 ];
 
 pub fn device<T: CudaFloat>() -> Cuda<T> {
@@ -104,6 +105,21 @@ fn trains<T: CudaFloat>(choices: &[Trained], bound: f64) {
         let again = (chosen.strategy.degree() == 2).then(|| trained(&chosen, device::<T>));
         assert!(again.is_none_or(|again| again == there), "the same bits again: {trained_as:?}");
     }
+}
+
+/// Losses and norms of a ring beside those of one rank, which differ by the roundings of bf16.
+fn ring_learns() {
+    let learned = |trained_as: Trained| {
+        let chosen = select::chosen(&choice(trained_as)).unwrap();
+        let steps = trained(&chosen, device::<bf16>).swap_remove(0);
+        // Two losses and a norm; the weights follow.
+        steps.into_iter().map(|numbers| numbers[..3].to_vec()).collect::<Vec<_>>()
+    };
+    let (one, four) = (learned(TRAINED[0]), learned(("ring", "zigzag", "thd", "flash", 4)));
+    let worst = one.iter().zip(&four).map(|(one, four)| relative_error(four, one, 0.0)).fold(0.0, f64::max);
+    println!("  worst error {worst:.1e}");
+    assert!(worst <= 5e-3, "{one:?}, on four ranks {four:?}");
+    assert!(four[2][0] < four[0][0], "it learns: {four:?}");
 }
 
 /// Over an engine that knows of no GPU, as MPI.
