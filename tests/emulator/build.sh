@@ -94,7 +94,7 @@ link() {
 }
 
 build_libraries() {
-  local objects=$out/objects/libraries lib=$out/lib units=$out/units shared="-fPIC -fvisibility=hidden" of_cuda=()
+  local objects=$out/objects/libraries lib=$out/lib units=$out/units shared="-fPIC -fvisibility=hidden -mtls-dialect=gnu2" of_cuda=()
   mkdir -p "$lib" "$units"
   for name in emu hopper; do
     [ -f $name.cpp ] || continue

@@ -5,7 +5,6 @@
 #include <sys/mman.h>
 
 #include <algorithm>
-#include <deque>
 #include <map>
 #include <sstream>
 
@@ -196,6 +195,9 @@ void* shared_array(const void* declaration, size_t bytes, size_t align) {
 #ifdef EMU_ASAN
   __asan_unpoison_memory_region(B->smem + from, bytes);
 #endif
+#ifndef EMU_TSAN
+  memset(B->smem + from, 0xff, bytes);
+#endif
   B->arrays.push_back({declaration, from});
   B->static_end = from + bytes;
   return B->smem + from;
@@ -275,7 +277,7 @@ struct CopyGroup {
 
 struct Copies {
   std::unique_ptr<CopyGroup> open;
-  std::deque<std::unique_ptr<CopyGroup>> groups;
+  std::vector<std::unique_ptr<CopyGroup>> groups;    // a deque would allocate for each thread of each block
   std::vector<std::unique_ptr<CopyGroup>> spare;
 
   CopyGroup& current() {
@@ -313,7 +315,7 @@ void copy_async(uint32_t target, const void* source, unsigned valid) {
   uint8_t* to = at(target, 16, "cp.async");
   if (target % 16 || (uintptr_t)source % 16) fail("cp.async: %u from %p is not aligned to 16", target, source);
   if (valid > 16) fail("cp.async: %u bytes of 16", valid);
-  CopyGroup& group = B->copies_of[B->cur]->current();
+  CopyGroup& group = B->copies_of[B->cur].current();
 #ifdef EMU_TSAN
   // When it lands is open, so the sanitizer may as well hear of it now.
   void* issuer = __tsan_get_current_fiber();
@@ -332,16 +334,16 @@ void copy_async(uint32_t target, const void* source, unsigned valid) {
 }
 
 void copy_commit() {
-  Copies& mine = *B->copies_of[B->cur];
+  Copies& mine = B->copies_of[B->cur];
   mine.current();    // a group may be empty
   mine.groups.push_back(std::move(mine.open));
 }
 
 void copy_wait(unsigned pending) {
-  Copies& mine = *B->copies_of[B->cur];
+  Copies& mine = B->copies_of[B->cur];
   while (mine.groups.size() > pending) {
     auto group = std::move(mine.groups.front());
-    mine.groups.pop_front();
+    mine.groups.erase(mine.groups.begin());
     for (auto& x : group->lines) land(x);
     if (!group->lines.empty()) { ACQUIRE(&group->landed); }
     group->lines.clear();
@@ -351,7 +353,7 @@ void copy_wait(unsigned pending) {
 
 /// Lets one random copy of a random thread land.
 static bool land_some() {
-  Copies& some = *B->copies_of[B->random() % B->threads];
+  Copies& some = B->copies_of[B->random() % B->threads];
   auto one_of = [](CopyGroup& g) {
     if (g.lines.empty()) return false;
     land(g.lines[B->random() % g.lines.size()]);
@@ -481,13 +483,18 @@ static std::unique_ptr<Block> start(dim3 grid, dim3 dim, size_t smem, const Opti
   for (auto& x : b->named) x.waiters.reserve(b->threads);
   for (auto& g : b->warps) g.args.resize(32);
   for (auto& g : b->warpgroups) g.args.resize(128);
-  for (unsigned i = 0; i < b->threads; i++) b->copies_of.push_back(std::make_unique<Copies>());
+  b->copies_of = std::make_unique<Copies[]>(b->threads);
 
   b->smem_bytes = smem;
   b->static_at = b->static_end = (smem + 1023) / 1024 * 1024 + 1024;
   size_t total = b->static_at + STATIC_BYTES;
   b->smem = (uint8_t*)aligned_alloc(1024, total);
-  memset(b->smem, 0xff, total);    // NaN in every type
+  // NaN in every type; static arrays get it when they are declared, where no sanitizer asks who wrote it.
+#ifdef EMU_TSAN
+  memset(b->smem, 0xff, total);
+#else
+  memset(b->smem, 0xff, smem);
+#endif
   WRITES(b->smem, total);
 #ifdef EMU_ASAN
   __asan_poison_memory_region(b->smem + smem, total - smem);
@@ -514,9 +521,10 @@ static std::unique_ptr<Block> start(dim3 grid, dim3 dim, size_t smem, const Opti
 static void finish(Block& b) {
   B = &b;
   ACQUIRE(&b);
-  for (auto& mine : b.copies_of) {
-    bool waiting = mine->open && !mine->open->lines.empty();
-    for (auto& g : mine->groups) waiting |= !g->lines.empty();
+  for (unsigned i = 0; i < b.threads; i++) {
+    Copies& mine = b.copies_of[i];
+    bool waiting = mine.open && !mine.open->lines.empty();
+    for (auto& g : mine.groups) waiting |= !g->lines.empty();
     if (waiting) note(b, "block " + std::to_string(b.idx.x) + " ends with cp.async that nobody waited for");
   }
   for (int i = 0; i < 16; i++)

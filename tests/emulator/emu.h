@@ -128,7 +128,7 @@ struct Block {
   uint8_t* smem = nullptr;        // `smem_bytes` of dynamic memory, then static arrays
   size_t smem_bytes = 0, static_at = 0, static_end = 0;
   std::vector<std::pair<const void*, size_t>> arrays;    // static arrays: whose, where
-  std::vector<std::unique_ptr<Copies>> copies_of;
+  std::unique_ptr<Copies[]> copies_of;
   Hopper* hopper = nullptr;
   const std::function<void()>* body = nullptr;
   void* main_sp = nullptr;

@@ -52,7 +52,7 @@ struct Store {
 
 struct Stores {  // of a thread
   std::vector<Store> open, landing;
-  std::deque<std::vector<Store>> groups;
+  std::vector<std::vector<Store>> groups;
 };
 
 struct Operand {
@@ -78,7 +78,7 @@ struct Running {  // a product that was issued by a warp and not yet retired
 
 struct Products {  // of a warp
   std::vector<Running> open;
-  std::deque<std::vector<Running>> groups;
+  std::vector<std::vector<Running>> groups;
 };
 
 // What the warps of a warpgroup issued: the same, whenever each of them gets there.
@@ -506,7 +506,7 @@ void bulk_wait(unsigned groups, bool only_read) {
       read(store);
       mine.landing.push_back(std::move(store));
     }
-    mine.groups.pop_front();
+    mine.groups.erase(mine.groups.begin());
   }
   if (only_read) return;
   for (Store& store : mine.landing) {
@@ -777,7 +777,7 @@ void wgmma_wait(unsigned groups, std::initializer_list<Registers> named) {
     Products& mine = hopper().products[warp()];
     while (mine.groups.size() > groups) {
       auto group = std::move(mine.groups.front());
-      mine.groups.pop_front();
+      mine.groups.erase(mine.groups.begin());
       for (Running& r : group) {
         for (int l = 0; l < 32; l++) {
           auto& names = *(std::initializer_list<Registers>*)lanes[l];
