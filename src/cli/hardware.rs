@@ -32,6 +32,12 @@ pub trait RankDevice: Ops {
         original: &ParameterSet<R, E, Self::Storage>,
     ) -> ParameterSet<R, E, Self::Storage>;
 
+    /// Does something; the seconds from the begin of its first kernel to the end of its last, where kernels are measured.
+    fn seconds(&self, work: &mut dyn FnMut() -> Result<()>) -> Result<Option<f64>> {
+        work()?;
+        Ok(None)
+    }
+
     /// Measures from now on when what is asked for runs. Commands refuse it before any work where it is not measured.
     fn begin_trace(&self) -> Result<()> {
         Ok(())
@@ -90,6 +96,15 @@ impl<T: context_parallel::tensor::cuda::CudaFloat> RankDevice for context_parall
         copy.flat().storage().leave();
         copy.flat_mut().storage_mut().arrive();
         copy
+    }
+
+    fn seconds(&self, work: &mut dyn FnMut() -> Result<()>) -> Result<Option<f64>> {
+        Self::begin_trace(self)?;
+        work()?;
+        let spans = Self::end_trace(self)?.spans;
+        let begin = spans.iter().map(|span| span.begin).fold(f64::INFINITY, f64::min);
+        let end = spans.iter().map(|span| span.begin + span.duration).fold(begin, f64::max);
+        Ok(Some((end - begin) / 1e6))
     }
 
     fn begin_trace(&self) -> Result<()> {

@@ -9,6 +9,10 @@ mod counter;
 mod counts;
 #[path = "../common/devices.rs"]
 mod devices;
+mod golden;
+#[allow(dead_code, reason = "models alone run here")]
+#[path = "../common/golden/mod.rs"]
+mod golden_kinds;
 mod memory;
 mod ops;
 mod ranks;
@@ -35,7 +39,8 @@ fn main() -> ExitCode {
         return ExitCode::SUCCESS;
     }
     let wanted = std::env::args().skip(1).find(|argument| !argument.starts_with('-')).unwrap_or_default();
-    let tests: Vec<Test> = [ops::TESTS, memory::TESTS, counts::TESTS, cost::TESTS, ranks::TESTS].concat();
+    let tests: Vec<Test> =
+        [ops::TESTS, memory::TESTS, counts::TESTS, cost::TESTS, ranks::TESTS, golden::TESTS].concat();
     let mut failed = Vec::new();
     for (name, test) in tests.into_iter().filter(|(name, _)| name.contains(&wanted)) {
         let started = Instant::now();

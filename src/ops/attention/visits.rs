@@ -315,8 +315,8 @@ fn cuts(spans: &[Range<usize>], size: usize, other: usize) -> Vec<Range<usize>> 
         let (mut best, mut cost, mut next) = ((usize::MAX, 0), 0, from + 1);
         let last = (begin + AHEAD * size).max(places[from + 1].0);
         let mut hull = 0..0;
-        for row in begin..last.min(rows) {
-            hull = join(&hull, &spans[row]);
+        for (row, span) in spans.iter().enumerate().take(last).skip(begin) {
+            hull = join(&hull, span);
             let of_tile = 1 + hull.len().div_ceil(other);
             if places[next].0 == row + 1 {
                 best = best.min((cost + of_tile + places[next].1, next));
