@@ -105,7 +105,8 @@ struct Timings {
     /// Milliseconds and GFLOP/s of each pass on the GPU alone: from the begin of its first kernel to the end of its last.
     #[serde(skip_serializing_if = "Option::is_none")]
     on_gpu: Option<[(f64, f64); 2]>,
-    documents: usize,
+    /// Tokens of each document.
+    lengths: Vec<usize>,
     runs: usize,
 }
 
@@ -116,7 +117,7 @@ pub fn run(arguments: Arguments, cluster: &Cluster) -> Result<ExitCode> {
     if arguments.json {
         output::json(&report);
     } else {
-        let Timings { forward_ms, backward_ms, forward_gflops, backward_gflops, on_gpu, documents, runs } = report;
+        let Timings { forward_ms, backward_ms, forward_gflops, backward_gflops, on_gpu, lengths, runs } = report;
         let row = |name: &str, ms: f64, gflops: f64| vec![name.to_string(), format!("{ms:.2}"), format!("{gflops:.1}")];
         let mut rows = vec![row("forward", forward_ms, forward_gflops), row("backward", backward_ms, backward_gflops)];
         if let Some([(forward_ms, forward_gflops), (backward_ms, backward_gflops)]) = on_gpu {
@@ -124,7 +125,7 @@ pub fn run(arguments: Arguments, cluster: &Cluster) -> Result<ExitCode> {
             rows.push(row("backward, on the GPU", backward_ms, backward_gflops));
         }
         output::line(output::table(&["pass", "ms", "GFLOP/s"], 1, rows));
-        let documents = output::many(documents, "document");
+        let documents = output::many(lengths.len(), "document");
         output::line(match job.hardware {
             Hardware::Cpu => format!("medians of {runs} runs on {} threads, {documents}", job.threads),
             #[cfg(feature = "cuda")]
@@ -197,7 +198,7 @@ impl Job {
             forward_gflops: flops[0] / forward,
             backward_gflops: flops[1] / backward,
             on_gpu: (!times.on_gpu[0].is_empty()).then_some(on_gpu),
-            documents: self.lengths.len(),
+            lengths: self.lengths.clone(),
             runs,
         }
     }

@@ -29,7 +29,7 @@ pub struct Arguments {
     pub(super) model: Option<PathBuf>,
     #[command(flatten)]
     pub(super) reading: Reading,
-    /// Fresh model: tiny has 4 layers of width 128 [default: tiny]
+    /// Fresh model: tiny has 4 layers of width 128, 125m 12 of 768, 1b 22 of 2048 [default: tiny]
     #[arg(long, value_name = "NAME", value_parser = Names::PRESETS, help_heading = args::MODEL)]
     pub(super) preset: Option<String>,
     /// Tokens to predict beyond the next one, each with a block of its own, which a --model without them gets fresh

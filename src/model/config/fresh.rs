@@ -25,23 +25,23 @@ pub struct Sizes {
 
 impl Config {
     /// Names that [`Config::preset`] knows.
-    pub const PRESETS: [&'static str; 1] = ["tiny"];
+    pub const PRESETS: [&'static str; 3] = ["tiny", "125m", "1b"];
 
     /// A fresh model by name. `tiny`: llama, bytes as tokens (vocabulary 256), 4 layers of width 128 with 4 heads of
-    /// 32 features, MLP of 384, untied output layer, plain rotary embedding of base 10000.
+    /// 32 features, MLP of 384, untied output layer, plain rotary embedding of base 10000. `125m` and `1b` are llamas of the sizes that are
+    /// measured most, with a vocabulary of 32,000: 12 layers of width 768 with 12 heads, and 22 layers of width 2048 with
+    /// 32 query heads and 4 key/value heads, all of 64 features.
     pub fn preset(name: &str) -> Result<Self> {
-        match name {
-            "tiny" => Self::llama(Sizes {
-                vocab_size: 256,
-                hidden_size: 128,
-                intermediate_size: 384,
-                layers: 4,
-                heads: 4,
-                kv_heads: 4,
-            }),
-            _ => Err(SupportError::Unknown { what: "preset", name: name.to_string(), known: Self::PRESETS.join(", ") }
-                .into()),
-        }
+        let [vocab_size, hidden_size, intermediate_size, layers, heads, kv_heads] = match name {
+            "tiny" => [256, 128, 384, 4, 4, 4],
+            "125m" => [32_000, 768, 2048, 12, 12, 12],
+            "1b" => [32_000, 2048, 5632, 22, 32, 4],
+            _ => {
+                let (name, known) = (name.to_string(), Self::PRESETS.join(", "));
+                return Err(SupportError::Unknown { what: "preset", name, known }.into());
+            }
+        };
+        Self::llama(Sizes { vocab_size, hidden_size, intermediate_size, layers, heads, kv_heads })
     }
 
     /// A llama model of these sizes: heads of `hidden_size / heads` features, no biases, untied output layer, RMSNorm
