@@ -197,6 +197,17 @@ op! {
             dq: AccMut<'_, Self>,
             dkv: AccMut<'_, Self>,
         );
+
+        provided {
+            /// Whether the device computes attention of this shape: asked before anything is computed, since ops have no
+            /// errors.
+            ///
+            /// # Errors
+            /// Those of [`AttentionShape::check`], and heads that are larger than the device computes.
+            fn supports(&self, shape: &AttentionShape) -> Result<(), SupportError> {
+                shape.check()
+            }
+        }
     }
 }
 
