@@ -7,6 +7,8 @@ pub(crate) mod cuda;
 pub(crate) mod pack;
 mod schedule;
 #[cfg(any(feature = "cuda", test))]
+mod shares;
+#[cfg(any(feature = "cuda", test))]
 pub(crate) mod visits;
 
 pub use schedule::TileSchedule;

@@ -13,6 +13,7 @@ mod event;
 mod gpu;
 mod kernel;
 mod launch;
+mod map;
 mod memory;
 mod place;
 mod pool;
@@ -21,6 +22,7 @@ pub mod probe;
 pub(crate) use blas::{Product, Side};
 pub(crate) use kernel::{Dims, Kernel, Suffix};
 pub(crate) use launch::{Argument, Arguments, BLOCK, Geometry, MOST_Y, RawView};
+pub(crate) use map::TensorMap;
 pub use memory::CudaMemory;
 pub use place::Place;
 
