@@ -177,7 +177,7 @@ impl<T: CudaFloat> Attention for Cuda<T> {
             let heads = if qk_dim == v_dim { format!("{qk_dim}") } else { format!("{qk_dim} and {v_dim}") };
             return Err(SupportError::Numbers(format!(
                 "attention with heads of {heads} features is not computed on GPUs: use heads of {MOST_FEATURES} at most, \
-                 or the processor"
+                 or the processor (--device cpu)"
             )));
         }
         Ok(())
