@@ -59,6 +59,9 @@ constexpr u32 GRADIENTS_FULL = QUERIES_FREE + 8 * STAGES, GRADIENTS_FREE = GRADI
 constexpr u32 ROWS_FULL = GRADIENTS_FREE + 8 * STAGES, ROWS_FREE = ROWS_FULL + 8 * STAGES;
 constexpr u32 SHARED_BYTES = ROWS_FREE + 8 * STAGES;
 static_assert(SHARED_BYTES <= MOST_SHARED_BYTES, "the block's shared memory");
+LAUNCHED_WITH(64, 64, 64, 128, 67184);
+LAUNCHED_WITH(128, 128, 64, 128, 132720);
+LAUNCHED_WITH(192, 128, 32, 128, 123760);
 
 struct Rows {
   View<const f32> lse, delta;
@@ -68,23 +71,9 @@ INLINE int group_size(const Shape& shape) { return shape.q_heads / shape.kv_head
 
 // -- The copying thread
 
-INLINE void copy_keys(u32 base, const Maps& maps, Ring<1> ring, int row, int kv_head) {
-  mbarrier_wait(base + KEYS_FREE, ring.phase ^ 1);
-  mbarrier_arrive_expect(base + KEYS_FULL, Keys::BYTES + Values::BYTES);
-  tensor_load(base + KEYS_AT, maps.k, base + KEYS_FULL, 0, row, kv_head * Keys::PANELS);
-  tensor_load(base + VALUES_AT, maps.v, base + KEYS_FULL, 0, row, kv_head * Values::PANELS);
-}
-
 INLINE void copy_visit(u32 base, const Maps& maps, Ring<STAGES> ring, int row, int head) {
-  u32 full = of_stage(base + QUERIES_FULL, ring.stage);
-  UNLESS(7) mbarrier_wait(of_stage(base + QUERIES_FREE, ring.stage), ring.phase ^ (FAULT != 6));
-  mbarrier_arrive_expect(full, FAULT == 8 ? Queries::BYTES / 2 : FAULT == 9 ? Queries::BYTES * 2 : Queries::BYTES);
-  tensor_load(base + QUERIES_AT + ring.stage * Queries::BYTES, maps.q, full, 0, row, head * Queries::PANELS);
-
-  full = of_stage(base + GRADIENTS_FULL, ring.stage);
-  mbarrier_wait(of_stage(base + GRADIENTS_FREE, ring.stage), ring.phase ^ 1);
-  mbarrier_arrive_expect(full, Gradients::BYTES);
-  tensor_load(base + GRADIENTS_AT + ring.stage * Gradients::BYTES, maps.dout, full, 0, row, head * Gradients::PANELS);
+  copy_stage<Queries>(base + QUERIES_AT, base + QUERIES_FULL, base + QUERIES_FREE, maps.q, ring, row, head);
+  copy_stage<Gradients>(base + GRADIENTS_AT, base + GRADIENTS_FULL, base + GRADIENTS_FREE, maps.dout, ring, row, head);
 }
 
 // -- The gathering threads, one for each query of a visit: what lies a row apart in memory is not for tensor maps
@@ -111,7 +100,9 @@ INLINE void feed(u32 base, bool gathers, const Maps& maps, const Rows& rows, con
     Unit unit = shares.units[n];
     Item item = tiles.items[unit.item];
     if (item.count == 0) continue;
-    if (!gathers) copy_keys(base, maps, keys, item.row, unit.head);
+    if (!gathers)
+      copy_kept<Keys, Values>(base + KEYS_AT, base + KEYS_FULL, base + KEYS_FREE, maps.k, maps.v, keys, item.row,
+                              unit.head);
     keys.next();
     int group = group_size(shape), first = unit.head * group;
     NO_UNROLL for (int head = first; head < first + group; head++) {
@@ -127,32 +118,17 @@ INLINE void feed(u32 base, bool gathers, const Maps& maps, const Rows& rows, con
 // -- The computing warpgroups
 
 INLINE void issue_scores(f32 (&s)[SCORES], u32 base, int group, u32 stage) {
-  u32 queries = base + QUERIES_AT + stage * Queries::BYTES;
-  UNROLL for (int step = 0; step < QK_DIM / 16; step++) {
-    u64 k = Keys::features(base + KEYS_AT, group * GROUP_ROWS, step);
-    wgmma<Elem, 0, 0>(s, k, Queries::features(queries, 0, step), step > 0);
-  }
-  wgmma_commit();
+  issue_over_features<Elem, Keys, Queries>(s, base + KEYS_AT, base + QUERIES_AT + stage * Queries::BYTES, group);
 }
 INLINE void issue_probability_gradients(f32 (&dp)[SCORES], u32 base, int group, u32 stage) {
-  u32 gradients = base + GRADIENTS_AT + stage * Gradients::BYTES;
-  UNROLL for (int step = 0; step < V_DIM / 16; step++) {
-    u64 v = Values::features(base + VALUES_AT, group * GROUP_ROWS, step);
-    wgmma<Elem, 0, 0>(dp, v, Gradients::features(gradients, 0, step), step > 0);
-  }
-  wgmma_commit();
+  issue_over_features<Elem, Values, Gradients>(dp, base + VALUES_AT, base + GRADIENTS_AT + stage * Gradients::BYTES,
+                                               group);
 }
 INLINE void issue_value_gradients(f32 (&dv)[V_DIM / 2], const u32 (&p)[ROWS / 16][4], u32 base, u32 stage) {
-  u32 gradients = base + GRADIENTS_AT + stage * Gradients::BYTES;
-  UNROLL for (int step = 0; step < ROWS / 16; step++)
-    wgmma<Elem, FAULT != 3>(dv, p[step], Gradients::rows(gradients, step), 1);
-  wgmma_commit();
+  issue_over_rows<Elem, Gradients>(dv, p, base + GRADIENTS_AT + stage * Gradients::BYTES);
 }
 INLINE void issue_key_gradients(f32 (&dk)[QK_DIM / 2], const u32 (&ds)[ROWS / 16][4], u32 base, u32 stage) {
-  u32 queries = base + QUERIES_AT + stage * Queries::BYTES;
-  UNROLL for (int step = 0; step < ROWS / 16; step++)
-    wgmma<Elem, 1>(dk, ds[step], Queries::rows(queries, step), 1);
-  wgmma_commit();
+  issue_over_rows<Elem, Queries>(dk, ds, base + QUERIES_AT + stage * Queries::BYTES);
 }
 
 // Two words of neighbouring queries of a stage.
@@ -316,26 +292,16 @@ constexpr u32 KEYS_FULL = QUERIES_FREE + 8, KEYS_FREE = KEYS_FULL + 8 * STAGES;
 constexpr u32 VALUES_FULL = KEYS_FREE + 8 * STAGES, VALUES_FREE = VALUES_FULL + 8 * STAGES;
 constexpr u32 SHARED_BYTES = VALUES_FREE + 8 * STAGES;
 static_assert(SHARED_BYTES <= MOST_SHARED_BYTES, "the block's shared memory");
+LAUNCHED_WITH(64, 64, 128, 128, 98384);
+LAUNCHED_WITH(128, 128, 128, 128, 196688);
+LAUNCHED_WITH(192, 128, 128, 64, 163920);
+LAUNCHED_WITH(256, 256, 128, 64, 196656);
 
 // -- The copying thread
 
-INLINE void copy_queries(u32 base, const Maps& maps, Ring<1> ring, int row, int head) {
-  mbarrier_wait(base + QUERIES_FREE, ring.phase ^ 1);
-  mbarrier_arrive_expect(base + QUERIES_FULL, Queries::BYTES + Gradients::BYTES);
-  tensor_load(base + QUERIES_AT, maps.q, base + QUERIES_FULL, 0, row, head * Queries::PANELS);
-  tensor_load(base + GRADIENTS_AT, maps.dout, base + QUERIES_FULL, 0, row, head * Gradients::PANELS);
-}
-
 INLINE void copy_visit(u32 base, const Maps& maps, Ring<STAGES> ring, int row, int kv_head) {
-  u32 full = of_stage(base + KEYS_FULL, ring.stage);
-  UNLESS(7) mbarrier_wait(of_stage(base + KEYS_FREE, ring.stage), ring.phase ^ (FAULT != 6));
-  mbarrier_arrive_expect(full, FAULT == 8 ? Keys::BYTES / 2 : FAULT == 9 ? Keys::BYTES * 2 : Keys::BYTES);
-  tensor_load(base + KEYS_AT + ring.stage * Keys::BYTES, maps.k, full, 0, row, kv_head * Keys::PANELS);
-
-  full = of_stage(base + VALUES_FULL, ring.stage);
-  mbarrier_wait(of_stage(base + VALUES_FREE, ring.stage), ring.phase ^ 1);
-  mbarrier_arrive_expect(full, Values::BYTES);
-  tensor_load(base + VALUES_AT + ring.stage * Values::BYTES, maps.v, full, 0, row, kv_head * Values::PANELS);
+  copy_stage<Keys>(base + KEYS_AT, base + KEYS_FULL, base + KEYS_FREE, maps.k, ring, row, kv_head);
+  copy_stage<Values>(base + VALUES_AT, base + VALUES_FULL, base + VALUES_FREE, maps.v, ring, row, kv_head);
 }
 
 INLINE void copy_tiles(u32 base, const Maps& maps, const Shape& shape, const Tiles& tiles, const Shares& shares) {
@@ -346,7 +312,8 @@ INLINE void copy_tiles(u32 base, const Maps& maps, const Shape& shape, const Til
     Item item = tiles.items[unit.item];
     if (item.count == 0) continue;
     int head = unit.head, kv_head = kv_head_of(shape, head);
-    copy_queries(base, maps, queries, item.row, head);
+    copy_kept<Queries, Gradients>(base + QUERIES_AT, base + QUERIES_FULL, base + QUERIES_FREE, maps.q, maps.dout,
+                                  queries, item.row, head);
     queries.next();
     NO_UNROLL for (int i = item.first; i < item.first + item.count; i++) {
       copy_visit(base, maps, ring, tiles.visits[i].row, kv_head);
@@ -358,26 +325,14 @@ INLINE void copy_tiles(u32 base, const Maps& maps, const Shape& shape, const Til
 // -- The computing warpgroups
 
 INLINE void issue_scores(f32 (&s)[SCORES], u32 base, int group, u32 stage) {
-  u32 keys = base + KEYS_AT + stage * Keys::BYTES;
-  UNROLL for (int step = 0; step < QK_DIM / 16; step++) {
-    u64 q = Queries::features(base + QUERIES_AT, group * GROUP_ROWS, step);
-    wgmma<Elem, 0, 0>(s, q, Keys::features(keys, 0, step), step > 0);
-  }
-  wgmma_commit();
+  issue_over_features<Elem, Queries, Keys>(s, base + QUERIES_AT, base + KEYS_AT + stage * Keys::BYTES, group);
 }
 INLINE void issue_probability_gradients(f32 (&dp)[SCORES], u32 base, int group, u32 stage) {
-  u32 values = base + VALUES_AT + stage * Values::BYTES;
-  UNROLL for (int step = 0; step < V_DIM / 16; step++) {
-    u64 dout = Gradients::features(base + GRADIENTS_AT, group * GROUP_ROWS, step);
-    wgmma<Elem, 0, 0>(dp, dout, Values::features(values, 0, step), step > 0);
-  }
-  wgmma_commit();
+  issue_over_features<Elem, Gradients, Values>(dp, base + GRADIENTS_AT, base + VALUES_AT + stage * Values::BYTES,
+                                               group);
 }
 INLINE void issue_query_gradients(f32 (&dq)[QK_DIM / 2], const u32 (&ds)[KEYS / 16][4], u32 base, u32 stage) {
-  u32 keys = base + KEYS_AT + stage * Keys::BYTES;
-  UNROLL for (int step = 0; step < KEYS / 16; step++)
-    wgmma<Elem, FAULT != 3>(dq, ds[step], Keys::rows(keys, step), 1);
-  wgmma_commit();
+  issue_over_rows<Elem, Keys>(dq, ds, base + KEYS_AT + stage * Keys::BYTES);
 }
 
 // Of a thread's two rows.

@@ -27,20 +27,12 @@ constexpr u32 KEYS_FULL = QUERIES_FREE + 8, KEYS_FREE = KEYS_FULL + 8 * STAGES;
 constexpr u32 VALUES_FULL = KEYS_FREE + 8 * STAGES, VALUES_FREE = VALUES_FULL + 8 * STAGES;
 constexpr u32 SHARED_BYTES = VALUES_FREE + 8 * STAGES;
 static_assert(SHARED_BYTES <= MOST_SHARED_BYTES, "the block's shared memory");
+LAUNCHED_WITH(64, 64, 128, 128, 82000);
+LAUNCHED_WITH(128, 128, 128, 128, 163920);
+LAUNCHED_WITH(192, 128, 128, 128, 213072);
+LAUNCHED_WITH(256, 256, 128, 64, 196688);
 
 // ---- The copying thread
-
-INLINE void copy_visit(u32 base, const TensorMap* k, const TensorMap* v, Ring<STAGES> ring, int row, int kv_head) {
-  u32 full = of_stage(base + KEYS_FULL, ring.stage);
-  UNLESS(7) mbarrier_wait(of_stage(base + KEYS_FREE, ring.stage), ring.phase ^ (FAULT != 6));
-  mbarrier_arrive_expect(full, FAULT == 8 ? Keys::BYTES / 2 : FAULT == 9 ? Keys::BYTES * 2 : Keys::BYTES);
-  tensor_load(base + KEYS_AT + ring.stage * Keys::BYTES, k, full, 0, row, kv_head * Keys::PANELS);
-
-  full = of_stage(base + VALUES_FULL, ring.stage);
-  mbarrier_wait(of_stage(base + VALUES_FREE, ring.stage), ring.phase ^ 1);
-  mbarrier_arrive_expect(full, Values::BYTES);
-  tensor_load(base + VALUES_AT + ring.stage * Values::BYTES, v, full, 0, row, kv_head * Values::PANELS);
-}
 
 INLINE void copy_tiles(u32 base, const TensorMap* q, const TensorMap* k, const TensorMap* v, const Shape& shape,
                        const Tiles& tiles, const Shares& shares) {
@@ -56,7 +48,9 @@ INLINE void copy_tiles(u32 base, const TensorMap* q, const TensorMap* k, const T
     tensor_load(base + QUERIES_AT, q, base + QUERIES_FULL, 0, item.row, head * Queries::PANELS);
     queries.next();
     NO_UNROLL for (int i = item.first; i < item.first + item.count; i++) {
-      copy_visit(base, k, v, ring, tiles.visits[i].row, kv_head);
+      int row = tiles.visits[i].row;
+      copy_stage<Keys>(base + KEYS_AT, base + KEYS_FULL, base + KEYS_FREE, k, ring, row, kv_head);
+      copy_stage<Values>(base + VALUES_AT, base + VALUES_FULL, base + VALUES_FREE, v, ring, row, kv_head);
       ring.next();
     }
   }
@@ -65,19 +59,10 @@ INLINE void copy_tiles(u32 base, const TensorMap* q, const TensorMap* k, const T
 // ---- Products and softmax of a warpgroup
 
 INLINE void issue_scores(f32 (&s)[SCORES], u32 base, int group, u32 stage) {
-  u32 keys = base + KEYS_AT + stage * Keys::BYTES;
-  UNROLL for (int step = 0; step < QK_DIM / 16; step++) {
-    u64 q = Queries::features(base + QUERIES_AT, group * GROUP_ROWS, step);
-    wgmma<Elem, 0, 0>(s, q, Keys::features(keys, 0, step), step > 0);
-  }
-  wgmma_commit();
+  issue_over_features<Elem, Queries, Keys>(s, base + QUERIES_AT, base + KEYS_AT + stage * Keys::BYTES, group);
 }
-
 INLINE void issue_outputs(f32 (&o)[OUTPUTS], const u32 (&p)[KEYS / 16][4], u32 base, u32 stage) {
-  u32 values = base + VALUES_AT + stage * Values::BYTES;
-  UNROLL for (int step = 0; step < KEYS / 16; step++)
-    wgmma<Elem, FAULT != 3>(o, p[step], Values::rows(values, step), 1);
-  wgmma_commit();
+  issue_over_rows<Elem, Values>(o, p, base + VALUES_AT + stage * Values::BYTES);
 }
 
 // Of a thread's two rows: the largest score yet, and the sum of this thread's columns of exp(score - largest).

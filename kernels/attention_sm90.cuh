@@ -39,6 +39,12 @@ constexpr u32 MOST_SHARED_BYTES = 227 * 1024;
 
 constexpr f32 LOG2_E = 1.4426950408889634f;
 
+// What the host launches a kernel with: for so many features of queries and of values, rows of queries and of keys of a
+// tile, and bytes of shared memory. The constants of the kernel, computed elsewhere, must be these.
+#define LAUNCHED_WITH(qk_dim, v_dim, rows, keys, bytes)                                                 \
+  static_assert(QK_DIM != (qk_dim) || V_DIM != (v_dim) || (ROWS == (rows) && KEYS == (keys)), "tiles"); \
+  static_assert(QK_DIM != (qk_dim) || V_DIM != (v_dim) || SHARED_BYTES == (bytes), "shared memory")
+
 // An item for one head: of queries, or of keys and values.
 struct Unit {
   int item, head;
@@ -104,6 +110,41 @@ INLINE void arrive_warp(u32 bar) {
 INLINE void arrive_warp_after_reads(u32 bar) {
   UNLESS(31) __syncwarp();
   arrive_warp(bar);
+}
+
+// Copies a tile into its stage once that is free: a head's rows from `row` on. `tiles`, `full` and `free` are where
+// those of all stages begin.
+template <class Tile, int STAGES>
+INLINE void copy_stage(u32 tiles, u32 full, u32 free, const TensorMap* map, Ring<STAGES> ring, int row, int head) {
+  u32 landed = of_stage(full, ring.stage);
+  UNLESS(7) mbarrier_wait(of_stage(free, ring.stage), ring.phase ^ (FAULT != 6));
+  mbarrier_arrive_expect(landed, FAULT == 8 ? Tile::BYTES / 2 : FAULT == 9 ? Tile::BYTES * 2 : Tile::BYTES);
+  tensor_load(tiles + ring.stage * Tile::BYTES, map, landed, 0, row, head * Tile::PANELS);
+}
+// Copies the two tiles that an item keeps, which follow each other, once those of the last item are done with.
+template <class First, class Second>
+INLINE void copy_kept(u32 tiles, u32 full, u32 free, const TensorMap* first, const TensorMap* second, Ring<1> ring,
+                      int row, int head) {
+  mbarrier_wait(free, ring.phase ^ 1);
+  mbarrier_arrive_expect(full, First::BYTES + Second::BYTES);
+  tensor_load(tiles, first, full, 0, row, head * First::PANELS);
+  tensor_load(tiles + First::BYTES, second, full, 0, row, head * Second::PANELS);
+}
+
+// Issues the products of a warpgroup's rows of one tile with all rows of another one, over features.
+template <class E, class A, class B, int N>
+INLINE void issue_over_features(f32 (&products)[N], u32 a, u32 b, int group) {
+  static_assert(A::PANELS == B::PANELS, "the same features");
+  UNROLL for (int step = 0; step < A::PANELS * 4; step++)
+    wgmma<E, 0, 0>(products, A::features(a, group * GROUP_ROWS, step), B::features(b, 0, step), step > 0);
+  wgmma_commit();
+}
+// Issues what a warpgroup adds to sums: its operand in registers with a tile, over the rows of the tile.
+template <class E, class B, int STEPS, int N>
+INLINE void issue_over_rows(f32 (&sums)[N], const u32 (&a)[STEPS][4], u32 b) {
+  UNROLL for (int step = 0; step < STEPS; step++)
+    wgmma<E, FAULT != 3>(sums, a[step], B::rows(b, step), 1);
+  wgmma_commit();
 }
 
 // Where a thread is among the computing ones, and which cells of a 64-row product its accumulators are:

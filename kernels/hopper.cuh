@@ -12,7 +12,7 @@
 #endif
 
 // A CUtensorMap, passed by value as `const __grid_constant__ TensorMap`.
-struct alignas(64) TensorMap {
+struct alignas(128) TensorMap {
   u64 opaque[16];
 };
 

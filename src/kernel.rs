@@ -73,6 +73,15 @@ pub trait KernelOn<D: Attends>: Kernel {
         None
     }
 
+    /// Whether the device computes attention of this shape by this kernel.
+    ///
+    /// # Errors
+    /// Those of [`AttentionShape::check`], and heads that are larger than the device computes.
+    fn supports(device: &D, shape: &AttentionShape) -> Result<()> {
+        let _ = device;
+        Ok(shape.check()?)
+    }
+
     /// Writes `out [queries, out_width]`, and `lse [queries, q_heads]` if the kernel computes it.
     fn forward(device: &D, tile: TileOperands<'_, D>, out: AccMut<'_, D>, lse: AccMut<'_, D>) -> Self::Saved;
 
@@ -118,6 +127,10 @@ impl<D: Attends> KernelOn<D> for Flash {
 
     fn nothing_saved() -> Option<()> {
         Some(())
+    }
+
+    fn supports(device: &D, shape: &AttentionShape) -> Result<()> {
+        Ok(device.supports(shape)?)
     }
 
     fn forward(device: &D, tile: TileOperands<'_, D>, out: AccMut<'_, D>, lse: AccMut<'_, D>) {

@@ -148,7 +148,8 @@ impl<'a, D: Attends> Slots<'a, D> {
             *held = Some(matrix);
             return Ok(());
         }
-        let held = held.get_or_insert_with(|| self.device.matrix(total, matrix.cols()));
+        // Kernels load whole tiles, with rows that no piece has and that may not have come yet: 0 times NaN is NaN.
+        let held = held.get_or_insert_with(|| self.device.zero_matrix(total, matrix.cols()));
         self.device.scatter_rows(matrix.view(), rows, held.view_mut());
         Ok(())
     }
@@ -195,7 +196,7 @@ impl<'a, D: Attends> Slots<'a, D> {
             (0, Some(own)) => own.view(),
             _ => {
                 let (rows, width) = (self.program.slots[slot], self.shape.kv_width());
-                self.keys.at(slot).get_or_insert_with(|| self.device.matrix(rows, width)).view()
+                self.keys.at(slot).get_or_insert_with(|| self.device.zero_matrix(rows, width)).view()
             }
         }
     }

@@ -149,6 +149,7 @@ impl<'a, D: Device> HandlerRef<'a, D> {
         D: Attends,
     {
         let qkv = self.core.operands::<D>(plan, shape, qkv.map(Into::into))?;
+        kernel.supports(self.device, shape)?;
         let (out, saved) = attention::forward(self.device, self.comm, kernel, plan, shape, qkv)?;
         self.core.attends(plan);
         let out = DynShard::new(out, plan.placement().clone())?;

@@ -28,6 +28,12 @@ pub trait DynKernel<D: Attends>: fmt::Debug + Send + Sync {
     /// Whether the backward pass needs what the forward pass saved of each tile ([`KernelOn::nothing_saved`]).
     fn saves(&self) -> bool;
 
+    /// [`KernelOn::supports`].
+    ///
+    /// # Errors
+    /// What the device does not compute.
+    fn supports(&self, device: &D, shape: &AttentionShape) -> Result<()>;
+
     /// [`KernelOn::forward`]; something to keep if [`DynKernel::saves`].
     fn forward(&self, device: &D, tile: TileOperands<'_, D>, out: AccMut<'_, D>, lse: AccMut<'_, D>) -> Option<Saved>;
 
@@ -85,6 +91,10 @@ impl<K: KernelOn<D>, D: Attends> DynKernel<D> for Object<K> {
 
     fn saves(&self) -> bool {
         K::nothing_saved().is_none()
+    }
+
+    fn supports(&self, device: &D, shape: &AttentionShape) -> Result<()> {
+        K::supports(device, shape)
     }
 
     fn forward(&self, device: &D, tile: TileOperands<'_, D>, out: AccMut<'_, D>, lse: AccMut<'_, D>) -> Option<Saved> {

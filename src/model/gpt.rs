@@ -66,8 +66,8 @@ where
     /// A model with fresh weights; the same for every strategy, layout and number of ranks.
     ///
     /// # Errors
-    /// If the configuration does not fit the architecture `A`, or has query heads that a degree which the type of `H`
-    /// says does not divide.
+    /// If the configuration does not fit the architecture `A`, has query heads that a degree which the type of `H` says
+    /// does not divide, or has heads that the device does not compute.
     pub fn new(device: D, config: &Config, seed: u64) -> Result<Self>
     where
         H: Supports<L, K>,

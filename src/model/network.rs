@@ -108,7 +108,7 @@ impl<D: Ops> DynModel<D> {
     /// A model with these weights.
     ///
     /// # Errors
-    /// If the configuration does not hold together.
+    /// If the configuration does not hold together, or the device does not compute its attention.
     pub fn from_parameters(
         device: D,
         config: &Config,
@@ -124,6 +124,7 @@ impl<D: Ops> DynModel<D> {
             v_dim: config.head_dim,
             scale: 1.0 / (config.head_dim as f64).sqrt(),
         };
+        kernel.supports(&device, &shape)?;
         let mut model = DynModel {
             device,
             config: config.clone(),

@@ -3,8 +3,8 @@
 use context_parallel::comm::threads;
 use context_parallel::strategy::select::{self, Choice};
 use context_parallel::tensor::Device;
-use context_parallel::tensor::cuda::CudaMemory;
 use context_parallel::tensor::cuda::cudarc::driver::sys;
+use context_parallel::tensor::cuda::{CudaMemory, probe};
 use context_parallel::train::trainer::Learner;
 
 use super::Test;
@@ -29,6 +29,20 @@ pub fn counted(name: &str) -> Option<u64> {
         let count = counters(values.as_mut_ptr(), values.len());
         (0..count).find(|&i| std::ffi::CStr::from_ptr(name_of(i)).to_str() == Ok(name)).map(|i| values[i])
     }
+}
+
+/// Whether the GPU has the kernels for Hopper.
+pub fn is_hopper() -> bool {
+    probe::gpus().is_ok_and(|(gpus, _)| gpus[0].capability == (9, 0))
+}
+
+/// How many launches there were of kernels whose names contain `part`; nothing on a GPU, which counts nothing.
+pub fn launches_of(part: &str) -> Option<u64> {
+    type Launches = unsafe extern "C" fn(*const std::ffi::c_char) -> u64;
+
+    let part = std::ffi::CString::new(part).ok()?;
+    // SAFETY: the symbol is that of `tests/emulator/modules.cpp`, where it is there at all; it reads a text that ends.
+    unsafe { Some(sys::culib().get::<Launches>(b"emu_launches_of").ok()?(part.as_ptr())) }
 }
 
 fn step_is_counted() {

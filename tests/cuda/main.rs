@@ -3,6 +3,7 @@
 //! Without a driver, NVRTC or cuBLASLt nothing is run, and the reason is printed; `.ci/cuda` builds stand-ins from
 //! `tests/emulator` and runs this on them. `cargo test --features cuda --test cuda [NAME]`.
 
+mod attention;
 mod cost;
 #[path = "../allocations/counter.rs"]
 mod counter;
@@ -40,7 +41,7 @@ fn main() -> ExitCode {
     }
     let wanted = std::env::args().skip(1).find(|argument| !argument.starts_with('-')).unwrap_or_default();
     let tests: Vec<Test> =
-        [ops::TESTS, memory::TESTS, counts::TESTS, cost::TESTS, ranks::TESTS, golden::TESTS].concat();
+        [ops::TESTS, attention::TESTS, memory::TESTS, counts::TESTS, cost::TESTS, ranks::TESTS, golden::TESTS].concat();
     let mut failed = Vec::new();
     for (name, test) in tests.into_iter().filter(|(name, _)| name.contains(&wanted)) {
         let started = Instant::now();

@@ -1,11 +1,9 @@
-//! Every op against the processor, on views of larger matrices, in every storage type.
+//! Every op but attention against the processor, on views of larger matrices, in every storage type.
 
 use context_parallel::ops::Ops;
-use context_parallel::ops::attention::{Attention, AttentionShape};
 use context_parallel::ops::optimizer::{AdamwOptions, AdamwState, StepNumbers};
 use context_parallel::oracle::relative_error;
 use context_parallel::order::{Rows, Run};
-use context_parallel::plan::{Piece, TileCells};
 use context_parallel::tensor::cuda::CudaFloat;
 use context_parallel::tensor::{Cpu, Device, Float, Matrix, MatrixMut, MatrixRef};
 use half::{bf16, f16};
@@ -17,28 +15,25 @@ pub const TESTS: &[Test] = &[
     ("ops in f32", || compare::<f32>(2e-6)),
     ("ops in bf16", || compare::<bf16>(6e-3)),
     ("ops in f16", || compare::<f16>(8e-4)),
-    ("attention in f32", || attention::<f32>(&[(5, 3), (64, 64), (96, 40)], 1e-6)),
-    ("attention in bf16", || attention::<bf16>(&[(7, 9), (64, 64), (128, 128), (192, 128), (256, 256)], 1e-2)),
-    ("attention in f16", || attention::<f16>(&[(64, 64), (128, 128)], 1.5e-3)),
 ];
 
 /// Numbers between -1 and 1, another one for each index.
-fn numbers<T: Float>(seed: usize, len: usize) -> Vec<T> {
+pub fn numbers<T: Float>(seed: usize, len: usize) -> Vec<T> {
     let hash = |i: usize| (i + 1).wrapping_mul(0x9E37_79B9_7F4A_7C15).wrapping_add(seed * 0xD1B5_4A32) >> 20;
     (0..len).map(|i| T::from_f64((hash(i) % 4001) as f64 / 2000.0 - 1.0)).collect()
 }
 
 /// A matrix of which a part is used: columns to the left and right, rows above and below.
-struct Wide<T, S>(Matrix<T, S>, [usize; 2]);
+pub struct Wide<T, S>(Matrix<T, S>, [usize; 2]);
 
 impl<T: context_parallel::tensor::Element, S: context_parallel::tensor::Storage> Wide<T, S> {
     /// With rows that begin anywhere.
-    fn new<D: Device<Storage = S>>(device: &D, values: &[T], rows: usize, cols: usize) -> Self {
+    pub fn new<D: Device<Storage = S>>(device: &D, values: &[T], rows: usize, cols: usize) -> Self {
         Self::in_columns(device, values, [rows, cols], cols + 11)
     }
 
     /// With rows that begin at multiples of 16 bytes.
-    fn aligned<D: Device<Storage = S>>(device: &D, values: &[T], rows: usize, cols: usize) -> Self {
+    pub fn aligned<D: Device<Storage = S>>(device: &D, values: &[T], rows: usize, cols: usize) -> Self {
         Self::in_columns(device, values, [rows, cols], (cols + 11).next_multiple_of(8))
     }
 
@@ -48,28 +43,28 @@ impl<T: context_parallel::tensor::Element, S: context_parallel::tensor::Storage>
         Wide(matrix, [rows, cols])
     }
 
-    fn view(&self) -> MatrixRef<'_, T, S> {
+    pub fn view(&self) -> MatrixRef<'_, T, S> {
         let [rows, cols] = self.1;
         self.0.view().row_range(1..rows + 1).column_range(8..cols + 8)
     }
 
-    fn view_mut(&mut self) -> MatrixMut<'_, T, S> {
+    pub fn view_mut(&mut self) -> MatrixMut<'_, T, S> {
         let [rows, cols] = self.1;
         self.0.view_mut().row_range(1..rows + 1).column_range(8..cols + 8)
     }
 
-    fn read<D: Device<Storage = S>>(&self, device: &D) -> Vec<T> {
+    pub fn read<D: Device<Storage = S>>(&self, device: &D) -> Vec<T> {
         device.read(self.view()).unwrap()
     }
 }
 
-type Found = Vec<(&'static str, Vec<f64>)>;
+pub type Found = Vec<(&'static str, Vec<f64>)>;
 
-fn wide<T: Float>(values: &[T]) -> Vec<f64> {
+pub fn wide<T: Float>(values: &[T]) -> Vec<f64> {
     values.iter().map(|x| x.to_f64()).collect()
 }
 
-fn same_bits(a: &Found, b: &Found) -> bool {
+pub fn same_bits(a: &Found, b: &Found) -> bool {
     let bits =
         |found: &Found| found.iter().flat_map(|(_, values)| values.iter().map(|x| x.to_bits())).collect::<Vec<_>>();
     bits(a) == bits(b)
@@ -88,7 +83,6 @@ fn compare<T: CudaFloat>(bound: f64) {
     println!("  {} results, worst error {:.1e} in {}", found.len(), worst.1, worst.0);
 }
 
-/// Every op but attention.
 fn all<D: Ops<Acc = f32>>(device: &D) -> Found
 where
     D::Elem: Float<Acc = f32>,
@@ -224,67 +218,4 @@ where
     }
     found.push(("working", wide(&device.read(&working).unwrap())));
     found
-}
-
-/// Causal documents, a window, and two pieces of a row in one tile.
-fn tiles() -> Vec<TileCells> {
-    let run = |start, len| Run { start, step: 1, len };
-    let piece = |q_row, k_row, q: Run, k: Run, d_lo, d_hi| Piece { q_row, k_row, q, k, d_lo, d_hi };
-    let document = |row, len| piece(row, row, run(row, len), run(row, len), -1000, 0);
-    vec![
-        TileCells::new(150, 150, [document(0, 70), document(75, 3), document(78, 72)]),
-        TileCells::new(100, 130, [piece(0, 0, run(30, 100), run(0, 130), -20, 7)]),
-        TileCells::new(
-            40,
-            60,
-            [piece(0, 0, run(100, 40), run(90, 20), -1000, 0), piece(0, 40, run(100, 40), run(120, 20), -1000, 0)],
-        ),
-    ]
-}
-
-fn attention<T: CudaFloat>(dims: &[(usize, usize)], bound: f64) {
-    let mut worst = 0f64;
-    for &(qk_dim, v_dim) in dims {
-        let shape = AttentionShape { q_heads: 4, kv_heads: 2, qk_dim, v_dim, scale: 1.0 / (qk_dim as f64).sqrt() };
-        for cells in tiles() {
-            let expected = attend::<Cpu<T>>(&Cpu::new(1), &shape, &cells);
-            let found = attend(&device::<T>(), &shape, &cells);
-            let again = attend(&device::<T>(), &shape, &cells);
-            assert!(same_bits(&found, &again), "the same bits again, {qk_dim} x {v_dim}");
-            for ((name, expected), (_, found)) in expected.iter().zip(&found) {
-                let infinite = |values: &[f64]| values.iter().map(|x| x.is_infinite()).collect::<Vec<_>>();
-                assert_eq!(infinite(expected), infinite(found), "{name} of {qk_dim} x {v_dim}");
-                let finite =
-                    |values: &[f64]| values.iter().map(|x| if x.is_finite() { *x } else { 0.0 }).collect::<Vec<_>>();
-                let error = relative_error(&finite(found), &finite(expected), 0.0);
-                assert!(error <= bound, "{name} of {qk_dim} x {v_dim}: {error:.1e}");
-                worst = worst.max(error);
-            }
-        }
-    }
-    println!("  worst error {worst:.1e}");
-}
-
-fn attend<D: Attention<Acc = f32>>(device: &D, shape: &AttentionShape, cells: &TileCells) -> Found
-where
-    D::Elem: Float<Acc = f32>,
-{
-    let (queries, keys) = (cells.queries, cells.keys);
-    let elems = |seed, rows, cols| Wide::aligned(device, &numbers::<D::Elem>(seed, rows * cols), rows, cols);
-    let sums = |seed, rows, cols| Wide::new(device, &numbers::<f32>(seed, rows * cols), rows, cols);
-    let (q, kv) = (elems(1, queries, shape.q_width()), elems(2, keys, shape.kv_width()));
-    let dout = elems(3, queries, shape.out_width());
-    let (mut out, mut lse) = (sums(4, queries, shape.out_width()), sums(5, queries, shape.q_heads));
-    let mut delta = sums(6, queries, shape.q_heads);
-    let (mut dq, mut dkv) = (sums(7, queries, shape.q_width()), sums(8, keys, shape.kv_width()));
-    let tiles = device.tiles(cells);
-    device.attention(shape, q.view(), kv.view(), &tiles, out.view_mut(), lse.view_mut());
-    device.attention_delta(shape, out.view(), dout.view(), delta.view_mut());
-    let (dq_view, dkv_view) = (dq.view_mut(), dkv.view_mut());
-    let (lse_view, delta_view) = (lse.view(), delta.view());
-    device.attention_backward(shape, q.view(), kv.view(), &tiles, dout.view(), lse_view, delta_view, dq_view, dkv_view);
-    let (mut merged, mut merged_lse) = (sums(9, queries, shape.out_width()), sums(10, queries, shape.q_heads));
-    device.attention_merge(shape, merged.view_mut(), merged_lse.view_mut(), out.view(), lse.view());
-    let results = [("out", &out), ("lse", &lse), ("delta", &delta), ("dq", &dq), ("dkv", &dkv), ("merged", &merged)];
-    results.map(|(name, result)| (name, wide(&result.read(device)))).to_vec()
 }

@@ -11,6 +11,7 @@ use context_parallel::tensor::{Cpu, Cuda, Host};
 use half::bf16;
 
 use super::Test;
+use super::counts::{is_hopper, launches_of};
 use super::devices::{attended, combinations, moved, on_threads, trained, trained_on, trial};
 
 pub const TESTS: &[Test] = &[
@@ -37,6 +38,8 @@ fn error<T: CudaFloat>(found: &[T], expected: &[T]) -> f64 {
 fn attends<T: CudaFloat>(degrees: &[usize], dim: usize, bound: f64) {
     let all = combinations(degrees);
     let mut worst = 0f64;
+    let for_hopper = || launches_of("_sm90_");
+    let before = for_hopper();
     for chosen in &all {
         let scale = 1.0 / (dim as f64).sqrt();
         let shape = |heads| AttentionShape { q_heads: heads, kv_heads: 2, qk_dim: dim, v_dim: dim, scale };
@@ -57,6 +60,8 @@ fn attends<T: CudaFloat>(degrees: &[usize], dim: usize, bound: f64) {
         }
     }
     println!("  {} combinations, worst error {worst:.1e}", all.len());
+    let has_kernels = is_hopper() && dim == 64 && T::DTYPE.size() == 2;
+    assert_eq!(for_hopper() > before, for_hopper().is_some() && has_kernels, "launches of the kernels for Hopper");
 }
 
 fn rows_move() {

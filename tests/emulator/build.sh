@@ -21,7 +21,6 @@ variants() {
     for elem in $elems; do
       [ $elem != f32 ] || continue
       for size in $sizes; do
-        [[ $file == *_sm90.cu && $size != 64_64 && $size != 128_128 ]] && continue
         echo "-DELEM=$elem -DQK_DIM=${size%_*} -DV_DIM=${size#*_}"
       done
     done

@@ -374,19 +374,30 @@ API Result cuProfilerStop() { return SUCCESS; }
 #if __has_include("hopper.h")
 API Result cuTensorMapEncodeTiled(void* map, int type, unsigned rank, void* base, const uint64_t* dims,
                                   const uint64_t* strides, const unsigned* box, const unsigned* element_strides,
-                                  int interleave, int swizzle, int, int fill) {
+                                  int interleave, int swizzle, int promotion, int fill) {
   // uint8, uint16, uint32, int32, uint64, int64, f16, f32, f64, bf16
   static const unsigned BYTES[] = {1, 2, 4, 4, 8, 8, 2, 4, 8, 2};
   std::string why;
-  if (type < 0 || type > 9)
+  if (!map || !base || !dims || !box || !element_strides || (rank > 1 && !strides))
+    why = "an argument is missing";
+  else if (type < 0 || type > 9)
     why = "this type of elements is not emulated";
   else if (interleave || fill)
     why = "interleaving and a fill with NaN are not emulated";
+  else if (promotion < 0 || promotion > 3)
+    why = "there is no such promotion to the L2 cache";
   else if (rank < 1 || rank > 5)
     why = "a tensor has 1 to 5 dimensions";
   for (unsigned i = 0; why.empty() && i < rank; i++)
     if (element_strides[i] != 1) why = "strides of elements are not emulated";
   if (why.empty()) why = emu::encode_map(map, base, BYTES[type], rank, dims, strides, box, swizzle);
+  if (why.empty()) {
+    // The driver takes any address; a map of more than the memory there is would only fail when it is read.
+    size_t bytes = dims[0] * BYTES[type];
+    for (unsigned i = 1; i < rank; i++) bytes += (dims[i] - 1) * strides[i - 1];
+    Held held(lock());
+    if (!on_device((uintptr_t)base, bytes)) why = "the tensor is not in memory of a device";
+  }
   if (why.empty()) return SUCCESS;
   fprintf(stderr, "cuTensorMapEncodeTiled: %s\n", why.c_str());
   return INVALID_VALUE;

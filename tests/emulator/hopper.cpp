@@ -291,7 +291,7 @@ static void check_fenced(uint32_t address, const char* who) {
 std::string encode_map(void* target, void* base, unsigned bytes, unsigned rank, const uint64_t* dims,
                        const uint64_t* strides, const uint32_t* box, unsigned swizzle) {
   const unsigned widths[] = {256 * bytes, 32, 64, 128};
-  if ((uintptr_t)target % 64) return "the map is not aligned to 64";
+  if ((uintptr_t)target % 128) return "the map is not aligned to 128";
   if (!base || (uintptr_t)base % 16) return "the base is not aligned to 16";
   if (rank < 1 || rank > 5) return "rank " + std::to_string(rank);
   if (swizzle > 3) return "swizzle " + std::to_string(swizzle);
@@ -320,7 +320,7 @@ static uint32_t swizzled(uint32_t address, unsigned mode) {
 
 static Place box_of(const void* map, Coordinates at, const char* who) {
   Place place{};
-  if ((uintptr_t)map % 64) fail("%s: the tensor map is not aligned to 64", who);
+  if ((uintptr_t)map % 128) fail("%s: the tensor map is not aligned to 128", who);
   memcpy(&place.map, map, sizeof place.map);
   if (place.map.magic != MAP_MAGIC) fail("%s: this is no tensor map", who);
   if (at.size() != place.map.rank) fail("%s: %zu coordinates for rank %u", who, at.size(), place.map.rank);

@@ -489,6 +489,44 @@ void abort_of_messages() {
   });
 }
 
+// A matrix of 100 rows of 256 numbers in bf16, in boxes of 128 rows and two panels, and what is wrong with others.
+void tensor_maps() {
+  start();
+  Address memory = allocate(100 * 512);
+  struct Asked {
+    int type;
+    Address base;
+    uint64_t dims[3], strides[2];
+    unsigned box[3], steps[3];
+    int interleave, swizzle, promotion, fill;
+  };
+  const Asked right = {9, memory, {64, 100, 4}, {512, 128}, {64, 128, 2}, {1, 1, 1}, 0, 3, 2, 0};
+  alignas(128) unsigned char map[256];
+  auto encode = [&](Asked a, size_t at = 0) {
+    return cu("cuTensorMapEncodeTiled", (void*)(map + at), a.type, 3u, (void*)a.base, (const uint64_t*)a.dims,
+              (const uint64_t*)a.strides, (const unsigned*)a.box, (const unsigned*)a.steps, a.interleave, a.swizzle,
+              a.promotion, a.fill);
+  };
+  auto refused = [&](auto change) {
+    Asked asked = right;
+    change(asked);
+    return encode(asked) == 1;
+  };
+  CHECK(encode(right) == 0);
+  CHECK(encode(right, 64) == 1);
+  CHECK(refused([](Asked& a) { a.base += 8; }));
+  CHECK(refused([](Asked& a) { a.base = 16; }));
+  CHECK(refused([](Asked& a) { a.dims[1] = 101; }));  // past the end of the memory
+  CHECK(refused([](Asked& a) { a.dims[1] = 0; }));
+  CHECK(refused([](Asked& a) { a.strides[0] = 520; }));
+  CHECK(refused([](Asked& a) { a.strides[0] = 1ull << 40; }));
+  CHECK(refused([](Asked& a) { a.box[0] = 128; }));  // wider than the swizzle
+  CHECK(refused([](Asked& a) { a.box[1] = 257; }));
+  CHECK(refused([](Asked& a) { a.steps[1] = 2; }));
+  CHECK(refused([](Asked& a) { a.promotion = 4; }));
+  CHECK(refused([](Asked& a) { a.swizzle = 4; }));
+}
+
 // $CUBIN, if there is one: rows.cu as the real compiler gives it.
 void real_cubin() {
   start();
@@ -523,6 +561,7 @@ const Case CASES[] = {
     {"messages as needed", messages, {"EMU_DEVICES=3", "EMU_STREAMS=need"}, 0},
     {"messages in progress", messages_in_progress, {"EMU_DEVICES=2"}, 0},
     {"abort of messages", abort_of_messages, {"EMU_DEVICES=2"}, 0},
+    {"tensor maps", tensor_maps, {}, 0},
     {"real CUBIN", real_cubin, {}, 0},
     {"damage at exit",
      [] {

@@ -7,6 +7,8 @@ pub(crate) mod cuda;
 pub(crate) mod pack;
 mod schedule;
 #[cfg(any(feature = "cuda", test))]
+mod shares;
+#[cfg(any(feature = "cuda", test))]
 pub(crate) mod visits;
 
 pub use schedule::TileSchedule;
@@ -197,6 +199,17 @@ op! {
             dq: AccMut<'_, Self>,
             dkv: AccMut<'_, Self>,
         );
+
+        provided {
+            /// Whether the device computes attention of this shape: asked before anything is computed, since ops have no
+            /// errors.
+            ///
+            /// # Errors
+            /// Those of [`AttentionShape::check`], and heads that are larger than the device computes.
+            fn supports(&self, shape: &AttentionShape) -> Result<(), SupportError> {
+                shape.check()
+            }
+        }
     }
 }
 

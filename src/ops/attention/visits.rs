@@ -342,7 +342,7 @@ fn cuts(spans: &[Range<usize>], size: usize, other: usize) -> Vec<Range<usize>> 
 ///
 /// # Panics
 /// If there are more of them than 2^31.
-fn number(count: usize) -> i32 {
+pub(crate) fn number(count: usize) -> i32 {
     i32::try_from(count).unwrap_or_else(|_| panic!("{count} rows or visits of one tile are more than a device counts"))
 }
 

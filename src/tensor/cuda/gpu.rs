@@ -57,6 +57,8 @@ pub(super) struct Gpu {
     context: sys::CUcontext,
     /// Bytes of shared memory that a block can have.
     shared: u32,
+    /// Multiprocessors, each of which runs blocks of its own.
+    processors: usize,
     /// By variant: the function, or why there is none.
     functions: Vec<OnceLock<Result<Function, String>>>,
     modules: Mutex<HashMap<Source, Result<Module, String>>>,
@@ -102,15 +104,20 @@ impl Gpu {
     }
 
     fn retained(found: Found) -> Result<Gpu, DriverError> {
-        use sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN as SHARED;
+        use sys::CUdevice_attribute::{
+            CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN as SHARED,
+            CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT as PROCESSORS,
+        };
 
         let device = result::device::get(found.ordinal as i32)?;
         // SAFETY: the device exists; its context is kept until the process ends.
         let context = unsafe { result::primary_ctx::retain(device)? };
         // SAFETY: the device exists.
-        let shared = unsafe { result::device::get_attribute(device, SHARED)? } as u32;
+        let [shared, processors] = [SHARED, PROCESSORS].map(|of| unsafe { result::device::get_attribute(device, of) });
+        let (shared, processors) = (shared? as u32, processors? as usize);
         let functions = (0..Variant::COUNT).map(|_| OnceLock::new()).collect();
-        Ok(Gpu { found, context, shared, functions, modules: Mutex::default(), events: Events::default() })
+        let (modules, events) = (Mutex::default(), Events::default());
+        Ok(Gpu { found, context, shared, processors, functions, modules, events })
     }
 
     /// What NVIDIA calls it.
@@ -125,6 +132,16 @@ impl Gpu {
     /// Bytes of shared memory that a block can have.
     pub(super) fn shared(&self) -> u32 {
         self.shared
+    }
+
+    /// Multiprocessors.
+    pub(super) fn processors(&self) -> usize {
+        self.processors
+    }
+
+    /// Major and minor version of what it can compute.
+    pub(super) fn capability(&self) -> (u32, u32) {
+        self.found.capability
     }
 
     pub(super) fn context(&self) -> sys::CUcontext {

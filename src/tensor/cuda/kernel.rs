@@ -15,7 +15,7 @@ pub(super) struct File {
 }
 
 /// What the files include.
-pub(super) const HEADERS: [(&str, &str); 8] = [
+pub(super) const HEADERS: [(&str, &str); 10] = [
     ("types.cuh", include_str!("../../../kernels/types.cuh")),
     ("primitives.cuh", include_str!("../../../kernels/primitives.cuh")),
     ("cells.cuh", include_str!("../../../kernels/cells.cuh")),
@@ -23,6 +23,8 @@ pub(super) const HEADERS: [(&str, &str); 8] = [
     ("fragments.cuh", include_str!("../../../kernels/fragments.cuh")),
     ("tile_products.cuh", include_str!("../../../kernels/tile_products.cuh")),
     ("attention.cuh", include_str!("../../../kernels/attention.cuh")),
+    ("hopper.cuh", include_str!("../../../kernels/hopper.cuh")),
+    ("attention_sm90.cuh", include_str!("../../../kernels/attention_sm90.cuh")),
     ("unfused.cuh", include_str!("../../../kernels/unfused.cuh")),
 ];
 
@@ -227,6 +229,13 @@ kernels! {
     ATTENTION_BACKWARD: "attention_backward", true, true {
         AttentionBackwardKeys = "attention_backward_keys",
         AttentionBackwardQueries = "attention_backward_queries",
+    }
+    ATTENTION_FORWARD_SM90: "attention_forward_sm90", true, true {
+        AttentionForwardSm90 = "attention_forward_sm90",
+    }
+    ATTENTION_BACKWARD_SM90: "attention_backward_sm90", true, true {
+        AttentionBackwardKeysSm90 = "attention_backward_keys_sm90",
+        AttentionBackwardQueriesSm90 = "attention_backward_queries_sm90",
     }
     ATTENTION_MERGE: "attention_merge", false, false {
         AttentionMerge = "attention_merge",

@@ -88,6 +88,11 @@ impl RawView {
         RawView { address, rows: rows as i64, cols: cols as i64, stride: stride as i64 }
     }
 
+    /// So many of its columns, from one on.
+    pub(crate) fn columns<T>(self, first: usize, cols: usize) -> Self {
+        RawView { address: self.address + (first * size_of::<T>()) as u64, cols: cols as i64, ..self }
+    }
+
     /// The same memory as bytes.
     pub(super) fn in_bytes<T>(self) -> Self {
         let size = size_of::<T>() as i64;

@@ -98,6 +98,16 @@ impl Place {
         self.gpu.shared()
     }
 
+    /// Multiprocessors of the GPU.
+    pub(crate) fn processors(&self) -> usize {
+        self.gpu.processors()
+    }
+
+    /// Whether the GPU is a Hopper, whose kernels run nowhere else (`sm_90a`).
+    pub(crate) fn is_hopper(&self) -> bool {
+        self.gpu.capability() == (9, 0)
+    }
+
     pub(super) fn ledger(&self) -> &Arc<Ledger> {
         &self.ledger
     }
