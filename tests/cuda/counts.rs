@@ -14,7 +14,7 @@ use super::ranks::device;
 pub const TESTS: &[Test] = &[("a step waits for what it reads only, and allocates nothing", step_is_counted)];
 
 /// How often something was done in this process, by name; nothing on a GPU, which counts nothing.
-fn counted(name: &str) -> Option<u64> {
+pub fn counted(name: &str) -> Option<u64> {
     type Counters = unsafe extern "C" fn(*mut u64, usize) -> usize;
     type Name = unsafe extern "C" fn(usize) -> *const std::ffi::c_char;
 

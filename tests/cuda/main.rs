@@ -9,6 +9,7 @@ mod devices;
 mod memory;
 mod ops;
 mod ranks;
+mod transfers;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitCode;
@@ -25,7 +26,7 @@ fn main() -> ExitCode {
         return ExitCode::SUCCESS;
     }
     let wanted = std::env::args().skip(1).find(|argument| !argument.starts_with('-')).unwrap_or_default();
-    let tests: Vec<Test> = [ops::TESTS, memory::TESTS, counts::TESTS, ranks::TESTS].concat();
+    let tests: Vec<Test> = [ops::TESTS, memory::TESTS, counts::TESTS, transfers::TESTS, ranks::TESTS].concat();
     let mut failed = Vec::new();
     for (name, test) in tests.into_iter().filter(|(name, _)| name.contains(&wanted)) {
         let started = Instant::now();
