@@ -64,6 +64,8 @@ mod member;
 mod movement;
 #[cfg(feature = "mpi")]
 pub mod mpi;
+#[cfg(feature = "cuda")]
+pub mod nccl;
 mod parcel;
 mod pending;
 mod sync;

@@ -7,6 +7,7 @@ mod counts;
 #[path = "../common/devices.rs"]
 mod devices;
 mod memory;
+mod nccl;
 mod ops;
 mod ranks;
 mod transfers;
@@ -26,7 +27,8 @@ fn main() -> ExitCode {
         return ExitCode::SUCCESS;
     }
     let wanted = std::env::args().skip(1).find(|argument| !argument.starts_with('-')).unwrap_or_default();
-    let tests: Vec<Test> = [ops::TESTS, memory::TESTS, counts::TESTS, transfers::TESTS, ranks::TESTS].concat();
+    let tests: Vec<Test> =
+        [ops::TESTS, memory::TESTS, counts::TESTS, transfers::TESTS, nccl::TESTS, ranks::TESTS].concat();
     let mut failed = Vec::new();
     for (name, test) in tests.into_iter().filter(|(name, _)| name.contains(&wanted)) {
         let started = Instant::now();
