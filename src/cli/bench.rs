@@ -199,7 +199,7 @@ fn measure<D: RankDevice>(job: &Job, cluster: &Cluster) -> Result<(Vec<f64>, Vec
         runs + 1,
         output::many(threads, "thread")
     ));
-    let times = cluster.on_ranks(1, &|rank| D::open(rank, job.threads), &|device, comm| {
+    let times = cluster.on_ranks(1, &|rank| D::open(cluster.seat(rank), job.threads), &|device, comm| {
         let handler = CpHandler::<Single, Bshd, _, _>::new(Single, device.clone(), comm)?;
         let placement = handler.place(Bshd::batch_of(&vec![seq; batch])?)?;
         let mut normal = Normal::new(0, 0);

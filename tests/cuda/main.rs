@@ -9,6 +9,7 @@ mod devices;
 mod memory;
 mod nccl;
 mod ops;
+mod program;
 mod ranks;
 mod transfers;
 
@@ -28,7 +29,8 @@ fn main() -> ExitCode {
     }
     let wanted = std::env::args().skip(1).find(|argument| !argument.starts_with('-')).unwrap_or_default();
     let tests: Vec<Test> =
-        [ops::TESTS, memory::TESTS, counts::TESTS, transfers::TESTS, nccl::TESTS, ranks::TESTS].concat();
+        [ops::TESTS, memory::TESTS, counts::TESTS, transfers::TESTS, nccl::TESTS, ranks::TESTS, program::TESTS]
+            .concat();
     let mut failed = Vec::new();
     for (name, test) in tests.into_iter().filter(|(name, _)| name.contains(&wanted)) {
         let started = Instant::now();
