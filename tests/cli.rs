@@ -114,7 +114,11 @@ fn what_is_not_there_says_what_works() {
     );
     refused("train --data text --resume old", &["--resume is not available"]);
     for command in ["train --data text", "eval --data text --model bpe", "verify"] {
-        refused(&format!("{command} --transport nccl"), &["--transport nccl is not available", "threads"]);
+        let expected = match cfg!(feature = "cuda") {
+            true => ["--transport nccl is for GPUs", "add --device cuda"],
+            false => ["--transport nccl is not available", "--features cuda"],
+        };
+        refused(&format!("{command} --transport nccl"), &expected);
         if cfg!(not(feature = "mpi")) {
             let expected = ["--transport mpi is not available", "--features mpi", "use --transport threads"];
             refused(&format!("{command} --transport mpi"), &expected);

@@ -254,7 +254,7 @@ fn measure<D: RankDevice>(job: &Job, cluster: &Cluster) -> Result<Times> {
         runs + 1,
         output::many(threads, "thread")
     ));
-    let times = cluster.on_ranks(1, &|rank| D::open(rank, threads), &|device, comm| {
+    let times = cluster.on_ranks(1, &|rank| D::open(cluster.seat(rank), threads), &|device, comm| {
         let handler = CpHandler::<Single, Thd, _, _>::new(Single, device.clone(), comm)?;
         let placement = handler.place(Arc::new(Packed::from_lengths(lengths)?))?;
         let tokens = lengths.iter().sum::<usize>();

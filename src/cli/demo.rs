@@ -101,7 +101,7 @@ fn train<D: RankDevice>(config: &Config, seed: u64, cluster: &Cluster) -> Result
     let threads = args::threads(None, RANKS)?;
     let stop = AtomicBool::new(false);
     let bar = output::bar(STEPS, "training");
-    let found = cluster.on_ranks(RANKS, &|rank| D::open(rank, threads), &|device, comm| {
+    let found = cluster.on_ranks(RANKS, &|rank| D::open(cluster.seat(rank), threads), &|device, comm| {
         let rank = comm.rank();
         let handler = CpHandler::<Ring, Thd, _, _>::new(Ring::new(Runtime(RANKS)), device.clone(), comm)?;
         let master = init::fresh(&device, config, &ParameterList::new(config), seed)?;

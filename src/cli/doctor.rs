@@ -116,7 +116,11 @@ fn gpus() -> Vec<Finding> {
         }
         Err(error) => findings.push(missing("NVIDIA GPUs", error.to_string())),
     }
-    findings.push(missing("NCCL", "this version has no engine for it: ranks on GPUs use --transport threads or mpi"));
+    let nccl = Library::Nccl;
+    findings.push(match context_parallel::comm::nccl::version() {
+        Some(version) => found(nccl.name(), format!("{version} ({})", nccl.file())),
+        None => missing(nccl.name(), format!("{}: {}; --transport nccl needs it", nccl.missing(), nccl.remedy())),
+    });
     findings
 }
 

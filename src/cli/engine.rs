@@ -21,39 +21,75 @@ use super::output;
 #[derive(Debug)]
 pub enum Cluster {
     /// All in this process.
-    Threads(Waiting),
+    Threads(Waiting, Carrier),
     /// One in each process.
     #[cfg(feature = "mpi")]
-    Mpi(context_parallel::comm::mpi::MpiComm),
+    Mpi(context_parallel::comm::mpi::MpiComm, Carrier),
+}
+
+/// How long ranks that are done wait for the end of what connected their GPUs, before they go on without.
+#[cfg(feature = "cuda")]
+const ENDING: Duration = Duration::from_secs(5);
+
+/// What moves the messages of ranks.
+#[derive(Clone, Copy, Debug)]
+pub enum Carrier {
+    /// What connects them.
+    Own,
+    /// NCCL, which waits for so long.
+    #[cfg(feature = "cuda")]
+    Nccl(Duration),
 }
 
 /// Runs a command where `asked` says, and reports its error, once.
 pub fn start(asked: &args::EngineArguments, command: impl FnOnce(&Cluster) -> Result<ExitCode>) -> ExitCode {
     let asked = asked.transport().and_then(|transport| Ok((transport, Duration::from_secs(asked.deadline()?))));
+    let waiting = |deadline| Waiting { deadline, ..Waiting::default() };
     let result = match asked {
         Err(error) => Err(error),
-        Ok((Transport::Threads, deadline)) => command(&Cluster::Threads(Waiting { deadline, ..Waiting::default() })),
+        Ok((Transport::Threads, deadline)) => command(&Cluster::Threads(waiting(deadline), Carrier::Own)),
         #[cfg(feature = "mpi")]
-        Ok((Transport::Mpi, deadline)) => {
-            use context_parallel::comm::mpi;
-            let options = mpi::MpiOptions { deadline, ..mpi::MpiOptions::default() };
-            let ended = mpi::run_with(options, |comm| command(&Cluster::Mpi(comm)));
-            if let Err(error) = ended.result()
-                && !ended.is_repeated()
-            {
-                output::error(error);
-            }
-            // The launcher passes on the code of whichever process ends first.
-            let code = code(ended.result(), ended.is_input());
-            // Nothing is left to print: the launcher may end the others when the first one is gone.
-            drop(ended.leave());
-            return code;
+        Ok((Transport::Mpi, deadline)) => return under_mpi(deadline, Carrier::Own, command),
+        #[cfg(all(feature = "cuda", feature = "mpi"))]
+        Ok((Transport::Nccl, deadline)) if is_launched() => {
+            return under_mpi(deadline, Carrier::Nccl(deadline), command);
         }
+        #[cfg(all(feature = "cuda", not(feature = "mpi")))]
+        Ok((Transport::Nccl, _)) if is_launched() => Err(args::numbers(
+            "mpirun started this program, which was built without MPI: build with --features cuda,mpi, or start it without \
+             mpirun for the GPUs of one machine"
+                .to_string(),
+        )),
+        #[cfg(feature = "cuda")]
+        Ok((Transport::Nccl, deadline)) => command(&Cluster::Threads(waiting(deadline), Carrier::Nccl(deadline))),
     };
     if let Err(error) = &result {
         output::error(error);
     }
     code(&result, result.as_ref().is_err_and(|error| error.is_input()))
+}
+
+/// Whether a launcher of MPI jobs started this process, as far as its environment says.
+#[cfg(feature = "cuda")]
+fn is_launched() -> bool {
+    ["OMPI_COMM_WORLD_SIZE", "PMIX_RANK", "PMI_RANK"].iter().any(|name| std::env::var_os(name).is_some())
+}
+
+#[cfg(feature = "mpi")]
+fn under_mpi(deadline: Duration, carrier: Carrier, command: impl FnOnce(&Cluster) -> Result<ExitCode>) -> ExitCode {
+    use context_parallel::comm::mpi;
+    let options = mpi::MpiOptions { deadline, ..mpi::MpiOptions::default() };
+    let ended = mpi::run_with(options, |comm| command(&Cluster::Mpi(comm, carrier)));
+    if let Err(error) = ended.result()
+        && !ended.is_repeated()
+    {
+        output::error(error);
+    }
+    // The launcher passes on the code of whichever process ends first.
+    let code = code(ended.result(), ended.is_input());
+    // Nothing is left to print: the launcher may end the others when the first one is gone.
+    drop(ended.leave());
+    code
 }
 
 fn code(result: &Result<ExitCode>, is_input: bool) -> ExitCode {
@@ -67,32 +103,34 @@ impl Cluster {
     /// Whether this process is the one that prints and writes.
     pub fn speaks(&self) -> bool {
         match self {
-            Cluster::Threads(_) => true,
+            Cluster::Threads(..) => true,
             #[cfg(feature = "mpi")]
-            Cluster::Mpi(comm) => comm.rank() == 0,
+            Cluster::Mpi(comm, _) => comm.rank() == 0,
         }
     }
 
     /// The ranks, of so many, that live in this process.
     pub fn local(&self, ranks: usize) -> Range<usize> {
         match self {
-            Cluster::Threads(_) => 0..ranks,
+            Cluster::Threads(..) => 0..ranks,
             #[cfg(feature = "mpi")]
-            Cluster::Mpi(comm) => comm.rank().min(ranks)..(comm.rank() + 1).min(ranks),
+            Cluster::Mpi(comm, _) => comm.rank().min(ranks)..(comm.rank() + 1).min(ranks),
         }
     }
 
     /// Most ranks that there can be, if there is a limit.
     fn limit(&self) -> Option<usize> {
         match self {
-            Cluster::Threads(_) => None,
+            Cluster::Threads(..) => None,
             #[cfg(feature = "mpi")]
-            Cluster::Mpi(comm) => Some(comm.size()),
+            Cluster::Mpi(comm, _) => Some(comm.size()),
         }
     }
 
-    /// Refuses more ranks than there can be.
+    /// Refuses more ranks than there can be, or than have a GPU where each takes one.
     pub fn check(&self, ranks: usize) -> Result<()> {
+        #[cfg(feature = "cuda")]
+        self.check_gpus(ranks)?;
         let Some(limit) = self.limit().filter(|&limit| ranks > limit) else { return Ok(()) };
         let there = if limit == 1 { "there is 1 process".into() } else { format!("there are {limit} processes") };
         Err(args::numbers(format!(
@@ -100,12 +138,50 @@ impl Cluster {
         )))
     }
 
+    /// Refuses more ranks on this machine than it has GPUs, where each takes one.
+    #[cfg(feature = "cuda")]
+    fn check_gpus(&self, ranks: usize) -> Result<()> {
+        let (carrier, here, instead) = match self {
+            Cluster::Threads(_, carrier) => {
+                (carrier, ranks, "or --transport threads, whose ranks can share a GPU".to_string())
+            }
+            #[cfg(feature = "mpi")]
+            Cluster::Mpi(comm, carrier) => {
+                (carrier, ranks.min(comm.neighbours()), "spread them over more machines, or use --transport mpi".into())
+            }
+        };
+        if matches!(carrier, Carrier::Own) {
+            return Ok(());
+        }
+        let found = context_parallel::tensor::cuda::probe::gpus();
+        let (gpus, _) = found.map_err(|error| args::numbers(format!("--device cuda: {error}")))?;
+        let gpus = gpus.len();
+        if here <= gpus {
+            return Ok(());
+        }
+        Err(args::numbers(format!(
+            "--transport nccl takes a GPU for each rank, and this machine has {} for {}: use --cp {} or less, {instead}",
+            output::many(gpus, "GPU"),
+            output::many(here, "rank"),
+            gpus.max(1),
+        )))
+    }
+
+    /// The number of a rank of this process among those of this machine, which decides on its GPU.
+    pub fn seat(&self, rank: usize) -> usize {
+        match self {
+            Cluster::Threads(..) => rank,
+            #[cfg(feature = "mpi")]
+            Cluster::Mpi(comm, _) => comm.seat(),
+        }
+    }
+
     /// Threads of each of so many ranks: as asked for, else the machine's cores shared out over the ranks on it.
     pub fn threads(&self, asked: Option<usize>, ranks: usize) -> Result<usize> {
         let here = match self {
-            Cluster::Threads(_) => ranks,
+            Cluster::Threads(..) => ranks,
             #[cfg(feature = "mpi")]
-            Cluster::Mpi(comm) => ranks.min(comm.neighbours()),
+            Cluster::Mpi(comm, _) => ranks.min(comm.neighbours()),
         };
         args::threads(asked, here)
     }
@@ -120,30 +196,55 @@ impl Cluster {
         body: &(dyn Fn(D, DynComm<D::Storage>) -> Result<R> + Sync),
     ) -> Result<Option<R>> {
         match self {
-            Cluster::Threads(waiting) => {
+            Cluster::Threads(waiting, carrier) => {
                 let starting = Mutex::new(Some(output::phase(format!("starting {}", output::many(ranks, "rank")))));
                 let started = AtomicUsize::new(0);
-                let results = threads::run_on::<D::Storage, _, _>(waiting.clone(), ranks, |comm| {
+                let start = || {
                     if started.fetch_add(1, Ordering::Relaxed) + 1 == ranks {
                         starting.lock().unwrap_or_else(PoisonError::into_inner).take();
                     }
-                    body(open(comm.rank())?, Box::new(comm))
-                })?;
+                };
+                let results = match carrier {
+                    Carrier::Own => threads::run_on::<D::Storage, _, _>(waiting.clone(), ranks, |comm| {
+                        start();
+                        body(open(comm.rank())?, Box::new(comm))
+                    })?,
+                    #[cfg(feature = "cuda")]
+                    Carrier::Nccl(deadline) => {
+                        let results = threads::run_with(waiting.clone(), ranks, |comm| {
+                            start();
+                            let device = open(comm.rank())?;
+                            let comm = device.over_nccl(Box::new(comm), *deadline)?;
+                            body(device, comm)
+                        });
+                        context_parallel::comm::nccl::ended(ENDING);
+                        results?
+                    }
+                };
                 Ok(results.into_iter().next())
             }
             #[cfg(feature = "mpi")]
-            Cluster::Mpi(world) => {
+            Cluster::Mpi(world, carrier) => {
                 let takes_part = world.rank() < ranks;
                 let starting = output::phase(format!("waiting for {}", output::many(world.size(), "process")));
                 let comm = world.split(usize::from(!takes_part), 0)?;
                 drop(starting);
                 let run = || {
                     let device = open(comm.rank())?;
-                    let comm = device.over_host(comm);
+                    let comm = match carrier {
+                        Carrier::Own => device.over_host(comm),
+                        #[cfg(feature = "cuda")]
+                        Carrier::Nccl(deadline) => device.over_nccl(comm, *deadline)?,
+                    };
                     body(device, comm)
                 };
-                let result = takes_part.then(run).transpose()?;
-                Ok(result.filter(|_| self.speaks()))
+                let result = takes_part.then(run).transpose();
+                // An error has to be told first.
+                #[cfg(feature = "cuda")]
+                if result.is_ok() {
+                    context_parallel::comm::nccl::ended(ENDING);
+                }
+                Ok(result?.filter(|_| self.speaks()))
             }
         }
     }

@@ -1,6 +1,6 @@
 //! What computes: the processor or GPUs. What runs on ranks is written once, for any device.
 
-#[cfg(feature = "mpi")]
+#[cfg(any(feature = "mpi", feature = "cuda"))]
 use context_parallel::comm::DynComm;
 use context_parallel::error::Result;
 use context_parallel::model::parameters::ParameterSet;
@@ -18,12 +18,17 @@ pub enum Hardware {
 
 /// A device that ranks of the program run on.
 pub trait RankDevice: Ops {
-    /// That of a rank; `threads` of the processor are the rank's.
-    fn open(rank: usize, threads: usize) -> Result<Self>;
+    /// That of the rank with this number on its machine; `threads` of the processor are the rank's.
+    fn open(seat: usize, threads: usize) -> Result<Self>;
 
     /// Messages of this device over an engine of host memory.
     #[cfg(feature = "mpi")]
     fn over_host(&self, comm: DynComm) -> DynComm<Self::Storage>;
+
+    /// Messages of this device by NCCL, among the ranks that an engine of host memory connects; refused by devices that
+    /// are no GPUs.
+    #[cfg(feature = "cuda")]
+    fn over_nccl(&self, comm: DynComm, deadline: std::time::Duration) -> Result<DynComm<Self::Storage>>;
 
     /// A copy, on this device, of what another one of this process has.
     fn copied<R, E: Element>(
@@ -64,6 +69,11 @@ impl<T: Float> RankDevice for Cpu<T> {
         comm
     }
 
+    #[cfg(feature = "cuda")]
+    fn over_nccl(&self, _: DynComm, _: std::time::Duration) -> Result<DynComm> {
+        Err(super::args::numbers("--transport nccl is for GPUs: use --device cuda".to_string()))
+    }
+
     fn copied<R, E: Element>(&self, _: &Self, original: &ParameterSet<R, E, Host>) -> ParameterSet<R, E, Host> {
         original.duplicate(self)
     }
@@ -72,14 +82,20 @@ impl<T: Float> RankDevice for Cpu<T> {
 #[cfg(feature = "cuda")]
 impl<T: context_parallel::tensor::cuda::CudaFloat> RankDevice for context_parallel::tensor::Cuda<T> {
     /// Ranks take the GPUs in turn; several share one where there are more ranks than GPUs.
-    fn open(rank: usize, _: usize) -> Result<Self> {
+    fn open(seat: usize, _: usize) -> Result<Self> {
         let (gpus, _) = context_parallel::tensor::cuda::probe::gpus()?;
-        Self::new(rank % gpus.len().max(1))
+        Self::new(seat % gpus.len().max(1))
     }
 
     #[cfg(feature = "mpi")]
     fn over_host(&self, comm: DynComm) -> DynComm<Self::Storage> {
         Box::new(context_parallel::comm::decorate::staged::Staged::new(comm, self.clone()))
+    }
+
+    fn over_nccl(&self, comm: DynComm, deadline: std::time::Duration) -> Result<DynComm<Self::Storage>> {
+        use context_parallel::comm::nccl::{NcclComm, NcclOptions};
+
+        Ok(Box::new(NcclComm::new(comm, self, NcclOptions { deadline })?))
     }
 
     fn copied<R, E: Element>(

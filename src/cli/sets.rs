@@ -22,10 +22,15 @@ pub struct WeightsOfRanks<D: RankDevice, R, E> {
 }
 
 impl<D: RankDevice, R, E: Element> WeightsOfRanks<D, R, E> {
-    /// Makes weights once, and a copy for each of `ranks` but the first; nothing if there are none.
-    pub fn new(ranks: Range<usize>, threads: usize, make: impl FnOnce(&D) -> Result<SetOn<D, R, E>>) -> Result<Self> {
+    /// Makes weights once, and a copy for each of `ranks`, whose devices `open` gives, but the first; nothing if there are
+    /// none.
+    pub fn new(
+        ranks: Range<usize>,
+        open: impl Fn(usize) -> Result<D>,
+        make: impl FnOnce(&D) -> Result<SetOn<D, R, E>>,
+    ) -> Result<Self> {
         let first = ranks.start;
-        let devices: Vec<D> = ranks.map(|rank| D::open(rank, threads)).collect::<Result<_>>()?;
+        let devices: Vec<D> = ranks.map(open).collect::<Result<_>>()?;
         let Some((device, others)) = devices.split_first() else {
             return Ok(WeightsOfRanks { first, devices, weights: Vec::new() });
         };

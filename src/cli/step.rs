@@ -81,7 +81,7 @@ impl StepOutcome {
 pub fn step(cluster: &Cluster, choice: &Choice, dtype: DType, task: StepInputs) -> Result<Option<StepOutcome>> {
     let chosen = select::chosen(choice)?;
     with_device!(task.hardware, dtype, D => {
-        let open = |rank| D::open(rank, task.threads);
+        let open = |rank| D::open(cluster.seat(rank), task.threads);
         cluster.on_ranks(chosen.strategy.degree(), &open, &|device, comm| one_step(&chosen, device, comm, &task))
     })
 }

@@ -59,6 +59,20 @@ pub trait Communicator<S: Storage = Host>: Send + Sync {
     /// Tells every other rank that this one gives up; their operations fail with this rank and reason.
     fn abort(&self, reason: &str);
 
+    /// Whether this rank has been told of no failure; waits for nobody. An engine that is not told of failures has none
+    /// to tell.
+    ///
+    /// # Errors
+    /// [`CommError::Poisoned`](crate::error::CommError), as every operation would give it.
+    fn check(&self) -> Result<()> {
+        Ok(())
+    }
+
+    /// How many operations this rank has begun, in whatever group: what errors call the step of the last one.
+    fn steps(&self) -> u64 {
+        0
+    }
+
     /// Everyone's parcel, by rank, this rank's own as it is. `counts[r]` is the number of elements of rank `r`, of the
     /// type that `mine` has on every rank.
     ///
@@ -124,6 +138,8 @@ macro_rules! forward_communicator {
             fn barrier(&self) -> Result<()> { (**self).barrier() }
             fn split(&self, color: usize, key: usize) -> Result<DynComm<S>> { (**self).split(color, key) }
             fn abort(&self, reason: &str) { (**self).abort(reason) }
+            fn check(&self) -> Result<()> { (**self).check() }
+            fn steps(&self) -> u64 { (**self).steps() }
             fn all_gather_parcels(&self, operation: Operation, mine: Parcel<S>, counts: &[usize]) -> Result<Vec<Parcel<S>>> {
                 (**self).all_gather_parcels(operation, mine, counts)
             }

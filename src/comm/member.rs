@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use super::communicator::{Communicator, DynComm};
 use super::expected::{Act, Expected};
+use super::failure::poisoned;
 use super::mailbox::RankFailure;
 use super::parcel::{Message, Operation, Receive};
 use super::pending::{Completion, Pending, Received};
@@ -165,6 +166,14 @@ impl<W: Carrier> Communicator<W::Storage> for Member<W> {
 
     fn abort(&self, reason: &str) {
         self.wire.fail(self.me(), RankFailure { rank: self.me(), reason: reason.into() });
+    }
+
+    fn check(&self) -> Result<()> {
+        self.wire.mailbox(self.me()).failure().map_or(Ok(()), |failure| Err(poisoned(failure)))
+    }
+
+    fn steps(&self) -> u64 {
+        self.wire.counts(self.me()).operations()
     }
 }
 

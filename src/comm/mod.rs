@@ -39,6 +39,14 @@ macro_rules! delegate_to_member {
         fn abort(&self, reason: &str) {
             self.0.abort(reason)
         }
+
+        fn check(&self) -> $crate::error::Result<()> {
+            self.0.check()
+        }
+
+        fn steps(&self) -> u64 {
+            self.0.steps()
+        }
     };
 }
 
@@ -56,6 +64,8 @@ mod member;
 mod movement;
 #[cfg(feature = "mpi")]
 pub mod mpi;
+#[cfg(feature = "cuda")]
+pub mod nccl;
 mod parcel;
 mod pending;
 mod sync;

@@ -171,6 +171,11 @@ impl MpiComm {
     pub fn neighbours(&self) -> usize {
         self.0.wire().neighbours()
     }
+
+    /// The number of this rank among those of the run that share its machine, from 0.
+    pub fn seat(&self) -> usize {
+        self.0.wire().seat()
+    }
 }
 
 impl Communicator for MpiComm {

@@ -86,7 +86,27 @@ impl<S: Storage> Parcel<S> {
     /// The buffer, if it holds elements of `T`. Where other ranks received the same memory it is read in place, and a
     /// write copies it first.
     pub fn open<T: Element>(self) -> Option<Buffer<T, S>> {
-        (self.dtype == T::DTYPE).then(|| Buffer::from_storage(self.storage, self.len))
+        let is_here = self.storage.capacity() >= self.bytes();
+        (self.dtype == T::DTYPE && is_here).then(|| Buffer::from_storage(self.storage, self.len))
+    }
+}
+
+/// Parcels whose elements take another way.
+#[cfg(any(feature = "cuda", feature = "mpi"))]
+impl Parcel {
+    /// Says of so many elements that they come, and brings none: the receiver compares it with what it expects.
+    #[cfg(any(feature = "cuda", test))]
+    pub(super) fn announced(len: usize, dtype: DType) -> Self {
+        Parcel { storage: Buffer::<u8>::from_slice(&[]).into_storage(), len, dtype }
+    }
+
+    /// The elements as bytes; none of those that take another way.
+    #[cfg(feature = "mpi")]
+    pub(super) fn into_bytes_here(self) -> Buffer<u8> {
+        match self.storage.capacity() {
+            0 => Buffer::from_storage(self.storage, 0),
+            _ => self.into_bytes(),
+        }
     }
 }
 

@@ -108,7 +108,6 @@ impl Counts {
     }
 
     /// Exchanges, barriers and splits.
-    #[cfg(feature = "mpi")]
     pub(super) fn operations(&self) -> u64 {
         self.operations.load(Ordering::Relaxed)
     }

@@ -71,6 +71,20 @@ pub enum CommError {
         /// What stood in the way.
         reason: String,
     },
+    /// The library that moves an engine's data failed.
+    #[error("{engine} failed on rank {rank} in {operation} (step {step}): {reason}")]
+    Engine {
+        /// The library.
+        engine: &'static str,
+        /// This rank.
+        rank: usize,
+        /// The operation.
+        operation: &'static str,
+        /// Number of this rank's operation.
+        step: u64,
+        /// What it said.
+        reason: String,
+    },
     /// A rank that does not exist.
     #[error("rank {rank} does not exist: there are {size}")]
     NoSuchRank {

@@ -48,16 +48,24 @@ pub fn attended<D: Ops + UnfusedAttention>(
     placement: &DynPlacement,
     device: impl Fn() -> D + Sync,
 ) -> Vec<Attended<D::Elem>> {
-    let run = |comm: threads::ThreadComm<D::Storage>| {
-        let counted = Counted::new(comm);
-        let traffic = counted.traffic();
-        let handler = UntypedHandler::new(chosen.strategy.clone(), chosen.layout, device(), Box::new(counted))?;
-        let peak = |plan: &context_parallel::attention::RankPlan| {
-            plan.peak_bytes_of(chosen.kernel, D::Elem::DTYPE, trial.shape())
-        };
-        trial.attend(&handler, &traffic, chosen.kernel.object(), placement, peak)
-    };
+    let run = |comm: threads::ThreadComm<D::Storage>| attended_on(chosen, trial, placement, device(), Box::new(comm));
     threads::run_on::<D::Storage, _, _>(threads::Waiting::default(), chosen.strategy.degree(), run).unwrap()
+}
+
+/// Attention with its gradients on one rank.
+pub fn attended_on<D: Ops + UnfusedAttention>(
+    chosen: &Chosen,
+    trial: &Trial<D::Elem>,
+    placement: &DynPlacement,
+    device: D,
+    comm: DynComm<D::Storage>,
+) -> Result<Attended<D::Elem>> {
+    let counted = Counted::new(comm);
+    let traffic = counted.traffic();
+    let handler = UntypedHandler::new(chosen.strategy.clone(), chosen.layout, device, Box::new(counted))?;
+    let peak =
+        |plan: &context_parallel::attention::RankPlan| plan.peak_bytes_of(chosen.kernel, D::Elem::DTYPE, trial.shape());
+    trial.attend(&handler, &traffic, chosen.kernel.object(), placement, peak)
 }
 
 /// Numbers for a combination, and which rank has them.

@@ -15,8 +15,11 @@ mod golden;
 #[path = "../common/golden/mod.rs"]
 mod golden_kinds;
 mod memory;
+mod nccl;
 mod ops;
+mod program;
 mod ranks;
+mod transfers;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitCode;
@@ -41,7 +44,9 @@ fn main() -> ExitCode {
     }
     let wanted = std::env::args().skip(1).find(|argument| !argument.starts_with('-')).unwrap_or_default();
     let tests: Vec<Test> =
-        [ops::TESTS, attention::TESTS, memory::TESTS, counts::TESTS, cost::TESTS, ranks::TESTS, golden::TESTS].concat();
+        [ops::TESTS, attention::TESTS, memory::TESTS, counts::TESTS, cost::TESTS, transfers::TESTS, nccl::TESTS]
+            .concat();
+    let tests = [tests, [ranks::TESTS, golden::TESTS, program::TESTS].concat()].concat();
     let mut failed = Vec::new();
     for (name, test) in tests.into_iter().filter(|(name, _)| name.contains(&wanted)) {
         let started = Instant::now();

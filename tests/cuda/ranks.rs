@@ -5,7 +5,7 @@ use context_parallel::comm::threads;
 use context_parallel::mask::Mask;
 use context_parallel::ops::attention::AttentionShape;
 use context_parallel::oracle::relative_error;
-use context_parallel::strategy::select::{self, Choice};
+use context_parallel::strategy::select::{self, Choice, Chosen};
 use context_parallel::tensor::cuda::{CudaFloat, CudaMemory};
 use context_parallel::tensor::{Cpu, Cuda, Host};
 use half::bf16;
@@ -15,9 +15,11 @@ use super::counts::{is_hopper, launches_of};
 use super::devices::{attended, combinations, moved, on_threads, trained, trained_on, trial};
 
 pub const TESTS: &[Test] = &[
-    ("attention of every combination in f32", || attends::<f32>(&[1, 3], 8, 1e-5)),
-    ("attention of every combination in bf16, on tensor cores", || attends::<bf16>(&[2], 64, 1.5e-2)),
-    ("rows move and roll", rows_move),
+    ("attention of every combination in f32", || attends::<f32>(combinations(&[1, 3]), 8, 1e-5, device)),
+    ("attention of every combination in bf16, on tensor cores", || {
+        attends::<bf16>(combinations(&[2]), 64, 1.5e-2, device)
+    }),
+    ("rows move and roll", || rows_move_on(&[2, 3, 4], device)),
     ("collectives hand memory over", collectives_hand_over),
     ("training steps in f32", || trains::<f32>(&TRAINED, 2e-4)),
     ("training steps in bf16", || trains::<bf16>(&TRAINED[1..3], 2e-2)),
@@ -30,13 +32,12 @@ pub fn device<T: CudaFloat>() -> Cuda<T> {
 }
 
 /// Relative error of what is found.
-fn error<T: CudaFloat>(found: &[T], expected: &[T]) -> f64 {
+pub fn error<T: CudaFloat>(found: &[T], expected: &[T]) -> f64 {
     let wide = |values: &[T]| values.iter().map(|x| x.to_f64()).collect::<Vec<_>>();
     relative_error(&wide(found), &wide(expected), 1e-3)
 }
 
-fn attends<T: CudaFloat>(degrees: &[usize], dim: usize, bound: f64) {
-    let all = combinations(degrees);
+pub fn attends<T: CudaFloat>(all: Vec<Chosen>, dim: usize, bound: f64, device: fn() -> Cuda<T>) {
     let mut worst = 0f64;
     let for_hopper = || launches_of("_sm90_");
     let before = for_hopper();
@@ -46,7 +47,7 @@ fn attends<T: CudaFloat>(degrees: &[usize], dim: usize, bound: f64) {
         for mask in [Mask::Causal, Mask::Window { left: Some(5), right: Some(2) }] {
             let (trial, placement) = trial::<T>(chosen, &mask, shape);
             let here = attended(chosen, &trial, &placement, || Cpu::<T>::new(1));
-            let there = attended(chosen, &trial, &placement, device::<T>);
+            let there = attended(chosen, &trial, &placement, device);
             for (rank, (here, there)) in here.iter().zip(&there).enumerate() {
                 let what = format!("{} {mask:?} on rank {rank}", chosen.strategy.name());
                 for (found, expected) in there.tensors.iter().zip(&here.tensors) {
@@ -64,9 +65,9 @@ fn attends<T: CudaFloat>(degrees: &[usize], dim: usize, bound: f64) {
     assert_eq!(for_hopper() > before, for_hopper().is_some() && has_kernels, "launches of the kernels for Hopper");
 }
 
-fn rows_move() {
-    for chosen in combinations(&[2, 3, 4]) {
-        let (here, there) = (moved(&chosen, || Cpu::<f32>::new(1)), moved(&chosen, device::<f32>));
+pub fn rows_move_on(degrees: &[usize], device: fn() -> Cuda<f32>) {
+    for chosen in combinations(degrees) {
+        let (here, there) = (moved(&chosen, || Cpu::<f32>::new(1)), moved(&chosen, device));
         assert!(here == there, "{} {}", chosen.strategy.name(), chosen.layout.name());
     }
 }
@@ -80,9 +81,9 @@ fn collectives_hand_over() {
 }
 
 /// Strategy, order, layout, kernel and ranks.
-type Trained = (&'static str, &'static str, &'static str, &'static str, usize);
+pub type Trained = (&'static str, &'static str, &'static str, &'static str, usize);
 
-const TRAINED: [Trained; 6] = [
+pub const TRAINED: [Trained; 6] = [
     ("single", "natural", "thd", "flash", 1),
     ("single", "natural", "bshd", "unfused", 1),
     ("ring", "zigzag", "thd", "flash", 2),
@@ -91,7 +92,7 @@ const TRAINED: [Trained; 6] = [
     ("magi", "solved", "thd", "flash", 2),
 ];
 
-fn choice((strategy, order, layout, kernel, degree): Trained) -> Choice {
+pub fn choice((strategy, order, layout, kernel, degree): Trained) -> Choice {
     let [strategy, order, layout, kernel] = [strategy, order, layout, kernel].map(str::to_string);
     Choice { strategy, order, layout, kernel, degree, ..Choice::default() }
 }

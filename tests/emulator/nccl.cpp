@@ -3,10 +3,16 @@
 //
 // A group of messages stands at the head of its stream until the partners of all its receives have come as far, and
 // then until all that it sends was taken. Communicators that do not block do as little as they may: what a call begins
-// is done, or queued on a stream, only by the second look at ncclCommGetAsyncError. An abort lets the own streams go on
+// is done, or queued on a stream, only by the second look at ncclCommGetAsyncError, and messages to or from a rank for the
+// first time only when that rank has called for the same: both make the connection. An abort lets the own streams go on
 // and tells nobody, as between GPUs of a machine.
 //
-// Absent: collective operations, messages that a graph records, ranks in other processes.
+// Sums over ranks stand at the heads of streams in the same way until all ranks have come as far. They start from the
+// last rank, so that nobody takes them for sums in rank order.
+//
+// Absent: other collective operations, sums in groups, messages that a graph records, ranks in other processes.
+#include <immintrin.h>
+
 #include <algorithm>
 #include <cstdio>
 #include <cstring>
@@ -65,6 +71,16 @@ struct Clique {
     std::map<int, std::shared_ptr<Clique>> of_color;
   };
   std::deque<Split> splits;
+  // Sums over ranks, by their number: what each rank gave.
+  struct Sum {
+    size_t n = 0;
+    int type = 0;
+    bool differ = false;
+    std::map<int, std::vector<char>> given;
+  };
+  std::map<uint64_t, Sum> sums;
+  // Ranks that have called for messages with which others.
+  std::set<std::pair<int, int>> met;
 
   bool complete() const { return (int)devices.size() == ranks; }
   bool shares_a_device() const {
@@ -84,9 +100,10 @@ struct Communicator {
   // Messages that wait for a look at the state of a communicator that does not block.
   std::vector<std::function<Result()>> deferred;
   unsigned looks = 0;
+  std::set<int> meets;  // whom they are with
   size_t splits = 0;
   // Groups start in the order in which they were called, on whatever stream.
-  uint64_t called = 0, started = 0;
+  uint64_t called = 0, started = 0, sums = 0;
 };
 typedef std::shared_ptr<Communicator> Shared;
 
@@ -236,6 +253,10 @@ Result end_group() {
     for (auto& group : groups) {
       if (group->of->blocks) continue;
       group->of->deferred.push_back([group] { return queue(group); });
+      for (const Part& part : group->parts) {
+        group->of->clique->met.insert({group->of->rank, part.peer});
+        group->of->meets.insert(part.peer);
+      }
       group->of->looks = 0;
       result = IN_PROGRESS;
     }
@@ -246,14 +267,99 @@ Result end_group() {
   return result;
 }
 
-Result leave_group(Result result) {
-  if (result && result != IN_PROGRESS) first_error = first_error ? first_error : result;
-  return --depth ? result : end_group();
-}
-
 size_t size_of(int type) {
   constexpr size_t BYTES[] = {1, 1, 4, 4, 8, 8, 2, 4, 8, 2, 1, 1};
   return type >= 0 && type < 12 ? BYTES[type] : 0;
+}
+
+// Element types that are summed.
+constexpr int F16 = 6, F32 = 7, F64 = 8, BF16 = 9;
+
+double load(const char* at, int type) {
+  uint16_t half;
+  float single;
+  double whole;
+  switch (type) {
+    case F64: return memcpy(&whole, at, 8), whole;
+    case F32: return memcpy(&single, at, 4), single;
+    case F16: return memcpy(&half, at, 2), _cvtsh_ss(half);
+  }
+  memcpy(&half, at, 2);
+  uint32_t bits = (uint32_t)half << 16;
+  memcpy(&single, &bits, 4);
+  return single;
+}
+void store(char* at, int type, double value) {
+  float single = value;
+  uint16_t half;
+  uint32_t bits;
+  switch (type) {
+    case F64: memcpy(at, &value, 8); return;
+    case F32: memcpy(at, &single, 4); return;
+    case F16: half = _cvtss_sh(single, _MM_FROUND_TO_NEAREST_INT); break;
+    default:
+      memcpy(&bits, &single, 4);
+      half = single != single ? 0x7fff : (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+  }
+  memcpy(at, &half, 2);
+}
+
+// One rank's part in a sum over ranks.
+struct Summand {
+  Shared of;
+  const char* from;
+  char* to;
+  size_t n;
+  int type;
+  uint64_t group, number;
+  bool started = false;
+
+  bool ready() {
+    if (of->aborted) return true;
+    auto& sum = of->clique->sums[number];
+    if (!started) {
+      if (of->started != group) return false;
+      of->started++;
+      started = true;
+      if (sum.given.empty()) sum.n = n, sum.type = type;
+      sum.differ |= sum.n != n || sum.type != type;
+      sum.given[of->rank].assign(from, from + n * size_of(type));
+      emu_changed();
+    }
+    return (int)sum.given.size() == of->clique->ranks;
+  }
+
+  emu::device::Result run() {
+    Clique::Sum sum;
+    {
+      Held held(emu_lock());
+      if (of->aborted) return emu::device::SUCCESS;
+      sum = of->clique->sums[number];
+    }
+    if (sum.differ) {
+      fprintf(stderr, "nccl: rank %d sums %zu elements of type %d, and others do not\n", of->rank, n, type);
+      return emu::device::LAUNCH_FAILED;
+    }
+    size_t bytes = size_of(type);
+    for (size_t i = 0; i < n; i++) {
+      double total = 0;
+      for (auto given = sum.given.rbegin(); given != sum.given.rend(); ++given) {
+        store(to + i * bytes, type, total + load(&given->second[i * bytes], type));
+        total = load(to + i * bytes, type);
+      }
+    }
+    return emu::device::SUCCESS;
+  }
+};
+
+Result queue_sum(const std::shared_ptr<Summand>& one, void* stream) {
+  Op op{"sum over ranks", [one] { return one->run(); }, [one] { return one->ready(); }, {}};
+  return emu_enqueue(stream, std::move(op)) ? UNHANDLED_CUDA_ERROR : SUCCESS;
+}
+
+Result leave_group(Result result) {
+  if (result && result != IN_PROGRESS) first_error = first_error ? first_error : result;
+  return --depth ? result : end_group();
 }
 
 Result message(bool sends, void* buffer, size_t n, int type, int peer, void* handle, void* stream) {
@@ -380,6 +486,9 @@ API Result ncclCommGetAsyncError(void* handle, Result* state) {
     if (c->error || c->aborted) return *state = c->error, SUCCESS;
     bool waits = c->arrives || !c->deferred.empty();
     if (!exists(*c) || (waits && !c->blocks && c->looks++ == 0)) return *state = IN_PROGRESS, SUCCESS;
+    for (int peer : c->meets)
+      if (!c->clique->met.count({peer, c->rank})) return *state = IN_PROGRESS, SUCCESS;
+    c->meets.clear();
     now = std::move(c->deferred);
     c->deferred.clear();
     *state = c->error;
@@ -443,4 +552,25 @@ API Result ncclSend(const void* buffer, size_t n, int type, int peer, void* comm
 }
 API Result ncclRecv(void* buffer, size_t n, int type, int peer, void* comm, void* stream) {
   return message(false, buffer, n, type, peer, comm, stream);
+}
+API Result ncclAllReduce(const void* from, void* to, size_t n, int type, int op, void* handle, void* stream) {
+  constexpr int SUM = 0;
+  if (depth) return first_error = refuse("a sum in a group", INVALID_USAGE);
+  if (op != SUM || type < F16 || type > BF16) return refuse("not a sum of a type that is summed here", INVALID_ARGUMENT);
+  for (const void* buffer : {from, (const void*)to})
+    if (n && !emu_on_device(buffer, n * size_of(type)))
+      return refuse("a buffer is not in an allocation of a device", INVALID_ARGUMENT);
+  std::shared_ptr<Summand> one;
+  {
+    Held held(emu_lock());
+    Shared c = find(handle);
+    if (Result result = usable(c)) return result;
+    one = std::make_shared<Summand>(Summand{c, (const char*)from, (char*)to, n, type, c->called++, c->sums++});
+    if (!c->blocks) {
+      c->deferred.push_back([one, stream] { return queue_sum(one, stream); });
+      c->looks = 0;
+      return IN_PROGRESS;
+    }
+  }
+  return queue_sum(one, stream);
 }

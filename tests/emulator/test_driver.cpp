@@ -476,6 +476,24 @@ void messages_in_progress() {
     CHECK(std::isnan(r.pass_on(r.comm, r.rank, 2, true)));
   });
 }
+// Sums of all types, with and without a look at whether they are queued.
+void sums() {
+  Config config{sizeof(Config), 0xcafebeef, 22800, 0, {}};
+  for (const Config* how : {(const Config*)nullptr, (const Config*)&config})
+    on_ranks(3, how, [](Rank& r) {
+      Address device = allocate(4);
+      float* host = pinned(1);
+      *host = r.rank == 0 ? 1e8f : r.rank == 1 ? -1e8f : 3;
+      CHECK(upload(device, host, 1, r.stream) == 0);
+      CHECK(call(r.nccl, "ncclAllReduce", device, device, (size_t)1, FLOAT, 2, r.comm, r.stream) == 4);
+      CHECK(call(r.nccl, "ncclAllReduce", device, device, (size_t)1, 2, 0, r.comm, r.stream) == 4);
+      int result = call(r.nccl, "ncclAllReduce", device, device, (size_t)1, FLOAT, 0, r.comm, r.stream);
+      CHECK(result == 0 || result == IN_PROGRESS);
+      r.settle();
+      CHECK(download(host, device, 1, r.stream) == 0 && cu("cuStreamSynchronize", r.stream) == 0);
+      CHECK(*host == 0);  // from the last rank on; in rank order it would be 3
+    });
+}
 void abort_of_messages() {
   on_ranks(2, nullptr, [](Rank& r) {
     if (r.rank == 1) return;
@@ -560,6 +578,7 @@ const Case CASES[] = {
     {"messages", messages, {"EMU_DEVICES=3"}, 0},
     {"messages as needed", messages, {"EMU_DEVICES=3", "EMU_STREAMS=need"}, 0},
     {"messages in progress", messages_in_progress, {"EMU_DEVICES=2"}, 0},
+    {"sums over ranks", sums, {"EMU_DEVICES=3"}, 0},
     {"abort of messages", abort_of_messages, {"EMU_DEVICES=2"}, 0},
     {"tensor maps", tensor_maps, {}, 0},
     {"real CUBIN", real_cubin, {}, 0},

@@ -16,7 +16,8 @@ const DEADLINE: u64 = 600;
 #[derive(Args, Clone, Debug)]
 #[command(next_help_heading = RUNNING)]
 pub struct EngineArguments {
-    /// How ranks exchange data: between threads of this process, or processes that mpirun started (feature mpi)
+    /// How ranks exchange data: between threads of this process, processes that mpirun started (feature mpi), or GPUs of
+    /// either (nccl, feature cuda)
     #[arg(long, value_name = "NAME", default_value = "threads", value_parser = Names::TRANSPORTS)]
     pub transport: String,
     /// Seconds that a rank waits for another before it gives up
@@ -72,13 +73,30 @@ impl Default for EngineArguments {
 }
 
 impl EngineArguments {
-    /// The transport; refuses what does not exist, and what this version or this build does not have.
+    /// The transport; refuses what does not exist, what this build does not have, and NCCL where it is missing or there
+    /// is no GPU for it.
     pub fn transport(&self) -> Result<Transport> {
         if cfg!(not(feature = "mpi")) && self.transport == "mpi" {
             let instead = "build with `cargo build --release --features mpi`, or use --transport threads";
             return Err(not_available("--transport mpi", instead));
         }
-        pick("transport", &self.transport, TRANSPORTS, &["nccl"])
+        if cfg!(not(feature = "cuda")) && self.transport == "nccl" {
+            let instead = "build with `cargo build --release --features cuda`, or use --transport threads";
+            return Err(not_available("--transport nccl", instead));
+        }
+        let transport = pick("transport", &self.transport, TRANSPORTS, &[])?;
+        #[cfg(feature = "cuda")]
+        if transport == Transport::Nccl {
+            let device = &self.device.device;
+            if device != "cuda" {
+                return Err(numbers(format!(
+                    "--transport nccl is for GPUs, --device is {device}: add --device cuda, or use --transport threads"
+                )));
+            }
+            let ready = context_parallel::comm::nccl::ready();
+            ready.map_err(|error| numbers(format!("--transport nccl: {error}")))?;
+        }
+        Ok(transport)
     }
 
     /// Seconds that a rank waits for another.

@@ -19,6 +19,8 @@ pub enum Transport {
     Threads,
     #[cfg(feature = "mpi")]
     Mpi,
+    #[cfg(feature = "cuda")]
+    Nccl,
 }
 
 /// Names, the canonical one first, and what they stand for.
@@ -30,6 +32,8 @@ pub const TRANSPORTS: Table<Transport> = &[
     (&["threads"], Transport::Threads),
     #[cfg(feature = "mpi")]
     (&["mpi"], Transport::Mpi),
+    #[cfg(feature = "cuda")]
+    (&["nccl"], Transport::Nccl),
 ];
 pub const DEVICES: Table<Hardware> = &[
     (&["cpu"], Hardware::Cpu),

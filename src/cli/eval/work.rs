@@ -58,7 +58,8 @@ pub fn run(job: &Job, cluster: &Cluster) -> Result<Option<f64>> {
 fn run_on<D: RankDevice>(job: &Job, cluster: &Cluster) -> Result<Option<f64>> {
     let list = ParameterList::new(&job.config);
     let (ranks, threads) = (cluster.local(job.settings.choice.degree), job.settings.threads);
-    let ranks = WeightsOfRanks::new(ranks, threads, |device: &D| {
+    let open = |rank| D::open(cluster.seat(rank), threads);
+    let ranks = WeightsOfRanks::new(ranks, open, |device: &D| {
         let _reading = output::reading(&job.model);
         weights::load(device, &job.model, &list)
     })?;

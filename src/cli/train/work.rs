@@ -64,22 +64,22 @@ fn run_on<D: RankDevice>(job: &Job, cluster: &Cluster, json: bool) -> Result<Fin
     if job.out.is_none() && cluster.speaks() {
         output::warn("the model will not be kept when the run ends: --out DIR keeps it");
     }
-    let ranks =
-        WeightsOfRanks::new(cluster.local(choice.degree), job.settings.threads, |device: &D| match &job.weights {
-            Some(folder) => {
-                let _reading = output::reading(folder);
-                let stored = ParameterList::new(&job.config.clone().with_mtp_depth(job.stored_depth));
-                let weights = weights::load_master(device, folder, &stored)?;
-                match stored.len() == list.len() {
-                    true => Ok(weights),
-                    false => init::completed(device, &job.config, &list, job.options.seed, &weights),
-                }
+    let open = |rank| D::open(cluster.seat(rank), job.settings.threads);
+    let ranks = WeightsOfRanks::new(cluster.local(choice.degree), open, |device: &D| match &job.weights {
+        Some(folder) => {
+            let _reading = output::reading(folder);
+            let stored = ParameterList::new(&job.config.clone().with_mtp_depth(job.stored_depth));
+            let weights = weights::load_master(device, folder, &stored)?;
+            match stored.len() == list.len() {
+                true => Ok(weights),
+                false => init::completed(device, &job.config, &list, job.options.seed, &weights),
             }
-            None => {
-                let _making = output::phase(format!("making {}", output::many(list.elements(), "fresh weight")));
-                init::fresh(device, &job.config, &list, job.options.seed)
-            }
-        })?;
+        }
+        None => {
+            let _making = output::phase(format!("making {}", output::many(list.elements(), "fresh weight")));
+            init::fresh(device, &job.config, &list, job.options.seed)
+        }
+    })?;
     let summary = format!(
         "{} parameters, {} with {} on {}, about {} of memory per rank",
         output::count(list.elements() as u64),

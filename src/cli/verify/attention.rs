@@ -83,7 +83,7 @@ fn check_on<D: RankDevice>(cluster: &Cluster, choice: &Choice, threads: usize) -
     for (case, mask) in masks.iter().enumerate() {
         let trial = Trial::<D::Elem>::new(&*batch, &owners(&placement), shape, mask, case as u64);
         let run = |chosen: &Chosen| {
-            let open = |rank| D::open(rank, threads);
+            let open = |rank| D::open(cluster.seat(rank), threads);
             let body = |device, comm| attend::<D>(chosen, device, comm, (&trial, &batch));
             let parts = cluster.on_ranks(chosen.strategy.degree(), &open, &body)?;
             Ok::<_, Error>(parts.map(|parts| judge(&trial, &parts)))

@@ -19,6 +19,14 @@ macro_rules! as_inner {
         fn abort(&self, reason: &str) {
             self.inner.abort(reason);
         }
+
+        fn check(&self) -> crate::error::Result<()> {
+            self.inner.check()
+        }
+
+        fn steps(&self) -> u64 {
+            self.inner.steps()
+        }
     };
 }
 

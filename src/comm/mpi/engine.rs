@@ -65,7 +65,9 @@ impl Engine {
         // The thread that starts MPI is the one that uses it.
         let (universe, _) = ::mpi::initialize_with_threading(Threading::Funneled)?;
         let world = universe.world();
-        let neighbours = world.split_shared(0).size() as usize;
+        let here = world.split_shared(0);
+        let (neighbours, seat) = (here.size() as usize, here.rank() as usize);
+        drop(here);
         // A communicator of our own: its messages meet nobody else's.
         let comm = world.duplicate();
         let (rank, size) = (comm.rank() as usize, comm.size() as usize);
@@ -73,7 +75,7 @@ impl Engine {
         let incoming = (0..size).map(|_| VecDeque::new()).collect();
         let (busy, active, pool) = (Vec::new(), Vec::new(), Pool::new());
         let engine = Engine { comm, part, pool, outgoing, busy, incoming, active, _universe: universe };
-        Some((engine, Place { rank, size, neighbours }))
+        Some((engine, Place { rank, size, neighbours, seat }))
     }
 
     /// Moves frames until the end of MPI is ordered.

@@ -123,7 +123,7 @@ impl Frame {
             Frame::Packet { stream, packet: Packet::Parcel { tag, parcel } } => {
                 of_parcel = tag;
                 let dtype = DTYPES.iter().position(|&dtype| dtype == parcel.dtype()).unwrap_or(DTYPES.len());
-                (PARCEL, stream, [parcel.len() as u64, dtype as u64], parcel.into_bytes())
+                (PARCEL, stream, [parcel.len() as u64, dtype as u64], parcel.into_bytes_here())
             }
             Frame::Packet { stream, packet: Packet::Note { kind, entries } } => {
                 let kind = if kind == NoteKind::Barrier { BARRIER } else { SPLIT };
@@ -156,7 +156,8 @@ impl Frame {
         match kind {
             PARCEL => {
                 let (len, dtype) = (a as usize, *DTYPES.get(b as usize)?);
-                if len.checked_mul(dtype.size()) != Some(bytes.len()) {
+                // A parcel without bytes says of its elements only how many there are.
+                if !len.checked_mul(dtype.size()).is_some_and(|all| bytes.is_empty() || all == bytes.len()) {
                     return None;
                 }
                 packet(Packet::Parcel { tag, parcel: Parcel::<Host>::of_bytes(bytes, len, dtype) })
@@ -204,6 +205,14 @@ mod tests {
         assert_eq!((parcel.len(), parcel.dtype()), (4, DType::F64));
         let found = parcel.open::<f64>().unwrap();
         assert!(found.iter().zip(values).all(|(a, b)| a.to_bits() == b.to_bits()));
+        let packet = Packet::Parcel { tag, parcel: Parcel::announced(1000, DType::F32) };
+        let (header, bytes) = Frame::Packet { stream: 9, packet }.pack(100);
+        assert!(bytes.is_empty());
+        let Some(Frame::Packet { packet: Packet::Parcel { parcel, .. }, .. }) = Frame::unpack(header, bytes) else {
+            panic!("not a parcel");
+        };
+        assert_eq!((parcel.len(), parcel.dtype()), (1000, DType::F32));
+        assert!(parcel.open::<f32>().is_none(), "its elements took another way");
         for dtype in [DType::F32, DType::F64, DType::Bf16, DType::F16, DType::I64, DType::I32, DType::U8] {
             assert!(DTYPES.contains(&dtype), "{dtype}");
         }

@@ -47,6 +47,8 @@ pub(super) struct Place {
     pub(super) rank: usize,
     pub(super) size: usize,
     pub(super) neighbours: usize,
+    /// The number among them.
+    pub(super) seat: usize,
 }
 
 #[derive(Debug)]

@@ -25,6 +25,7 @@ pub(super) struct World {
     rank: usize,
     size: usize,
     neighbours: usize,
+    seat: usize,
     mailbox: Mailbox<Packet>,
     pub(super) counts: Counts,
     pub(super) waits: Waiting,
@@ -39,12 +40,13 @@ pub(super) struct World {
 }
 
 impl World {
-    pub(super) fn new(deadline: Duration, grace: Duration, Place { rank, size, neighbours }: Place) -> Self {
+    pub(super) fn new(deadline: Duration, grace: Duration, Place { rank, size, neighbours, seat }: Place) -> Self {
         let deadline = deadline.min(LONGEST);
         World {
             rank,
             size,
             neighbours,
+            seat,
             mailbox: Mailbox::default(),
             counts: Counts::default(),
             waits: Waiting { deadline, clock: Arc::new(SystemClock::default()) },
@@ -66,6 +68,10 @@ impl World {
 
     pub(super) fn neighbours(&self) -> usize {
         self.neighbours
+    }
+
+    pub(super) fn seat(&self) -> usize {
+        self.seat
     }
 
     pub(super) fn lock(&self) -> MutexGuard<'_, State> {

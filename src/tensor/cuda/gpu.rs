@@ -162,6 +162,16 @@ impl Gpu {
         Ok(free)
     }
 
+    /// NVIDIA's number for it, which no other one has.
+    pub(super) fn uuid(&self) -> Result<[u8; 16]> {
+        let mut uuid = sys::CUuuid { bytes: [0; 16] };
+        // SAFETY: the pointer is valid for the call, the device exists.
+        let found = result::device::get(self.found.ordinal as i32)
+            .and_then(|device| unsafe { sys::cuDeviceGetUuid_v2(&raw mut uuid, device).result() });
+        found.map_err(|error| SupportError::Cuda(format!("{}: {}", self.name(), said(&error))))?;
+        Ok(uuid.bytes.map(|byte| byte.cast_unsigned()))
+    }
+
     /// Makes this the GPU of the calling thread.
     pub(super) fn enter(&self) {
         if !matches!(result::ctx::get_current(), Ok(Some(current)) if current == self.context) {

@@ -48,7 +48,7 @@ struct Uses {
     /// The point at which it was handed over since it was last written.
     left: Option<Arc<Event>>,
     /// The last uses of owners that gave it up.
-    read: Vec<Event>,
+    read: Vec<Arc<Event>>,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -62,6 +62,12 @@ impl Block {
 
     fn address(&self) -> sys::CUdeviceptr {
         self.slab.as_ref().map_or(0, |slab| slab.address)
+    }
+}
+
+impl fmt::Debug for Block {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Block({} bytes)", self.bytes)
     }
 }
 
@@ -83,9 +89,11 @@ impl Held {
         let left = lock(&self.block.uses).left.clone();
         match left.filter(|_| self.arrived) {
             Some(left) => {
-                place.wait_for(&left);
                 (self.place, self.arrived) = (place.clone(), false);
-                self.come_to(place);
+                match Arc::ptr_eq(self.block.home.gpu(), place.gpu()) {
+                    true => place.wait_for(&left),
+                    false => self.come_to(place, &left),
+                }
             }
             None => {
                 let (bytes, missing) = (self.block.bytes, if self.arrived { "leave" } else { "arrive" });
@@ -103,17 +111,29 @@ impl Held {
         address
     }
 
-    /// Brings memory of another GPU to that of `place`.
-    fn come_to(&mut self, place: &Arc<Place>) {
-        let there = self.block.home.gpu().clone();
-        if Arc::ptr_eq(&there, place.gpu()) {
-            return;
+    /// Brings memory of another GPU, which `left` it, to that of `place`: by its stream for transfers, so that it comes
+    /// while the other one still computes what was asked for before.
+    fn come_to(&mut self, place: &Arc<Place>, left: &Event) {
+        let here = Arc::new(place.receiving(self.block.bytes));
+        place.transfer_waits_for(left);
+        place.copy_from(self.block.home.gpu(), self.block.address(), here.address(), self.block.bytes);
+        if let Some(done) = place.transferred() {
+            place.wait_for(&done);
+            lock(&self.block.uses).read.push(done);
         }
-        let here = Arc::new(place.block(self.block.bytes));
-        place.copy_from(&there, self.block.address(), here.address(), self.block.bytes);
-        lock(&self.block.uses).read.extend(place.now());
         self.block = here;
         place.recorder().note_move();
+    }
+}
+
+/// Memory that somebody else has, for as long as a transfer uses it.
+#[derive(Debug)]
+pub(crate) struct Kept(Arc<Block>);
+
+impl Kept {
+    /// The transfer ends at this point: whoever writes there next waits for it.
+    pub(crate) fn until(self, point: &Arc<Event>) {
+        lock(&self.0.uses).read.push(point.clone());
     }
 }
 
@@ -148,6 +168,11 @@ impl CudaMemory {
         held.used(place, true)
     }
 
+    /// The memory, for a transfer.
+    pub(crate) fn kept(&self) -> Kept {
+        Kept(lock(&self.held).block.clone())
+    }
+
     /// The place whose stream the memory is in order with.
     fn place(&self) -> Arc<Place> {
         lock(&self.held).place.clone()
@@ -174,7 +199,7 @@ impl Storage for CudaMemory {
 
     fn leave(&self) {
         let mut held = lock(&self.held);
-        let left = held.place.now().map(Arc::new);
+        let left = held.place.now();
         lock(&held.block.uses).left = left;
         held.arrived = false;
     }

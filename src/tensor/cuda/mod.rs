@@ -4,8 +4,9 @@
 //! and an error says which of them is missing and where it was sought ([`probe`]). Kernels are in the folder `kernels`,
 //! compiled for the GPU at hand when they are first needed.
 //!
-//! Ops only enqueue: every device has a stream of its own ([`Place`]), so several ranks of one process can share a GPU,
-//! and what one hands to another is ordered by events ([`CudaMemory`]).
+//! Ops only enqueue: every device has streams of its own ([`Place`]), so several ranks of one process can share a GPU, and
+//! what one hands to another is ordered by events ([`CudaMemory`]). What comes from another GPU comes on a second stream,
+//! while the first one computes.
 
 mod blas;
 mod cache;
@@ -20,14 +21,22 @@ mod place;
 mod pool;
 pub mod probe;
 mod trace;
+mod watch;
 
 pub(crate) use blas::{Product, Side};
+pub(crate) use event::Event;
 pub(crate) use kernel::{Dims, Kernel, Suffix};
 pub(crate) use launch::{Argument, Arguments, BLOCK, Geometry, MOST_Y, RawView};
 pub(crate) use map::TensorMap;
 pub use memory::CudaMemory;
+pub(crate) use memory::Kept;
 pub use place::Place;
+pub(crate) use trace::Begun;
 pub use trace::{Span, Trace};
+pub(crate) use watch::Watch;
+
+/// An address in the memory of a GPU.
+pub(crate) type Address = cudarc::driver::sys::CUdeviceptr;
 
 /// The bindings to CUDA, of the version that is used here.
 pub use cudarc;

@@ -1,7 +1,7 @@
 //! The memory of one rank on a GPU.
 
 use std::collections::HashSet;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use cudarc::driver::{DriverError, result, sys};
 
@@ -19,7 +19,21 @@ pub(super) struct Slab {
     /// In grains.
     grains: usize,
     /// What other streams still do with it.
-    pub(super) uses: Vec<Event>,
+    pub(super) uses: Vec<Arc<Event>>,
+    /// How many points of the stream had been recorded when it was given up last; nothing if nobody has had it.
+    pub(super) freed: Option<u64>,
+    /// What it was taken for.
+    pub(super) purpose: Purpose,
+}
+
+/// Who writes into memory first.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum Purpose {
+    /// The stream for computing.
+    #[default]
+    Compute,
+    /// The stream for transfers.
+    Receive,
 }
 
 impl Piece for Slab {
@@ -39,6 +53,7 @@ impl Slab {
 #[derive(Debug, Default)]
 pub(super) struct CudaPool {
     state: Mutex<State>,
+    purpose: Purpose,
 }
 
 #[derive(Debug, Default)]
@@ -49,6 +64,10 @@ struct State {
 }
 
 impl CudaPool {
+    pub(super) fn of(purpose: Purpose) -> Self {
+        CudaPool { state: Mutex::default(), purpose }
+    }
+
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -88,12 +107,16 @@ impl CudaPool {
                     }
                 };
                 arena.adopt(grains);
-                Slab { address, grains, uses: Vec::new() }
+                self.fresh(address, grains)
             }
         };
         arena.lend(&slab);
         watched.iter_mut().for_each(|watched| watched.extend([slab.address]));
         Ok(slab)
+    }
+
+    fn fresh(&self, address: sys::CUdeviceptr, grains: usize) -> Slab {
+        Slab { address, grains, uses: Vec::new(), freed: None, purpose: self.purpose }
     }
 
     pub(super) fn put(&self, slab: Slab) {
@@ -111,7 +134,7 @@ impl CudaPool {
             // Without it a later message may have to be allocated for, no more.
             if let Ok(address) = allocate(grains) {
                 arena.adopt(grains);
-                arena.put_back(Slab { address, grains, uses: Vec::new() });
+                arena.put_back(self.fresh(address, grains));
             }
         }
     }
@@ -128,6 +151,8 @@ fn allocate(grains: usize) -> Result<sys::CUdeviceptr, DriverError> {
 }
 
 fn free(slab: &Slab) {
+    // The driver waits for uses on this GPU, not for another one that copies from here.
+    slab.uses.iter().for_each(|event| event.wait());
     // SAFETY: the address came from `allocate`, and nobody has the slab any more; the driver waits for its uses. An
     // error here is that of an earlier op, which has been told.
     let _ = unsafe { result::free_sync(slab.address) };

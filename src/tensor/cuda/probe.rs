@@ -3,7 +3,7 @@
 use std::env;
 use std::panic::catch_unwind;
 
-use cudarc::{cublaslt, driver, nvrtc};
+use cudarc::{cublaslt, driver, nccl, nvrtc};
 
 use crate::error::SupportError;
 
@@ -16,6 +16,8 @@ pub enum Library {
     Nvrtc,
     /// Matrix products.
     CublasLt,
+    /// Messages between GPUs; a device does without.
+    Nccl,
 }
 
 impl Library {
@@ -28,6 +30,7 @@ impl Library {
             Library::Driver => "the CUDA driver",
             Library::Nvrtc => "NVRTC",
             Library::CublasLt => "cuBLASLt",
+            Library::Nccl => "NCCL",
         }
     }
 
@@ -37,6 +40,7 @@ impl Library {
             Library::Driver => "libcuda.so",
             Library::Nvrtc => "libnvrtc.so",
             Library::CublasLt => "libcublasLt.so",
+            Library::Nccl => "libnccl.so",
         }
     }
 
@@ -46,6 +50,10 @@ impl Library {
             Library::Driver => "install NVIDIA's driver, release 580 or newer",
             Library::Nvrtc => {
                 "`pip install nvidia-cuda-nvrtc`, and add the folder nvidia/cu13/lib of site-packages to LD_LIBRARY_PATH"
+            }
+            Library::Nccl => {
+                "`pip install nvidia-nccl-cu13`, add the folder nvidia/nccl/lib of site-packages to LD_LIBRARY_PATH, and \
+                 give the file there its second name: `ln -s libnccl.so.2 libnccl.so`"
             }
             Library::CublasLt => {
                 "`pip install nvidia-cublas`, and add the folder nvidia/cu13/lib of site-packages to LD_LIBRARY_PATH"
@@ -61,6 +69,7 @@ impl Library {
                 Library::Driver => driver::sys::is_culib_present(),
                 Library::Nvrtc => nvrtc::sys::is_culib_present(),
                 Library::CublasLt => cublaslt::sys::is_culib_present(),
+                Library::Nccl => nccl::sys::is_culib_present(),
             }
         }
     }
@@ -81,8 +90,13 @@ impl Library {
         let (name, file) = (self.name(), self.file());
         let paths = env::var("LD_LIBRARY_PATH").unwrap_or_default();
         let paths = if paths.is_empty() { "is not set".to_string() } else { format!("is {paths}") };
+        let versions = match self {
+            // Of its versions there is 2, which is not among those that are sought.
+            Library::Nccl => "(libnccl.so.2 is not enough)",
+            Library::Driver | Library::Nvrtc | Library::CublasLt => "with or without a version",
+        };
         format!(
-            "{name} was not found: no {file} with or without a version in the system's library folders or in \
+            "{name} was not found: no {file} {versions} in the system's library folders or in \
              LD_LIBRARY_PATH, which {paths}"
         )
     }

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::gpu::Gpu;
-use super::place::Place;
+use super::place::{Place, TRANSFERRING};
 use super::probe::said;
 use crate::error::{DeviceError, Result};
 
@@ -78,7 +78,12 @@ struct Measured {
     spans: Vec<(&'static str, &'static str, [TimedEvent; 2])>,
 }
 
+/// The begin of a transfer that is measured; nothing where nothing is.
+#[derive(Debug)]
+pub(crate) struct Begun(Option<TimedEvent>);
+
 /// An event that knows when it was passed.
+#[derive(Debug)]
 struct TimedEvent(sys::CUevent);
 
 // SAFETY: the driver takes events from any thread.
@@ -138,6 +143,20 @@ impl Tracer {
 }
 
 impl Place {
+    /// A transfer begins that ends with [`end_transfer`](Self::end_transfer), whoever puts it on the stream.
+    pub(crate) fn measure_transfer(&self) -> Begun {
+        Begun(if self.tracer().is_on() { TimedEvent::record(self.transfers()).ok() } else { None })
+    }
+
+    /// The transfer is on the stream.
+    pub(crate) fn end_transfer(&self, name: &'static str, Begun(begin): Begun) {
+        if let Some(begin) = begin
+            && let Ok(end) = TimedEvent::record(self.transfers())
+        {
+            self.tracer().measured().spans.push((name, TRANSFERRING, [begin, end]));
+        }
+    }
+
     /// Measures from now on when things run.
     pub(super) fn begin_trace(&self) -> Result<()> {
         self.finish()?;

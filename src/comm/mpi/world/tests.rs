@@ -30,7 +30,7 @@ fn kind(frame: &Frame) -> &'static str {
 }
 
 fn worlds(size: usize, deadline: Duration) -> Vec<Arc<World>> {
-    let place = |rank| Place { rank, size, neighbours: size };
+    let place = |rank| Place { rank, size, neighbours: size, seat: rank };
     (0..size).map(|rank| Arc::new(World::new(deadline, Duration::from_secs(5), place(rank)))).collect()
 }
 
