@@ -56,8 +56,8 @@ pub fn start(asked: &args::EngineArguments, command: impl FnOnce(&Cluster) -> Re
         }
         #[cfg(all(feature = "cuda", not(feature = "mpi")))]
         Ok((Transport::Nccl, _)) if is_launched() => Err(args::numbers(
-            "mpirun started this program, which was built without MPI: build with --features cuda,mpi, or start it without \
-             mpirun for the GPUs of one machine"
+            "mpirun started this program, which was built without MPI: build with --features cuda,mpi, or start it \
+             without mpirun for the GPUs of one machine"
                 .to_string(),
         )),
         #[cfg(feature = "cuda")]
@@ -160,7 +160,8 @@ impl Cluster {
             return Ok(());
         }
         Err(args::numbers(format!(
-            "--transport nccl takes a GPU for each rank, and this machine has {} for {}: use --cp {} or less, {instead}",
+            "--transport nccl takes a GPU for each rank, and this machine has {} for {}: use --cp {} or less, \
+             {instead}",
             output::many(gpus, "GPU"),
             output::many(here, "rank"),
             gpus.max(1),

@@ -22,8 +22,8 @@ pub struct WeightsOfRanks<D: RankDevice, R, E> {
 }
 
 impl<D: RankDevice, R, E: Element> WeightsOfRanks<D, R, E> {
-    /// Makes weights once, and a copy for each of `ranks`, whose devices `open` gives, but the first; nothing if there are
-    /// none.
+    /// Makes weights once, and a copy for each of `ranks`, whose devices `open` gives, but the first; nothing if there
+    /// are none.
     pub fn new(
         ranks: Range<usize>,
         open: impl Fn(usize) -> Result<D>,

@@ -16,8 +16,8 @@ const DEADLINE: u64 = 600;
 #[derive(Args, Clone, Debug)]
 #[command(next_help_heading = RUNNING)]
 pub struct EngineArguments {
-    /// How ranks exchange data: between threads of this process, processes that mpirun started (feature mpi), or GPUs of
-    /// either (nccl, feature cuda)
+    /// How ranks exchange data: between threads of this process, processes that mpirun started (feature mpi), or GPUs
+    /// of either (nccl, feature cuda)
     #[arg(long, value_name = "NAME", default_value = "threads", value_parser = Names::TRANSPORTS)]
     pub transport: String,
     /// Seconds that a rank waits for another before it gives up
