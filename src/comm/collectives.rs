@@ -71,21 +71,30 @@ pub trait Collectives<S: Storage>: Communicator<S> {
 
     /// [`all_reduce`](Self::all_reduce), in an order that the caller chooses. Every rank chooses the same.
     fn all_reduce_in<T: Real>(&self, sum: Sum, values: &mut Buffer<T, S>) -> Result<()> {
-        let operation = "all_reduce".into();
-        if sum == Sum::Engine {
-            let (len, nothing) = (values.len(), S::beside(values, 0));
-            let mut parcel = Parcel::keep(std::mem::replace(values, nothing));
-            let summed = self.sum_parcel(operation, &mut parcel);
-            *values = Buffer::from_storage(parcel.storage, len);
-            if summed? {
-                return Ok(());
-            }
-        }
-        reduce(self, operation, values)
+        reduce_in(self, sum, "all_reduce".into(), values)
     }
 }
 
 impl<S: Storage, C: Communicator<S> + ?Sized> Collectives<S> for C {}
+
+/// [`Collectives::all_reduce_in`] as part of an operation.
+pub(crate) fn reduce_in<T: Real, S: Storage, C: Communicator<S> + ?Sized>(
+    comm: &C,
+    sum: Sum,
+    operation: Operation,
+    values: &mut Buffer<T, S>,
+) -> Result<()> {
+    if sum == Sum::Engine {
+        let (len, nothing) = (values.len(), S::beside(values, 0));
+        let mut parcel = Parcel::keep(std::mem::replace(values, nothing));
+        let summed = comm.sum_parcel(operation, &mut parcel);
+        *values = Buffer::from_storage(parcel.storage, len);
+        if summed? {
+            return Ok(());
+        }
+    }
+    reduce(comm, operation, values)
+}
 
 /// [`Collectives::all_reduce`] as part of an operation.
 pub(crate) fn reduce<T: Real, S: Storage, C: Communicator<S> + ?Sized>(

@@ -76,7 +76,7 @@ mod wire;
 
 pub use accounted::Accounted;
 pub use collectives::{Collectives, Sum};
-pub(crate) use collectives::{gather, reduce, scatter};
+pub(crate) use collectives::{gather, reduce_in, scatter};
 pub use communicator::{Communicator, DynComm};
 pub use parcel::{Message, Operation, Parcel, Receive, Receivers, open};
 pub use pending::{Completion, Pending, Received};

@@ -4,7 +4,7 @@ use std::ops::Deref;
 use std::sync::Arc;
 
 use crate::attention::{self, QkvGradients, RankPlan};
-use crate::comm::{Communicator, DynComm, Operation, reduce};
+use crate::comm::{Communicator, DynComm, Operation, Sum, reduce_in};
 use crate::error::Result;
 use crate::handler::DynCoreAttention;
 use crate::handler::core::{HandlerCore, expect_features, expect_plan};
@@ -130,7 +130,20 @@ impl<'a, D: Device> HandlerRef<'a, D> {
     /// # Errors
     /// Those of [`HandlerRef::sum`].
     pub(crate) fn all_reduce<T: Real>(self, name: &'static str, values: &mut Buffer<T, D::Storage>) -> Result<()> {
-        reduce(self.comm, Operation::under(name, self.core.digest(())), values)
+        self.all_reduce_in(Sum::Ranks, name, values)
+    }
+
+    /// The same in an order that every rank chooses alike.
+    ///
+    /// # Errors
+    /// Those of [`HandlerRef::sum`].
+    pub(crate) fn all_reduce_in<T: Real>(
+        self,
+        sum: Sum,
+        name: &'static str,
+        values: &mut Buffer<T, D::Storage>,
+    ) -> Result<()> {
+        reduce_in(self.comm, sum, Operation::under(name, self.core.digest(())), values)
     }
 
     /// [`CpHandler::attend`](crate::handler::CpHandler::attend) with operands that are borrowed: the backward call

@@ -1,7 +1,7 @@
 //! A GPT that learns: the model, its optimizer state and the handler of one rank.
 
 use crate::comm::threads::ThreadComm;
-use crate::comm::{Collectives, Communicator};
+use crate::comm::{Collectives, Communicator, Sum};
 use crate::error::{Result, SupportError};
 use crate::handler::{CpHandler, UntypedHandler};
 use crate::kernel::{DynKernel, Flash, KernelOn};
@@ -57,6 +57,13 @@ where
     /// Trains with other constants than the default's.
     pub fn with_options(mut self, options: AdamwOptions) -> Self {
         self.state.set_options(options);
+        self
+    }
+
+    /// Sums gradients over ranks in another order than that of the ranks, which gives the same bits with every engine:
+    /// [`Sum::Engine`] is faster where the engine has a sum of its own. Every rank passes the same.
+    pub fn with_gradient_sum(mut self, sum: Sum) -> Self {
+        self.state.set_sum(sum);
         self
     }
 
@@ -142,6 +149,12 @@ impl<D: Ops> DynLearner<D> {
     /// [`GptLearner::with_options`].
     pub fn with_options(mut self, options: AdamwOptions) -> Self {
         self.state.set_options(options);
+        self
+    }
+
+    /// [`GptLearner::with_gradient_sum`].
+    pub fn with_gradient_sum(mut self, sum: Sum) -> Self {
+        self.state.set_sum(sum);
         self
     }
 

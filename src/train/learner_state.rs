@@ -3,6 +3,7 @@
 use std::borrow::Cow;
 use std::sync::Arc;
 
+use crate::comm::Sum;
 use crate::error::{DataError, Result, SupportError};
 use crate::handler::HandlerRef;
 use crate::model::inputs::{DynInputs, InputsRef};
@@ -25,6 +26,8 @@ pub(super) struct LearnerState<D: Device> {
     square: Moments<D>,
     gradients: Gradients<D>,
     step: u64,
+    /// In which order gradients are summed over ranks.
+    sum: Sum,
     /// Cuts batches into micro-batches whose documents have ranks of their own.
     scheduler: Option<Scheduler>,
     /// Micro-batches since the last update.
@@ -62,6 +65,7 @@ impl<D: Ops> LearnerState<D> {
             gradients: model.zero_gradients(),
             master,
             step: 0,
+            sum: Sum::default(),
             scheduler: None,
             micro_batches: 0,
             sums: Vec::new(),
@@ -94,9 +98,14 @@ impl<D: Ops> LearnerState<D> {
         &self.gradients
     }
 
-    /// Sums the accumulated gradient over ranks, in rank order.
+    /// Gradients are summed in this order from now on.
+    pub(super) fn set_sum(&mut self, sum: Sum) {
+        self.sum = sum;
+    }
+
+    /// Sums the accumulated gradient over ranks.
     pub(super) fn reduce_gradients(&mut self, handler: HandlerRef<'_, D>) -> Result<()> {
-        handler.all_reduce("gradients", self.gradients.flat_mut())
+        handler.all_reduce_in(self.sum, "gradients", self.gradients.flat_mut())
     }
 
     /// What of a batch runs at once, one after another: all of it, or what the scheduler says. Each sequence is a

@@ -105,6 +105,7 @@ fn json_has_a_line_per_printed_step_and_the_summary() {
         text.lines().map(|line| line.split_whitespace().take(2).collect::<Vec<_>>().join(" ")).collect();
     assert_eq!(starts, ["step 4/7", "step 7/7", "done after"]);
     refused("train --data text --log-every 0", &["--log-every is 0"]);
+    refused("train --data text --native-reductions", &["--native-reductions", "--transport nccl", "threads"]);
     refused("train --data text --trace", &["--trace measures GPUs", "--device cuda"]);
 }
 

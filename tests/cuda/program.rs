@@ -84,5 +84,8 @@ fn trains() {
         assert!(losses.len() >= 3, "{out}");
         losses
     };
-    assert_eq!(losses("nccl"), losses("threads"));
+    let expected = losses("threads");
+    assert_eq!(losses("nccl"), expected);
+    let native = losses("nccl --native-reductions");
+    assert!(native.iter().zip(&expected).all(|(loss, expected)| (loss - expected).abs() < 1e-5), "{native:?}");
 }

@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use context_parallel::comm::Sum;
 use context_parallel::error::Result;
 use context_parallel::model::Config;
 use context_parallel::plan::Wire;
@@ -47,6 +48,8 @@ pub(super) struct Job {
     pub(super) recompute: bool,
     /// How gradients of keys and values travel.
     pub(super) wire: Wire,
+    /// In which order gradients are summed over ranks.
+    pub(super) sum: Sum,
     /// Where the run is written, by the process that speaks.
     pub(super) out: Option<Vacant>,
     /// What the folder says of the run.
@@ -97,6 +100,12 @@ pub(super) fn prepare(arguments: &Arguments, cluster: &Cluster) -> Result<Job> {
     check_dtype(&arguments.choices.combination.dtype)?;
     let mut settings = arguments.choices.settings(cluster)?;
     let wire = settings.gradient_wire(arguments.bf16_wire)?;
+    let transport = &arguments.choices.engine.transport;
+    if arguments.native_reductions && transport != "nccl" {
+        return Err(args::numbers(format!(
+            "--native-reductions is for --transport nccl, which sums by itself, not for {transport}: leave it out"
+        )));
+    }
     let seq_len = args::positive("--seq-len", arguments.seq_len)?;
     settings.check_seq_len(seq_len)?;
     let separator = settings.separator(arguments.document_separator.as_deref())?;
@@ -188,7 +197,8 @@ pub(super) fn prepare(arguments: &Arguments, cluster: &Cluster) -> Result<Job> {
         "threads": settings.threads, "transport": arguments.choices.engine.transport,
         "deadline": arguments.choices.engine.deadline, "device": arguments.choices.engine.device.device,
         "ignore_config_field": arguments.reading.ignored(), "bytes": arguments.bytes.bytes, "batch": batch,
-        "accumulate": accumulate, "tokens_per_rank": tokens_per_rank, "bf16_wire": arguments.bf16_wire, "lr": lr,
+        "accumulate": accumulate, "tokens_per_rank": tokens_per_rank, "bf16_wire": arguments.bf16_wire,
+        "native_reductions": arguments.native_reductions, "lr": lr,
         "min_lr": min_lr, "warmup": warmup, "weight_decay": weight_decay, "clip": clip, "recompute": recompute,
         "validate_every": validate_every, "log_every": log_every,
     });
@@ -205,6 +215,7 @@ pub(super) fn prepare(arguments: &Arguments, cluster: &Cluster) -> Result<Job> {
         adamw,
         recompute,
         wire,
+        sum: if arguments.native_reductions { Sum::Engine } else { Sum::Ranks },
         out,
         record,
         goes_on,

@@ -206,14 +206,14 @@ struct Training<'a, D: RankDevice> {
 impl<D: RankDevice> Training<'_, D> {
     /// One rank's run; the first one reports and saves.
     fn rank(&self, chosen: &Chosen, device: &D, comm: DynComm<D::Storage>) -> Result<()> {
-        let Job { config, companions, source, options, settings, adamw, recompute, wire, .. } = self.job;
+        let Job { config, companions, source, options, settings, adamw, recompute, wire, sum, .. } = self.job;
         let rank = comm.rank();
         let master = self.ranks.take(rank);
         device.reserve(usize::try_from(self.memory).unwrap_or(usize::MAX))?;
         let handler = UntypedHandler::new(chosen.strategy.clone(), chosen.layout, device.clone(), comm)?;
         let (handler, kernel) = (handler.with_gradient_wire(*wire), chosen.kernel.object());
         let mut learner = DynLearner::new(config, master, handler, kernel)?;
-        learner = learner.with_options(*adamw).with_recompute(*recompute);
+        learner = learner.with_options(*adamw).with_recompute(*recompute).with_gradient_sum(*sum);
         if let Some(scheduler) = self.scheduler {
             learner = learner.with_schedule(scheduler)?;
         }
