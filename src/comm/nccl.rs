@@ -1,7 +1,7 @@
 //! The engine for GPUs that are connected: NCCL moves the bytes of messages from GPU to GPU, of one machine or of many.
 //!
 //! A second communicator over the host, the *control*, does everything else: threads of one process
-//! ([`super::threads`]) or processes ([`super::mpi`]). Through it ranks find each other, meet in barriers and splits, and
+//! ([`super::threads`]) or processes (`mpi`). Through it ranks find each other, meet in barriers and splits, and
 //! hear of failures; and every message is announced there with its operation, digest, length and type, so that what does
 //! not agree is the same error as with every other engine, before the data can be used.
 //!
