@@ -1,15 +1,29 @@
-//! The learning rate over a run: linear warm-up, then a cosine down to a minimum.
+//! The learning rate over a run: a linear warm-up, then a decay down to a minimum, or none.
 
 use std::f64::consts::PI;
 
 use crate::elementary::sin_cos;
 use crate::error::{DataError, Result};
 
-/// Linear warm-up and cosine decay (Loshchilov and Hutter 2017, one period).
+/// How the rate falls after the warm-up, to the minimum that it would have at the step after the last one.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Decay {
+    /// It does not.
+    Constant,
+    /// In equal steps.
+    Linear,
+    /// As half a period of a cosine (Loshchilov and Hutter 2017).
+    #[default]
+    Cosine,
+    /// In equal steps, over so many steps at the end (warm-up, stable, decay: Hu et al. 2024, MiniCPM).
+    Last(u64),
+}
+
+/// Linear warm-up and a [`Decay`], the cosine unless told otherwise.
 ///
 /// With `n` steps, `w` of them warm-up, step `t` (from 0) has the rate
-/// `lr * (t + 1) / (w + 1)` for `t < w`, and
-/// `min + (lr - min) * (1 + cos(pi * (t - w) / (n - w))) / 2` from there on.
+/// `lr * (t + 1) / (w + 1)` for `t < w`, and `min + (lr - min) * f((t - w) / (n - w))` from there on, where `f(x)` is 1,
+/// `1 - x` or `(1 + cos(pi x)) / 2`. With [`Decay::Last`] it is 1 until the last `d` steps, and `(n - t) / d` in these.
 ///
 /// ```
 /// use context_parallel::train::learning_rate::LearningRate;
@@ -24,6 +38,7 @@ pub struct LearningRate {
     min_lr: f64,
     warmup: u64,
     steps: u64,
+    decay: Decay,
 }
 
 impl LearningRate {
@@ -50,7 +65,23 @@ impl LearningRate {
                 "--warmup is {warmup}, more than the {steps} steps of the run: use {steps} or less"
             ));
         }
-        Ok(LearningRate { lr, min_lr, warmup, steps })
+        Ok(LearningRate { lr, min_lr, warmup, steps, decay: Decay::default() })
+    }
+
+    /// The same schedule with another decay; refuses one over no steps or over more than there are after the warm-up.
+    pub fn with_decay(self, decay: Decay) -> Result<Self> {
+        let after = self.steps - self.warmup;
+        if let Decay::Last(steps) = decay
+            && !(1..=after).contains(&steps)
+        {
+            let (all, warmup) = (self.steps, self.warmup);
+            let instead = match after {
+                0 => format!("--warmup {warmup} leaves none of the {all} steps for it: use a shorter one"),
+                _ => format!("use a number from 1 to {after}, the steps after the warm-up ({all} - {warmup})"),
+            };
+            return Err(DataError::Unusable(format!("--decay-steps is {steps}: {instead}")).into());
+        }
+        Ok(LearningRate { decay, ..self })
     }
 
     /// The warm-up that a run of `steps` steps has unless told otherwise: a tenth of it, at most 30 steps.
@@ -63,16 +94,26 @@ impl LearningRate {
         self.steps
     }
 
-    /// The rate of step `step`, from 0; the minimum after the last step.
+    /// The rate of step `step`, from 0; after the last step the minimum, if the rate falls.
     pub fn rate(&self, step: u64) -> f64 {
         if step < self.warmup {
             return self.lr * (step + 1) as f64 / (self.warmup + 1) as f64;
         }
+        if self.decay == Decay::Constant {
+            return self.lr;
+        }
         if step >= self.steps {
             return self.min_lr;
         }
-        let progress = (step - self.warmup) as f64 / (self.steps - self.warmup) as f64;
-        self.min_lr + (self.lr - self.min_lr) * 0.5 * (1.0 + sin_cos(PI * progress).1)
+        let left = |steps: u64| ((self.steps - step) as f64 / steps as f64).min(1.0);
+        let after = self.steps - self.warmup;
+        let share = match self.decay {
+            Decay::Constant => 1.0,
+            Decay::Linear => left(after),
+            Decay::Cosine => 0.5 * (1.0 + sin_cos(PI * ((step - self.warmup) as f64 / after as f64)).1),
+            Decay::Last(steps) => left(steps),
+        };
+        self.min_lr + (self.lr - self.min_lr) * share
     }
 }
 
@@ -99,6 +140,25 @@ mod tests {
         }
         assert!((4..12).all(|step| schedule.rate(step + 1) < schedule.rate(step)));
         assert_eq!((schedule.rate(12), schedule.rate(1000)), (0.1, 0.1));
+    }
+
+    #[test]
+    fn falls_as_it_is_told() {
+        let schedule = |decay| LearningRate::new(1.0, 0.2, 2, 10).unwrap().with_decay(decay);
+        let rates = |decay| (0..12).map(|step| schedule(decay).unwrap().rate(step)).collect::<Vec<_>>();
+        let close = |found: Vec<f64>, expected: [f64; 12]| {
+            assert!(found.iter().zip(expected).all(|(found, expected)| (found - expected).abs() < 1e-12), "{found:?}");
+        };
+        let [first, second] = [1.0 / 3.0, 2.0 / 3.0];
+        close(rates(Decay::Constant), [first, second, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0]);
+        close(rates(Decay::Linear), [first, second, 1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.2]);
+        close(rates(Decay::Last(4)), [first, second, 1.0, 1.0, 1.0, 1.0, 1.0, 0.8, 0.6, 0.4, 0.2, 0.2]);
+        assert_eq!(rates(Decay::Last(8)), rates(Decay::Linear));
+        assert_eq!(rates(Decay::Cosine)[6], LearningRate::new(1.0, 0.2, 2, 10).unwrap().rate(6));
+        for steps in [0, 9] {
+            let error = schedule(Decay::Last(steps)).unwrap_err();
+            assert!(error.is_input() && error.to_string().contains("from 1 to 8"), "{error}");
+        }
     }
 
     #[test]

@@ -105,6 +105,14 @@ fn json_has_a_line_per_printed_step_and_the_summary() {
         text.lines().map(|line| line.split_whitespace().take(2).collect::<Vec<_>>().join(" ")).collect();
     assert_eq!(starts, ["step 4/7", "step 7/7", "done after"]);
     refused("train --data text --log-every 0", &["--log-every is 0"]);
+    refused("train --data text --schedule cosinus", &["cosinus", "constant", "linear", "cosine", "wsd"]);
+    refused("train --data text --schedule constant --min-lr 0", &["--min-lr is 0", "--schedule constant"]);
+    refused("train --data text --decay-steps 5", &["--decay-steps is 5", "--schedule wsd"]);
+    refused("train --data text --schedule wsd --steps 9 --decay-steps 10", &["--decay-steps is 10", "from 1 to 9"]);
+    refused("train --data text --schedule wsd --steps 9 --warmup 9", &["--warmup 9 leaves none of the 9 steps"]);
+    refused("train --data text --beta1 1", &["--beta1 is 1", "below 1"]);
+    refused("train --data text --beta2 -0.5", &["--beta2 is -0.5"]);
+    refused("train --data text --epsilon 0", &["--epsilon is 0", "1e-8"]);
     refused("train --data text --native-reductions", &["--native-reductions", "--transport nccl", "threads"]);
     refused("train --data text --trace", &["--trace measures GPUs", "--device cuda"]);
 }

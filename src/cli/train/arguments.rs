@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use context_parallel::tensor::DType;
+use context_parallel::train::learning_rate::Decay;
 
 use crate::cli::args::{self, Choices, Names, Table};
 use crate::cli::inputs;
@@ -10,6 +11,14 @@ use crate::cli::model::Reading;
 
 /// Types that a model is trained in.
 pub(super) const DTYPES: Table<DType> = &[(&["f32"], DType::F32), (&["bf16"], DType::Bf16)];
+
+/// How the rate falls; the steps of the last one are an option of their own.
+pub(super) const SCHEDULES: Table<Decay> = &[
+    (&["constant"], Decay::Constant),
+    (&["linear"], Decay::Linear),
+    (&["cosine"], Decay::Cosine),
+    (&["wsd"], Decay::Last(0)),
+];
 
 /// What help says below the options.
 const AFTER_HELP: &str = "\
@@ -81,13 +90,32 @@ pub struct Arguments {
     /// Steps over which the rate rises [default: a tenth of the steps, at most 30]
     #[arg(long, value_name = "N", help_heading = args::TRAINING)]
     pub(super) warmup: Option<u64>,
-    /// Rate that the cosine ends at [default: a tenth of --lr]
+    /// How the rate falls after the warm-up: not, in equal steps, as a cosine, or in equal steps at the end only
+    #[arg(long, value_name = "NAME", default_value = "cosine", value_parser = Names::new(|| args::of(SCHEDULES)),
+        help_heading = args::TRAINING)]
+    pub(super) schedule: String,
+    /// Steps at the end over which the rate falls, for --schedule wsd [default: a fifth of the steps]
+    #[arg(long, value_name = "N", help_heading = args::TRAINING)]
+    pub(super) decay_steps: Option<u64>,
+    /// Rate that it falls to [default: a tenth of --lr]
     #[arg(long, value_name = "RATE", allow_negative_numbers = true, help_heading = args::TRAINING)]
     pub(super) min_lr: Option<f64>,
     /// Decay of matrices
     #[arg(long, value_name = "RATE", default_value_t = 0.1, allow_negative_numbers = true,
         help_heading = args::TRAINING)]
     pub(super) weight_decay: f64,
+    /// AdamW's decay of the mean of gradients
+    #[arg(long, value_name = "SHARE", default_value_t = 0.9, allow_negative_numbers = true,
+        help_heading = args::TRAINING)]
+    pub(super) beta1: f64,
+    /// AdamW's decay of the mean of their squares
+    #[arg(long, value_name = "SHARE", default_value_t = 0.95, allow_negative_numbers = true,
+        help_heading = args::TRAINING)]
+    pub(super) beta2: f64,
+    /// What AdamW adds to the root of that
+    #[arg(long, value_name = "NUMBER", default_value_t = 1e-8, allow_negative_numbers = true,
+        help_heading = args::TRAINING)]
+    pub(super) epsilon: f64,
     /// Largest norm of the gradient; 0 for no limit
     #[arg(long, value_name = "NORM", default_value_t = 1.0, allow_negative_numbers = true,
         help_heading = args::TRAINING)]

@@ -9,13 +9,13 @@ use context_parallel::plan::Wire;
 use context_parallel::train::companions::Companions;
 use context_parallel::train::data::{Recall, Source, Text, check_validation};
 use context_parallel::train::learner::AdamwOptions;
-use context_parallel::train::learning_rate::LearningRate;
+use context_parallel::train::learning_rate::{Decay, LearningRate};
 use context_parallel::train::run_folder::Vacant;
 use context_parallel::train::run_record::RunRecord;
 use context_parallel::train::trainer::TrainOptions;
 use serde_json::json;
 
-use super::arguments::{Arguments, DTYPES};
+use super::arguments::{Arguments, DTYPES, SCHEDULES};
 use super::record;
 use crate::cli::args::{self, Settings};
 use crate::cli::engine::Cluster;
@@ -122,8 +122,14 @@ pub(super) fn prepare(arguments: &Arguments, cluster: &Cluster) -> Result<Job> {
     let lr = arguments.lr.unwrap_or(default_lr);
     let min_lr = arguments.min_lr.unwrap_or(lr / 10.0);
     let warmup = arguments.warmup.unwrap_or(LearningRate::default_warmup(steps));
-    let schedule = LearningRate::new(lr, min_lr, warmup, steps)?;
-    let rates = describe_rates(arguments, [lr, min_lr], warmup);
+    let decay = decay(arguments)?;
+    let schedule = LearningRate::new(lr, min_lr, warmup, steps)?.with_decay(decay)?;
+    let rates = describe_rates(arguments, [lr, min_lr], warmup, decay);
+    let [beta1, beta2] = [("--beta1", arguments.beta1), ("--beta2", arguments.beta2)];
+    let (beta1, beta2) = (share(beta1)?, share(beta2)?);
+    if !(arguments.epsilon.is_finite() && arguments.epsilon > 0.0) {
+        return Err(args::numbers(format!("--epsilon is {}: use a number above 0, such as 1e-8", arguments.epsilon)));
+    }
     let weight_decay = args::not_negative("--weight-decay", arguments.weight_decay)?;
     let clip = args::not_negative("--clip", arguments.clip)?;
     check_validation(arguments.validation)?;
@@ -179,7 +185,7 @@ pub(super) fn prepare(arguments: &Arguments, cluster: &Cluster) -> Result<Job> {
     let goes_on = weights.as_deref().map(|folder| record::go_on(folder, &mut data));
     let (seed, first_step) = (arguments.seed, data.first_step);
     let options = TrainOptions { schedule, seed, first_step, batch, accumulate, seq_len, held_out, validate_every };
-    let adamw = AdamwOptions { weight_decay, clip, ..AdamwOptions::default() };
+    let adamw = AdamwOptions { beta1, beta2, eps: arguments.epsilon, weight_decay, clip };
     let (recompute, log_every) = (arguments.recompute, arguments.log_every);
     if let Some(folder) = &weights {
         check_weights(folder, &stored, cluster)?;
@@ -199,7 +205,9 @@ pub(super) fn prepare(arguments: &Arguments, cluster: &Cluster) -> Result<Job> {
         "ignore_config_field": arguments.reading.ignored(), "bytes": arguments.bytes.bytes, "batch": batch,
         "accumulate": accumulate, "tokens_per_rank": tokens_per_rank, "bf16_wire": arguments.bf16_wire,
         "native_reductions": arguments.native_reductions, "lr": lr,
-        "min_lr": min_lr, "warmup": warmup, "weight_decay": weight_decay, "clip": clip, "recompute": recompute,
+        "min_lr": min_lr, "warmup": warmup, "schedule": arguments.schedule,
+        "decay_steps": if let Decay::Last(steps) = decay { Some(steps) } else { None },
+        "beta1": beta1, "beta2": beta2, "epsilon": arguments.epsilon, "weight_decay": weight_decay, "clip": clip, "recompute": recompute,
         "validate_every": validate_every, "log_every": log_every,
     });
     let record = record::of_run(data, resolved, steps);
@@ -243,7 +251,7 @@ fn config_name(arguments: &Arguments) -> Option<&str> {
 }
 
 /// The learning rates in words, and where the highest one comes from if nobody asked for it.
-fn describe_rates(arguments: &Arguments, [lr, min_lr]: [f64; 2], warmup: u64) -> String {
+fn describe_rates(arguments: &Arguments, [lr, min_lr]: [f64; 2], warmup: u64, decay: Decay) -> String {
     let default = match (arguments.lr, &arguments.model) {
         (Some(_), _) => "",
         (None, Some(_)) => " (the default for --model)",
@@ -251,7 +259,43 @@ fn describe_rates(arguments: &Arguments, [lr, min_lr]: [f64; 2], warmup: u64) ->
     };
     let warmup = output::many(usize::try_from(warmup).unwrap_or(usize::MAX), "step");
     let [lr, min_lr] = [lr, min_lr].map(output::short);
-    format!("learning rate {lr}{default} after {warmup} of warm-up, {min_lr} at the end")
+    let end = match decay {
+        Decay::Constant => "and so to the end".to_string(),
+        Decay::Linear | Decay::Cosine => format!("{min_lr} at the end"),
+        Decay::Last(steps) => {
+            let steps = output::many(usize::try_from(steps).unwrap_or(usize::MAX), "step");
+            format!("and {min_lr} at the end of the last {steps}")
+        }
+    };
+    format!("learning rate {lr}{default} after {warmup} of warm-up, {end}")
+}
+
+/// How the rate falls; refuses options of another schedule.
+fn decay(arguments: &Arguments) -> Result<Decay> {
+    let decay = args::pick("schedule", &arguments.schedule, SCHEDULES, &[])?;
+    let is_of_end = matches!(decay, Decay::Last(_));
+    if let Some(steps) = arguments.decay_steps.filter(|_| !is_of_end) {
+        return Err(args::numbers(format!(
+            "--decay-steps is {steps}, for --schedule {}: it is for --schedule wsd",
+            arguments.schedule
+        )));
+    }
+    if let Some(min_lr) = arguments.min_lr.filter(|_| decay == Decay::Constant) {
+        return Err(args::numbers(format!(
+            "--min-lr is {min_lr}, but with --schedule constant the rate does not fall"
+        )));
+    }
+    let warmup = arguments.warmup.unwrap_or(LearningRate::default_warmup(arguments.steps));
+    let default = arguments.steps.div_ceil(5).min(arguments.steps.saturating_sub(warmup)).max(1);
+    Ok(if is_of_end { Decay::Last(arguments.decay_steps.unwrap_or(default)) } else { decay })
+}
+
+/// A share of what was before.
+fn share((option, value): (&str, f64)) -> Result<f64> {
+    match (0.0..1.0).contains(&value) {
+        true => Ok(value),
+        false => Err(args::numbers(format!("{option} is {value}: use a number from 0 to below 1"))),
+    }
 }
 
 /// The model with the depth of multi-token prediction that is asked for. One that has a depth keeps it.

@@ -1,9 +1,13 @@
 //! Tiled attention over bands (FlashAttention, Dao 2023): outputs with their log-sum-exp, and gradients.
 
+#[cfg(any(feature = "cuda", test))]
+mod attended;
 mod backward;
 mod cpu;
 #[cfg(feature = "cuda")]
 pub(crate) mod cuda;
+#[cfg(any(feature = "cuda", test))]
+mod cuts;
 pub(crate) mod pack;
 mod schedule;
 #[cfg(any(feature = "cuda", test))]

@@ -8,7 +8,8 @@ use std::ops::Range;
 
 use bytemuck::{Pod, Zeroable};
 
-use crate::plan::TileCells;
+use super::attended::AttendedKeys;
+use super::cuts::{cuts, hull_of};
 
 /// One block's work for a head: rows of one side, and its visits to the other.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
@@ -45,162 +46,6 @@ pub(crate) struct TileLists {
 pub(crate) struct TileSizes {
     pub(crate) queries: usize,
     pub(crate) keys: usize,
-}
-
-/// What each query attends: sorted ranges of keys that do not touch.
-#[derive(Debug)]
-pub(crate) struct AttendedKeys {
-    ranges: Vec<Range<usize>>,
-    /// Where the ranges of each query begin, and the end.
-    starts: Vec<usize>,
-    keys: usize,
-}
-
-impl AttendedKeys {
-    /// Takes time in queries and the pieces that have them.
-    ///
-    /// # Panics
-    /// If a piece is not inside the buffers.
-    pub(crate) fn new(cells: &TileCells) -> Self {
-        let TileCells { queries, keys, ref pieces, .. } = *cells;
-        for piece in pieces.iter() {
-            let (q, k) = (piece.q_rows(), piece.k_rows());
-            assert!(q.end <= queries && k.end <= keys, "a piece of {q:?} x {k:?} in {queries} x {keys}");
-        }
-        let (mut ranges, mut starts): (Vec<Range<usize>>, _) = (Vec::new(), vec![0]);
-        // Pieces come sorted by their first query.
-        let (mut next, mut open) = (0, Vec::new());
-        for query in 0..queries {
-            open.retain(|&piece: &usize| pieces[piece].q_rows().end > query);
-            while pieces.get(next).is_some_and(|piece| piece.q_row <= query) {
-                open.push(next);
-                next += 1;
-            }
-            let mut attended: Vec<Range<usize>> = open
-                .iter()
-                .map(|&piece| pieces[piece].keys(query - pieces[piece].q_row))
-                .filter(|keys| !keys.is_empty())
-                .collect();
-            attended.sort_unstable_by_key(|keys| keys.start);
-            let first = ranges.len();
-            for keys in attended {
-                match ranges[first..].last_mut() {
-                    Some(Range { end, .. }) if keys.start <= *end => *end = keys.end.max(*end),
-                    _ => ranges.push(keys),
-                }
-            }
-            starts.push(ranges.len());
-        }
-        AttendedKeys { ranges, starts, keys }
-    }
-
-    /// The ranges of all queries, one query after the other.
-    #[cfg(feature = "cuda")]
-    pub(crate) fn ranges(&self) -> &[Range<usize>] {
-        &self.ranges
-    }
-
-    /// Where the ranges of each query begin, and the end.
-    #[cfg(feature = "cuda")]
-    pub(crate) fn starts(&self) -> &[usize] {
-        &self.starts
-    }
-
-    fn queries(&self) -> usize {
-        self.starts.len() - 1
-    }
-
-    /// What each query attends, from its first key to its last.
-    fn hulls(&self) -> Vec<Range<usize>> {
-        (0..self.queries()).map(|query| self.hull(query..query + 1)).collect()
-    }
-
-    /// Which queries attend each key, from the first to the last.
-    fn attending(&self) -> Vec<Range<usize>> {
-        let mut spans = vec![0..0; self.keys];
-        let queries = || (0..self.queries()).map(|query| (query, self.of(query)));
-        first_of_each(self.keys, queries(), |key, query| spans[key] = query..query + 1);
-        first_of_each(self.keys, queries().rev(), |key, query| spans[key].end = query + 1);
-        spans
-    }
-
-    fn of(&self, query: usize) -> &[Range<usize>] {
-        &self.ranges[self.starts[query]..self.starts[query + 1]]
-    }
-
-    /// From the first key that one of these queries attends to the last.
-    fn hull(&self, queries: Range<usize>) -> Range<usize> {
-        let ranges = &self.ranges[self.starts[queries.start]..self.starts[queries.end]];
-        let first = ranges.iter().map(|keys| keys.start).min().unwrap_or(0);
-        first..ranges.iter().map(|keys| keys.end).max().unwrap_or(0)
-    }
-
-    /// The keys that all of these queries attend, as far as they are one range of each.
-    fn core(&self, queries: Range<usize>) -> Range<usize> {
-        queries.fold(0..self.keys, |core, query| match self.of(query) {
-            [keys] => core.start.max(keys.start)..core.end.min(keys.end),
-            _ => 0..0,
-        })
-    }
-
-    /// The first key from `from` on that one of these queries attends; past the last key if there is none.
-    fn next(&self, queries: Range<usize>, from: usize) -> usize {
-        let ranges = &self.ranges[self.starts[queries.start]..self.starts[queries.end]];
-        let later = ranges.iter().filter(|keys| keys.end > from).map(|keys| keys.start.max(from));
-        later.min().unwrap_or(self.keys)
-    }
-
-    /// The ranges of a query inside of `keys`.
-    fn inside(&self, query: usize, keys: &Range<usize>) -> impl Iterator<Item = Range<usize>> + '_ {
-        let (start, end) = (keys.start, keys.end);
-        let ranges = self.of(query).iter().skip_while(move |range| range.end <= start);
-        ranges.take_while(move |range| range.start < end).map(move |range| range.start.max(start)..range.end.min(end))
-    }
-
-    /// The visits of a tile of queries to a tile of keys, without rows: the words of each, or none if everything is
-    /// attended. As many as a query has ranges there.
-    fn meetings(&self, queries: Range<usize>, keys: Range<usize>) -> Vec<Option<Vec<u32>>> {
-        let inside: Vec<Vec<Range<usize>>> = queries.map(|query| self.inside(query, &keys).collect()).collect();
-        let most = inside.iter().map(Vec::len).max().unwrap_or(0);
-        if inside.iter().all(|ranges| ranges.first() == Some(&keys)) {
-            return vec![None];
-        }
-        let word =
-            |keys_of: &Range<usize>| (keys_of.start - keys.start) as u32 | ((keys_of.end - keys.start) as u32) << 16;
-        let words = |index: usize| inside.iter().map(|ranges| ranges.get(index).map_or(0, word)).collect();
-        (0..most).map(|index| Some(words(index))).collect()
-    }
-}
-
-/// Tells `found` the first query that attends each of so many keys, in time about in the number of keys and ranges.
-fn first_of_each<'a>(
-    keys: usize,
-    queries: impl Iterator<Item = (usize, &'a [Range<usize>])>,
-    mut found: impl FnMut(usize, usize),
-) {
-    // The next key from each on that no query was found for, or a key on the way there.
-    let mut next: Vec<usize> = (0..=keys).collect();
-    for (query, ranges) in queries {
-        for range in ranges {
-            let mut key = range.start;
-            loop {
-                let begin = key;
-                while next[key] != key {
-                    key = next[key];
-                }
-                // Whoever comes this way again goes straight on.
-                let mut passed = begin;
-                while next[passed] != passed {
-                    passed = std::mem::replace(&mut next[passed], key);
-                }
-                if key >= range.end {
-                    break;
-                }
-                found(key, query);
-                next[key] = key + 1;
-            }
-        }
-    }
 }
 
 impl TileLists {
@@ -275,69 +120,6 @@ impl TileLists {
     }
 }
 
-/// From the first row of the other side that one of these meets to the last.
-fn hull_of(spans: &[Range<usize>]) -> Range<usize> {
-    spans.iter().fold(0..0, |hull, span| join(&hull, span))
-}
-
-/// The hull of two ranges, of which one may be empty.
-fn join(hull: &Range<usize>, span: &Range<usize>) -> Range<usize> {
-    match (hull.is_empty(), span.is_empty()) {
-        (true, _) => span.clone(),
-        (_, true) => hull.clone(),
-        _ => hull.start.min(span.start)..hull.end.max(span.end),
-    }
-}
-
-/// Tiles that a run of rows is looked ahead for.
-const AHEAD: usize = 4;
-
-/// Tiles of at most `size` rows that together meet the fewest tiles of `other` rows, where each counts for one more.
-/// `spans` are the rows of the other side that each row meets.
-///
-/// Tiles may begin anew where what is met jumps, as it does from one document to the next; in between they are whole. So
-/// long documents have tiles of their own, and short ones share them: at multiples of `size` instead, a tile would meet
-/// the keys of two documents all over again. A dynamic program over these places, from the end: a run of whole tiles
-/// goes from one of them to any that is not far away, or to the next.
-fn cuts(spans: &[Range<usize>], size: usize, other: usize) -> Vec<Range<usize>> {
-    let rows = spans.len();
-    let jumps = |row: &usize| {
-        let [before, here] = [&spans[*row - 1], &spans[*row]];
-        before.is_empty() != here.is_empty()
-            || before.start.abs_diff(here.start) > 1
-            || before.end.abs_diff(here.end) > 1
-    };
-    // Places in their order, with the cost from there to the end and the place where the run from there ends.
-    let mut places: Vec<(usize, usize, usize)> =
-        (0..=rows).filter(|row| *row == 0 || *row == rows || jumps(row)).map(|row| (row, 0, 0)).collect();
-    for from in (0..places.len().saturating_sub(1)).rev() {
-        let begin = places[from].0;
-        let (mut best, mut cost, mut next) = ((usize::MAX, 0), 0, from + 1);
-        let last = (begin + AHEAD * size).max(places[from + 1].0);
-        let mut hull = 0..0;
-        for (row, span) in spans.iter().enumerate().take(last).skip(begin) {
-            hull = join(&hull, span);
-            let of_tile = 1 + hull.len().div_ceil(other);
-            if places[next].0 == row + 1 {
-                best = best.min((cost + of_tile + places[next].1, next));
-                next += 1;
-            }
-            if (row + 1 - begin).is_multiple_of(size) {
-                (cost, hull) = (cost + of_tile, 0..0);
-            }
-        }
-        (places[from].1, places[from].2) = best;
-    }
-    let (mut at, mut tiles) = (0, Vec::new());
-    while at + 1 < places.len() {
-        let (begin, _, next) = places[at];
-        let end = places[next].0;
-        tiles.extend((begin..end).step_by(size).map(|row| row..(row + size).min(end)));
-        at = next;
-    }
-    tiles
-}
-
 /// A number of rows as devices count them.
 ///
 /// # Panics
@@ -352,7 +134,7 @@ mod tests {
 
     use super::*;
     use crate::order::Run;
-    use crate::plan::Piece;
+    use crate::plan::{Piece, TileCells};
 
     /// The cells that lists say, each once.
     fn cells_of(lists: &TileLists, by_keys: bool, sizes: TileSizes) -> Vec<(usize, usize)> {
@@ -426,61 +208,6 @@ mod tests {
         let lists = TileLists::by_queries(&AttendedKeys::new(&cells), sizes);
         assert_eq!(lists.visits.iter().map(|visit| (visit.row, visit.rows)).collect::<Vec<_>>(), [(0, 4), (40, 2)]);
         check(&cells);
-    }
-
-    /// Documents one after the other, each causal.
-    fn packed(lengths: &[usize]) -> TileCells {
-        let starts = lengths.iter().scan(0, |row, len| Some(std::mem::replace(row, *row + len)));
-        let piece = |(row, &len): (usize, &usize)| {
-            let tokens = run(row, 1, len);
-            Piece { q_row: row, k_row: row, q: tokens, k: tokens, d_lo: i64::MIN / 2, d_hi: 0 }
-        };
-        let rows = lengths.iter().sum();
-        TileCells::new(rows, rows, starts.zip(lengths).map(piece).collect::<Vec<_>>())
-    }
-
-    #[test]
-    fn tiles_begin_with_documents_that_are_long_and_share_short_ones() {
-        let sizes = TileSizes { queries: 4, keys: 4 };
-        let rows = |lengths: &[usize]| {
-            let attended = AttendedKeys::new(&packed(lengths));
-            let mut rows: Vec<_> = cuts(&attended.hulls(), sizes.queries, sizes.keys);
-            assert_eq!(cuts(&attended.attending(), sizes.keys, sizes.queries), rows, "both sides of a document");
-            rows.dedup();
-            rows
-        };
-        assert_eq!(rows(&[5, 16]), [0..4, 4..5, 5..9, 9..13, 13..17, 17..21]);
-        assert_eq!(rows(&[6, 9]), [0..4, 4..8, 8..12, 12..15], "one tile less, and no visit more");
-        assert_eq!(rows(&[2, 1, 1, 8]), [0..4, 4..8, 8..12]);
-        assert_eq!(rows(&[1, 1, 1, 1, 1, 1]), [0..4, 4..6]);
-        assert_eq!(rows(&[]), []);
-        check(&packed(&[6, 9, 1, 1, 30, 2]));
-    }
-
-    #[test]
-    fn documents_of_all_lengths_need_fewer_visits_than_a_grid_of_tiles() {
-        // Lengths like those of texts: the logarithm normal, by the sum of uniform numbers.
-        let mut state = 7u64;
-        let mut uniform = || {
-            state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
-            (state >> 40) as f64 / (1u64 << 24) as f64
-        };
-        for (median, spread, least) in [(100.0, 0.8, 1.02), (300.0, 0.8, 1.05), (800.0, 0.8, 1.03), (500.0, 0.0, 1.25)]
-        {
-            let mut lengths = Vec::new();
-            while lengths.iter().sum::<usize>() < 16_384 {
-                let normal: f64 = (0..12).map(|_| uniform()).sum::<f64>() - 6.0;
-                lengths.push((f64::ln(median) + spread * normal).exp().round() as usize);
-            }
-            let attended = AttendedKeys::new(&packed(&lengths));
-            let sizes = TileSizes { queries: 128, keys: 128 };
-            let found = TileLists::by_queries(&attended, sizes).visits.len();
-            let spans = attended.hulls();
-            let grid = (0..spans.len()).step_by(128).map(|row| &spans[row..(row + 128).min(spans.len())]);
-            let of_grid: usize = grid.map(|spans| hull_of(spans).len().div_ceil(128)).sum();
-            println!("documents of {median}: {found} visits, {of_grid} with tiles at multiples of 128");
-            assert!(of_grid as f64 >= least * found as f64, "{found} visits, {of_grid} with a grid");
-        }
     }
 
     #[test]

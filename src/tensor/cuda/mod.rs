@@ -10,6 +10,7 @@
 
 mod blas;
 mod cache;
+mod copy;
 mod event;
 mod gpu;
 mod graph;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use bytemuck::{Pod, Zeroable};
 
 use super::sizes::GENERAL_TILES;
-use crate::ops::attention::visits::AttendedKeys;
+use crate::ops::attention::attended::AttendedKeys;
 use crate::plan::Block;
 use crate::tensor::cuda::{Argument, CudaMemory, Place};
 use crate::tensor::product;

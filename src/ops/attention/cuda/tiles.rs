@@ -5,8 +5,9 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use super::sequences::SequenceLists;
 use super::sizes::{Pass, Side};
 use crate::ops::attention::AttentionShape;
+use crate::ops::attention::attended::AttendedKeys;
 use crate::ops::attention::shares::Shares;
-use crate::ops::attention::visits::{AttendedKeys, TileLists, TileSizes};
+use crate::ops::attention::visits::{TileLists, TileSizes};
 use crate::plan::{Block, TileCells};
 use crate::tensor::cuda::{Argument, CudaMemory, Place};
 
