@@ -144,16 +144,12 @@ fn prepare(arguments: &AttentionArguments) -> Result<Job> {
         return Err(args::numbers(message));
     }
     let (batch, seq) = (args::positive("--batch", arguments.batch)?, args::positive("--seq", arguments.seq)?);
-    let lengths = match arguments.documents {
-        None => vec![seq; batch],
-        Some(median) => vec![documents(seq, args::positive("--documents", median)?); batch].concat(),
-    };
     let mask = match arguments.window {
         Some(window) => Mask::sliding(window.saturating_add(1))?,
         None if arguments.causal => Mask::Causal,
         None => Mask::Full,
     };
-    let job = Job {
+    let mut job = Job {
         dtype,
         batch,
         heads,
@@ -161,7 +157,7 @@ fn prepare(arguments: &AttentionArguments) -> Result<Job> {
         seq,
         head_dim: args::positive("--head-dim", arguments.head_dim)?,
         mask,
-        lengths,
+        lengths: Vec::new(),
         threads: args::threads(arguments.threads, 1)?,
         runs: args::positive("--runs", arguments.runs)?,
         hardware: arguments.device.hardware(dtype)?,
@@ -169,6 +165,11 @@ fn prepare(arguments: &AttentionArguments) -> Result<Job> {
     let Job { batch, heads, seq, head_dim, .. } = job;
     let what = format!("--batch {batch} --heads {heads} --seq {seq} --head-dim {head_dim}");
     machine::check(job.bytes(), &what, "use smaller numbers")?;
+    // A list that fits, as what it is for does.
+    job.lengths = match arguments.documents {
+        None => vec![seq; batch],
+        Some(median) => vec![documents(seq, args::positive("--documents", median)?); batch].concat(),
+    };
     Ok(job)
 }
 

@@ -60,7 +60,7 @@ fn help_lists_names_under_headings() {
         "2e-5 for --model",
         "[possible values: zigzag, striped, contiguous,",
         "[possible values: f32, bf16]",
-        "[possible values: tiny]",
+        "[possible values: tiny, 125m, 1b]",
     ] {
         assert!(words.replace("natural, ", "").contains(part), "\"{part}\" is not in\n{help}");
     }
