@@ -138,7 +138,8 @@ impl Cluster {
         )))
     }
 
-    /// Refuses more ranks on this machine than it has GPUs, where each takes one.
+    /// Refuses more ranks than there are GPUs, where each takes one. Processes may see one GPU each or all of them, so
+    /// there it is only asked whether this one sees any; that no two take the same is found when they connect.
     #[cfg(feature = "cuda")]
     fn check_gpus(&self, ranks: usize) -> Result<()> {
         let (carrier, here, instead) = match self {
@@ -147,7 +148,7 @@ impl Cluster {
             }
             #[cfg(feature = "mpi")]
             Cluster::Mpi(comm, carrier) => {
-                (carrier, ranks.min(comm.neighbours()), "spread them over more machines, or use --transport mpi".into())
+                (carrier, usize::from(comm.rank() < ranks), "use --transport mpi, or give each process one".to_string())
             }
         };
         if matches!(carrier, Carrier::Own) {

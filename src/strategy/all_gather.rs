@@ -40,7 +40,7 @@ impl<N: Degree, O: TokenOrder> CpStrategy for AllGather<N, O> {
 }
 
 /// Every rank receives all keys and values and puts them in natural order, so that its one tile sees the same key
-/// blocks as a single rank would: the forward pass gives the same bits.
+/// blocks as a single rank would: on the processor the forward pass gives the same bits.
 ///
 /// Gradients go back to their owners and are summed there in rank order.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]

@@ -138,6 +138,8 @@ impl<D: Ops> LearnerState<D> {
         inputs: InputsRef<'_, D::Storage>,
         scales: &[f64],
     ) -> Result<&[f64]> {
+        // Its memory is needed here.
+        self.repeated = None;
         let mut sums = model.device().zero_matrix(1, scales.len());
         self.add_inputs(handler, model, inputs, scales, sums.view_mut())?;
         self.micro_batches += 1;
@@ -221,6 +223,8 @@ impl<D: Ops> LearnerState<D> {
         if device.records() && handler.ranks() == 1 && parts.len() == 1 {
             return self.repeat_inputs(handler, model, parts.remove(0), &scales);
         }
+        // Its memory is needed here.
+        self.repeated = None;
         let mut sums = device.zero_matrix(1, scales.len());
         for (part, placement) in parts {
             let inputs = DynInputs::placed(handler, &placement, &part.tokens, &part.labels)?;

@@ -63,6 +63,8 @@ struct State {
     raw: Option<Raw>,
     launching: Option<Launching>,
     flights: VecDeque<Flight>,
+    /// When something was over last.
+    moved: Option<Instant>,
     failure: Option<Error>,
 }
 
@@ -84,6 +86,7 @@ impl State {
     fn forget(&mut self) {
         while self.flights.front().is_some_and(|flight| flight.end.is_passed().unwrap_or(true)) {
             self.flights.pop_front();
+            self.moved = Some(Instant::now());
         }
     }
 }
@@ -163,7 +166,7 @@ impl Link {
     fn hope(&self, act: &Act, waited: Duration) -> Result<()> {
         self.control.check()?;
         // A host that waits for the silent rank knows which it is, and tells.
-        if waited < self.deadline + self.deadline / 4 {
+        if waited < self.deadline.saturating_add(self.deadline / 4) {
             return Ok(());
         }
         let Act { name: operation, step, ref peers } = *act;
@@ -253,9 +256,8 @@ impl Link {
 
     /// Makes the stream for computing wait for an operation, and the host until it is on its stream.
     pub(super) fn reached(&self, end: &End) -> Result<()> {
-        if end.get().is_none() {
-            self.guarded(|state| self.until_launched(state))?;
-        }
+        // Also where it was launched long ago: whoever gave up has let it end with whatever was there.
+        self.guarded(|state| if end.get().is_none() { self.until_launched(state) } else { Ok(()) })?;
         if let Some(end) = end.get() {
             self.place.wait_for(end);
         }
@@ -300,7 +302,8 @@ impl Watch for Link {
                 (None, None) => return Ok(()),
             };
             self.is_done(state, &act)?;
-            self.hope(&act, waited)
+            // As long as exchanges end, nobody is silent, however long a step takes.
+            self.hope(&act, state.moved.map_or(waited, |moved| waited.min(moved.elapsed())))
         })
     }
 

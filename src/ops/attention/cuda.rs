@@ -103,6 +103,8 @@ impl<T: CudaFloat> Cuda<T> {
     /// The kernel for Hopper, if this GPU is one and there is a kernel for these matrices. `sums` are the results.
     fn for_hopper(&self, pass: Pass, shape: &AttentionShape, inputs: &[RawView], sums: &RawView) -> Option<ForHopper> {
         let place = self.place();
+        // The driver is asked for tensor maps.
+        place.enter();
         // Scores are compared before they are scaled.
         if !place.is_hopper() || shape.scale as f32 <= 0.0 {
             return None;

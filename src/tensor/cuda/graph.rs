@@ -57,7 +57,7 @@ impl Recorder {
         self.is_recording() && self.notes().by != Some(thread::current().id())
     }
 
-    /// An op uses this memory.
+    /// An op uses this memory, which was there before.
     pub(super) fn note(&self, address: sys::CUdeviceptr, block: &Arc<Block>, is_written: bool) {
         if self.is_recording() {
             let mut notes = self.notes();
@@ -96,6 +96,13 @@ struct Used {
 }
 
 impl Used {
+    /// Makes the stream wait for what others did with the memory, as an op that uses it would.
+    fn come_after_others(&self, place: &Place) {
+        if let Some(block) = self.block.upgrade() {
+            block.come_after_others(place, self.is_written);
+        }
+    }
+
     /// Whether the memory is there, and may be written if it is.
     fn is_there(&self) -> bool {
         match self.block.strong_count() {
@@ -167,12 +174,18 @@ impl Drop for Executable {
 impl Place {
     /// See [`Device::repeat`](crate::tensor::Device::repeat).
     pub(super) fn repeat(self: &Arc<Self>, recording: &mut Recording, work: impl FnOnce() -> Result<()>) -> Result<()> {
+        if self.recorder().is_recording() {
+            return work();
+        }
         if self.tracer().is_on() {
+            // What it keeps is needed.
+            recording.clear();
             return work();
         }
         let kept = recording.get::<Kept>().filter(|kept| kept.is_of(self));
         match kept {
             Some(Kept::Graph(graph)) if graph.is_current() => {
+                graph.blocks.iter().for_each(|used| used.come_after_others(self));
                 self.launch_graph(&graph.executable);
                 return Ok(());
             }
@@ -188,7 +201,10 @@ impl Place {
         recording.clear();
         let done = work();
         let (executable, slabs, notes) = self.end();
-        done?;
+        if let Err(error) = done {
+            slabs.into_iter().for_each(|slab| self.give_back(slab));
+            return Err(error);
+        }
         let place = Arc::downgrade(self);
         recording.set(match executable {
             Some(executable) => {
@@ -233,8 +249,9 @@ impl Place {
         self.end_recording();
         let mut notes = std::mem::take(&mut *self.recorder().notes());
         let (slabs, is_kept_by_others) = self.pool().watched();
-        slabs.iter().for_each(|slab| drop(notes.blocks.remove(&slab.address)));
-        if is_kept_by_others || !notes.blocks.values().all(Used::is_there) {
+        // Memory of before that became the work's own.
+        let is_reused = slabs.iter().any(|slab| notes.blocks.contains_key(&slab.address));
+        if is_kept_by_others || is_reused || !notes.blocks.values().all(Used::is_there) {
             notes.interrupted.get_or_insert("memory that outlives the work, or not");
         }
         let executable = notes.executable.take().filter(|_| notes.interrupted.is_none() && self.is_well());
@@ -244,8 +261,8 @@ impl Place {
     /// Whatever is being recorded is done as far as it was asked for, and not kept, because of what comes now.
     pub(super) fn interrupt(&self, why: &'static str) {
         if self.recorder().is_recording() {
-            self.end_recording();
             self.recorder().notes().interrupted = Some(why);
+            self.end_recording();
         }
     }
 

@@ -63,6 +63,16 @@ impl Block {
     fn address(&self) -> sys::CUdeviceptr {
         self.slab.as_ref().map_or(0, |slab| slab.address)
     }
+
+    /// What is asked of `place` from now on comes after what other streams did with the memory, or still do if it is
+    /// written.
+    pub(super) fn come_after_others(&self, place: &Place, is_written: bool) {
+        let mut uses = lock(&self.uses);
+        uses.left.iter().for_each(|left| place.wait_for(left));
+        if is_written {
+            std::mem::take(&mut *uses).read.iter().for_each(|event| place.wait_for(event));
+        }
+    }
 }
 
 impl fmt::Debug for Block {
@@ -107,7 +117,9 @@ impl Held {
     /// The address, which an op of `place` uses.
     fn used(&self, place: &Place, is_written: bool) -> sys::CUdeviceptr {
         let address = self.block.address();
-        place.recorder().note(address, &self.block, is_written);
+        if place.recorder().is_recording() && !place.pool().is_watched(address) {
+            place.recorder().note(address, &self.block, is_written);
+        }
         address
     }
 

@@ -248,12 +248,15 @@ impl Place {
     /// Memory whose last uses are still to be waited for; nothing if there is none left.
     fn slab(&self, bytes: usize, purpose: Purpose) -> Option<Slab> {
         self.gpu.enter();
-        let (pool, other) = match purpose {
-            Purpose::Compute => (&self.pool, &self.received),
-            Purpose::Receive => (&self.received, &self.pool),
+        let pool = match purpose {
+            Purpose::Compute => &self.pool,
+            Purpose::Receive => &self.received,
         };
         let taken = pool.take(bytes).or_else(|_| {
-            other.clear();
+            // What is free goes back to the driver, which waits for the GPU without asking anybody.
+            self.interrupt("memory that goes back");
+            self.wait_if_watched();
+            [&self.pool, &self.received].into_iter().for_each(CudaPool::clear);
             pool.take(bytes)
         });
         taken

@@ -77,6 +77,11 @@ impl CudaPool {
         self.lock().watched = Some(HashSet::new());
     }
 
+    /// Whether this memory was handed out since then.
+    pub(super) fn is_watched(&self, address: sys::CUdeviceptr) -> bool {
+        self.lock().watched.as_ref().is_some_and(|watched| watched.contains(&address))
+    }
+
     /// What was handed out since then and has come back, which is no longer free; and whether something has not.
     pub(super) fn watched(&self) -> (Vec<Slab>, bool) {
         let mut state = self.lock();
@@ -91,21 +96,14 @@ impl CudaPool {
         self.lock().arena.put_back(slab);
     }
 
-    /// Memory of at least so many bytes; the GPU is the calling thread's. If there is none left, what is free goes back
-    /// to the driver first, which waits for the GPU.
+    /// Memory of at least so many bytes; the GPU is the calling thread's.
     pub(super) fn take(&self, bytes: usize) -> Result<Slab, DriverError> {
         let grains = bytes.div_ceil(GRAIN).max(1);
         let State { arena, watched } = &mut *self.lock();
         let slab = match arena.take(grains) {
             Some(slab) => slab,
             None => {
-                let address = match allocate(grains) {
-                    Ok(address) => address,
-                    Err(_) => {
-                        arena.clear().iter().for_each(free);
-                        allocate(grains)?
-                    }
-                };
+                let address = allocate(grains)?;
                 arena.adopt(grains);
                 self.fresh(address, grains)
             }
@@ -139,9 +137,10 @@ impl CudaPool {
         }
     }
 
-    /// Gives everything back that is free.
+    /// Gives everything back that is free, which waits for the GPU.
     pub(super) fn clear(&self) {
-        self.lock().arena.clear().iter().for_each(free);
+        let pieces = self.lock().arena.clear();
+        pieces.iter().for_each(free);
     }
 }
 

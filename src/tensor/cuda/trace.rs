@@ -177,6 +177,8 @@ impl Place {
     pub(super) fn end_trace(&self) -> Result<Trace> {
         self.tracer().is_on.store(false, Ordering::Relaxed);
         self.finish()?;
+        self.wait_if_watched();
+        self.check()?;
         let Measured { origin, spans } = std::mem::take(&mut *self.tracer().measured());
         let gpu: &Arc<Gpu> = self.gpu();
         let mut trace = Trace { gpu: (gpu.ordinal(), gpu.name().to_string()), spans: Vec::new() };

@@ -43,8 +43,8 @@ impl Place {
         watches.iter().filter_map(Weak::upgrade).filter(|watch| watch.is_open()).collect()
     }
 
-    /// Waits for everything that was asked of the stream for computing, which may stand still.
-    pub(super) fn wait_watched(&self, watches: &[Arc<dyn Watch>]) {
+    /// Waits for everything that was asked of a stream, which may stand still.
+    fn wait_watched(&self, stream: sys::CUstream, watches: &[Arc<dyn Watch>]) {
         let since = Instant::now();
         let mut looked = since;
         loop {
@@ -52,7 +52,7 @@ impl Place {
                 return;
             }
             // SAFETY: the stream is alive.
-            match unsafe { sys::cuStreamQuery(self.stream()).result() } {
+            match unsafe { sys::cuStreamQuery(stream).result() } {
                 Ok(()) => return,
                 Err(DriverError(sys::CUresult::CUDA_ERROR_NOT_READY)) => {}
                 Err(error) => return self.fail("read", said(&error)),
@@ -71,12 +71,12 @@ impl Place {
         }
     }
 
-    /// Waits for everything that was asked of the stream for computing, if it may stand still: where the driver would
-    /// wait next, without asking anybody.
+    /// Waits for everything that was asked of the streams, if they may stand still: where the driver would wait next,
+    /// without asking anybody.
     pub(super) fn wait_if_watched(&self) {
         let watches = self.open_watches();
         if !watches.is_empty() {
-            self.wait_watched(&watches);
+            [self.stream(), self.transfers()].into_iter().for_each(|stream| self.wait_watched(stream, &watches));
         }
     }
 
@@ -89,7 +89,7 @@ impl Place {
         match &*self.open_watches() {
             // SAFETY: the stream is alive.
             [] => self.attempt("read", || unsafe { result::stream::synchronize(self.stream()) }),
-            watches => self.wait_watched(watches),
+            watches => self.wait_watched(self.stream(), watches),
         }
         self.check()
     }
