@@ -102,7 +102,8 @@ struct Timings {
     backward_ms: f64,
     forward_gflops: f64,
     backward_gflops: f64,
-    /// Milliseconds and GFLOP/s of each pass on the GPU alone: from the begin of its first kernel to the end of its last.
+    /// Milliseconds and GFLOP/s of each pass on the GPU alone: from the begin of its first kernel to the end of its
+    /// last.
     #[serde(skip_serializing_if = "Option::is_none")]
     on_gpu: Option<[(f64, f64); 2]>,
     /// Tokens of each document.

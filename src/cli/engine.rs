@@ -138,34 +138,21 @@ impl Cluster {
         )))
     }
 
-    /// Refuses more ranks than there are GPUs, where each takes one. Processes may see one GPU each or all of them, so
-    /// there it is only asked whether this one sees any; that no two take the same is found when they connect.
+    /// Refuses more ranks than there are GPUs, where each takes one. That no two
+    /// processes take the same one is found when they connect: they may see one GPU each, or all.
     #[cfg(feature = "cuda")]
     fn check_gpus(&self, ranks: usize) -> Result<()> {
-        let (carrier, here, instead) = match self {
-            Cluster::Threads(_, carrier) => {
-                (carrier, ranks, "or --transport threads, whose ranks can share a GPU".to_string())
-            }
-            #[cfg(feature = "mpi")]
-            Cluster::Mpi(comm, carrier) => {
-                (carrier, usize::from(comm.rank() < ranks), "use --transport mpi, or give each process one".to_string())
-            }
-        };
-        if matches!(carrier, Carrier::Own) {
-            return Ok(());
-        }
+        let Cluster::Threads(_, Carrier::Nccl { .. }) = self else { return Ok(()) };
         let found = context_parallel::tensor::cuda::probe::gpus();
-        let (gpus, _) = found.map_err(|error| args::numbers(format!("--device cuda: {error}")))?;
-        let gpus = gpus.len();
-        if here <= gpus {
+        let gpus = found.map_err(|error| args::numbers(format!("--device cuda: {error}")))?.0.len();
+        if ranks <= gpus {
             return Ok(());
         }
         Err(args::numbers(format!(
-            "--transport nccl takes a GPU for each rank, and this machine has {} for {}: use --cp {} or less, \
-             {instead}",
+            "--transport nccl takes a GPU for each rank, and this machine has {} for {}: use --cp {gpus} or less, or \
+             --transport threads, whose ranks can share a GPU",
             output::many(gpus, "GPU"),
-            output::many(here, "rank"),
-            gpus.max(1),
+            output::many(ranks, "rank"),
         )))
     }
 
@@ -188,9 +175,9 @@ impl Cluster {
         args::threads(asked, here)
     }
 
-    /// Runs `body` on `ranks` ranks, each with the device that `open` gives it. Gives the first rank's result in the process where it lives, and nothing in
-    /// others; a process whose rank does not take part goes on at once. The body is behind a pointer so that threads
-    /// and their mailboxes are compiled once per result, not once per combination.
+    /// Runs `body` on `ranks` ranks, each with the device that `open` gives it. Gives the first rank's result in the
+    /// process where it lives, and nothing in others; a process whose rank does not take part goes on at once. The body
+    /// is behind a pointer so that threads and their mailboxes are compiled once per result, not once per combination.
     pub fn on_ranks<D: RankDevice, R: Send>(
         &self,
         ranks: usize,

@@ -37,7 +37,8 @@ pub trait RankDevice: Ops {
         original: &ParameterSet<R, E, Self::Storage>,
     ) -> ParameterSet<R, E, Self::Storage>;
 
-    /// Does something; the seconds from the begin of its first kernel to the end of its last, where kernels are measured.
+    /// Does something; the seconds from the begin of its first kernel to the end of its last, where kernels are
+    /// measured.
     fn seconds(&self, work: &mut dyn FnMut() -> Result<()>) -> Result<Option<f64>> {
         work()?;
         Ok(None)

@@ -2,19 +2,19 @@
 //!
 //! A second communicator over the host, the *control*, does everything else: threads of one process
 //! ([`super::threads`]) or processes (`mpi`). Through it ranks find each other, meet in barriers and splits, and
-//! hear of failures; and every message is announced there with its operation, digest, length and type, so that what does
-//! not agree is the same error as with every other engine, before the data can be used.
+//! hear of failures; and every message is announced there with its operation, digest, length and type, so that what
+//! does not agree is the same error as with every other engine, before the data can be used.
 //!
 //! An exchange is one group of NCCL's, on the stream for transfers, in the order in which messages were handed over. It
-//! waits for what was computed before, and what is computed after it waits for it only where the exchange is waited for:
-//! neither makes the host wait for the GPU. The first exchange between two ranks connects them, which takes both.
+//! waits for what was computed before, and what is computed after it waits for it only where the exchange is waited
+//! for: neither makes the host wait for the GPU. The first exchange between two ranks connects them, which takes both.
 //!
 //! Sums are those of [`Collectives`](super::Collectives), in rank order, unless a caller asks for the engine's own.
 //!
 //! What NCCL demands beyond what other engines do:
 //! - Each rank has a GPU of its own. Ranks that share one use [`super::threads`] on device memory.
-//! - A group holds up the later ones of its rank until its peers have come to it. So ranks post exchanges that depend on
-//!   each other in one order over all ranks, not only over each pair, as plans and collectives do.
+//! - A group holds up the later ones of its rank until its peers have come to it. So ranks post exchanges that depend
+//!   on each other in one order over all ranks, not only over each pair, as plans and collectives do.
 //! - Messages that do not fit, and ranks that are lost, end the communicator: what is under way is aborted, so that
 //!   streams go on, and every later operation gives the same error. That also happens while the host waits for a stream
 //!   that stands at a message ([`Device::read`](crate::tensor::Device::read)).
@@ -41,8 +41,8 @@ use link::{Act, End, Link, Used};
 /// How ranks wait for each other.
 #[derive(Clone, Copy, Debug)]
 pub struct NcclOptions {
-    /// How long the GPU of one rank may wait for that of another; a quarter more is allowed, since hosts that wait for each
-    /// other know better who is silent. Default: 10 minutes. How long hosts wait is the control's.
+    /// How long the GPU of one rank may wait for that of another; a quarter more is allowed, since hosts that wait for
+    /// each other know better who is silent. Default: 10 minutes. How long hosts wait is the control's.
     pub deadline: Duration,
 }
 
@@ -100,8 +100,8 @@ impl NcclComm {
     /// memory of that device, whatever it stores.
     ///
     /// # Errors
-    /// [`SupportError::Cuda`] if NCCL is missing or too old, or if two ranks have one GPU; [`CommError::Engine`] if NCCL
-    /// does not start; those of `control`.
+    /// [`SupportError::Cuda`] if NCCL is missing or too old, or if two ranks have one GPU; [`CommError::Engine`] if
+    /// NCCL does not start; those of `control`.
     pub fn new<T: CudaFloat>(control: DynComm, device: &Cuda<T>, options: NcclOptions) -> Result<Self> {
         library::expect()?;
         let counts = vec![size_of::<[u8; 16]>(); control.size()];

@@ -143,9 +143,8 @@ impl<H: CpStrategy, L: Layout, D: Attends, C: Communicator<D::Storage>> CpHandle
     ///
     /// # Errors
     /// A plan of another strategy or rank, shards of another placement than the plan's, shapes that the device does not
-    /// compute,
-    /// widths that do not fit the shape, heads that cannot be shared out, keys that the kernel does not take, ranks
-    /// that attend under other plans, and failures of other ranks.
+    /// compute, widths that do not fit the shape, heads that cannot be shared out, keys that the kernel does not take,
+    /// ranks that attend under other plans, and failures of other ranks.
     #[doc(alias = "core_attn")]
     #[allow(clippy::type_complexity)]
     pub fn attend(

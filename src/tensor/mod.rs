@@ -225,8 +225,8 @@ pub trait Device: Clone + fmt::Debug + Send + Sync + 'static {
 
     /// Does `work`, which comes again with the same `recording`: all of it every time, unless the device has recorded
     /// what it was asked for and does that again without running `work`. It must ask for the same ops with the same
-    /// numbers on the same buffers every time, whatever is in them, and leave no memory behind that it took. Nobody else
-    /// asks the device for anything meanwhile.
+    /// numbers on the same buffers every time, whatever is in them, and leave no memory behind that it took. Nobody
+    /// else asks the device for anything meanwhile.
     ///
     /// # Errors
     /// Those of `work`.

@@ -22,7 +22,8 @@ pub enum Decay {
 /// Linear warm-up and a [`Decay`], the cosine unless told otherwise.
 ///
 /// With `n` steps, `w` of them warm-up, step `t` (from 0) has the rate
-/// `lr * (t + 1) / (w + 1)` for `t < w`, and `min + (lr - min) * f((t - w) / (n - w))` from there on, where `f(x)` is 1,
+/// `lr * (t + 1) / (w + 1)` for `t < w`, and `min + (lr - min) * f((t - w) / (n - w))` from there on, where `f(x)` is
+/// 1,
 /// `1 - x` or `(1 + cos(pi x)) / 2`. With [`Decay::Last`] it is 1 until the last `d` steps, and `(n - t) / d` in these.
 ///
 /// ```
@@ -99,16 +100,11 @@ impl LearningRate {
         if step < self.warmup {
             return self.lr * (step + 1) as f64 / (self.warmup + 1) as f64;
         }
-        if self.decay == Decay::Constant {
-            return self.lr;
-        }
-        if step >= self.steps {
-            return self.min_lr;
-        }
-        let left = |steps: u64| ((self.steps - step) as f64 / steps as f64).min(1.0);
+        let left = |steps: u64| (self.steps.saturating_sub(step) as f64 / steps as f64).min(1.0);
         let after = self.steps - self.warmup;
         let share = match self.decay {
-            Decay::Constant => 1.0,
+            Decay::Constant => return self.lr,
+            _ if step >= self.steps => return self.min_lr,
             Decay::Linear => left(after),
             Decay::Cosine => 0.5 * (1.0 + sin_cos(PI * ((step - self.warmup) as f64 / after as f64)).1),
             Decay::Last(steps) => left(steps),

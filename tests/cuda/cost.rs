@@ -116,8 +116,8 @@ pub fn run(path: &str, times: usize) {
     println!("{path}: {outputs:?}");
 }
 
-/// What a call costs the second time: launches, allocations of device memory, bytes more in use at the most, allocations of
-/// the host.
+/// What a call costs the second time: launches, allocations of device memory, bytes more in use at the most,
+/// allocations of the host.
 fn cost(device: &Gpu, forward: impl Fn() -> Matrix<f32, CudaMemory>) -> (Vec<f32>, [u64; 3], usize) {
     let first = forward();
     device.read(&first).unwrap();

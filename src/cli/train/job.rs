@@ -207,7 +207,8 @@ pub(super) fn prepare(arguments: &Arguments, cluster: &Cluster) -> Result<Job> {
         "native_reductions": arguments.native_reductions, "lr": lr,
         "min_lr": min_lr, "warmup": warmup, "schedule": arguments.schedule,
         "decay_steps": if let Decay::Last(steps) = decay { Some(steps) } else { None },
-        "beta1": beta1, "beta2": beta2, "epsilon": arguments.epsilon, "weight_decay": weight_decay, "clip": clip, "recompute": recompute,
+        "beta1": beta1, "beta2": beta2, "epsilon": arguments.epsilon,
+        "weight_decay": weight_decay, "clip": clip, "recompute": recompute,
         "validate_every": validate_every, "log_every": log_every,
     });
     let record = record::of_run(data, resolved, steps);

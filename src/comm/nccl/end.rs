@@ -1,5 +1,5 @@
-//! The end of communicators. It takes every rank, so it is not waited for where a rank is done with its communicator: one
-//! that has failed still has to tell the others.
+//! The end of communicators. It takes every rank, so it is not waited for where a rank is done with its communicator:
+//! one that has failed still has to tell the others.
 
 use std::sync::{Condvar, Mutex, PoisonError};
 use std::thread;

@@ -1,5 +1,5 @@
-//! What is called of NCCL: communicators that never make the host wait. Whoever calls asks [`Raw::is_done`] until it says
-//! yes, before anything else is done with the communicator or the stream.
+//! What is called of NCCL: communicators that never make the host wait. Whoever calls asks [`Raw::is_done`] until it
+//! says yes, before anything else is done with the communicator or the stream.
 
 use std::ffi::{CStr, c_char, c_int};
 

@@ -12,8 +12,8 @@ use crate::error::{CommError, Error, Result};
 use crate::tensor::cuda::cudarc::driver::sys::CUstream;
 use crate::tensor::cuda::{Begun, CudaMemory, Event, Kept, Place, Watch};
 
-/// How long an exchange waits for NCCL to put it on the stream: longer than that takes once ranks are connected, so that
-/// it is there before the tile that is asked for next.
+/// How long an exchange waits for NCCL to put it on the stream: longer than that takes once ranks are connected, so
+/// that it is there before the tile that is asked for next.
 const EAGER: Duration = Duration::from_millis(2);
 /// How long a rank whose NCCL fails waits for the one that made it fail to say why.
 const GRACE: Duration = Duration::from_secs(5);
@@ -224,8 +224,8 @@ impl Link {
         Ok(())
     }
 
-    /// Puts an operation on the stream for transfers, after what was computed so far. Where ranks have to connect first,
-    /// it gets there later, and [`reached`](Self::reached) waits for that.
+    /// Puts an operation on the stream for transfers, after what was computed so far. Where ranks have to connect
+    /// first, it gets there later, and [`reached`](Self::reached) waits for that.
     pub(super) fn post(
         &self,
         act: Act,

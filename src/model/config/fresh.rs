@@ -28,9 +28,9 @@ impl Config {
     pub const PRESETS: [&'static str; 3] = ["tiny", "125m", "1b"];
 
     /// A fresh model by name. `tiny`: llama, bytes as tokens (vocabulary 256), 4 layers of width 128 with 4 heads of
-    /// 32 features, MLP of 384, untied output layer, plain rotary embedding of base 10000. `125m` and `1b` are llamas of the sizes that are
-    /// measured most, with a vocabulary of 32,000: 12 layers of width 768 with 12 heads, and 22 layers of width 2048 with
-    /// 32 query heads and 4 key/value heads, all of 64 features.
+    /// 32 features, MLP of 384, untied output layer, plain rotary embedding of base 10000. `125m` and `1b` are llamas
+    /// of the sizes that are measured most, with a vocabulary of 32,000: 12 layers of width 768 with 12 heads, and 22
+    /// layers of width 2048 with 32 query heads and 4 key/value heads, all of 64 features.
     pub fn preset(name: &str) -> Result<Self> {
         let [vocab_size, hidden_size, intermediate_size, layers, heads, kv_heads] = match name {
             "tiny" => [256, 128, 384, 4, 4, 4],

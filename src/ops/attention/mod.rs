@@ -143,10 +143,10 @@ impl crate::tensor::queued::Argument for &AttentionShape {
 op! {
     /// Attention of a buffer of queries to a buffer of keys and values.
     ///
-    /// `q` is `[queries, q_width]`, `kv` is `[keys, kv_width]` (a row holds its keys, then its values). On the processor
-    /// key blocks are cut at multiples of 256 rows of `kv` and computed whole or skipped whole for a tile of queries, so
-    /// an output row has the same bits whatever other queries the buffer holds; GPUs cut them where a tile of queries
-    /// first attends.
+    /// `q` is `[queries, q_width]`, `kv` is `[keys, kv_width]` (a row holds its keys, then its values). On the
+    /// processor key blocks are cut at multiples of 256 rows of `kv` and computed whole or skipped whole for a tile of
+    /// queries, so an output row has the same bits whatever other queries the buffer holds; GPUs cut them where a tile
+    /// of queries first attends.
     pub trait Attention: Device {
         prepared {
             /// A tile as the device takes it: which cells are attended, and in what order they are computed.
@@ -206,8 +206,8 @@ op! {
         );
 
         provided {
-            /// Whether the device computes attention of this shape: asked before anything is computed, since ops have no
-            /// errors.
+            /// Whether the device computes attention of this shape: asked before anything is computed, since ops have
+            /// no errors.
             ///
             /// # Errors
             /// Those of [`AttentionShape::check`], and heads that are larger than the device computes.

@@ -23,8 +23,9 @@ pub(crate) struct Shares {
 }
 
 impl Shares {
-    /// Every item, which come longest first, for each of `heads` heads, `rounds` times through its visits: in their order
-    /// to the block that has least to do by then (Graham, Bounds on Multiprocessing Timing Anomalies, 1969). There are
+    /// Every item, which come longest first, for each of `heads` heads, `rounds` times through its visits: in their
+    /// order to the block that has least to do by then (Graham, Bounds on Multiprocessing Timing Anomalies, 1969).
+    /// There are
     /// `blocks` of them, or as many as there are units.
     ///
     /// Heads of the same item follow each other, so that blocks which run at once read the same keys.

@@ -1,4 +1,5 @@
-//! Which tile of queries meets which tile of keys, as plain lists for a device that computes tiles by blocks of threads.
+//! Which tile of queries meets which tile of keys, as plain lists for a device that computes tiles by blocks of
+//! threads.
 //!
 //! Tiles of keys begin where a tile of queries first attends one, not at fixed multiples, so a short document meets as
 //! few of them as its length allows. The layout of the lists is that of `kernels/attention.cuh`.

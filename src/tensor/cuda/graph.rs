@@ -57,13 +57,10 @@ impl Recorder {
         self.is_recording() && self.notes().by != Some(thread::current().id())
     }
 
-    /// An op uses this memory, which was there before.
+    /// An op of what is recorded uses this memory, which was there before.
     pub(super) fn note(&self, address: sys::CUdeviceptr, block: &Arc<Block>, is_written: bool) {
-        if self.is_recording() {
-            let mut notes = self.notes();
-            let used = || Used { block: Arc::downgrade(block), is_written };
-            notes.blocks.entry(address).or_insert_with(used).is_written |= is_written;
-        }
+        let used = || Used { block: Arc::downgrade(block), is_written };
+        self.notes().blocks.entry(address).or_insert_with(used).is_written |= is_written;
     }
 
     /// The contents of an owner are in other memory than before.
@@ -225,12 +222,12 @@ impl Place {
         self.attempt("graph", || unsafe { result::graph::launch(executable.0, self.stream()) });
     }
 
-    /// Begins to record; not if something has gone wrong or something is being recorded.
+    /// Begins to record; not if something has gone wrong.
     fn begin(&self) -> bool {
         use sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_RELAXED as RELAXED;
 
         let recorder = self.recorder();
-        if recorder.is_recording() || !self.is_well() {
+        if !self.is_well() {
             return false;
         }
         // SAFETY: the stream is alive. What other threads do with other streams is none of the recording's business.

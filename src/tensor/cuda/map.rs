@@ -57,8 +57,8 @@ impl TensorMap {
         let strides = [stride, (PANEL * size_of::<T>()) as u64];
         let of_box = [PANEL, rows, cols / PANEL].map(|count| count as u32);
         let mut map = TensorMap(sys::CUtensorMap { opaque: [0; 16] });
-        // SAFETY: the arrays have an entry for each of three dimensions, and the distances one less; the driver writes the
-        // map, which is aligned as it says, and reads nothing at the address.
+        // SAFETY: the arrays have an entry for each of three dimensions, and the distances one less; the driver writes
+        // the map, which is aligned as it says, and reads nothing at the address.
         let encoded = unsafe {
             sys::cuTensorMapEncodeTiled(
                 &raw mut map.0,

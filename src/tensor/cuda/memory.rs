@@ -67,11 +67,16 @@ impl Block {
     /// What is asked of `place` from now on comes after what other streams did with the memory, or still do if it is
     /// written.
     pub(super) fn come_after_others(&self, place: &Place, is_written: bool) {
-        let mut uses = lock(&self.uses);
-        uses.left.iter().for_each(|left| place.wait_for(left));
+        lock(&self.uses).left.iter().for_each(|left| place.wait_for(left));
         if is_written {
-            std::mem::take(&mut *uses).read.iter().for_each(|event| place.wait_for(event));
+            self.come_after_readers(place);
         }
+    }
+
+    /// It is written next, by `place`.
+    fn come_after_readers(&self, place: &Place) {
+        let uses = std::mem::take(&mut *lock(&self.uses));
+        uses.read.iter().for_each(|event| place.wait_for(event));
     }
 }
 
@@ -111,9 +116,7 @@ impl Held {
             }
         }
     }
-}
 
-impl Held {
     /// The address, which an op of `place` uses.
     fn used(&self, place: &Place, is_written: bool) -> sys::CUdeviceptr {
         let address = self.block.address();
@@ -174,8 +177,7 @@ impl CudaMemory {
             std::mem::swap(held, copied);
             place.recorder().note_move();
         } else {
-            let mut uses = lock(&held.block.uses);
-            std::mem::take(&mut *uses).read.iter().for_each(|event| place.wait_for(event));
+            held.block.come_after_readers(place);
         }
         held.used(place, true)
     }

@@ -4,9 +4,9 @@
 //! and an error says which of them is missing and where it was sought ([`probe`]). Kernels are in the folder `kernels`,
 //! compiled for the GPU at hand when they are first needed.
 //!
-//! Ops only enqueue: every device has streams of its own ([`Place`]), so several ranks of one process can share a GPU, and
-//! what one hands to another is ordered by events ([`CudaMemory`]). What comes from another GPU comes on a second stream,
-//! while the first one computes.
+//! Ops only enqueue: every device has streams of its own ([`Place`]), so several ranks of one process can share a GPU,
+//! and what one hands to another is ordered by events ([`CudaMemory`]). What comes from another GPU comes on a second
+//! stream, while the first one computes.
 
 mod blas;
 mod cache;

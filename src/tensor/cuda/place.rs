@@ -21,8 +21,8 @@ use super::watch::Watch;
 use crate::error::{DeviceError, Error, Result, SupportError};
 use crate::tensor::{Ledger, PoolStats};
 
-/// One rank's queues on a GPU: one for computing, where everything is done in the order in which it is asked for, and one
-/// for what comes from other GPUs, which does not wait for what is computed unless it has to.
+/// One rank's queues on a GPU: one for computing, where everything is done in the order in which it is asked for, and
+/// one for what comes from other GPUs, which does not wait for what is computed unless it has to.
 ///
 /// Ops do not fail: the first thing that goes wrong is kept, nothing is launched from then on, and the next
 /// [`Device::read`](crate::tensor::Device::read) says it.
@@ -397,7 +397,8 @@ impl Place {
     ///
     /// # Safety
     /// The pointers are to values of the types of the kernel's parameters, in their order, of so many bytes (which is
-    /// checked), and every address among them is of memory that the kernel may use as it does, and that lives until the stream has passed this.
+    /// checked), and every address among them is of memory that the kernel may use as it does, and that lives until the
+    /// stream has passed this.
     pub(crate) unsafe fn launch(
         &self,
         variant: Variant,

@@ -36,8 +36,8 @@ pub struct Span {
 }
 
 impl Trace {
-    /// The traces of all ranks as Chrome's trace events, in JSON: Perfetto (ui.perfetto.dev) and `chrome://tracing` show
-    /// a process per rank with a row for each queue. Time is in microseconds from the first span.
+    /// The traces of all ranks as Chrome's trace events, in JSON: Perfetto (ui.perfetto.dev) and `chrome://tracing`
+    /// show a process per rank with a row for each queue. Time is in microseconds from the first span.
     pub fn to_json(ranks: &[Trace]) -> String {
         let all = ranks.iter().flat_map(|trace| &trace.spans);
         let first = all.map(|span| span.begin).fold(f64::INFINITY, f64::min);

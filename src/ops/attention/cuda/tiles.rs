@@ -176,7 +176,8 @@ impl DeviceLists {
     }
 
     pub(super) fn shares(&self, place: &Arc<Place>) -> RawShares {
-        let [.., units, ends] = self.starts.map(|start| self.memory.reads(place) + start);
+        let items = self.memory.reads(place);
+        let [.., units, ends] = self.starts.map(|start| items + start);
         RawShares { units, ends }
     }
 }
