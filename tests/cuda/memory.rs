@@ -12,6 +12,7 @@ pub const TESTS: &[Test] = &[
     ("memory comes back once its readers are done", comes_back),
     ("memory that is not there is an error with its size", out_of_memory),
     ("recorded work finds its memory", recorded_work),
+    ("recorded work waits for who still reads what it writes", recorded_work_waits),
     ("work that cannot be recorded is done as it is", work_is_not_recorded),
 ];
 
@@ -105,34 +106,58 @@ fn recorded_work() {
         .unwrap();
     };
     (0..4).for_each(|_| add(&mut sum));
-    let _others = [(); 3].map(|()| gpu.upload(&[9.0f32; 100]));
+    let others = [(); 3].map(|()| gpu.upload(&[9.0f32; 100]));
     (0..2).for_each(|_| add(&mut sum));
     assert_eq!(gpu.read(&sum).unwrap(), [13.0; 100]);
+    assert!(others.iter().all(|other| gpu.read(other).unwrap() == [9.0; 100]), "theirs is not the work's");
     // A sum with two owners goes elsewhere when it is written.
     let (mut sum, before) = sum.share();
     (0..3).for_each(|_| add(&mut sum));
     assert_eq!(gpu.read(&sum).unwrap(), [19.0; 100]);
     assert_eq!(gpu.read(&before).unwrap(), [13.0; 100]);
-    // Another stream still reads what is written next.
     drop(before);
-    let other: Cuda<f32> = device();
-    for round in 0..3 {
+    // Another sum, where the former one is gone.
+    drop(sum);
+    let mut sum = gpu.upload(&[0.0f32; 100]);
+    (0..3).for_each(|_| add(&mut sum));
+    assert_eq!(gpu.read(&sum).unwrap(), [6.0; 100]);
+    assert!((4..12).contains(&runs), "{runs} of 12 times");
+}
+
+fn recorded_work_waits() {
+    let (gpu, other): (Cuda<f32>, Cuda<f32>) = (device(), device());
+    let (mut sum, step) = (gpu.upload(&[0.0f32; 100]), gpu.upload(&[2.0f32; 100]));
+    let (mut recording, mut runs) = (Recording::default(), 0);
+    for round in 0..6 {
         let (kept, mut sent) = sum.share();
         sum = kept;
         sent.storage().leave();
         sent.storage_mut().arrive();
         let copy = other.duplicate(&sent);
         drop(sent);
-        add(&mut sum);
-        assert_eq!(other.read(&copy).unwrap(), [19.0 + 2.0 * round as f32; 100]);
-        assert_eq!(gpu.read(&sum).unwrap(), [21.0 + 2.0 * round as f32; 100]);
+        gpu.repeat(&mut recording, || {
+            runs += 1;
+            CudaPart::add(&mut sum, 0, &step);
+            Ok(())
+        })
+        .unwrap();
+        if round == 0 {
+            // A reader that has to be waited for would end the recording.
+            other.read(&copy).unwrap();
+            gpu.repeat(&mut recording, || {
+                runs += 1;
+                CudaPart::add(&mut sum, 0, &step);
+                Ok(())
+            })
+            .unwrap();
+            continue;
+        }
+        // Whatever is asked for first, the other one's copy is of before.
+        let before = 2.0 * (round + 1) as f32;
+        assert_eq!(gpu.read(&sum).unwrap(), [before + 2.0; 100]);
+        assert_eq!(other.read(&copy).unwrap(), [before; 100]);
     }
-    // Another sum, where the former one is gone.
-    drop(sum);
-    let mut sum = gpu.upload(&[0.0f32; 100]);
-    (0..3).for_each(|_| add(&mut sum));
-    assert_eq!(gpu.read(&sum).unwrap(), [6.0; 100]);
-    assert!((4..12).contains(&runs), "{runs} of 15 times");
+    assert_eq!(runs, 2, "then the graph alone");
 }
 
 fn work_is_not_recorded() {
